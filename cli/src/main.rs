@@ -1,0 +1,2 @@
+//! The hetmem command.
+fn main() {}

@@ -1,0 +1,41 @@
+//! The one door to synchronisation primitives.
+//!
+//! Every lock and atomic of this crate and of the crates above comes from here, so that `--cfg loom` swaps all of them
+//! for the model checker's. The standard library's locks are futexes: taking one touches no thread-local storage and
+//! no memory but the lock itself, which is what allows their use while memory of the program may be away.
+//!
+//! # Lock order
+//!
+//! ```text
+//! gate (events against installs)
+//!   regions
+//!     block index
+//!       block
+//!         pool, frame table
+//! ```
+//!
+//! A lock may be taken while locks above it are held, never the other way round.
+
+#[cfg(loom)]
+pub use loom::sync::{Arc, Condvar, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard, atomic};
+#[cfg(not(loom))]
+pub use std::sync::{Arc, Condvar, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard, atomic};
+
+/// Locks `mutex`. A poisoned lock means that a thread panicked while it changed what the lock guards; no page may be
+/// moved on the strength of that state, so the panic goes on.
+#[track_caller]
+pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().expect("no thread panicked while it held this lock")
+}
+
+/// Locks `lock` for reading; see [`lock`].
+#[track_caller]
+pub fn read<T>(lock: &RwLock<T>) -> RwLockReadGuard<'_, T> {
+    lock.read().expect("no thread panicked while it held this lock")
+}
+
+/// Locks `lock` for writing; see [`lock`].
+#[track_caller]
+pub fn write<T>(lock: &RwLock<T>) -> RwLockWriteGuard<'_, T> {
+    lock.write().expect("no thread panicked while it held this lock")
+}
