@@ -1,7 +1,19 @@
 //! The decisions of hetmem, with no operating system in them.
 #![forbid(unsafe_code)]
 
+pub mod engine;
+pub mod events;
+pub mod fault;
+pub mod frame;
+pub mod migrate;
 pub mod outcome;
+pub mod physmap;
+pub mod pool;
+pub mod port;
+pub mod range_map;
+pub mod run_set;
+pub mod slot;
+pub mod space;
 pub mod stats;
 pub mod sync;
 pub mod units;

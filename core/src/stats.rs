@@ -92,9 +92,11 @@ impl Counters {
             (&self.errors, &other.errors),
         ];
         let kept = self.kept.iter().zip(&other.kept);
-        let devices = self.devices.iter().zip(&other.devices).flat_map(|(a, b)| {
-            [(&a.used_bytes, &b.used_bytes), (&a.peak_used_bytes, &b.peak_used_bytes)]
-        });
+        let devices = self
+            .devices
+            .iter()
+            .zip(&other.devices)
+            .flat_map(|(a, b)| [(&a.used_bytes, &b.used_bytes), (&a.peak_used_bytes, &b.peak_used_bytes)]);
         for (to, from) in pairs.into_iter().chain(kept).chain(devices) {
             to.fetch_add(from.load(Relaxed), Relaxed);
         }

@@ -457,7 +457,10 @@ mod tests {
     fn by_block_covers_the_range_once_and_in_order() {
         let range = PageRange::new(VirtAddr::new(BLOCK_SIZE - PAGE_SIZE), PageCount::new(BLOCK_PAGES + 2)).unwrap();
         let parts: Vec<_> = range.by_block().collect();
-        assert_eq!(parts.iter().map(|(b, r)| (b.get(), r.pages().get())).collect::<Vec<_>>(), [(0, 1), (1, 512), (2, 1)]);
+        assert_eq!(
+            parts.iter().map(|(b, r)| (b.get(), r.pages().get())).collect::<Vec<_>>(),
+            [(0, 1), (1, 512), (2, 1)]
+        );
         assert_eq!(parts.iter().flat_map(|(_, r)| r.iter()).collect::<Vec<_>>(), range.iter().collect::<Vec<_>>());
     }
 

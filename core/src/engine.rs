@@ -1,0 +1,243 @@
+//! The engine: everything that a migration, a fault or an event works on, in one place.
+//!
+//! Key types: [`Engine`] owns the space, the devices and the pool, and reaches the program's memory through its [`Host`].
+//! [`crate::migrate`], [`crate::fault`] and [`crate::events`] are what it does.
+
+use std::ops::Deref;
+use std::sync::atomic::Ordering::Relaxed;
+
+use crate::physmap::MemoryType;
+use crate::pool::SystemPool;
+use crate::port::{Device, Host};
+use crate::run_set::FrameRun;
+use crate::slot::{Frame, SYSTEM_POOL, Slot};
+use crate::space::Space;
+use crate::stats::Counters;
+use crate::units::{DeviceId, PageCount, PageRange, VirtAddr};
+
+/// Counters of the engine's own, or of a supervisor.
+pub enum CountersAt {
+    /// In memory of this process.
+    Own(Box<Counters>),
+    /// In memory that outlives the engine, such as a supervisor's.
+    Shared(&'static Counters),
+}
+
+impl Deref for CountersAt {
+    type Target = Counters;
+    fn deref(&self) -> &Counters {
+        match self {
+            Self::Own(counters) => counters,
+            Self::Shared(counters) => counters,
+        }
+    }
+}
+
+/// A run of frames and whose they are.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Held {
+    pub(crate) device: DeviceId,
+    pub(crate) run: FrameRun,
+}
+
+impl Held {
+    pub(crate) fn slice(self, skip: PageCount, take: PageCount) -> Self {
+        Self { device: self.device, run: self.run.slice(skip, take) }
+    }
+
+    pub(crate) fn frame(self, offset: PageCount) -> Frame {
+        Frame { device: self.device, index: self.run.frame(offset) }
+    }
+
+    pub(crate) fn single(frame: Frame) -> Self {
+        Self { device: frame.device, run: FrameRun::single(frame.index) }
+    }
+}
+
+/// Where one page is, as [`Engine::residency`] reports it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Residency {
+    /// In system memory, or nowhere yet.
+    System,
+    /// On a device.
+    Device(DeviceId),
+    /// On its way.
+    Migrating,
+}
+
+/// See the module.
+pub struct Engine<H> {
+    /// The program's memory.
+    pub host: H,
+    /// The address space.
+    pub space: Space,
+    /// System pages at rest.
+    pub pool: SystemPool,
+    /// Counters.
+    pub counters: CountersAt,
+    devices: Vec<Box<dyn Device>>,
+}
+
+impl<H: Host> Engine<H> {
+    /// An engine over `devices`; each one's pagemap bears its place in the list as its id.
+    ///
+    /// # Panics
+    ///
+    /// If a pagemap's device is not its place in the list.
+    #[must_use]
+    pub fn new(host: H, devices: Vec<Box<dyn Device>>, pool: SystemPool, counters: CountersAt) -> Self {
+        for (i, device) in devices.iter().enumerate() {
+            assert_eq!(device.pagemap().device.index(), i, "a device's id is its place");
+        }
+        Self { host, space: Space::default(), pool, counters, devices }
+    }
+
+    /// The devices, in the order of their ids.
+    #[must_use]
+    pub fn devices(&self) -> &[Box<dyn Device>] {
+        &self.devices
+    }
+
+    /// The device `id`, if there is one.
+    #[must_use]
+    pub fn device(&self, id: DeviceId) -> Option<&dyn Device> {
+        self.devices.get(id.index()).map(Box::as_ref)
+    }
+
+    /// The device `id` of a frame that a slot names.
+    pub(crate) fn device_of(&self, id: DeviceId) -> &dyn Device {
+        self.device(id).expect("a slot names a device that exists")
+    }
+
+    pub(crate) fn is_private(&self, id: DeviceId) -> bool {
+        id != SYSTEM_POOL && self.device_of(id).pagemap().memory_type == MemoryType::DevicePrivate
+    }
+
+    /// Where the frames lie in this process while the program does not map them; `None` for a private device's.
+    pub(crate) fn address(&self, held: Held) -> Option<VirtAddr> {
+        if held.device == SYSTEM_POOL {
+            return Some(self.pool.address(held.run));
+        }
+        let start = self.device_of(held.device).frames_start()?;
+        Some(start.add_pages(PageCount::new(u64::from(held.run.first.get()))))
+    }
+
+    /// Takes another reference to frames that are in use.
+    pub(crate) fn get(&self, held: Held) {
+        if held.device == SYSTEM_POOL {
+            self.pool.get(held.run);
+        } else {
+            self.device_of(held.device).pagemap().frames.get(held.run);
+        }
+    }
+
+    /// Gives one reference to the frames back, whose pages are still populated.
+    pub(crate) fn put(&self, held: Held) {
+        if held.device == SYSTEM_POOL {
+            self.pool.put_populated(held.run);
+        } else {
+            let freed = self.device_of(held.device).pagemap().frames.put(held.run);
+            self.counters.devices[held.device.index()].sub(freed.bytes().get());
+        }
+    }
+
+    /// Gives one reference to the frames back, whose pages were moved away.
+    pub(crate) fn put_moved(&self, held: Held) {
+        if held.device == SYSTEM_POOL {
+            self.pool.put_hole(held.run);
+        } else {
+            self.put(held);
+        }
+    }
+
+    /// Takes free frames of a device into use for the pages from `page` on.
+    pub(crate) fn allocate(&self, device: DeviceId, want: PageCount, page: VirtAddr) -> Option<Held> {
+        let run = self.device_of(device).pagemap().frames.allocate(want, page)?;
+        self.counters.devices[device.index()].add(run.pages.bytes().get());
+        Some(Held { device, run })
+    }
+
+    pub(crate) fn count_copied(&self, pages: PageCount) {
+        self.counters.bytes_copied.fetch_add(pages.bytes().get(), Relaxed);
+    }
+
+    /// Gives stocked system pages above the pool's limit back to the host.
+    pub fn trim_pool(&self) {
+        while let Some(run) = self.pool.take_surplus() {
+            self.host.discard(self.pool.address(run), run.pages);
+            self.pool.put_hole(run);
+        }
+    }
+
+    /// Where each page of `range` is, by hetmem's books. Nothing is faulted in.
+    #[must_use]
+    pub fn residency(&self, range: PageRange) -> Vec<Residency> {
+        let mut pages = vec![Residency::System; range.pages().as_usize()];
+        for (no, block) in self.space.blocks_in(range) {
+            let Some(part) = range.intersect(no.range()) else { continue };
+            let state = block.lock();
+            for page in part.iter() {
+                let place = match state.slot(page.index_in_block()) {
+                    Slot::System => Residency::System,
+                    Slot::Unmapped { busy: true, .. } => Residency::Migrating,
+                    Slot::Unmapped { frame, .. } if frame.device == SYSTEM_POOL => Residency::System,
+                    Slot::Mapped(frame) | Slot::Unmapped { frame, .. } => Residency::Device(frame.device),
+                };
+                pages[page.pages_since(range.start()).as_usize()] = place;
+            }
+        }
+        pages
+    }
+
+    /// How many pages of `range` the program doesn't map, and how many it maps in frames of coherent devices.
+    #[must_use]
+    pub fn away_in(&self, range: PageRange) -> (PageCount, PageCount) {
+        let (mut unmapped, mut mapped) = (0, 0);
+        for (no, block) in self.space.blocks_in(range) {
+            let state = block.lock();
+            if range.contains_range(no.range()) {
+                unmapped += u64::from(state.unmapped());
+                mapped += u64::from(state.mapped());
+                continue;
+            }
+            for page in range.intersect(no.range()).into_iter().flat_map(PageRange::iter) {
+                match state.slot(page.index_in_block()) {
+                    Slot::System => {}
+                    Slot::Mapped(_) => mapped += 1,
+                    Slot::Unmapped { .. } => unmapped += 1,
+                }
+            }
+        }
+        (PageCount::new(unmapped), PageCount::new(mapped))
+    }
+
+    /// Checks every structure against every other; nothing may be in flight.
+    ///
+    /// # Panics
+    ///
+    /// If an invariant does not hold.
+    pub fn check(&self) {
+        self.space.check();
+        self.pool.check();
+        let mut held = vec![0u64; self.devices.len()];
+        let mut pooled = 0;
+        for (_, block) in self.space.blocks() {
+            let state = block.lock();
+            for index in 0..512 {
+                match state.slot(index) {
+                    Slot::System => {}
+                    Slot::Mapped(frame) | Slot::Unmapped { frame, .. } if frame.device != SYSTEM_POOL => {
+                        held[frame.device.index()] += 1;
+                    }
+                    Slot::Mapped(_) => panic!("only device frames are mapped"),
+                    Slot::Unmapped { .. } => pooled += 1,
+                }
+            }
+        }
+        for (device, held) in self.devices.iter().zip(held) {
+            device.pagemap().frames.check();
+            assert_eq!(device.pagemap().frames.used().get(), held, "each used frame is in one slot");
+        }
+        assert_eq!(self.pool.in_use().get(), pooled, "each used place of the pool is in one slot");
+    }
+}

@@ -1,0 +1,124 @@
+//! What the program does to its own mappings, applied to the slots.
+//!
+//! Each is called with the gate held alone, right after the event was read and before anything else is installed.
+
+use crate::engine::{Engine, Held};
+use crate::pool::Purpose;
+use crate::port::{DeviceError, FaultPath, Host};
+use crate::slot::Slot;
+use crate::space::Events;
+use crate::units::{PageCount, PageRange, VirtAddr};
+
+impl<H: Host> Engine<H> {
+    /// `range` was unmapped: its pages and its management are gone.
+    pub fn unmapped(&self, events: &Events<'_>, range: PageRange) {
+        self.drop_pages(events, range);
+        self.space.remove_region(range);
+        self.space.forget_removals(range);
+    }
+
+    /// The contents of `range` are about to be dropped (`MADV_DONTNEED`, `MADV_FREE`): it will read as zeros.
+    ///
+    /// The program drops them only after this event was read, at a time that nobody announces. Until that is known
+    /// to be over, migrations leave the range alone: a page that was taken out before and put back after would come
+    /// back from the dead.
+    pub fn removed(&self, events: &Events<'_>, range: PageRange) {
+        self.drop_pages(events, range);
+        self.space.add_removal(range);
+    }
+
+    /// The pages of `from` are now at `to` (`mremap`).
+    pub fn remapped(&self, events: &Events<'_>, from: PageRange, to: VirtAddr) {
+        let Some(target) = PageRange::new(to, from.pages()) else { return };
+        self.drop_pages(events, target);
+        for (no, block) in self.space.blocks_in(from) {
+            let Some(part) = from.intersect(no.range()) else { continue };
+            for page in part.iter() {
+                let slot = {
+                    let mut state = block.lock();
+                    let slot = state.slot(page.index_in_block());
+                    state.set(page.index_in_block(), Slot::System);
+                    slot
+                };
+                // Whoever worked on the page finds it gone and gives up only its own reference.
+                let slot = match slot {
+                    Slot::System => continue,
+                    Slot::Unmapped { frame, .. } => Slot::Unmapped { frame, busy: false },
+                    Slot::Mapped(frame) => Slot::Mapped(frame),
+                };
+                let new = to.add_pages(page.pages_since(from.start()));
+                self.space.block(new.block()).lock().set(new.index_in_block(), slot);
+            }
+            self.wake_all(&block, part);
+        }
+        self.space.move_regions(from, target);
+        self.space.forget_removals(from);
+    }
+
+    /// Calls `put` with each stretch of pages that the program does not map, and with an address at which their bytes are.
+    ///
+    /// # Errors
+    ///
+    /// [`DeviceError`] if a device does not give its pages; `put` was called for some.
+    pub fn for_each_unmapped(
+        &self,
+        _events: &Events<'_>,
+        mut put: impl FnMut(PageRange, VirtAddr),
+    ) -> Result<(), DeviceError> {
+        for (no, block) in self.space.blocks() {
+            let state = block.lock();
+            if state.unmapped() == 0 {
+                continue;
+            }
+            for page in no.range().iter() {
+                let Slot::Unmapped { frame, .. } = state.slot(page.index_in_block()) else { continue };
+                let held = Held::single(frame);
+                let one = PageRange::page_of(page);
+                if let Some(address) = self.address(held) {
+                    put(one, address);
+                    continue;
+                }
+                let via = self.pool.take_stocked(PageCount::ONE, page, Purpose::Fault).ok_or(DeviceError)?;
+                let to = Held { device: crate::slot::SYSTEM_POOL, run: via };
+                let copied = (0..8).any(|_| self.copy_frames(held, to).is_ok());
+                if copied {
+                    put(one, self.pool.address(via));
+                }
+                self.put(to);
+                if !copied {
+                    return Err(DeviceError);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn drop_pages(&self, _events: &Events<'_>, range: PageRange) {
+        for (no, block) in self.space.blocks_in(range) {
+            let Some(part) = range.intersect(no.range()) else { continue };
+            let mut state = block.lock();
+            if state.unmapped() == 0 && state.mapped() == 0 {
+                continue;
+            }
+            for page in part.iter() {
+                match state.slot(page.index_in_block()) {
+                    Slot::System => {}
+                    Slot::Mapped(frame) | Slot::Unmapped { frame, .. } => {
+                        state.set(page.index_in_block(), Slot::System);
+                        self.put(Held::single(frame));
+                    }
+                }
+            }
+            drop(state);
+            self.wake_all(&block, part);
+        }
+    }
+
+    /// Threads that wait for pages of `part` look again.
+    fn wake_all(&self, block: &crate::space::Block, part: PageRange) {
+        if block.lock().take_waited() {
+            self.host.wake(FaultPath::Thread, part);
+            block.notify_settled();
+        }
+    }
+}

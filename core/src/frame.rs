@@ -1,0 +1,193 @@
+//! Page descriptors: for each frame of a device, who refers to it and which page of the program it holds.
+//!
+//! A frame is free while its reference count is zero, as the kernel's device pages are. The slot of the page that a
+//! frame holds is one reference; a migration or a reader that works on the frame has one more, so that the page may
+//! be unmapped meanwhile and the frame still isn't handed to another page before the work is done.
+//!
+//! | event | count |
+//! | --- | --- |
+//! | [`FrameTable::allocate`] | 0 → 1 |
+//! | [`FrameTable::get`] (only while at least 1) | n → n + 1 |
+//! | [`FrameTable::put`] | n → n − 1; at 0 the caller hands the frame back to the free set |
+//!
+//! *Limits:* 2^32 frames a device (16 TiB), 2^16 − 1 references a frame.
+
+use crate::run_set::{FrameRun, RunSet};
+use crate::sync::atomic::{AtomicU64, Ordering};
+use crate::sync::{Mutex, lock};
+use crate::units::{FrameIndex, PAGE_SHIFT, PageCount, VirtAddr};
+
+/// What [`FrameTable::put`] left behind.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[must_use]
+pub enum Put {
+    /// Others still refer to the frame.
+    StillReferenced,
+    /// That was the last reference.
+    Last,
+}
+
+const COUNT_BITS: u32 = 16;
+const COUNT_MASK: u64 = (1 << COUNT_BITS) - 1;
+
+/// One descriptor: the reference count in the low 16 bits, the page number above.
+#[derive(Debug)]
+pub struct FrameDescriptor(AtomicU64);
+
+impl Default for FrameDescriptor {
+    fn default() -> Self {
+        Self(AtomicU64::new(0))
+    }
+}
+
+impl FrameDescriptor {
+    /// Takes the free frame into use, with one reference.
+    ///
+    /// # Panics
+    ///
+    /// If the frame is in use: the free set and the descriptors disagree.
+    pub fn allocate(&self, page: VirtAddr) {
+        let word = page.get() >> PAGE_SHIFT << COUNT_BITS | 1;
+        // Acquire pairs with the Release in `put`: what the last holder did to the frame is done before its next use.
+        let was = self.0.swap(word, Ordering::Acquire);
+        assert_eq!(was & COUNT_MASK, 0, "a frame in use is not in the free set");
+    }
+
+    /// Takes another reference; `false` if the frame is free.
+    #[must_use]
+    pub fn get(&self) -> bool {
+        self.0
+            .fetch_update(Ordering::Acquire, Ordering::Relaxed, |w| {
+                let count = w & COUNT_MASK;
+                assert_ne!(count, COUNT_MASK, "references of a frame fit 16 bits");
+                (count != 0).then_some(w + 1)
+            })
+            .is_ok()
+    }
+
+    /// Gives a reference back.
+    ///
+    /// # Panics
+    ///
+    /// If the frame has none.
+    pub fn put(&self) -> Put {
+        // Release pairs with the Acquire in `allocate`; Acquire makes the last `put` see the work of all the others.
+        let was = self.0.fetch_sub(1, Ordering::AcqRel) & COUNT_MASK;
+        assert_ne!(was, 0, "a reference is given back once");
+        if was == 1 { Put::Last } else { Put::StillReferenced }
+    }
+
+    /// The number of references.
+    pub fn count(&self) -> u64 {
+        self.0.load(Ordering::Relaxed) & COUNT_MASK
+    }
+
+    /// The page that the frame was last said to hold. A hint, as in the kernel: `mremap` can move a page at any time.
+    pub fn page(&self) -> VirtAddr {
+        VirtAddr::new(self.0.load(Ordering::Relaxed) >> COUNT_BITS << PAGE_SHIFT)
+    }
+
+    /// Says that the frame now holds `page`.
+    pub fn set_page(&self, page: VirtAddr) {
+        let _ = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |w| {
+            Some(page.get() >> PAGE_SHIFT << COUNT_BITS | w & COUNT_MASK)
+        });
+    }
+}
+
+/// The descriptors of a device's frames and the set of free ones.
+pub struct FrameTable {
+    descriptors: Box<[FrameDescriptor]>,
+    free: Mutex<RunSet>,
+}
+
+impl FrameTable {
+    /// A table of `capacity` free frames.
+    #[must_use]
+    pub fn new(capacity: PageCount) -> Self {
+        let descriptors = (0..capacity.get()).map(|_| FrameDescriptor::default()).collect();
+        Self { descriptors, free: Mutex::new(RunSet::full(capacity)) }
+    }
+
+    /// How many frames the device has.
+    #[must_use]
+    pub fn capacity(&self) -> PageCount {
+        PageCount::new(self.descriptors.len() as u64)
+    }
+
+    /// How many frames are in use.
+    #[must_use]
+    pub fn used(&self) -> PageCount {
+        self.capacity() - lock(&self.free).len()
+    }
+
+    /// Whether the device has a frame numbered `frame`.
+    #[must_use]
+    pub fn contains(&self, frame: FrameIndex) -> bool {
+        frame.index() < self.descriptors.len()
+    }
+
+    /// The descriptor of `frame`.
+    ///
+    /// # Panics
+    ///
+    /// If the device has no such frame.
+    #[must_use]
+    pub fn descriptor(&self, frame: FrameIndex) -> &FrameDescriptor {
+        &self.descriptors[frame.index()]
+    }
+
+    /// Takes a run of at most `want` free frames for the pages from `page` on, each with one reference.
+    #[must_use]
+    pub fn allocate(&self, want: PageCount, page: VirtAddr) -> Option<FrameRun> {
+        let run = lock(&self.free).take(want)?;
+        for (i, frame) in (0..).zip(run.iter()) {
+            self.descriptor(frame).allocate(page.add_pages(PageCount::new(i)));
+        }
+        Some(run)
+    }
+
+    /// Takes another reference to each frame of `run`, which the caller knows to be in use.
+    ///
+    /// # Panics
+    ///
+    /// If one of them is free.
+    pub fn get(&self, run: FrameRun) {
+        for frame in run.iter() {
+            assert!(self.descriptor(frame).get(), "the frame is in use");
+        }
+    }
+
+    /// Gives a reference to each frame of `run` back; frames without any become free. Returns how many did.
+    pub fn put(&self, run: FrameRun) -> PageCount {
+        let mut freed = PageCount::ZERO;
+        let mut start = None;
+        for offset in 0..=run.pages.get() {
+            let offset = PageCount::new(offset);
+            let last = offset < run.pages && self.descriptor(run.frame(offset)).put() == Put::Last;
+            match (last, start) {
+                (true, None) => start = Some(offset),
+                (false, Some(from)) => {
+                    let free = run.slice(from, offset - from);
+                    lock(&self.free).insert(free);
+                    freed += free.pages;
+                    start = None;
+                }
+                (true, Some(_)) | (false, None) => {}
+            }
+        }
+        freed
+    }
+
+    /// Checks that exactly the frames without references are in the free set.
+    ///
+    /// # Panics
+    ///
+    /// If that does not hold.
+    pub fn check(&self) {
+        let free = lock(&self.free);
+        free.check();
+        let unreferenced = self.descriptors.iter().filter(|d| d.count() == 0).count();
+        assert_eq!(free.len().get(), unreferenced as u64, "free frames are those without references");
+    }
+}

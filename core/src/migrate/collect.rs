@@ -1,0 +1,232 @@
+//! Collect: decide for each page, and take out those that will move.
+
+use crate::engine::{Engine, Held};
+use crate::migrate::{Batch, Copied, Origin, Piece, Request, Select, Target};
+use crate::outcome::{KeptReason, Outcomes, PageOutcome};
+use crate::physmap::MemoryType;
+use crate::port::Host;
+use crate::run_set::FrameRun;
+use crate::slot::{Frame, SYSTEM_POOL, Slot};
+use crate::space::{BlockState, Region, kept_by_advice};
+use crate::units::{DeviceId, PageCount, PageRange, VirtAddr};
+
+/// Pages that were taken out, or were missing already, and are busy on behalf of this migration.
+pub struct Collected<'e, H: Host> {
+    batch: Batch<'e, H>,
+}
+
+/// What to do with consecutive pages.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Plan {
+    Keep(KeptReason),
+    /// Present in system memory: take out to the pool.
+    TakeSystem,
+    /// Present in frames of a coherent device: take out to those frames.
+    TakeMapped(Frame),
+    /// Missing: the frame is theirs already.
+    Hold(Frame),
+}
+
+impl Plan {
+    /// Whether `next`, the plan of the page `n` places on, continues a run that began with this one.
+    fn continues(self, next: Self, n: u64) -> bool {
+        let follows =
+            |a: Frame, b: Frame| a.device == b.device && u64::from(a.index.get()) + n == u64::from(b.index.get());
+        match (self, next) {
+            (Self::TakeMapped(a), Self::TakeMapped(b)) | (Self::Hold(a), Self::Hold(b)) => follows(a, b),
+            (a, b) => a == b,
+        }
+    }
+}
+
+impl<'e, H: Host> Collected<'e, H> {
+    /// Collects what `request` selects of `range`, which lies in one block and in `region`.
+    pub fn collect(engine: &'e Engine<H>, range: PageRange, region: Region, request: Request) -> Self {
+        let block = engine.space.block(range.start().block());
+        let outcomes = Outcomes::all_kept(range.pages(), KeptReason::Raced);
+        let path = region.path;
+        let mut batch = Batch { engine, block, range, path, request, pieces: Vec::new(), outcomes };
+        if let Some(reason) = kept_by_advice(&region) {
+            batch.set_outcome(range, PageOutcome::Kept(reason));
+            return Self { batch };
+        }
+        // The gate and the exclusions are held over decision and take-out: neither an event nor an exclusion can come between.
+        let _installing = engine.space.gate.install();
+        if engine.space.is_being_removed(range, |r, looks| engine.host.removal_is_over(r, looks)) {
+            return Self { batch };
+        }
+        let excluded = engine.space.excluded();
+        let block = crate::sync::Arc::clone(&batch.block);
+        let mut state = block.lock();
+        let plan = |state: &BlockState, page: VirtAddr| {
+            if excluded.get(page).is_some() {
+                return Plan::Keep(KeptReason::ThreadState);
+            }
+            plan_page(engine, state.slot(page.index_in_block()), request)
+        };
+        let mut at = PageCount::ZERO;
+        while at < range.pages() {
+            let first = plan(&state, range.start().add_pages(at));
+            let mut n = 1;
+            while at + PageCount::new(n) < range.pages()
+                && first.continues(plan(&state, range.start().add_pages(at + PageCount::new(n))), n)
+            {
+                n += 1;
+            }
+            let run = range.slice(at, PageCount::new(n));
+            match first {
+                Plan::Keep(reason) => batch.set_outcome(run, PageOutcome::Kept(reason)),
+                Plan::TakeSystem => take_system(&mut batch, &mut state, run),
+                Plan::TakeMapped(frame) => take_mapped(&mut batch, &mut state, run, frame),
+                Plan::Hold(frame) => {
+                    let bytes = held(frame, run.pages());
+                    engine.get(bytes);
+                    mark_busy(&mut state, run, bytes);
+                    batch.pieces.push(Piece { at: run, bytes, origin: Origin::Unmapped });
+                }
+            }
+            at += run.pages();
+        }
+        drop(state);
+        drop(excluded);
+        drop(_installing);
+        Self { batch }
+    }
+
+    /// How many pages will move if nothing goes wrong.
+    #[must_use]
+    pub fn pages(&self) -> PageCount {
+        self.batch.pieces.iter().map(|p| p.at.pages()).sum()
+    }
+
+    /// Allocates and fills the target's frames.
+    ///
+    /// # Errors
+    ///
+    /// Hands the batch back, with the reason, if not one page could be copied.
+    pub fn copy(self) -> Result<Copied<'e, H>, (Self, KeptReason)> {
+        Copied::copy(self.batch).map_err(|(batch, why)| (Self { batch }, why))
+    }
+
+    /// Puts every page back, kept for `reason`.
+    #[must_use]
+    pub fn all_kept(mut self, reason: KeptReason) -> Outcomes {
+        for piece in std::mem::take(&mut self.batch.pieces) {
+            self.batch.put_back(piece, reason);
+        }
+        std::mem::take(&mut self.batch.outcomes)
+    }
+}
+
+fn held(first: Frame, pages: PageCount) -> Held {
+    Held { device: first.device, run: FrameRun { first: first.index, pages } }
+}
+
+fn plan_page<H: Host>(engine: &Engine<H>, slot: Slot, request: Request) -> Plan {
+    let on_device = |frame: Frame| -> Result<(), KeptReason> {
+        if request.target == Target::Device(frame.device) {
+            return Err(KeptReason::AlreadyThere);
+        }
+        let pagemap = engine.device_of(frame.device).pagemap();
+        let kind = match pagemap.memory_type {
+            MemoryType::DevicePrivate => Select::DEVICE_PRIVATE,
+            MemoryType::DeviceCoherent => Select::DEVICE_COHERENT,
+        };
+        if !request.select.contains(kind) {
+            return Err(KeptReason::NotSelected);
+        }
+        if request.owner.is_some_and(|owner| owner != pagemap.owner) {
+            return Err(KeptReason::ForeignOwner);
+        }
+        Ok(())
+    };
+    match slot {
+        Slot::Unmapped { busy: true, .. } => Plan::Keep(KeptReason::Raced),
+        Slot::System if request.target == Target::System => Plan::Keep(KeptReason::AlreadyThere),
+        Slot::System if !request.select.contains(Select::SYSTEM) => Plan::Keep(KeptReason::NotSelected),
+        Slot::System => Plan::TakeSystem,
+        // A page at rest in the pool counts as the system's.
+        Slot::Unmapped { frame, .. } if frame.device == SYSTEM_POOL => {
+            if request.target != Target::System && !request.select.contains(Select::SYSTEM) {
+                return Plan::Keep(KeptReason::NotSelected);
+            }
+            Plan::Hold(frame)
+        }
+        Slot::Unmapped { frame, .. } => on_device(frame).map_or_else(Plan::Keep, |()| Plan::Hold(frame)),
+        Slot::Mapped(frame) => on_device(frame).map_or_else(Plan::Keep, |()| Plan::TakeMapped(frame)),
+    }
+}
+
+fn mark_busy(state: &mut BlockState, run: PageRange, bytes: Held) {
+    for (i, page) in (0..).zip(run.iter()) {
+        state.set(page.index_in_block(), Slot::Unmapped { frame: bytes.frame(PageCount::new(i)), busy: true });
+    }
+}
+
+fn take_system<H: Host>(batch: &mut Batch<'_, H>, state: &mut BlockState, run: PageRange) {
+    let engine = batch.engine;
+    let mut rest = run;
+    while !rest.is_empty() {
+        let place = engine.pool.take_empty(rest.pages(), rest.start()).or_else(|| {
+            // Room is short: the stock of populated pages gives way to pages in transit.
+            let run = engine.pool.take_stocked(rest.pages(), rest.start(), crate::pool::Purpose::Migration)?;
+            engine.host.discard(engine.pool.address(run), run.pages);
+            Some(run)
+        });
+        let Some(place) = place.map(|run| Held { device: DeviceId::new(u8::MAX), run }) else {
+            return batch.set_outcome(rest, PageOutcome::Kept(KeptReason::NoMemory));
+        };
+        let part = rest.slice(PageCount::ZERO, place.run.pages);
+        let taken = engine.host.take_out(part, engine.pool.address(place.run));
+        let out = part.slice(PageCount::ZERO, taken.pages);
+        if !out.is_empty() {
+            let bytes = place.slice(PageCount::ZERO, taken.pages);
+            engine.get(bytes);
+            mark_busy(state, out, bytes);
+            batch.pieces.push(Piece { at: out, bytes, origin: Origin::System });
+        }
+        let unused = part.pages() - taken.pages;
+        if !unused.is_zero() {
+            engine.put_moved(place.slice(taken.pages, unused));
+        }
+        let mut done = taken.pages;
+        if let Some((reason, pages)) = taken.stop {
+            let kept = rest.slice(taken.pages, pages.max(PageCount::ONE));
+            batch.set_outcome(kept, PageOutcome::Kept(reason));
+            done += kept.pages();
+        }
+        rest = rest.slice(done, rest.pages());
+    }
+}
+
+fn take_mapped<H: Host>(batch: &mut Batch<'_, H>, state: &mut BlockState, run: PageRange, first: Frame) {
+    let engine = batch.engine;
+    let frames = held(first, run.pages());
+    let mut at = PageCount::ZERO;
+    while at < run.pages() {
+        let rest = run.slice(at, run.pages());
+        let bytes = frames.slice(at, rest.pages());
+        let to = engine.address(bytes).expect("mapped frames are a coherent device's, which have an address");
+        let taken = engine.host.take_out(rest, to);
+        if !taken.pages.is_zero() {
+            let out = rest.slice(PageCount::ZERO, taken.pages);
+            let bytes = bytes.slice(PageCount::ZERO, taken.pages);
+            engine.get(bytes);
+            mark_busy(state, out, bytes);
+            batch.pieces.push(Piece { at: out, bytes, origin: Origin::Mapped });
+        }
+        at += taken.pages;
+        if let Some((reason, pages)) = taken.stop {
+            let kept = run.slice(at, pages.max(PageCount::ONE));
+            if reason == KeptReason::Hole {
+                // The program dropped the page while nobody watched; the frame holds nothing now.
+                for page in kept.iter() {
+                    state.set(page.index_in_block(), Slot::System);
+                }
+                engine.put(frames.slice(at, kept.pages()));
+            }
+            batch.set_outcome(kept, PageOutcome::Kept(reason));
+            at += kept.pages();
+        }
+    }
+}

@@ -1,0 +1,120 @@
+//! Copy: allocate frames of the target and fill them. No lock is held, as this is where the time goes.
+
+use crate::engine::{Engine, Held};
+use crate::migrate::{Batch, Piece, Target, is_pool};
+use crate::outcome::KeptReason;
+use crate::pool::Purpose;
+use crate::port::{DeviceError, Host};
+use crate::slot::SYSTEM_POOL;
+use crate::units::PageCount;
+
+/// A piece and the frames that hold a copy of it; `None` where it goes home in the pool's own pages.
+pub(crate) struct Filled {
+    pub(crate) piece: Piece,
+    pub(crate) copy: Option<Held>,
+}
+
+/// Pages whose bytes are in the target's frames, and still in the old ones.
+pub struct Copied<'e, H: Host> {
+    pub(crate) batch: Batch<'e, H>,
+    pub(crate) filled: Vec<Filled>,
+}
+
+impl<'e, H: Host> Copied<'e, H> {
+    pub(crate) fn copy(mut batch: Batch<'e, H>) -> Result<Self, (Batch<'e, H>, KeptReason)> {
+        let (mut filled, mut kept) = (Vec::with_capacity(batch.pieces.len()), Vec::new());
+        for piece in std::mem::take(&mut batch.pieces) {
+            let mut at = PageCount::ZERO;
+            while at < piece.at.pages() {
+                let rest = piece.slice(at, piece.at.pages() - at);
+                match batch.fill(rest) {
+                    Ok(part) => {
+                        at += part.piece.at.pages();
+                        filled.push(part);
+                    }
+                    Err((part, reason)) => {
+                        at += part.at.pages();
+                        kept.push((part, reason));
+                    }
+                }
+            }
+        }
+        if let (true, Some(&(_, why))) = (filled.is_empty(), kept.first()) {
+            batch.pieces = kept.into_iter().map(|(piece, _)| piece).collect();
+            return Err((batch, why));
+        }
+        for (piece, reason) in kept {
+            batch.put_back(piece, reason);
+        }
+        Ok(Self { batch, filled })
+    }
+
+    /// Takes the filled pieces out, to be finished one by one.
+    pub(crate) fn take_filled(&mut self) -> Vec<Filled> {
+        std::mem::take(&mut self.filled)
+    }
+}
+
+impl<H: Host> Batch<'_, H> {
+    /// Fills frames with as much of `piece` as one run of frames takes.
+    fn fill(&self, piece: Piece) -> Result<Filled, (Piece, KeptReason)> {
+        let engine = self.engine;
+        if self.request.target == Target::System && is_pool(piece.bytes) {
+            return Ok(Filled { piece, copy: None });
+        }
+        let (want, page) = (piece.at.pages(), piece.at.start());
+        let copy = match self.request.target {
+            Target::Device(device) => engine.allocate(device, want, page).ok_or(KeptReason::NoFrame),
+            Target::System => engine
+                .pool
+                .take_stocked(want, page, Purpose::Migration)
+                .map(|run| Held { device: SYSTEM_POOL, run })
+                .ok_or(KeptReason::NoMemory),
+        };
+        let copy = copy.map_err(|reason| (piece, reason))?;
+        let piece = piece.slice(PageCount::ZERO, copy.run.pages);
+        match engine.copy_frames(piece.bytes, copy) {
+            Ok(()) => Ok(Filled { piece, copy: Some(copy) }),
+            Err(DeviceError) => {
+                engine.put(copy);
+                Err((piece, KeptReason::DeviceError))
+            }
+        }
+    }
+}
+
+impl<H: Host> Engine<H> {
+    /// Copies pages from frames to frames, each by the way its device offers.
+    pub(crate) fn copy_frames(&self, from: Held, to: Held) -> Result<(), DeviceError> {
+        self.count_copied(from.run.pages);
+        match (self.address(from), self.address(to)) {
+            (Some(source), _) if !is_pool(to) && is_pool(from) => self.device_of(to.device).copy_in(to.run, source),
+            (_, Some(target)) if !is_pool(from) => self.device_of(from.device).copy_out(from.run, target),
+            (Some(source), _) if !is_pool(to) => self.device_of(to.device).copy_in(to.run, source),
+            (Some(source), Some(target)) => {
+                self.host.copy(source, target, from.run.pages);
+                Ok(())
+            }
+            (_, None) | (None, _) => self.bounce(from, to),
+        }
+    }
+
+    /// From one private device to another, through pages of the pool.
+    fn bounce(&self, from: Held, to: Held) -> Result<(), DeviceError> {
+        let mut at = PageCount::ZERO;
+        while at < from.run.pages {
+            let want = from.run.pages - at;
+            let page = crate::units::VirtAddr::default();
+            let via = self.pool.take_stocked(want, page, Purpose::Migration).ok_or(DeviceError)?;
+            let address = self.pool.address(via);
+            let result = self
+                .device_of(from.device)
+                .copy_out(from.run.slice(at, via.pages), address)
+                .and_then(|()| self.device_of(to.device).copy_in(to.run.slice(at, via.pages), address));
+            self.pool.put_populated(via);
+            result?;
+            at += via.pages;
+        }
+        Ok(())
+    }
+}

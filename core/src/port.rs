@@ -1,0 +1,129 @@
+//! What the decisions ask of the floors above: the traits through which pages really move.
+//!
+//! `runtime` answers [`Host`] with userfaultfd, `devices` answer [`Device`]; the tests answer both with a model that can fail at
+//! every step. No method may touch memory of the program that could be away, except through the kernel.
+
+use crate::outcome::KeptReason;
+use crate::physmap::Pagemap;
+use crate::run_set::FrameRun;
+use crate::units::{PageCount, PageRange, VirtAddr};
+
+/// How touches of missing pages of a region are served.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+pub enum FaultPath {
+    /// By the handler thread; system calls on missing pages are served too.
+    #[default]
+    Thread,
+    /// In the faulting thread, by SIGBUS: faster, but a system call on a missing page fails with `EFAULT`.
+    Sigbus,
+}
+
+/// What [`Host::take_out`] did.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Taken {
+    /// Pages from the start of the range that are out now.
+    pub pages: PageCount,
+    /// Why it stopped before the end: the reason, and how many pages it holds for from there on (at least one).
+    pub stop: Option<(KeptReason, PageCount)>,
+}
+
+/// What [`Host::put_in`] and [`Host::zero_fill`] did.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct PutIn {
+    /// Pages from the start of the range that are in place now.
+    pub pages: PageCount,
+    /// Why it stopped before the end.
+    pub stop: Option<PutStop>,
+}
+
+impl PutIn {
+    /// All `pages` are in place.
+    #[must_use]
+    pub const fn all(pages: PageCount) -> Self {
+        Self { pages, stop: None }
+    }
+}
+
+/// Why a page could not be put in place.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum PutStop {
+    /// The program changed its mappings and the event is unread: let go of the gate, [`Host::await_events`], look again.
+    EventsPending,
+    /// A page is there already.
+    Occupied,
+    /// Nothing is mapped at that address any more.
+    Gone,
+    /// The mapping accepts no page by moving: read-only, locked, or of other protection; copying may do.
+    Refused,
+    /// The host has no memory for it now.
+    NoMemory,
+}
+
+/// How a page is put in place.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Install {
+    /// The page itself: afterwards it is missing where it came from.
+    Move,
+    /// Its bytes: afterwards it is still where it came from.
+    Copy,
+}
+
+/// The program's memory, as the host lets hetmem change it.
+pub trait Host: Send + Sync {
+    /// Makes the pages of `from` missing in the program and puts their bytes at `to`, page by page atomically: a touch
+    /// by the program finds the page before or waits after.
+    fn take_out(&self, from: PageRange, to: VirtAddr) -> Taken;
+
+    /// Makes the bytes at `from` present at `to`, where pages are missing, and wakes who waits for them.
+    fn put_in(&self, path: FaultPath, to: PageRange, from: VirtAddr, how: Install) -> PutIn;
+
+    /// Makes missing, never written pages of `range` read as zeros, and wakes who waits for them.
+    fn zero_fill(&self, path: FaultPath, range: PageRange) -> PutIn;
+
+    /// Wakes who waits for pages of `range`; they look again.
+    fn wake(&self, path: FaultPath, range: PageRange);
+
+    /// Copies `pages` pages between frames that are not the program's.
+    fn copy(&self, from: VirtAddr, to: VirtAddr, pages: PageCount);
+
+    /// Gives the memory of pages that are not the program's back to the host; they read as zeros afterwards.
+    fn discard(&self, at: VirtAddr, pages: PageCount);
+
+    /// Returns after an event that was pending at the call has been read, or after a bounded while. The caller holds no lock.
+    fn await_events(&self);
+
+    /// Whether a `MADV_DONTNEED` of `range`, announced before, is known to be over. `looks` counts the questions before.
+    fn removal_is_over(&self, range: PageRange, looks: u32) -> bool;
+
+    /// A page's bytes can't be put back: stops the program with `why`.
+    fn stop_the_program(&self, page: VirtAddr, why: &'static str) -> !;
+}
+
+/// A device could not copy.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("the device reported an error while it copied")]
+pub struct DeviceError;
+
+/// A device: its frames, and how bytes get into and out of them.
+pub trait Device: Send + Sync {
+    /// Its frames' descriptors.
+    fn pagemap(&self) -> &Pagemap;
+
+    /// Where frame 0 of a coherent device lies in this process while the program doesn't map it, all frames in order after
+    /// it; `None` for a private device.
+    fn frames_start(&self) -> Option<VirtAddr>;
+
+    /// Copies the pages from `from` on, which are not the program's, into the frames of `to`.
+    ///
+    /// # Errors
+    ///
+    /// [`DeviceError`] if the frames' contents are undefined now.
+    fn copy_in(&self, to: FrameRun, from: VirtAddr) -> Result<(), DeviceError>;
+
+    /// Copies the frames of `from` to the pages from `to` on, which are not the program's.
+    ///
+    /// # Errors
+    ///
+    /// [`DeviceError`] if the pages' contents are undefined now; the frames are unharmed.
+    fn copy_out(&self, from: FrameRun, to: VirtAddr) -> Result<(), DeviceError>;
+}

@@ -1,0 +1,274 @@
+//! A set of frame numbers that hands out runs: the free frames of a device, and both sides of the system pool.
+//!
+//! Frames are kept as bits in chunks of 512, one chunk to a huge page. Whole chunks go to those who ask for 512 frames, so that
+//! huge pages stay whole; smaller requests use up the chunk that was touched last, whose memory is warm.
+//!
+//! *Limits:* a run never crosses a chunk, so it is at most 512 frames long.
+
+use crate::units::{BLOCK_PAGES, FrameIndex, PageCount};
+
+const WORDS: usize = 8;
+const CHUNK: u32 = 512;
+const _: () = assert!(CHUNK as u64 == BLOCK_PAGES);
+
+/// A run of frames of one device: `first`, `first + 1`, ….
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct FrameRun {
+    /// The lowest frame.
+    pub first: FrameIndex,
+    /// How many frames, 1 to 512.
+    pub pages: PageCount,
+}
+
+impl FrameRun {
+    /// The run of one frame.
+    #[must_use]
+    pub const fn single(first: FrameIndex) -> Self {
+        Self { first, pages: PageCount::ONE }
+    }
+
+    /// The frame `offset` places into the run.
+    ///
+    /// # Panics
+    ///
+    /// If the run is not that long.
+    #[must_use]
+    pub fn frame(self, offset: PageCount) -> FrameIndex {
+        assert!(offset < self.pages, "offset lies inside the run");
+        FrameIndex::new(self.first.get() + offset_u32(offset))
+    }
+
+    /// The part of the run from place `skip` on, `take` frames long.
+    ///
+    /// # Panics
+    ///
+    /// If the run does not hold that part.
+    #[must_use]
+    pub fn slice(self, skip: PageCount, take: PageCount) -> Self {
+        assert!(skip + take <= self.pages, "the slice lies inside the run");
+        Self { first: FrameIndex::new(self.first.get() + offset_u32(skip)), pages: take }
+    }
+
+    /// The frames, in order.
+    pub fn iter(self) -> impl Iterator<Item = FrameIndex> {
+        (0..self.pages.get()).map(move |i| self.frame(PageCount::new(i)))
+    }
+}
+
+fn offset_u32(offset: PageCount) -> u32 {
+    u32::try_from(offset.get()).expect("a run is at most 512 frames long")
+}
+
+#[derive(Clone)]
+struct Chunk {
+    bits: [u64; WORDS],
+    count: u32,
+}
+
+/// See the module.
+#[derive(Clone)]
+pub struct RunSet {
+    // Invariants: each chunk's `count` is the number of its set bits; `len` is the sum of the counts.
+    chunks: Vec<Chunk>,
+    len: u64,
+    recent: usize,
+    whole: usize,
+}
+
+impl RunSet {
+    /// The empty set of frames below `capacity`.
+    #[must_use]
+    pub fn empty(capacity: PageCount) -> Self {
+        let chunks = vec![Chunk { bits: [0; WORDS], count: 0 }; capacity.as_usize().div_ceil(CHUNK as usize)];
+        Self { chunks, len: 0, recent: 0, whole: 0 }
+    }
+
+    /// The set of all frames below `capacity`.
+    #[must_use]
+    pub fn full(capacity: PageCount) -> Self {
+        let mut set = Self::empty(capacity);
+        let mut first = 0;
+        while first < capacity.get() {
+            let pages = (capacity.get() - first).min(u64::from(CHUNK));
+            let index = u32::try_from(first).expect("a device has at most 2^32 frames");
+            set.insert(FrameRun { first: FrameIndex::new(index), pages: PageCount::new(pages) });
+            first += pages;
+        }
+        set.recent = 0;
+        set.whole = 0;
+        set
+    }
+
+    /// How many frames the set holds.
+    #[must_use]
+    pub const fn len(&self) -> PageCount {
+        PageCount::new(self.len)
+    }
+
+    /// Whether the set holds no frame.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Adds the frames of `run`, which must not be in the set.
+    ///
+    /// # Panics
+    ///
+    /// If a frame of `run` is in the set already: a frame was given back twice.
+    pub fn insert(&mut self, run: FrameRun) {
+        let mut at = run.first.index();
+        let end = at + run.pages.as_usize();
+        while at < end {
+            let (chunk, word, bit) = (at / 512, at / 64 % WORDS, at % 64);
+            let n = (64 - bit).min(end - at);
+            let mask = mask(bit, n);
+            let c = &mut self.chunks[chunk];
+            assert_eq!(c.bits[word] & mask, 0, "a frame is given back once");
+            c.bits[word] |= mask;
+            c.count += mask.count_ones();
+            self.recent = chunk;
+            if c.count == CHUNK {
+                self.whole = chunk;
+            }
+            at += n;
+        }
+        self.len += run.pages.get();
+    }
+
+    /// Takes a run of at most `want` frames out of the set; `None` if the set is empty.
+    ///
+    /// The run is shorter than `want` where no longer one is at hand; ask again for the rest.
+    ///
+    /// # Panics
+    ///
+    /// If `want` is zero.
+    pub fn take(&mut self, want: PageCount) -> Option<FrameRun> {
+        assert!(!want.is_zero(), "a run has at least one frame");
+        if self.len == 0 {
+            return None;
+        }
+        let want = want.get().min(u64::from(CHUNK));
+        let chunk = if want == u64::from(CHUNK) { self.find(self.whole, CHUNK) } else { None }
+            .or_else(|| self.find(self.recent, 1))?;
+        self.recent = chunk;
+        let (start, n) = longest_run(&self.chunks[chunk].bits, want as usize);
+        let c = &mut self.chunks[chunk];
+        let mut at = start;
+        while at < start + n {
+            let bit = at % 64;
+            let step = (64 - bit).min(start + n - at);
+            c.bits[at / 64] &= !mask(bit, step);
+            at += step;
+        }
+        let first = u32::try_from(chunk * CHUNK as usize + start).expect("a device has at most 2^32 frames");
+        let run = FrameRun { first: FrameIndex::new(first), pages: PageCount::new(n as u64) };
+        c.count -= offset_u32(run.pages);
+        self.len -= run.pages.get();
+        Some(run)
+    }
+
+    /// The first chunk from `hint` on, around the end, with at least `count` frames.
+    fn find(&self, hint: usize, count: u32) -> Option<usize> {
+        let n = self.chunks.len();
+        (0..n).map(|i| (hint + i) % n).find(|&i| self.chunks[i].count >= count)
+    }
+
+    /// Checks the invariants.
+    ///
+    /// # Panics
+    ///
+    /// If one does not hold.
+    pub fn check(&self) {
+        for c in &self.chunks {
+            assert_eq!(c.count, c.bits.iter().map(|w| w.count_ones()).sum::<u32>());
+        }
+        assert_eq!(self.len, self.chunks.iter().map(|c| u64::from(c.count)).sum::<u64>());
+    }
+}
+
+const fn mask(bit: usize, n: usize) -> u64 {
+    if n == 64 { u64::MAX } else { ((1 << n) - 1) << bit }
+}
+
+/// The start and length of the first run of `want` set bits, or of the longest one if none is that long.
+fn longest_run(bits: &[u64; WORDS], want: usize) -> (usize, usize) {
+    let (mut best, mut at) = ((0, 0), 0);
+    while at < 512 {
+        let word = bits[at / 64] >> (at % 64);
+        if word == 0 {
+            at = (at / 64 + 1) * 64;
+            continue;
+        }
+        at += word.trailing_zeros() as usize;
+        let start = at;
+        while at < 512 && at - start < want {
+            let ones = (!(bits[at / 64] >> (at % 64))).trailing_zeros() as usize;
+            let ones = ones.min(64 - at % 64);
+            at += ones;
+            if !at.is_multiple_of(64) || ones == 0 {
+                break;
+            }
+        }
+        let n = (at - start).min(want);
+        if n == want {
+            return (start, n);
+        }
+        if n > best.1 {
+            best = (start, n);
+        }
+    }
+    best
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn a_whole_chunk_is_preferred_for_a_huge_page() {
+        let mut set = RunSet::full(PageCount::new(1024));
+        let one = set.take(PageCount::ONE).unwrap();
+        assert_eq!(one.first.get(), 0);
+        let huge = set.take(PageCount::new(512)).unwrap();
+        assert_eq!((huge.first.get(), huge.pages.get()), (512, 512));
+    }
+
+    #[test]
+    #[should_panic(expected = "given back once")]
+    fn giving_a_frame_back_twice_is_caught() {
+        let mut set = RunSet::full(PageCount::new(8));
+        set.insert(FrameRun::single(FrameIndex::new(3)));
+    }
+
+    proptest! {
+        /// Against a plain set of numbers: what is taken was in the set and is consecutive, and nothing else changes.
+        #[test]
+        fn behaves_like_a_set(cap in 1u64..1500, ops in prop::collection::vec((any::<bool>(), 1u64..600), 1..200)) {
+            let mut set = RunSet::full(PageCount::new(cap));
+            let mut oracle: BTreeSet<u32> = (0..u32::try_from(cap).unwrap()).collect();
+            let mut out: Vec<FrameRun> = Vec::new();
+            for (take, n) in ops {
+                if take {
+                    match set.take(PageCount::new(n)) {
+                        None => prop_assert!(oracle.is_empty()),
+                        Some(run) => {
+                            prop_assert!(run.pages.get() >= 1 && run.pages.get() <= n.min(512));
+                            for f in run.iter() { prop_assert!(oracle.remove(&f.get())); }
+                            out.push(run);
+                        }
+                    }
+                } else if !out.is_empty() {
+                    let i = usize::try_from(n).unwrap() % out.len();
+                    let run = out.swap_remove(i);
+                    for f in run.iter() { oracle.insert(f.get()); }
+                    set.insert(run);
+                }
+                set.check();
+                prop_assert_eq!(set.len().get(), oracle.len() as u64);
+            }
+        }
+    }
+}

@@ -1,0 +1,102 @@
+//! Where a page's bytes are: one word for each page of a block.
+//!
+//! A page is in exactly one of these states:
+//!
+//! | state | the bytes are | a CPU touch |
+//! | --- | --- | --- |
+//! | `System` | in system memory, or nowhere yet (a hole) | is the kernel's business |
+//! | `Mapped(frame)` | in the frame of a coherent device, mapped | uses the frame in place |
+//! | `Unmapped(frame)` | in the frame, which the program doesn't map | waits, and brings the page in |
+//! | `Unmapped(frame)`, busy | in the frame; a migration or a fault works on it | waits for that to end |
+//!
+//! | from → to | System | Mapped | Unmapped, busy | Unmapped |
+//! | --- | --- | --- | --- | --- |
+//! | System | – | – | collect (taken out to the pool) | – |
+//! | Mapped | unmap, remove | – | collect (taken out to its frame) | – |
+//! | Unmapped | unmap, remove; fault | fault | collect, fault | – |
+//! | Unmapped, busy | finalize, rollback; unmap, remove | finalize, rollback | – | finalize, rollback; remap |
+//!
+//! The pool of system pages is one more set of frames ([`SYSTEM_POOL`]): a page in transit is just a page in a frame of the pool.
+
+use crate::units::{DeviceId, FrameIndex};
+
+/// The number under which frames of the pool of system pages appear in slots.
+pub const SYSTEM_POOL: DeviceId = DeviceId::new(u8::MAX);
+
+/// A frame of a device or of the pool.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct Frame {
+    /// Whose frame.
+    pub device: DeviceId,
+    /// Which.
+    pub index: FrameIndex,
+}
+
+/// The state of a page; see the module.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Slot {
+    /// In system memory, or a hole.
+    System,
+    /// In the frame of a coherent device, mapped.
+    Mapped(Frame),
+    /// In the frame, missing from the program.
+    Unmapped {
+        /// Where the bytes are.
+        frame: Frame,
+        /// Whether a migration or a fault works on the page.
+        busy: bool,
+    },
+}
+
+/// A [`Slot`] in eight bytes. All-zero is `System`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct SlotWord(u64);
+
+const TAG_MAPPED: u64 = 1;
+const TAG_UNMAPPED: u64 = 2;
+const TAG_BUSY: u64 = 3;
+
+impl SlotWord {
+    /// Packs `slot`.
+    #[must_use]
+    pub fn new(slot: Slot) -> Self {
+        let word = |tag, frame: Frame| tag | (frame.device.index() as u64) << 8 | u64::from(frame.index.get()) << 32;
+        Self(match slot {
+            Slot::System => 0,
+            Slot::Mapped(frame) => word(TAG_MAPPED, frame),
+            Slot::Unmapped { frame, busy: false } => word(TAG_UNMAPPED, frame),
+            Slot::Unmapped { frame, busy: true } => word(TAG_BUSY, frame),
+        })
+    }
+
+    /// Unpacks the slot.
+    #[must_use]
+    #[expect(clippy::cast_possible_truncation, reason = "the fields are cut out of the word on purpose")]
+    pub const fn get(self) -> Slot {
+        let frame = Frame { device: DeviceId::new((self.0 >> 8) as u8), index: FrameIndex::new((self.0 >> 32) as u32) };
+        match self.0 & 3 {
+            TAG_MAPPED => Slot::Mapped(frame),
+            TAG_UNMAPPED => Slot::Unmapped { frame, busy: false },
+            TAG_BUSY => Slot::Unmapped { frame, busy: true },
+            _ => Slot::System,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slots_survive_packing() {
+        let frame = Frame { device: SYSTEM_POOL, index: FrameIndex::new(u32::MAX) };
+        for slot in [
+            Slot::System,
+            Slot::Mapped(frame),
+            Slot::Unmapped { frame, busy: false },
+            Slot::Unmapped { frame, busy: true },
+        ] {
+            assert_eq!(SlotWord::new(slot).get(), slot);
+        }
+    }
+}

@@ -1,0 +1,380 @@
+//! The address space under management: its regions, and where each of its pages is.
+//!
+//! Slots ([`crate::slot`]) are kept in blocks of 2 MiB, each with a lock of its own. A block exists only where something was
+//! migrated once; memory that never was costs nothing.
+//!
+//! # The gate
+//!
+//! Two activities must never overlap: reading what the program did to its mappings (events), and putting pages into those
+//! mappings. Whoever installs or takes out pages holds the gate shared ([`Gate::install`]); whoever reads and applies events
+//! holds it alone ([`Gate::events`]). So an event is applied to all slots before any later page is installed:
+//!
+//! ```text
+//! migration                                   handler thread
+//! --------------------------------------     ----------------------------------------
+//! gate.install(); MOVE -> EAGAIN              (the program calls munmap: event queued)
+//! let go of the gate, await_events()          gate.events(); read event; drop slots
+//! gate.install(); the slot is gone: keep      let go of the gate
+//! ```
+//!
+//! *Limits:* blocks, once made, stay until the process ends (4 KiB for each 2 MiB that was ever migrated).
+
+use std::collections::BTreeMap;
+
+use crate::outcome::KeptReason;
+use crate::port::FaultPath;
+use crate::range_map::RangeMap;
+use crate::slot::{Slot, SlotWord};
+use crate::sync::{Arc, Condvar, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard, lock, read, write};
+use crate::units::{BLOCK_PAGES, BlockNo, DeviceId, PageRange};
+
+/// What is said of a stretch of managed memory.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Region {
+    /// How touches of its missing pages are served.
+    pub path: FaultPath,
+    /// Whether its pages must stay where they are.
+    pub pinned: bool,
+    /// The device on which its pages are best kept.
+    pub preferred: Option<DeviceId>,
+}
+
+/// See the module.
+#[derive(Default)]
+pub struct Gate(RwLock<()>);
+
+/// Permission to put pages into the program's mappings, and to take them out.
+pub struct Installing<'a> {
+    _guard: RwLockReadGuard<'a, ()>,
+}
+
+/// Permission to read and apply events.
+pub struct Events<'a> {
+    _guard: RwLockWriteGuard<'a, ()>,
+}
+
+impl Gate {
+    /// Waits until nobody applies events.
+    pub fn install(&self) -> Installing<'_> {
+        Installing { _guard: read(&self.0) }
+    }
+
+    /// Waits until nobody installs or takes out.
+    pub fn events(&self) -> Events<'_> {
+        Events { _guard: write(&self.0) }
+    }
+}
+
+/// The pages of one 2 MiB block.
+pub struct Block {
+    state: Mutex<BlockState>,
+    settled: Condvar,
+}
+
+/// What a block's lock guards.
+pub struct BlockState {
+    slots: Box<[SlotWord]>,
+    /// Whether a thread was told to wait for a busy page since the block last had none.
+    waited: bool,
+    busy: u16,
+    unmapped: u16,
+    mapped: u16,
+    /// Where the last fault's run ended, and how long the next one may be: the fault-around's memory.
+    pub(crate) stream: Stream,
+}
+
+/// Sequential touches are recognised by the page at which the next one would fall.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Stream {
+    /// The index in the block that continues the stream.
+    pub(crate) next: u16,
+    /// Pages that the stream's last fault brought home.
+    pub(crate) window: u16,
+}
+
+impl Default for Block {
+    fn default() -> Self {
+        let slots = vec![SlotWord::default(); usize::try_from(BLOCK_PAGES).unwrap_or(512)].into_boxed_slice();
+        let state = BlockState { slots, waited: false, busy: 0, unmapped: 0, mapped: 0, stream: Stream::default() };
+        Self { state: Mutex::new(state), settled: Condvar::new() }
+    }
+}
+
+impl Block {
+    /// Locks the block.
+    pub fn lock(&self) -> MutexGuard<'_, BlockState> {
+        lock(&self.state)
+    }
+
+    /// Waits, with the lock let go, until some page of the block is no longer busy.
+    pub fn wait_settled<'a>(&'a self, mut state: MutexGuard<'a, BlockState>) -> MutexGuard<'a, BlockState> {
+        state.waited = true;
+        self.settled.wait(state).expect("no thread panicked while it held this lock")
+    }
+
+    /// Wakes those who wait in [`Block::wait_settled`].
+    pub fn notify_settled(&self) {
+        self.settled.notify_all();
+    }
+}
+
+impl BlockState {
+    /// The state of page `index` (0 to 511).
+    #[must_use]
+    pub fn slot(&self, index: usize) -> Slot {
+        self.slots[index].get()
+    }
+
+    /// Sets the state of page `index`.
+    pub fn set(&mut self, index: usize, slot: Slot) {
+        match self.slots[index].get() {
+            Slot::System => {}
+            Slot::Mapped(_) => self.mapped -= 1,
+            Slot::Unmapped { busy, .. } => {
+                self.unmapped -= 1;
+                self.busy -= u16::from(busy);
+            }
+        }
+        match slot {
+            Slot::System => {}
+            Slot::Mapped(_) => self.mapped += 1,
+            Slot::Unmapped { busy, .. } => {
+                self.unmapped += 1;
+                self.busy += u16::from(busy);
+            }
+        }
+        self.slots[index] = SlotWord::new(slot);
+    }
+
+    /// Notes that a thread waits for a busy page.
+    pub fn note_waiter(&mut self) {
+        self.waited = true;
+    }
+
+    /// Whether somebody may wait for pages that were busy; forgotten once no page is.
+    pub fn take_waited(&mut self) -> bool {
+        let waited = self.waited;
+        if self.busy == 0 {
+            self.waited = false;
+        }
+        waited
+    }
+
+    /// Pages whose bytes lie in a frame that the program doesn't map.
+    #[must_use]
+    pub const fn unmapped(&self) -> u16 {
+        self.unmapped
+    }
+
+    /// Pages that lie in a mapped frame of a coherent device.
+    #[must_use]
+    pub const fn mapped(&self) -> u16 {
+        self.mapped
+    }
+
+    /// Checks the counts.
+    ///
+    /// # Panics
+    ///
+    /// If they disagree with the slots.
+    pub fn check(&self) {
+        let (mut busy_n, mut unmapped, mut mapped) = (0, 0, 0);
+        for word in &self.slots {
+            match word.get() {
+                Slot::System => {}
+                Slot::Mapped(_) => mapped += 1,
+                Slot::Unmapped { busy, .. } => {
+                    unmapped += 1;
+                    busy_n += u16::from(busy);
+                }
+            }
+        }
+        assert_eq!((self.busy, self.unmapped, self.mapped), (busy_n, unmapped, mapped), "counts match the slots");
+    }
+}
+
+/// A `MADV_DONTNEED` that was announced and may not be over: until it is, pages of its range stay.
+pub(crate) struct Removal {
+    pub(crate) range: PageRange,
+    pub(crate) looks: u32,
+}
+
+/// See the module.
+#[derive(Default)]
+pub struct Space {
+    /// Orders events against installs.
+    pub gate: Gate,
+    regions: RwLock<RangeMap<Region>>,
+    excluded: RwLock<RangeMap<()>>,
+    pub(crate) removals: Mutex<Vec<Removal>>,
+    index: RwLock<BTreeMap<BlockNo, Arc<Block>>>,
+}
+
+/// Removals that are watched at once; past that the oldest two are joined into one that covers both.
+const MAX_REMOVALS: usize = 64;
+
+impl Space {
+    /// The block numbered `no`, made if need be.
+    pub fn block(&self, no: BlockNo) -> Arc<Block> {
+        if let Some(block) = self.existing_block(no) {
+            return block;
+        }
+        Arc::clone(write(&self.index).entry(no).or_default())
+    }
+
+    /// The block numbered `no`, if anything in it was ever migrated.
+    #[must_use]
+    pub fn existing_block(&self, no: BlockNo) -> Option<Arc<Block>> {
+        read(&self.index).get(&no).cloned()
+    }
+
+    /// Runs `f` while block `no` does not exist and can't be made; `None` if it exists.
+    pub fn while_absent<R>(&self, no: BlockNo, f: impl FnOnce() -> R) -> Option<R> {
+        let index = read(&self.index);
+        if index.contains_key(&no) { None } else { Some(f()) }
+    }
+
+    /// The existing blocks that overlap `range`, in order.
+    #[must_use]
+    pub fn blocks_in(&self, range: PageRange) -> Vec<(BlockNo, Arc<Block>)> {
+        if range.is_empty() {
+            return Vec::new();
+        }
+        let last = range.slice(range.pages() - crate::units::PageCount::ONE, range.pages()).start().block();
+        read(&self.index).range(range.start().block()..=last).map(|(no, b)| (*no, Arc::clone(b))).collect()
+    }
+
+    /// All existing blocks, in order.
+    #[must_use]
+    pub fn blocks(&self) -> Vec<(BlockNo, Arc<Block>)> {
+        read(&self.index).iter().map(|(no, b)| (*no, Arc::clone(b))).collect()
+    }
+
+    /// Puts `range` under management.
+    pub fn add_region(&self, range: PageRange, region: Region) {
+        write(&self.regions).insert(range, region);
+    }
+
+    /// Changes what is said of the managed parts of `range`.
+    pub fn change_region(&self, range: PageRange, change: impl Fn(&mut Region)) {
+        let mut regions = write(&self.regions);
+        for (part, mut region) in regions.remove(range) {
+            change(&mut region);
+            regions.insert(part, region);
+        }
+    }
+
+    /// Ends the management of `range`; its pages must be home.
+    pub fn remove_region(&self, range: PageRange) {
+        write(&self.regions).remove(range);
+    }
+
+    /// Moves what is managed in `from` to the same places after `to`'s start.
+    pub(crate) fn move_regions(&self, from: PageRange, to: PageRange) {
+        let mut regions = write(&self.regions);
+        let moved = regions.remove(from);
+        regions.remove(to);
+        for (part, region) in moved {
+            let at = to.slice(part.start().pages_since(from.start()), part.pages());
+            regions.insert(at, region);
+        }
+    }
+
+    /// The region at `page`, if it is managed.
+    #[must_use]
+    pub fn region_at(&self, page: crate::units::VirtAddr) -> Option<(PageRange, Region)> {
+        read(&self.regions).get(page).map(|(range, region)| (range, *region))
+    }
+
+    /// `range` cut at region boundaries, with the region of each part; `None` for the unmanaged parts.
+    #[must_use]
+    pub fn regions_in(&self, range: PageRange) -> Vec<(PageRange, Option<Region>)> {
+        let regions = read(&self.regions);
+        let (mut parts, mut at) = (Vec::new(), range.start());
+        for (found, region) in regions.overlapping(range) {
+            let Some(part) = found.intersect(range) else { continue };
+            if let Some(gap) = PageRange::between(at, part.start()).filter(|g| !g.is_empty()) {
+                parts.push((gap, None));
+            }
+            parts.push((part, Some(*region)));
+            at = part.end();
+        }
+        if let Some(gap) = PageRange::between(at, range.end()).filter(|g| !g.is_empty()) {
+            parts.push((gap, None));
+        }
+        parts
+    }
+
+    /// All regions, in order.
+    #[must_use]
+    pub fn regions(&self) -> Vec<(PageRange, Region)> {
+        read(&self.regions).iter().map(|(range, region)| (range, *region)).collect()
+    }
+
+    /// Keeps the pages of `range` from ever being taken out again. On return no migration that began earlier can still take
+    /// one; a page that is out already comes home with its next touch, for good.
+    pub fn exclude(&self, range: PageRange) {
+        write(&self.excluded).insert(range, ());
+    }
+
+    /// Ends an exclusion.
+    pub fn include(&self, range: PageRange) {
+        write(&self.excluded).remove(range);
+    }
+
+    pub(crate) fn excluded(&self) -> RwLockReadGuard<'_, RangeMap<()>> {
+        read(&self.excluded)
+    }
+
+    pub(crate) fn add_removal(&self, range: PageRange) {
+        let mut removals = lock(&self.removals);
+        if removals.len() == MAX_REMOVALS {
+            let (a, b) = (removals.remove(0), removals.remove(0));
+            let start = a.range.start().min(b.range.start());
+            let end = a.range.end().max(b.range.end());
+            let joined = PageRange::between(start, end).unwrap_or(a.range);
+            removals.insert(0, Removal { range: joined, looks: 0 });
+        }
+        removals.push(Removal { range, looks: 0 });
+    }
+
+    pub(crate) fn forget_removals(&self, range: PageRange) {
+        lock(&self.removals).retain(|r| !range.contains_range(r.range));
+    }
+
+    /// Whether pages of `range` are still subject to an announced removal, asking `over` of each.
+    pub(crate) fn is_being_removed(&self, range: PageRange, over: impl Fn(PageRange, u32) -> bool) -> bool {
+        let mut removals = lock(&self.removals);
+        removals.retain_mut(|r| {
+            if !r.range.overlaps(range) {
+                return true;
+            }
+            let keep = !over(r.range, r.looks);
+            r.looks = r.looks.saturating_add(1);
+            keep
+        });
+        removals.iter().any(|r| r.range.overlaps(range))
+    }
+
+    /// Whether anything in `range` is watched for the end of a removal.
+    #[must_use]
+    pub fn has_removals(&self, range: PageRange) -> bool {
+        lock(&self.removals).iter().any(|r| r.range.overlaps(range))
+    }
+
+    /// Checks every block.
+    ///
+    /// # Panics
+    ///
+    /// If an invariant does not hold.
+    pub fn check(&self) {
+        for (_, block) in self.blocks() {
+            block.lock().check();
+        }
+    }
+}
+
+/// Why a page of `region` may not be moved at all, if so.
+pub(crate) const fn kept_by_advice(region: &Region) -> Option<KeptReason> {
+    if region.pinned { Some(KeptReason::Advised) } else { None }
+}
