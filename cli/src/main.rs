@@ -1,2 +1,41 @@
-//! The hetmem command.
-fn main() {}
+//! The `hetmem` command: runs programs with their pages on devices, says what the host allows, and measures.
+//!
+//! ```text
+//! main ── args        what can be asked for
+//!      ├─ run         preflight → program → supervise → report
+//!      ├─ doctor      what hetmem can use on this host
+//!      ├─ bench       measurements
+//!      └─ failure     everything that can go wrong before and around a program, with its exit status
+//! ```
+//!
+//! Every failure is one line on standard error that begins with `hetmem:`.
+#![forbid(unsafe_code)]
+
+mod args;
+mod bench;
+mod doctor;
+mod failure;
+mod host;
+mod run;
+
+use std::process::ExitCode;
+
+use args::Command;
+use failure::Failure;
+
+fn main() -> ExitCode {
+    let result = match args::parse() {
+        Ok(Command::Run(args)) => run::run(&args),
+        Ok(Command::Doctor(args)) => doctor::run(&args),
+        Ok(Command::Bench(args)) => bench::run(&args),
+        Err(args::Stop::Shown) => return ExitCode::SUCCESS,
+        Err(args::Stop::Usage(message)) => Err(Failure::Usage(message)),
+    };
+    match result {
+        Ok(code) => ExitCode::from(code),
+        Err(failure) => {
+            failure::say(&failure);
+            ExitCode::from(failure.exit_status())
+        }
+    }
+}

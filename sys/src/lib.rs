@@ -1,1 +1,37 @@
-//! Under construction.
+//! The only floor of hetmem with system calls: userfaultfd, mappings, page maps, threads, signals.
+//!
+//! Each module puts one kernel interface into Rust shape and decides nothing: an errno is returned as it came, and the
+//! floors above turn it into an outcome. Everything that the agent inside a foreign program calls while pages of that
+//! program may be away obeys one rule: **raw system calls only** (rustix's `linux_raw` backend, or [`raw`] where
+//! rustix has no wrapper). No allocation, no thread-local storage, no `errno`, no C symbol that a preloaded library
+//! may replace.
+//!
+//! ```text
+//! uffd     userfaultfd: open, register, take pages out and put them in, events
+//! mapping  arenas of anonymous memory, memory shared between processes
+//! pagemap  which pages are there, and of which kind
+//! maps     which mappings there are
+//! copy     page copies that race with nobody
+//! thread   threads on given stacks, with signals blocked and descriptors of their own; futexes
+//! sigbus   the handler for faults that are reported as signals
+//! probe    what this kernel and this process can do
+//! ```
+//!
+//! *Limits:* Linux on x86-64 and arm64 with glibc and 4 KiB pages.
+
+#[cfg(not(all(target_os = "linux", target_env = "gnu", target_endian = "little")))]
+compile_error!("hetmem runs on Linux with glibc, on little-endian machines");
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+compile_error!("hetmem runs on x86-64 and arm64");
+
+pub mod copy;
+pub mod errno;
+mod flags;
+pub mod mapping;
+pub mod maps;
+pub mod pagemap;
+pub mod probe;
+mod raw;
+pub mod sigbus;
+pub mod thread;
+pub mod uffd;

@@ -1,0 +1,206 @@
+//! The command line.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+use hetmem::agent::config::PolicyName;
+use hetmem_core::units::ByteLen;
+use hetmem_devices::spec::quantity;
+
+use crate::bench;
+
+/// Heterogeneous memory management in user space: pages of unmodified programs move between system memory and device
+/// memory while the programs run.
+#[derive(Parser, Debug)]
+#[command(name = "hetmem", version, max_term_width = 100, disable_help_subcommand = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand, Debug)]
+pub(crate) enum Command {
+    /// Run a program with its memory managed
+    Run(RunArgs),
+    /// Say what hetmem can use on this host, and what would fix what it can't
+    Doctor(DoctorArgs),
+    /// Measure migration and faults on this host
+    Bench(bench::Args),
+}
+
+/// Run a program, unmodified, with its private anonymous memory managed by hetmem.
+///
+/// The program behaves as it does without hetmem, but for time. Programs that it starts are managed too, each with devices of
+/// its own. Programs that ignore preloaded libraries (static, setuid) are refused.
+#[derive(Args, Debug)]
+#[command(after_long_help = RUN_NOTES)]
+pub(crate) struct RunArgs {
+    /// A device that pages can move to; may be given up to 16 times [default: coherent:emulated]
+    ///
+    /// TYPE is `coherent` (the CPU uses the pages in place) or `private` (a touch by the CPU brings them home). BACKEND is
+    /// `emulated`: ordinary memory plays the device. Keys: size=SIZE (default 1G, or a quarter of memory if that is less),
+    /// name=NAME, latency=TIME and bandwidth=SIZE (each copy takes as long as it would there), fail=N (each N-th copy
+    /// fails). SIZE takes K, M, G, T in powers of 1024; TIME takes ns, us, ms, s.
+    #[arg(long = "device", value_name = "TYPE:BACKEND[,KEY=VALUE]…")]
+    pub(crate) devices: Vec<String>,
+
+    /// Which pages go where: manual, limit or chaos[=SEED]
+    ///
+    /// manual: nothing moves unless the program asks for it. limit: at most --system-limit of managed memory stays in system
+    /// memory, and the coldest pages leave first. chaos: random chunks of everything move to every device and back,
+    /// without pause, to test programs and hetmem itself; the same SEED makes the same choices.
+    #[arg(long, value_name = "POLICY", default_value_t = PolicyName::Manual)]
+    pub(crate) policy: PolicyName,
+
+    /// How much managed memory may stay in system memory, for each process; needed by --policy limit
+    #[arg(long, value_name = "SIZE", value_parser = quantity::size)]
+    pub(crate) system_limit: Option<ByteLen>,
+
+    /// Write statistics to this file, as JSON, when the program has ended
+    ///
+    /// A regular file is replaced as a whole at the end, and left as it is if the program is not started. /dev/stdout, pipes
+    /// and the like are written to.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) stats: Option<PathBuf>,
+
+    /// Print no summary when the program has ended
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
+
+    /// The program and its arguments
+    #[arg(required = true, trailing_var_arg = true, value_name = "PROGRAM [ARGS]", num_args = 1..)]
+    pub(crate) command: Vec<OsString>,
+}
+
+const RUN_NOTES: &str = "\
+Examples:
+  hetmem run --policy chaos -- python3 script.py
+  hetmem run --device coherent:emulated,size=64M --device private:emulated,size=64M \\
+             --policy chaos=42 --stats stats.json -- sqlite3 data.db 'PRAGMA integrity_check'
+  hetmem run --device private:emulated,size=2G,latency=2us,bandwidth=8G \\
+             --policy limit --system-limit 256M -- ./program
+
+Exit status:
+  the program's own, or 128+N if signal N ended it
+  2    the command line is wrong
+  125  hetmem refuses, and says why (see also `hetmem doctor`); or the statistics could not be written
+  126  the program can't be executed
+  127  the program was not found
+
+Signals:
+  INT, TERM, HUP, QUIT, USR1, USR2, ALRM and WINCH sent to hetmem are passed on to the program; what the terminal sends reaches
+  both. Stopping and continuing act on the job as a whole. If hetmem itself is killed, the program goes on.";
+
+/// Say what hetmem can use on this host, and what would fix what it can't. The exit status is 0 if `hetmem run` can work
+/// and 1 if not.
+#[derive(Args, Debug)]
+pub(crate) struct DoctorArgs {
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Why there is nothing to do.
+#[derive(Debug)]
+pub(crate) enum Stop {
+    /// Help or the version was asked for, and printed.
+    Shown,
+    /// The command line is wrong, with the message in one line.
+    Usage(String),
+}
+
+/// Reads the command line of this process.
+pub(crate) fn parse() -> Result<Command, Stop> {
+    parse_from(std::env::args_os())
+}
+
+fn parse_from(args: impl IntoIterator<Item = OsString>) -> Result<Command, Stop> {
+    match Cli::try_parse_from(args) {
+        Ok(cli) => Ok(cli.command),
+        Err(error) if !error.use_stderr() => {
+            // A reader that went away early (`hetmem --help | head -1`) has seen what it wanted.
+            let _ = error.print();
+            Err(Stop::Shown)
+        }
+        Err(error) => Err(Stop::Usage(in_one_line(&error))),
+    }
+}
+
+/// The error that clap explains in paragraphs, in one line: what is wrong, what may have been meant, where help is.
+fn in_one_line(error: &clap::Error) -> String {
+    if error.kind() == clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+        return "no command is given: run, doctor or bench; see `hetmem --help`".to_owned();
+    }
+    let text = error.to_string();
+    let paragraphs = text.split("\n\n").map(|p| p.split_whitespace().collect::<Vec<_>>().join(" "));
+    let told = paragraphs.filter(|p| !p.starts_with("Usage:") && !p.starts_with("For more information"));
+    let told: Vec<_> = told.map(|p| p.trim_start_matches("error: ").to_owned()).filter(|p| !p.is_empty()).collect();
+    format!("{}; see `hetmem --help`", told.join("; "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run_args(args: &[&str]) -> Result<RunArgs, String> {
+        let all = ["hetmem", "run"].iter().chain(args).map(OsString::from);
+        match parse_from(all) {
+            Ok(Command::Run(args)) => Ok(args),
+            Ok(other) => panic!("{other:?}"),
+            Err(Stop::Usage(message)) => Err(message),
+            Err(Stop::Shown) => panic!("help"),
+        }
+    }
+
+    #[test]
+    fn the_definition_is_consistent() {
+        <Cli as clap::CommandFactory>::command().debug_assert();
+    }
+
+    #[test]
+    fn everything_behind_the_program_is_the_programs() {
+        for separator in [&["--"][..], &[]] {
+            let args = [&["--quiet"], separator, &["ls", "--quiet", "-x", "--", "--stats"]].concat();
+            assert_eq!(run_args(&args).unwrap().command, ["ls", "--quiet", "-x", "--", "--stats"]);
+        }
+    }
+
+    #[test]
+    fn options_are_read() {
+        let args = run_args(&[
+            "--device",
+            "a",
+            "--device=b",
+            "--policy",
+            "limit",
+            "--system-limit",
+            "2M",
+            "--stats",
+            "f",
+            "--",
+            "x",
+        ])
+        .unwrap();
+        assert_eq!(args.devices, ["a", "b"]);
+        assert_eq!(args.policy, PolicyName::Limit);
+        assert_eq!(args.system_limit, Some(ByteLen::new(2 << 20)));
+        assert_eq!(args.stats, Some("f".into()));
+        assert!(!args.quiet);
+    }
+
+    #[test]
+    fn mistakes_are_one_line() {
+        for (args, part) in [
+            (&["--polcy", "manual", "--", "x"][..], "unexpected argument '--polcy' found"),
+            (&["--policy", "lru", "x"], "the policies are manual, limit and chaos[=SEED]"),
+            (&["--system-limit", "1GB", "x"], "sizes take K, M, G or T"),
+            (&[], "required arguments were not provided: <PROGRAM [ARGS]>..."),
+            (&["--"], "required arguments were not provided"),
+        ] {
+            let message = run_args(args).unwrap_err();
+            assert!(message.contains(part) && !message.contains('\n'), "{message}");
+            assert!(!message.contains("Usage:"), "{message}");
+        }
+    }
+}

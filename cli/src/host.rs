@@ -1,0 +1,86 @@
+//! What this host has: memory, and whether programs can be managed on it.
+
+use std::path::{Path, PathBuf};
+
+use hetmem_core::units::ByteLen;
+use hetmem_sys::probe::Capabilities;
+
+use crate::failure::{Failure, chain};
+
+/// The oldest kernel that has everything.
+pub(crate) const KERNEL: (u32, u32) = (6, 8);
+/// The library that goes into programs.
+const LIBRARY: &str = "libhetmem.so";
+/// What the loader takes for something other than a part of a path in `LD_PRELOAD`.
+const LOADER_SEPARATORS: [char; 3] = [' ', ':', '$'];
+
+/// The machine's memory (`MemTotal`).
+pub(crate) fn memory() -> Result<ByteLen, Failure> {
+    meminfo("MemTotal").ok_or_else(|| Failure::Host("/proc/meminfo can't be read; is /proc mounted?".to_owned()))
+}
+
+/// A figure of `/proc/meminfo`.
+pub(crate) fn meminfo(key: &str) -> Option<ByteLen> {
+    figure(&std::fs::read_to_string("/proc/meminfo").ok()?, key)
+}
+
+fn figure(meminfo: &str, key: &str) -> Option<ByteLen> {
+    let line = meminfo.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':'))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    kib.checked_mul(1024).map(ByteLen::new)
+}
+
+/// Why programs can't be managed here, with what would fix it; `None` if they can.
+pub(crate) fn obstacle(found: &Capabilities) -> Option<String> {
+    let (major, minor) = KERNEL;
+    if !found.kernel.is_at_least(major, minor) {
+        let text = &found.kernel.text;
+        return Some(format!("the kernel is too old: hetmem needs Linux {major}.{minor} or newer, this is {text}"));
+    }
+    if let Err(error) = &found.full_access {
+        return Some(chain(error));
+    }
+    if let Err(error) = &found.page_move {
+        return Some(chain(error));
+    }
+    if let Err(error) = &found.populate_write {
+        return Some(format!("memory can't be populated (MADV_POPULATE_WRITE): {error}"));
+    }
+    None
+}
+
+/// Where the library is: beside this executable, or in the `lib` beside its directory.
+pub(crate) fn library() -> Result<PathBuf, Failure> {
+    let executable = std::env::current_exe()
+        .map_err(|error| Failure::Library(format!("hetmem can't tell where its own executable is: {error}")))?;
+    let directory = executable.parent().unwrap_or(Path::new("/"));
+    let places = [directory.join(LIBRARY), directory.join("../lib").join(LIBRARY)];
+    let Some(found) = places.iter().find(|place| place.is_file()) else {
+        let [beside, lib] = places.map(|place| place.display().to_string());
+        return Err(Failure::Library(format!(
+            "{LIBRARY} is neither at {beside} nor at {lib}; build it (`cargo build --workspace`) or install it there"
+        )));
+    };
+    let library =
+        std::fs::canonicalize(found).map_err(|error| Failure::Library(format!("{}: {error}", found.display())))?;
+    if library.to_str().is_none_or(|text| text.contains(LOADER_SEPARATORS)) {
+        let path = library.display();
+        return Err(Failure::Library(format!(
+            "the loader can't preload {path}: its path has a space, a colon or a dollar sign; install hetmem elsewhere"
+        )));
+    }
+    Ok(library)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn figures_are_read_by_their_whole_name() {
+        let text = "MemTotal:       16000 kB\nMemFree: 5 kB\nHugePages_Total:       0\n";
+        assert_eq!(figure(text, "MemTotal"), Some(ByteLen::new(16000 * 1024)));
+        assert_eq!(figure(text, "Mem"), None);
+        assert_eq!(figure(text, "HugePages_Total"), None);
+    }
+}

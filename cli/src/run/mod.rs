@@ -1,0 +1,195 @@
+//! `hetmem run`: checks everything that can be checked, starts the program with the agent preloaded, waits, and reports.
+//!
+//! ```text
+//! program    finds the program and refuses those that can't be managed
+//! output     the file of --stats, made sure of before the start
+//! supervise  starts the program, passes signals on, waits
+//! report     what came of it
+//! ```
+//!
+//! Nothing is started unless all checks pass. Once the program runs, its exit status is the result, with two exceptions: its
+//! agent refused, or statistics could not be written although it succeeded; both are 125.
+
+mod output;
+mod program;
+mod report;
+mod supervise;
+
+use std::ffi::OsString;
+use std::hash::{BuildHasher as _, RandomState};
+use std::io::{self, Write as _};
+use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
+use std::process::Command;
+
+use hetmem::agent::config::{self, Config, Policy, PolicyName};
+use hetmem::agent::ledger::Ledger;
+use hetmem_core::units::{ByteLen, PAGE_SIZE};
+use hetmem_devices::spec::{self, DeviceSpec};
+use hetmem_sys::probe::Capabilities;
+
+use crate::args::RunArgs;
+use crate::failure::{self, Failure, REFUSED};
+use crate::host;
+use output::Output;
+use program::Program;
+use report::{End, Report};
+use supervise::Ended;
+
+/// The device when none is asked for.
+const DEFAULT_DEVICE: &str = "coherent:emulated";
+/// The variable that names libraries to preload.
+const PRELOAD: &str = "LD_PRELOAD";
+
+/// Runs the program; the result is the exit status.
+pub(crate) fn run(args: &RunArgs) -> Result<u8, Failure> {
+    let Some((name, arguments)) = args.command.split_first() else {
+        return Err(Failure::Usage("no program is given".to_owned()));
+    };
+    let memory = host::memory()?;
+    let devices = devices(&args.devices, memory)?;
+    let policy = policy(args.policy, args.system_limit, memory)?;
+    let program = program::resolve(name)?;
+    if let Some(obstacle) = host::obstacle(&Capabilities::probe()) {
+        return Err(Failure::Host(format!("{obstacle}; see also `hetmem doctor`")));
+    }
+    let library = host::library()?;
+    let stats_failure = |source| Failure::Stats { path: args.stats.clone().unwrap_or_default(), source };
+    let output = args.stats.as_deref().map(Output::prepare).transpose().map_err(stats_failure)?;
+    let ledger = Ledger::create()?;
+
+    let mut command = command(&program, arguments);
+    command.env(PRELOAD, preload(library.into_os_string(), std::env::var_os(PRELOAD)));
+    let config = Config { devices, policy, ledger: ledger.path().unwrap_or_default(), supervisor: std::process::id() };
+    command.env(config::VARIABLE, config.encode());
+    let running = supervise::start(&mut command).map_err(|source| cannot_start(&program, source))?;
+    let waiting =
+        |source| Failure::Supervise { program: program.file.clone(), what: "could not be waited for", source };
+    let ended = running.wait().map_err(waiting)?;
+
+    let end = End { exit_code: ended.exit_code(), signal: ended.status.signal(), wall: ended.wall };
+    let name = name.to_string_lossy().into_owned();
+    let managed = report_agents(&ledger, &name, &ended);
+    let report = Report::new(name, end, ledger.processes(), &config.devices, &ledger.sum());
+    if !args.quiet && managed {
+        // A standard error that is gone is no reason to lose the program's status.
+        let _ = write!(io::stderr().lock(), "{}", report.summary(end, policy));
+    }
+    if let Some(output) = output
+        && let Err(source) = output.write(&report.json())
+    {
+        failure::say(&stats_failure(source));
+        return Ok(if end.exit_code == 0 { REFUSED } else { end.exit_code });
+    }
+    Ok(end.exit_code)
+}
+
+fn devices(texts: &[String], memory: ByteLen) -> Result<Vec<DeviceSpec>, Failure> {
+    let default = [DEFAULT_DEVICE.to_owned()];
+    let texts = if texts.is_empty() { &default[..] } else { texts };
+    spec::parse_all(texts, memory).map_err(|error| Failure::Usage(error.to_string()))
+}
+
+fn policy(name: PolicyName, limit: Option<ByteLen>, memory: ByteLen) -> Result<Policy, Failure> {
+    let usage = |message: String| Err(Failure::Usage(message));
+    match (name, limit) {
+        (PolicyName::Limit, None) => usage("--policy limit needs --system-limit SIZE".to_owned()),
+        (PolicyName::Limit, Some(limit)) if limit.get() == 0 => {
+            usage("--system-limit is zero; it must be positive".to_owned())
+        }
+        (PolicyName::Limit, Some(limit)) if limit.whole_pages().is_none() => {
+            usage(format!("--system-limit {} is not a multiple of the page ({PAGE_SIZE} bytes)", limit.get()))
+        }
+        (PolicyName::Limit, Some(limit)) if limit > memory => {
+            usage(format!("--system-limit {limit} is larger than this machine's memory ({memory})"))
+        }
+        (PolicyName::Limit, Some(system_limit)) => Ok(Policy::Limit { system_limit }),
+        (PolicyName::Manual | PolicyName::Chaos(_), Some(_)) => {
+            usage(format!("--system-limit goes with --policy limit only, not with {name}"))
+        }
+        (PolicyName::Manual, None) => Ok(Policy::Manual),
+        // The summary names the seed, so that the run can be repeated.
+        (PolicyName::Chaos(seed), None) => {
+            Ok(Policy::Chaos { seed: seed.unwrap_or_else(|| RandomState::new().hash_one(std::process::id())) })
+        }
+    }
+}
+
+fn command(program: &Program, arguments: &[OsString]) -> Command {
+    let mut command = Command::new(&program.file);
+    command.arg0(&program.argv0).args(&program.leading).args(arguments);
+    command
+}
+
+/// The value of `LD_PRELOAD`: the library, then whatever was there.
+fn preload(library: OsString, existing: Option<OsString>) -> OsString {
+    let mut value = library;
+    if let Some(existing) = existing.filter(|existing| !existing.is_empty()) {
+        value.push(":");
+        value.push(existing);
+    }
+    value
+}
+
+/// What `execve(2)` refused although the checks found nothing.
+fn cannot_start(program: &Program, source: io::Error) -> Failure {
+    let program = program.file.clone();
+    if source.kind() == io::ErrorKind::NotFound {
+        return Failure::NotFound { program, why: "" };
+    }
+    Failure::NotExecutable { program, why: source.to_string() }
+}
+
+/// Says which agents did not work, and whether the program's own did.
+fn report_agents(ledger: &Ledger, name: &str, ended: &Ended) -> bool {
+    if let Some(refusal) = ledger.refusal() {
+        let whose = if refusal.pid == ended.pid { name.to_owned() } else { format!("process {}", refusal.pid) };
+        let more = match ledger.refusals() {
+            0 | 1 => String::new(),
+            n => format!(" (and {} more processes)", n - 1),
+        };
+        failure::tell(&format!("{whose} could not be managed: {}{more}", refusal.message));
+    } else if ledger.processes() == 0 {
+        failure::tell(&format!("{name} ran unmanaged: the loader did not load the agent, or it did not start"));
+    }
+    ledger.processes() != 0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MEMORY: ByteLen = ByteLen::new(1 << 30);
+
+    #[test]
+    fn what_was_preloaded_before_stays() {
+        assert_eq!(preload("/l.so".into(), None), "/l.so");
+        assert_eq!(preload("/l.so".into(), Some("".into())), "/l.so");
+        assert_eq!(preload("/l.so".into(), Some("/a.so:/b.so".into())), "/l.so:/a.so:/b.so");
+    }
+
+    #[test]
+    fn the_limit_belongs_to_its_policy() {
+        let page = Some(ByteLen::new(PAGE_SIZE));
+        assert_eq!(
+            policy(PolicyName::Limit, page, MEMORY).unwrap(),
+            Policy::Limit { system_limit: ByteLen::new(PAGE_SIZE) }
+        );
+        for (name, limit) in [
+            (PolicyName::Limit, None),
+            (PolicyName::Limit, Some(ByteLen::new(0))),
+            (PolicyName::Limit, Some(ByteLen::new(5000))),
+            (PolicyName::Limit, Some(ByteLen::new(2 << 30))),
+            (PolicyName::Manual, page),
+            (PolicyName::Chaos(None), page),
+        ] {
+            assert!(matches!(policy(name, limit, MEMORY), Err(Failure::Usage(_))), "{name} {limit:?}");
+        }
+    }
+
+    #[test]
+    fn without_a_device_there_is_a_coherent_one() {
+        let found = devices(&[], MEMORY).unwrap();
+        assert_eq!(found.len(), 1);
+        assert_eq!(found[0].to_string(), "coherent:emulated,size=256M,name=coherent0");
+    }
+}

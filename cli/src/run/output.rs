@@ -1,0 +1,207 @@
+//! The file that statistics are written to.
+//!
+//! That it can be written is found out before the program starts; what is in it stays until the program has ended. A
+//! regular file is replaced as a whole: its successor is made beside it, with room on the disk set aside, and renamed at
+//! the end. Anything else (a pipe, `/dev/stdout`) is opened and written to.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write as _};
+use std::os::fd::AsFd as _;
+use std::os::unix::fs::{FileTypeExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{Access, FallocateFlags, access, fallocate};
+use rustix::io::Errno;
+
+/// Disk space that is set aside: more than the statistics of the largest run take.
+const ROOM: u64 = 64 << 10;
+
+/// Where statistics go. Dropped without [`Output::write`], it leaves everything as it was.
+#[derive(Debug)]
+pub(crate) enum Output {
+    /// Beside the file that it becomes.
+    Successor { file: File, temporary: Temporary, target: PathBuf },
+    /// In place: into an existing file of a directory where none can be made.
+    InPlace(File),
+    /// Into something that is no regular file.
+    Stream(File),
+}
+
+/// A file that is removed unless it was renamed.
+#[derive(Debug)]
+pub(crate) struct Temporary(PathBuf);
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        // After a rename nothing is there under this name.
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+impl Output {
+    /// Finds out whether statistics can be written to `path`, as far as that can be known now.
+    pub(crate) fn prepare(path: &Path) -> io::Result<Self> {
+        if let Some(file) = own_stream(path)? {
+            return Ok(Self::Stream(probed(file)?));
+        }
+        let metadata = match std::fs::metadata(path) {
+            Ok(metadata) => metadata,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Self::beside(path, None),
+            Err(error) => return Err(error),
+        };
+        if metadata.is_dir() {
+            return Err(Errno::ISDIR.into());
+        }
+        access(path, Access::WRITE_OK)?;
+        if !metadata.is_file() {
+            // Waits for a reader, if this is a named pipe, as a redirection of the shell does.
+            let file = OpenOptions::new().write(true).open(path)?;
+            return Ok(Self::Stream(if metadata.file_type().is_char_device() { probed(file)? } else { file }));
+        }
+        // A symbolic link stays one: its target is replaced.
+        let target = std::fs::canonicalize(path)?;
+        match Self::beside(&target, Some(metadata.permissions())) {
+            Err(error) if is_read_only_directory(&error) => {
+                Ok(Self::InPlace(OpenOptions::new().write(true).open(path)?))
+            }
+            other => other,
+        }
+    }
+
+    fn beside(target: &Path, permissions: Option<std::fs::Permissions>) -> io::Result<Self> {
+        let name = target.file_name().ok_or(Errno::ISDIR)?;
+        let mut temporary = std::ffi::OsString::from(".");
+        temporary.push(name);
+        temporary.push(format!(".{}.tmp", std::process::id()));
+        let temporary = target.with_file_name(temporary);
+        let file = OpenOptions::new().write(true).create_new(true).open(&temporary)?;
+        let temporary = Temporary(temporary);
+        if let Some(permissions) = permissions {
+            file.set_permissions(permissions)?;
+        }
+        match fallocate(&file, FallocateFlags::KEEP_SIZE, 0, ROOM) {
+            // Where space can't be set aside, the end of the run will tell.
+            Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOSYS) => {}
+            Err(error) => return Err(error.into()),
+        }
+        Ok(Self::Successor { file, temporary, target: target.to_owned() })
+    }
+
+    /// Writes the statistics and makes them what the file holds.
+    pub(crate) fn write(self, text: &[u8]) -> io::Result<()> {
+        match self {
+            Self::Successor { mut file, temporary, target } => {
+                file.write_all(text)?;
+                // Gives back what was set aside beyond the end.
+                file.set_len(text.len() as u64)?;
+                file.sync_data()?;
+                std::fs::rename(&temporary.0, target)
+            }
+            Self::InPlace(mut file) => {
+                file.set_len(0)?;
+                file.write_all(text)
+            }
+            Self::Stream(mut file) => file.write_all(text),
+        }
+    }
+}
+
+fn is_read_only_directory(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::PermissionDenied
+}
+
+/// Standard output or error under one of their names in the file system. They are written at their own offset: opening the
+/// name would begin at the start of the file behind it.
+fn own_stream(path: &Path) -> io::Result<Option<File>> {
+    let names = |stream: &str, number: u8| {
+        path == Path::new(&format!("/dev/{stream}"))
+            || path == Path::new(&format!("/dev/fd/{number}"))
+            || path == Path::new(&format!("/proc/self/fd/{number}"))
+    };
+    let fd = if names("stdout", 1) {
+        io::stdout().as_fd().try_clone_to_owned()?
+    } else if names("stderr", 2) {
+        io::stderr().as_fd().try_clone_to_owned()?
+    } else if ["/dev/fd", "/proc/self/fd"].iter().any(|dir| path.parent() == Some(Path::new(dir))) {
+        // A redirection's file: whatever is in it stays.
+        return Ok(Some(OpenOptions::new().append(true).custom_flags(libc::O_CLOEXEC).open(path)?));
+    } else {
+        return Ok(None);
+    };
+    Ok(Some(File::from(fd)))
+}
+
+/// Writes nothing to `file`, which a device that is always full refuses all the same, and one that is well doesn't notice.
+fn probed(file: File) -> io::Result<File> {
+    rustix::io::write(&file, &[])?;
+    Ok(file)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read as _;
+
+    use super::*;
+
+    fn entries(dir: &Path) -> usize {
+        std::fs::read_dir(dir).unwrap().count()
+    }
+
+    #[test]
+    fn a_file_is_replaced_at_the_end_and_only_then() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("stats");
+        std::fs::write(&path, "old and longer than the new").unwrap();
+        let output = Output::prepare(&path).unwrap();
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "old and longer than the new");
+        output.write(b"new").unwrap();
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "new");
+        assert_eq!(entries(dir.path()), 1);
+    }
+
+    #[test]
+    fn a_refusal_leaves_nothing_behind() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("stats");
+        drop(Output::prepare(&path).unwrap());
+        assert_eq!(entries(dir.path()), 0);
+    }
+
+    #[test]
+    fn a_symbolic_link_stays_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let (link, target) = (dir.path().join("link"), dir.path().join("target"));
+        std::fs::write(&target, "old").unwrap();
+        std::os::unix::fs::symlink(&target, &link).unwrap();
+        Output::prepare(&link).unwrap().write(b"new").unwrap();
+        assert!(link.symlink_metadata().unwrap().is_symlink());
+        assert_eq!(std::fs::read_to_string(&target).unwrap(), "new");
+    }
+
+    #[test]
+    fn a_pipe_is_written_to() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("pipe");
+        assert!(std::process::Command::new("mkfifo").arg(&path).status().unwrap().success());
+        let reader = std::thread::spawn({
+            let path = path.clone();
+            move || {
+                let mut text = String::new();
+                File::open(path).unwrap().read_to_string(&mut text).unwrap();
+                text
+            }
+        });
+        Output::prepare(&path).unwrap().write(b"new").unwrap();
+        assert_eq!(reader.join().unwrap(), "new");
+    }
+
+    #[test]
+    fn what_cannot_be_written_is_found_out_before() {
+        let dir = tempfile::tempdir().unwrap();
+        let kind = |path: &Path| Output::prepare(path).unwrap_err().kind();
+        assert_eq!(kind(Path::new("/dev/full")), io::ErrorKind::StorageFull);
+        assert_eq!(kind(dir.path()), io::ErrorKind::IsADirectory);
+        assert_eq!(kind(&dir.path().join("no/such/directory")), io::ErrorKind::NotFound);
+        assert_eq!(kind(Path::new("/proc/hetmem-statistics")), io::ErrorKind::NotFound);
+    }
+}

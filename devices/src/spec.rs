@@ -1,0 +1,420 @@
+//! The grammar of `--device`: `TYPE:BACKEND[=ARG][,key=value]…`.
+//!
+//! ```text
+//! coherent:emulated
+//! private:emulated,size=256M,latency=2us,bandwidth=4G,name=gpu0
+//! ```
+//!
+//! | key | value | without it |
+//! | --- | --- | --- |
+//! | `size` | capacity, a multiple of the page | 1 GiB, or a quarter of the machine's memory if that is less |
+//! | `name` | up to 32 letters, digits, `_`, `-`, `.` | `coherent0`, `coherent1`, … and `private0`, `private1`, … |
+//! | `latency` | added to every copy: `ns`, `us`, `ms`, `s`, at most 10 s | none |
+//! | `bandwidth` | bytes a second that copies are slowed down to | not limited |
+//! | `fail` | every N-th copy fails with an injected device error | never |
+//!
+//! [`parse_all`] reads the specs of a whole command line: it gives each device its name and size and checks them against
+//! one another and the machine. A single [`DeviceSpec`] is read with [`str::parse`], and what it prints parses back to
+//! itself, which is how specs travel to the agent.
+
+pub mod quantity;
+
+use std::fmt;
+use std::num::NonZeroU64;
+use std::str::FromStr;
+use std::time::Duration;
+
+use hetmem_core::physmap::MemoryType;
+use hetmem_core::stats::MAX_DEVICES;
+use hetmem_core::units::{ByteLen, PAGE_SIZE};
+use thiserror::Error;
+
+use quantity::{Exact, QuantityError};
+
+/// A device's capacity when its spec gives none and memory is no concern.
+pub const DEFAULT_SIZE: ByteLen = ByteLen::new(1 << 30);
+/// The largest device: what the 32-bit frame indexes reach.
+pub const MAX_SIZE: ByteLen = ByteLen::new(PAGE_SIZE << 32);
+/// The longest latency that can be injected; longer ones look like a hang.
+pub const MAX_LATENCY: Duration = Duration::from_secs(10);
+/// The longest device name.
+pub const MAX_NAME: usize = 32;
+
+/// What stands behind a device.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[non_exhaustive]
+pub enum Backend {
+    /// Ordinary memory of this machine.
+    Emulated,
+}
+
+impl Backend {
+    const ALL: &'static [Self] = &[Self::Emulated];
+
+    /// The backend's word in specs and statistics.
+    #[must_use]
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Emulated => "emulated",
+        }
+    }
+}
+
+/// A device as asked for, complete.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct DeviceSpec {
+    /// Whether the CPU can use its pages in place.
+    pub memory_type: MemoryType,
+    /// What stands behind it.
+    pub backend: Backend,
+    /// Its name, which no other device of the list has.
+    pub name: String,
+    /// Its capacity: a positive multiple of the page, at most [`MAX_SIZE`].
+    pub size: ByteLen,
+    /// Time added to every copy.
+    pub latency: Duration,
+    /// Bytes a second that copies are slowed down to; never zero.
+    pub bandwidth: Option<ByteLen>,
+    /// Every so manieth copy fails with an injected device error.
+    pub fail_every: Option<NonZeroU64>,
+}
+
+/// What is wrong with the spec of a device, or with the list of them.
+#[derive(Clone, PartialEq, Eq, Debug, Error)]
+#[error("device `{spec}`: {problem}")]
+pub struct SpecError {
+    spec: String,
+    problem: SpecProblem,
+}
+
+impl SpecError {
+    /// The spec, as it was written.
+    #[must_use]
+    pub fn spec(&self) -> &str {
+        &self.spec
+    }
+
+    /// What is wrong.
+    #[must_use]
+    pub fn problem(&self) -> &SpecProblem {
+        &self.problem
+    }
+}
+
+/// What is wrong with a spec.
+#[derive(Clone, PartialEq, Eq, Debug, Error)]
+#[non_exhaustive]
+pub enum SpecProblem {
+    /// There is no `TYPE:BACKEND`.
+    #[error("not of the form TYPE:BACKEND[=ARG][,key=value]…, for example coherent:emulated,size=1G")]
+    Form,
+    /// No such memory type.
+    #[error("unknown memory type `{0}`; the types are private and coherent")]
+    UnknownType(String),
+    /// No such backend.
+    #[error("unknown backend `{name}`; known: {known}", known = list(Backend::ALL.iter().map(|b| b.label())))]
+    UnknownBackend {
+        /// What was written.
+        name: String,
+    },
+    /// The backend takes no argument.
+    #[error("backend {} takes no argument, but `{argument}` was given", backend.label())]
+    UnexpectedArgument {
+        /// The backend.
+        backend: Backend,
+        /// What was given.
+        argument: String,
+    },
+    /// A part that is no `key=value`.
+    #[error("`{0}` is not of the form key=value")]
+    NotKeyValue(String),
+    /// No such key.
+    #[error("unknown key `{name}`; known: {known}", known = list(Key::ALL.iter().map(|k| k.label())))]
+    UnknownKey {
+        /// What was written.
+        name: String,
+    },
+    /// A key is given twice.
+    #[error("key `{0}` is given twice")]
+    DuplicateKey(&'static str),
+    /// A value can't be read.
+    #[error("{key}: {source}")]
+    Quantity {
+        /// The key.
+        key: &'static str,
+        /// Why not.
+        source: QuantityError,
+    },
+    /// A value is zero that must not be.
+    #[error("{0} is zero; it must be positive")]
+    Zero(&'static str),
+    /// The size is no multiple of the page.
+    #[error("size {} is not a multiple of the page ({PAGE_SIZE} bytes); {} would be", .0.get(), page_up(*.0))]
+    NotPages(ByteLen),
+    /// The size is beyond [`MAX_SIZE`].
+    #[error("size {0} is more than a device can have ({MAX_SIZE})")]
+    TooLarge(ByteLen),
+    /// The latency is beyond [`MAX_LATENCY`].
+    #[error("latency {} is more than {}", Exact(*.0), Exact(MAX_LATENCY))]
+    TooSlow(Duration),
+    /// The failure interval is no number.
+    #[error("fail: `{0}` is not a whole number of copies")]
+    Fail(String),
+    /// The name is empty, too long, or has other characters than it may.
+    #[error("name `{0}` is not 1 to {MAX_NAME} letters, digits, `_`, `-` or `.`, the first a letter or digit")]
+    Name(String),
+    /// An earlier device has the same name.
+    #[error("the name `{0}` is taken by an earlier device; give name=…")]
+    DuplicateName(String),
+    /// The device is larger than the machine's memory.
+    #[error("size {size} is larger than this machine's memory ({memory})")]
+    LargerThanMemory {
+        /// The device's size.
+        size: ByteLen,
+        /// The machine's memory.
+        memory: ByteLen,
+    },
+    /// The devices up to this one are together larger than the machine's memory.
+    #[error("with the devices before it {total} are asked for, more than this machine's memory ({memory})")]
+    TogetherLargerThanMemory {
+        /// The size of all devices up to this one.
+        total: ByteLen,
+        /// The machine's memory.
+        memory: ByteLen,
+    },
+    /// There are more devices than can be counted apart.
+    #[error("there are more than {MAX_DEVICES} devices")]
+    TooMany,
+}
+
+fn list<'a>(words: impl Iterator<Item = &'a str>) -> String {
+    words.collect::<Vec<_>>().join(", ")
+}
+
+fn page_up(size: ByteLen) -> Exact<ByteLen> {
+    Exact(ByteLen::new(size.get().div_ceil(PAGE_SIZE).saturating_mul(PAGE_SIZE)))
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Key {
+    Size,
+    Name,
+    Latency,
+    Bandwidth,
+    Fail,
+}
+
+impl Key {
+    const ALL: &'static [Self] = &[Self::Size, Self::Name, Self::Latency, Self::Bandwidth, Self::Fail];
+
+    const fn label(self) -> &'static str {
+        match self {
+            Self::Size => "size",
+            Self::Name => "name",
+            Self::Latency => "latency",
+            Self::Bandwidth => "bandwidth",
+            Self::Fail => "fail",
+        }
+    }
+}
+
+/// A spec as written, before names and sizes are filled in.
+struct Written {
+    memory_type: MemoryType,
+    backend: Backend,
+    name: Option<String>,
+    size: Option<ByteLen>,
+    latency: Option<Duration>,
+    bandwidth: Option<ByteLen>,
+    fail_every: Option<NonZeroU64>,
+}
+
+impl Written {
+    fn parse(text: &str) -> Result<Self, SpecProblem> {
+        let mut parts = text.split(',');
+        let (memory_type, backend) = parts.next().and_then(|head| head.split_once(':')).ok_or(SpecProblem::Form)?;
+        let memory_type = [MemoryType::DevicePrivate, MemoryType::DeviceCoherent]
+            .into_iter()
+            .find(|t| t.label() == memory_type)
+            .ok_or_else(|| SpecProblem::UnknownType(memory_type.to_owned()))?;
+        let (name, argument) = match backend.split_once('=') {
+            Some((name, argument)) => (name, Some(argument)),
+            None => (backend, None),
+        };
+        let backend = Backend::ALL
+            .iter()
+            .copied()
+            .find(|b| b.label() == name)
+            .ok_or_else(|| SpecProblem::UnknownBackend { name: name.to_owned() })?;
+        if let Some(argument) = argument {
+            return Err(SpecProblem::UnexpectedArgument { backend, argument: argument.to_owned() });
+        }
+        let mut written =
+            Self { memory_type, backend, name: None, size: None, latency: None, bandwidth: None, fail_every: None };
+        for part in parts {
+            let (key, value) = part.split_once('=').ok_or_else(|| SpecProblem::NotKeyValue(part.to_owned()))?;
+            let key = Key::ALL
+                .iter()
+                .copied()
+                .find(|k| k.label() == key)
+                .ok_or_else(|| SpecProblem::UnknownKey { name: key.to_owned() })?;
+            written.set(key, value)?;
+        }
+        Ok(written)
+    }
+
+    fn set(&mut self, key: Key, value: &str) -> Result<(), SpecProblem> {
+        let unreadable = |source| SpecProblem::Quantity { key: key.label(), source };
+        let first = match key {
+            Key::Size => self.size.replace(whole_pages(quantity::size(value).map_err(unreadable)?)?).is_none(),
+            Key::Name => self.name.replace(checked_name(value)?).is_none(),
+            Key::Latency => {
+                let latency = quantity::duration(value).map_err(unreadable)?;
+                if latency > MAX_LATENCY {
+                    return Err(SpecProblem::TooSlow(latency));
+                }
+                self.latency.replace(latency).is_none()
+            }
+            Key::Bandwidth => {
+                let rate = quantity::rate(value).map_err(unreadable)?;
+                if rate.get() == 0 {
+                    return Err(SpecProblem::Zero(key.label()));
+                }
+                self.bandwidth.replace(rate).is_none()
+            }
+            Key::Fail => {
+                let every = value.parse().map_err(|_| SpecProblem::Fail(value.to_owned()))?;
+                let every = NonZeroU64::new(every).ok_or(SpecProblem::Zero(key.label()))?;
+                self.fail_every.replace(every).is_none()
+            }
+        };
+        if first { Ok(()) } else { Err(SpecProblem::DuplicateKey(key.label())) }
+    }
+
+    fn complete(self, name: String, size: ByteLen) -> DeviceSpec {
+        DeviceSpec {
+            memory_type: self.memory_type,
+            backend: self.backend,
+            name: self.name.unwrap_or(name),
+            size: self.size.unwrap_or(size),
+            latency: self.latency.unwrap_or_default(),
+            bandwidth: self.bandwidth,
+            fail_every: self.fail_every,
+        }
+    }
+}
+
+fn whole_pages(size: ByteLen) -> Result<ByteLen, SpecProblem> {
+    if size.get() == 0 {
+        return Err(SpecProblem::Zero(Key::Size.label()));
+    }
+    if size.whole_pages().is_none() {
+        return Err(SpecProblem::NotPages(size));
+    }
+    if size > MAX_SIZE { Err(SpecProblem::TooLarge(size)) } else { Ok(size) }
+}
+
+fn checked_name(name: &str) -> Result<String, SpecProblem> {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.');
+    let good =
+        name.len() <= MAX_NAME && name.starts_with(|c: char| c.is_ascii_alphanumeric()) && name.chars().all(allowed);
+    if good { Ok(name.to_owned()) } else { Err(SpecProblem::Name(name.to_owned())) }
+}
+
+/// Reads one spec as if it were the only one on a machine with memory enough: a missing name is the first default name of
+/// its type, a missing size [`DEFAULT_SIZE`].
+impl FromStr for DeviceSpec {
+    type Err = SpecError;
+
+    fn from_str(text: &str) -> Result<Self, SpecError> {
+        let written = Written::parse(text).map_err(|problem| SpecError { spec: text.to_owned(), problem })?;
+        let name = format!("{}0", written.memory_type.label());
+        Ok(written.complete(name, DEFAULT_SIZE))
+    }
+}
+
+/// Printed with its name and size, and with the other keys where they are set; parses back to the same.
+impl fmt::Display for DeviceSpec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { memory_type, backend, name, size, latency, bandwidth, fail_every } = self;
+        write!(f, "{}:{},size={},name={name}", memory_type.label(), backend.label(), Exact(*size))?;
+        if !latency.is_zero() {
+            write!(f, ",latency={}", Exact(*latency))?;
+        }
+        if let Some(bandwidth) = bandwidth {
+            write!(f, ",bandwidth={}", Exact(*bandwidth))?;
+        }
+        if let Some(every) = fail_every {
+            write!(f, ",fail={every}")?;
+        }
+        Ok(())
+    }
+}
+
+/// A device's size when its spec gives none, on a machine with this much memory: [`DEFAULT_SIZE`] or a quarter of it,
+/// whichever is less.
+#[must_use]
+pub fn default_size(memory: ByteLen) -> ByteLen {
+    let quarter = memory.get() / 4 / PAGE_SIZE * PAGE_SIZE;
+    DEFAULT_SIZE.min(ByteLen::new(quarter.max(PAGE_SIZE)))
+}
+
+/// Reads the specs of a whole command line for a machine with this much memory.
+///
+/// # Errors
+///
+/// The first thing that is wrong: with a spec by itself, with its name against the others', or as [`check`] finds.
+pub fn parse_all<S: AsRef<str>>(texts: &[S], memory: ByteLen) -> Result<Vec<DeviceSpec>, SpecError> {
+    let mut written = Vec::new();
+    for text in texts {
+        let text = text.as_ref();
+        let parsed = Written::parse(text).map_err(|problem| SpecError { spec: text.to_owned(), problem })?;
+        written.push(parsed);
+    }
+    let mut taken: Vec<String> = written.iter().filter_map(|w| w.name.clone()).collect();
+    let mut specs = Vec::new();
+    for one in written {
+        let mut name = String::new();
+        if one.name.is_none() {
+            // As many candidates as there are names taken, and one more: one of them is free.
+            let candidates = (0..=taken.len()).map(|n| format!("{}{n}", one.memory_type.label()));
+            name = candidates.into_iter().find(|n| !taken.contains(n)).unwrap_or_default();
+            taken.push(name.clone());
+        }
+        specs.push(one.complete(name, default_size(memory)));
+    }
+    for (i, spec) in specs.iter().enumerate() {
+        if specs[..i].iter().any(|earlier| earlier.name == spec.name) {
+            let problem = SpecProblem::DuplicateName(spec.name.clone());
+            return Err(SpecError { spec: texts[i].as_ref().to_owned(), problem });
+        }
+    }
+    check(&specs, memory).map_err(|(i, problem)| SpecError { spec: texts[i].as_ref().to_owned(), problem })?;
+    Ok(specs)
+}
+
+/// Checks that a machine with this much memory can have these devices, all of which take memory from it.
+///
+/// # Errors
+///
+/// The place in the list of the first device that can't be had, and why.
+pub fn check(specs: &[DeviceSpec], memory: ByteLen) -> Result<(), (usize, SpecProblem)> {
+    let mut total = 0_u64;
+    for (i, spec) in specs.iter().enumerate() {
+        if i >= MAX_DEVICES {
+            return Err((i, SpecProblem::TooMany));
+        }
+        if spec.size > memory {
+            return Err((i, SpecProblem::LargerThanMemory { size: spec.size, memory }));
+        }
+        total = total.saturating_add(spec.size.get());
+        if total > memory.get() {
+            return Err((i, SpecProblem::TogetherLargerThanMemory { total: ByteLen::new(total), memory }));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+#[path = "spec/tests.rs"]
+mod tests;

@@ -1,0 +1,145 @@
+use proptest::prelude::*;
+
+use super::*;
+
+const MEMORY: ByteLen = ByteLen::new(16 << 30);
+
+fn problem(text: &str) -> SpecProblem {
+    text.parse::<DeviceSpec>().unwrap_err().problem().clone()
+}
+
+fn problem_of_all(texts: &[&str]) -> SpecProblem {
+    parse_all(texts, MEMORY).unwrap_err().problem().clone()
+}
+
+#[test]
+fn every_key_is_read() {
+    let spec: DeviceSpec = "private:emulated,size=256M,latency=2us,bandwidth=4G,name=gpu0,fail=7".parse().unwrap();
+    assert_eq!(
+        spec,
+        DeviceSpec {
+            memory_type: MemoryType::DevicePrivate,
+            backend: Backend::Emulated,
+            name: "gpu0".into(),
+            size: ByteLen::new(256 << 20),
+            latency: Duration::from_micros(2),
+            bandwidth: Some(ByteLen::new(4 << 30)),
+            fail_every: NonZeroU64::new(7),
+        }
+    );
+}
+
+#[test]
+fn each_mistake_is_named() {
+    assert_eq!(problem(""), SpecProblem::Form);
+    assert_eq!(problem("coherent"), SpecProblem::Form);
+    assert_eq!(problem("public:emulated"), SpecProblem::UnknownType("public".into()));
+    assert_eq!(problem("private:"), SpecProblem::UnknownBackend { name: String::new() });
+    assert_eq!(problem("private:cuda=0"), SpecProblem::UnknownBackend { name: "cuda".into() });
+    assert_eq!(
+        problem("private:emulated=0"),
+        SpecProblem::UnexpectedArgument { backend: Backend::Emulated, argument: "0".into() }
+    );
+    assert_eq!(problem("private:emulated,size"), SpecProblem::NotKeyValue("size".into()));
+    assert_eq!(problem("private:emulated,"), SpecProblem::NotKeyValue(String::new()));
+    assert_eq!(problem("private:emulated,colour=red"), SpecProblem::UnknownKey { name: "colour".into() });
+    assert_eq!(problem("private:emulated,size=1G,size=1G"), SpecProblem::DuplicateKey("size"));
+    assert_eq!(problem("private:emulated,latency=0ns,latency=0ns"), SpecProblem::DuplicateKey("latency"));
+    assert_eq!(problem("private:emulated,size=0"), SpecProblem::Zero("size"));
+    assert_eq!(problem("private:emulated,bandwidth=0"), SpecProblem::Zero("bandwidth"));
+    assert_eq!(problem("private:emulated,fail=0"), SpecProblem::Zero("fail"));
+    assert_eq!(problem("private:emulated,fail=often"), SpecProblem::Fail("often".into()));
+    assert_eq!(problem("private:emulated,size=5000"), SpecProblem::NotPages(ByteLen::new(5000)));
+    assert_eq!(problem("private:emulated,size=17T"), SpecProblem::TooLarge(ByteLen::new(17 << 40)));
+    assert_eq!(problem("private:emulated,latency=11s"), SpecProblem::TooSlow(Duration::from_secs(11)));
+    for name in ["", "a b", "_x", "é", &"x".repeat(33)] {
+        assert_eq!(problem(&format!("private:emulated,name={name}")), SpecProblem::Name(name.into()));
+    }
+}
+
+#[test]
+fn messages_are_one_line_and_say_what_would_be_right() {
+    let message = |text: &str| text.parse::<DeviceSpec>().unwrap_err().to_string();
+    assert_eq!(
+        message("privat:emulated"),
+        "device `privat:emulated`: unknown memory type `privat`; the types are private and coherent"
+    );
+    assert_eq!(
+        message("private:emulated,size=5000"),
+        "device `private:emulated,size=5000`: size 5000 is not a multiple of the page (4096 bytes); 8K would be"
+    );
+    assert_eq!(
+        message("private:emulated,size=1GB"),
+        "device `private:emulated,size=1GB`: size: unknown unit `GB` in `1GB`; sizes take K, M, G or T (powers of 1024)"
+    );
+    assert_eq!(message("private:foo"), "device `private:foo`: unknown backend `foo`; known: emulated");
+    assert_eq!(
+        message("private:emulated,a=b"),
+        "device `private:emulated,a=b`: unknown key `a`; known: size, name, latency, bandwidth, fail"
+    );
+}
+
+#[test]
+fn devices_without_a_name_get_the_first_free_one_of_their_type() {
+    let texts = ["private:emulated", "coherent:emulated,name=private1", "private:emulated", "coherent:emulated"];
+    let names: Vec<_> = parse_all(&texts, MEMORY).unwrap().into_iter().map(|d| d.name).collect();
+    assert_eq!(names, ["private0", "private1", "private2", "coherent0"]);
+}
+
+#[test]
+fn the_list_is_checked_as_a_whole() {
+    assert_eq!(
+        problem_of_all(&["private:emulated,name=a", "coherent:emulated,name=a"]),
+        SpecProblem::DuplicateName("a".into())
+    );
+    assert_eq!(
+        problem_of_all(&["coherent:emulated,size=17G"]),
+        SpecProblem::LargerThanMemory { size: ByteLen::new(17 << 30), memory: MEMORY }
+    );
+    assert_eq!(
+        problem_of_all(&["coherent:emulated,size=9G", "private:emulated,size=9G"]),
+        SpecProblem::TogetherLargerThanMemory { total: ByteLen::new(18 << 30), memory: MEMORY }
+    );
+    assert_eq!(problem_of_all(&["coherent:emulated,size=1M"; MAX_DEVICES + 1]), SpecProblem::TooMany);
+    assert!(parse_all(&["coherent:emulated,size=1M"; MAX_DEVICES], MEMORY).is_ok());
+    assert!(parse_all::<&str>(&[], MEMORY).unwrap().is_empty());
+}
+
+#[test]
+fn the_default_size_fits_small_machines() {
+    assert_eq!(default_size(MEMORY), DEFAULT_SIZE);
+    assert_eq!(default_size(ByteLen::new(1 << 30)), ByteLen::new(256 << 20));
+    assert_eq!(default_size(ByteLen::new((1 << 30) + 4097)).get() % PAGE_SIZE, 0);
+}
+
+fn any_spec() -> impl Strategy<Value = DeviceSpec> {
+    let bandwidth = proptest::option::of((1_u64..).prop_map(ByteLen::new));
+    let latency = (0..=u64::try_from(MAX_LATENCY.as_nanos()).unwrap()).prop_map(Duration::from_nanos);
+    let fail = proptest::option::of(1_u64..).prop_map(|n| n.and_then(NonZeroU64::new));
+    let size = (1..=MAX_SIZE.get() / PAGE_SIZE).prop_map(|pages| ByteLen::new(pages * PAGE_SIZE));
+    let name = "[A-Za-z0-9][A-Za-z0-9_.-]{0,31}";
+    (any::<bool>(), size, name, latency, bandwidth, fail).prop_map(
+        |(private, size, name, latency, bandwidth, fail_every)| DeviceSpec {
+            memory_type: if private { MemoryType::DevicePrivate } else { MemoryType::DeviceCoherent },
+            backend: Backend::Emulated,
+            name,
+            size,
+            latency,
+            bandwidth,
+            fail_every,
+        },
+    )
+}
+
+proptest! {
+    #[test]
+    fn what_is_printed_parses_back(spec in any_spec()) {
+        prop_assert_eq!(spec.to_string().parse::<DeviceSpec>(), Ok(spec));
+    }
+
+    #[test]
+    fn no_text_makes_the_parser_panic(text in "(private|coherent|.*)[:,=](emulated|.*)(,[a-z]*=.*)*") {
+        let _ = text.parse::<DeviceSpec>();
+        let _ = parse_all(&[&text, &text], MEMORY);
+    }
+}

@@ -1,0 +1,47 @@
+//! `madvise(2)` on ranges that are named by number.
+#![expect(unsafe_code, reason = "memory named by number is changed")]
+
+use std::ffi::c_void;
+
+use hetmem_core::units::{PageRange, VirtAddr};
+use rustix::mm::Advice;
+
+use crate::copy::address;
+use crate::errno::Errno;
+
+/// The address as a pointer for the kernel.
+pub(super) fn pointer(addr: VirtAddr) -> *mut c_void {
+    std::ptr::with_exposed_provenance_mut(address(addr))
+}
+
+/// `madvise(2)`.
+///
+/// # Safety
+///
+/// The advice must be one that the caller may give on the range.
+pub(super) unsafe fn advise(range: PageRange, advice: Advice) -> Result<(), Errno> {
+    // SAFETY: the caller's.
+    unsafe { rustix::mm::madvise(pointer(range.start()), range.pages().as_usize() * 4096, advice) }
+}
+
+/// Makes every page of `range` present and writable as by a write that changes nothing (`MADV_POPULATE_WRITE`): holes
+/// get zero pages, copy-on-write pages become this process's own. The call waits like a write would, so no page of the
+/// range may be missing in a registered range that the calling thread serves.
+///
+/// `EFAULT` or `ENOMEM` where the range is not mapped or not writable, `EHWPOISON` on memory that the hardware lost.
+pub fn populate_write(range: PageRange) -> Result<(), Errno> {
+    // SAFETY: the contents of the range stay as they are.
+    rustix::io::retry_on_intr(|| unsafe { advise(range, Advice::LinuxPopulateWrite) })
+}
+
+/// Drops the pages of `range` (`MADV_DONTNEED`): private anonymous memory becomes holes. `EINVAL` on locked memory.
+/// In a range that is registered with `EVENT_REMOVE` the call waits until the event is read.
+///
+/// # Safety
+///
+/// The contents of the range are lost: nobody may count on them any more, or they are kept somewhere else and touches
+/// of the range are trapped.
+pub unsafe fn discard(range: PageRange) -> Result<(), Errno> {
+    // SAFETY: the caller gives the contents up.
+    rustix::io::retry_on_intr(|| unsafe { advise(range, Advice::LinuxDontNeed) })
+}

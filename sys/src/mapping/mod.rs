@@ -1,0 +1,13 @@
+//! Memory of hetmem's own, and advice on memory of others.
+//!
+//! * [`Arena`]: anonymous private memory between two guard pages, for frames, stacks and transit windows.
+//! * [`SharedMemory`]: a file in memory that several processes map, for counters.
+//! * [`populate_write`] and [`discard`]: make pages present, or drop them, in any range of this process.
+
+mod advice;
+mod arena;
+mod shared;
+
+pub use advice::{discard, populate_write};
+pub use arena::{Arena, ArenaOptions, HugePages, OnFork, Prefault};
+pub use shared::{SharedLayout, SharedMemory};
