@@ -73,24 +73,29 @@ pub(crate) struct RunArgs {
     pub(crate) command: Vec<OsString>,
 }
 
+/// Lines short enough for a narrow terminal: wrapped ones would lose their columns.
 const RUN_NOTES: &str = "\
 Examples:
   hetmem run --policy chaos -- python3 script.py
-  hetmem run --device coherent:emulated,size=64M --device private:emulated,size=64M \\
-             --policy chaos=42 --stats stats.json -- sqlite3 data.db 'PRAGMA integrity_check'
+  hetmem run --device coherent:emulated,size=64M \\
+             --device private:emulated,size=64M --policy chaos=42 \\
+             --stats stats.json -- sqlite3 data.db 'PRAGMA integrity_check'
   hetmem run --device private:emulated,size=2G,latency=2us,bandwidth=8G \\
              --policy limit --system-limit 256M -- ./program
 
 Exit status:
   the program's own, or 128+N if signal N ended it
   2    the command line is wrong
-  125  hetmem refuses, and says why (see also `hetmem doctor`); or the statistics could not be written
+  125  hetmem refuses, and says why (see also `hetmem doctor`),
+       or the program succeeded and its statistics could not be written
   126  the program can't be executed
   127  the program was not found
 
 Signals:
-  INT, TERM, HUP, QUIT, USR1, USR2, ALRM and WINCH sent to hetmem are passed on to the program; what the terminal sends reaches
-  both. Stopping and continuing act on the job as a whole. If hetmem itself is killed, the program goes on.";
+  HUP, INT, QUIT, TERM, USR1, USR2, ALRM and WINCH sent to hetmem are passed
+  on to the program; what the terminal sends reaches both. Stopping and
+  continuing act on the job as a whole. If hetmem itself is killed, the
+  program goes on.";
 
 /// Say what hetmem can use on this host, and what would fix what it can't. The exit status is 0 if `hetmem run` can work
 /// and 1 if not.

@@ -74,7 +74,37 @@ pub(crate) fn library() -> Result<PathBuf, Failure> {
 
 #[cfg(test)]
 mod tests {
+    use hetmem_sys::errno::Errno;
+    use hetmem_sys::probe::{KernelRelease, MoveTrialError};
+    use hetmem_sys::uffd::{OpenError, Route};
+
     use super::*;
+
+    /// A host on which everything works.
+    fn capable() -> Capabilities {
+        Capabilities {
+            kernel: KernelRelease::parse("6.8.0"),
+            full_access: Ok(Route::SystemCall),
+            page_move: Ok(()),
+            populate_write: Ok(()),
+            ..Capabilities::probe()
+        }
+    }
+
+    #[test]
+    fn each_obstacle_is_named_with_what_would_fix_it() {
+        assert_eq!(obstacle(&capable()), None);
+        let old = Capabilities { kernel: KernelRelease::parse("6.7.12-generic"), ..capable() };
+        let said = obstacle(&old).unwrap();
+        assert!(said.contains("6.8 or newer") && said.contains("6.7.12-generic"), "{said}");
+        let denied = Capabilities { full_access: Err(OpenError::NotPermitted), ..capable() };
+        let said = obstacle(&denied).unwrap();
+        assert!(said.contains("vm.unprivileged_userfaultfd") && said.contains("/dev/userfaultfd"), "{said}");
+        let unmoved = Capabilities { page_move: Err(MoveTrialError::Refused(Errno::INVAL)), ..capable() };
+        assert!(obstacle(&unmoved).unwrap().contains("UFFDIO_MOVE"));
+        let unpopulated = Capabilities { populate_write: Err(Errno::INVAL), ..capable() };
+        assert!(obstacle(&unpopulated).unwrap().contains("MADV_POPULATE_WRITE"));
+    }
 
     #[test]
     fn figures_are_read_by_their_whole_name() {

@@ -173,6 +173,8 @@ impl<H: Host> Engine<H> {
     #[must_use]
     pub fn residency(&self, range: PageRange) -> Vec<Residency> {
         let mut pages = vec![Residency::System; range.pages().as_usize()];
+        // Events that were read are applied before anybody sees the gate open.
+        let _installing = self.space.gate.install();
         for (no, block) in self.space.blocks_in(range) {
             let Some(part) = range.intersect(no.range()) else { continue };
             let state = block.lock();

@@ -31,6 +31,7 @@ pub mod mapping;
 pub mod maps;
 pub mod pagemap;
 pub mod probe;
+pub mod process;
 mod raw;
 pub mod sigbus;
 pub mod thread;

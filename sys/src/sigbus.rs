@@ -6,7 +6,8 @@
 //!
 //! Flags of the installed handler:
 //!
-//! * `SA_ONSTACK`: programs with small stacks (Go's) set an alternate one, and expect handlers to use it.
+//! * not `SA_ONSTACK`: alternate stacks are often a page or two (Rust gives every thread one of that size), which a
+//!   migration outgrows; the stack in use always has room, as running out of it is another signal.
 //! * not `SA_NODEFER`, and all other signals blocked too: a handler of the program must not run while a page is half-way
 //!   home, and a touch of a missing page *inside* the handler is a defect. With the signal blocked the kernel ends the
 //!   program there and then, with a core; without, the handler would recur until the stack is gone.
@@ -61,7 +62,7 @@ pub fn install(handler: fn(VirtAddr) -> Handled) -> Result<(), Errno> {
     let previous = unsafe { previous.assume_init() };
     INSTALLED.set(Installed { handler, sigaction, previous }).map_err(|_| Errno::ALREADY)?;
     let entry: extern "C" fn(c_int, *mut libc::siginfo_t, *mut c_void) = on_sigbus;
-    set_disposition(sigaction, entry as usize, libc::SA_SIGINFO | libc::SA_ONSTACK | libc::SA_RESTART)
+    set_disposition(sigaction, entry as usize, libc::SA_SIGINFO | libc::SA_RESTART)
 }
 
 /// `sigaction` behind any that a preloaded library has put in front of it.

@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::{PROGRAM, WINDOW, check, entries, fill, open, page, pages, populated_pages, present, read};
+use common::{MOVES, check, entries, fill, open, page, pages, populated_pages, present, protect, read};
 use hetmem_core::units::{PageCount, PageRange};
 use hetmem_sys::errno::Errno;
 use hetmem_sys::mapping::Arena;
@@ -25,12 +25,6 @@ fn complete(done: u64) -> Progress {
     Progress { done: PageCount::new(done), stop: None }
 }
 
-fn protect(range: PageRange, flags: MprotectFlags) {
-    let start = std::ptr::with_exposed_provenance_mut(usize::try_from(range.start().get()).unwrap());
-    // SAFETY: memory of the test's own.
-    unsafe { rustix::mm::mprotect(start, range.pages().as_usize() * 4096, flags) }.unwrap();
-}
-
 /// The program's context and its memory, filled and trapped; hetmem's context and an empty arena.
 struct Scene {
     program: Userfaultfd,
@@ -40,7 +34,7 @@ struct Scene {
 }
 
 fn scene(count: u64) -> Option<Scene> {
-    let (program, window) = (open(PROGRAM)?, open(WINDOW)?);
+    let (program, window) = (open(MOVES)?, open(MOVES)?);
     let (memory, arena) = (populated_pages(count), pages(count));
     fill(memory.range(), 1);
     program.register(memory.range(), Mode::MISSING).unwrap();
@@ -77,8 +71,10 @@ fn a_hole_stops_the_run_at_its_page_unless_holes_are_allowed() {
     memory.discard(page(memory.range(), 3)).unwrap();
     assert_eq!(move_range(&window, arena.range(), memory.range(), MoveFlags::NONE), stopped(3, Errno::NOENT));
     assert_eq!(present(arena.range()), [true, true, true, false, false, false, false, false]);
-    let (rest, target) =
-        (memory.range().slice(PageCount::new(3), PageCount::new(5)), arena.range().slice(PageCount::new(3), PageCount::new(5)));
+    let (rest, target) = (
+        memory.range().slice(PageCount::new(3), PageCount::new(5)),
+        arena.range().slice(PageCount::new(3), PageCount::new(5)),
+    );
     assert_eq!(move_range(&window, target, rest, MoveFlags::ALLOW_SRC_HOLES), complete(5));
     assert_eq!(present(arena.range()), [true, true, true, false, true, true, true, true]);
 }
@@ -113,8 +109,7 @@ fn locked_memory_is_refused_on_either_side() {
     let start = std::ptr::with_exposed_provenance_mut(usize::try_from(memory.range().start().get()).unwrap());
     // SAFETY: memory of the test's own.
     if let Err(errno) = unsafe { rustix::mm::mlock(start, 4 * 4096) } {
-        eprintln_skip(&format!("memory can't be locked here: {errno}"));
-        return;
+        return common::skip(&errno);
     }
     assert_eq!(move_range(&window, arena.range(), memory.range(), MoveFlags::NONE), stopped(0, Errno::INVAL));
     // SAFETY: memory of the test's own.
@@ -123,14 +118,9 @@ fn locked_memory_is_refused_on_either_side() {
     assert_eq!(move_range(&program, memory.range(), arena.range(), MoveFlags::NONE), complete(4));
 }
 
-#[expect(clippy::print_stderr, reason = "a skipped test says so")]
-fn eprintln_skip(why: &str) {
-    eprintln!("skipped: {why}");
-}
-
 #[test]
 fn the_zero_page_moves_and_stays_the_zero_page() {
-    let (Some(program), Some(window)) = (open(PROGRAM), open(WINDOW)) else { return };
+    let (Some(program), Some(window)) = (open(MOVES), open(MOVES)) else { return };
     let (memory, arena) = (pages(2), pages(2));
     memory.range().iter().for_each(|page| assert_eq!(read(page), 0));
     program.register(memory.range(), Mode::MISSING).unwrap();
@@ -143,7 +133,7 @@ fn the_zero_page_moves_and_stays_the_zero_page() {
 
 #[test]
 fn a_huge_page_moves_whole_there_and_back() {
-    let (Some(program), Some(window)) = (open(PROGRAM), open(WINDOW)) else { return };
+    let (Some(program), Some(window)) = (open(MOVES), open(MOVES)) else { return };
     let (Some(memory), arena) = (common::huge_page(), pages(512)) else { return };
     fill(memory.range(), 7);
     program.register(memory.range(), Mode::MISSING).unwrap();
@@ -161,7 +151,7 @@ fn a_huge_page_moves_whole_there_and_back() {
 
 #[test]
 fn a_part_of_a_huge_page_moves_after_the_kernel_has_split_it() {
-    let Some(window) = open(WINDOW) else { return };
+    let Some(window) = open(MOVES) else { return };
     let (Some(memory), arena) = (common::huge_page(), pages(512)) else { return };
     fill(memory.range(), 8);
     window.register(arena.range(), Mode::WP).unwrap();

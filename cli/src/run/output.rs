@@ -3,6 +3,8 @@
 //! That it can be written is found out before the program starts; what is in it stays until the program has ended. A
 //! regular file is replaced as a whole: its successor is made beside it, with room on the disk set aside, and renamed at
 //! the end. Anything else (a pipe, `/dev/stdout`) is opened and written to.
+//!
+//! *Limits:* if hetmem itself is killed (SIGKILL), the unfinished successor stays, as `.NAME.PID.tmp`.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write as _};

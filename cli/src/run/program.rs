@@ -13,7 +13,8 @@ use std::path::{Path, PathBuf};
 use elf::abi;
 use elf::endian::AnyEndian;
 use elf::file::{Class, FileHeader};
-use elf::segment::SegmentTable;
+use elf::parse::ParseAt as _;
+use elf::segment::{ProgramHeader, SegmentTable};
 use rustix::fs::{Access, access};
 
 use crate::failure::Failure;
@@ -50,11 +51,12 @@ pub(crate) fn resolve(name: &OsStr) -> Result<Program, Failure> {
         match inspect(&current)? {
             Kind::Native => return Ok(Program { file, leading: Vec::new(), argv0: name.to_owned() }),
             Kind::Script { interpreter } => {
-                check_executable(&interpreter).map_err(|error| match error.kind() {
-                    io::ErrorKind::NotFound => {
+                check_executable(&interpreter).map_err(|error| {
+                    if error.kind() == io::ErrorKind::NotFound {
                         Failure::NoInterpreter { program: current, interpreter: interpreter.clone() }
+                    } else {
+                        not_executable(&interpreter, error.to_string())
                     }
-                    _ => not_executable(&interpreter, error.to_string()),
                 })?;
                 current = interpreter;
             }
@@ -173,9 +175,9 @@ fn check_privilege(path: &Path, metadata: &Metadata) -> Result<(), Failure> {
     if mode & SETGID == SETGID {
         return Err(unmanageable(path, &format!("is setgid, {ignored}")));
     }
-    // An empty buffer asks for the attribute's length only.
-    let mut none: [u8; 0] = [];
-    if rustix::fs::getxattr(path, c"security.capability", &mut none[..]).is_ok_and(|length| length > 0) {
+    /// More than `struct vfs_ns_cap_data` takes.
+    const CAPABILITIES: usize = 64;
+    if rustix::fs::getxattr(path, c"security.capability", &mut [0; CAPABILITIES][..]).is_ok() {
         return Err(unmanageable(path, &format!("has file capabilities, {ignored}")));
     }
     Ok(())
@@ -183,16 +185,20 @@ fn check_privilege(path: &Path, metadata: &Metadata) -> Result<(), Failure> {
 
 /// Refuses programs that can't execute here, and those that no library can be preloaded into.
 fn check_elf(path: &Path, file: &File, head: &[u8]) -> Result<(), Failure> {
-    let broken = |_| not_executable(path, "its ELF header is broken".to_owned());
-    let ident = elf::file::parse_ident::<AnyEndian>(head).map_err(broken)?;
-    let tail = head.get(abi::EI_NIDENT..).unwrap_or_default();
-    let header = FileHeader::parse_tail(ident, tail).map_err(broken)?;
+    let broken = || not_executable(path, "its ELF header is broken".to_owned());
+    // The parser counts on a whole identification.
+    let (ident, tail) = head.split_at_checked(abi::EI_NIDENT).ok_or_else(broken)?;
+    let ident = elf::file::parse_ident::<AnyEndian>(ident).map_err(|_| broken())?;
+    let header = FileHeader::parse_tail(ident, tail).map_err(|_| broken())?;
     if header.class == Class::ELF32 && [NATIVE_MACHINE, NATIVE_MACHINE_32].contains(&header.e_machine) {
         return Err(unmanageable(path, "is a 32-bit program; hetmem manages 64-bit programs only"));
     }
     if header.e_machine != NATIVE_MACHINE {
         let machine = elf::to_str::e_machine_to_human_str(header.e_machine).unwrap_or("another machine");
         return Err(not_executable(path, format!("it is a program for {machine}")));
+    }
+    if header.e_phnum != 0 && usize::from(header.e_phentsize) != ProgramHeader::size_for(header.class) {
+        return Err(broken());
     }
     if header.e_type != abi::ET_EXEC && header.e_type != abi::ET_DYN {
         return Err(not_executable(path, "it is an object file or a core dump, not a program".to_owned()));
@@ -297,7 +303,10 @@ mod tests {
         assert_eq!(status(&dir.path().join("nothing")), NOT_FOUND);
         assert_eq!(status(&file(dir.path(), "data", b"\0\x01\x02", 0o755)), NOT_EXECUTABLE);
         assert_eq!(status(&file(dir.path(), "mode", b"#!/bin/sh\n", 0o644)), NOT_EXECUTABLE);
-        assert_eq!(status(&file(dir.path(), "short", b"\x7fELF", 0o755)), NOT_EXECUTABLE);
+        for length in 4..64 {
+            let content = &header(2, NATIVE_MACHINE)[..length];
+            assert_eq!(status(&file(dir.path(), "short", content, 0o755)), NOT_EXECUTABLE, "{length}");
+        }
     }
 
     /// An ELF header without segments.

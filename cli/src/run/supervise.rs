@@ -2,8 +2,9 @@
 //!
 //! - The program starts with the dispositions and the signal mask that hetmem was started with: signals that were ignored (as
 //!   by `nohup`) stay so for both, and handlers of hetmem's own don't outlive exec.
-//! - A signal that another process sends to hetmem is passed on. What the kernel sends, such as Ctrl-C on the terminal, has
-//!   reached the program already, as both are in one process group; hetmem survives it and waits.
+//! - A signal that another process sends to hetmem is passed on. What the terminal sends (Ctrl-C, a new window size) has
+//!   reached the program already, as both are in one process group; hetmem survives it and waits. A hangup of the terminal
+//!   and a timer that was set before hetmem was executed concern hetmem alone, in the program's place: they are passed on.
 //! - Stopping and continuing (TSTP, STOP, CONT) are left alone: job control acts on the group as a whole.
 //! - When hetmem is killed, the program goes on. It counts into the statistics memory as before, but nobody reads it, and
 //!   programs that it starts from then on run unmanaged.
@@ -23,7 +24,7 @@ use signal_hook::consts::{SIGALRM, SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SI
 use signal_hook::iterator::SignalsInfo;
 use signal_hook::iterator::exfiltrator::WithOrigin;
 use signal_hook::iterator::exfiltrator::origin::Origin;
-use signal_hook::low_level::siginfo::{Cause, Sent};
+use signal_hook::low_level::siginfo::Cause;
 
 /// Signals that are passed on.
 const PASSED_ON: [i32; 8] = [SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGALRM, SIGWINCH];
@@ -95,12 +96,22 @@ fn pass_on(mut signals: SignalsInfo<WithOrigin>, pid: Pid, program: &OwnedFd) {
     }
 }
 
-/// Whether a signal was sent to hetmem by a process that wants the program to have it. The program itself doesn't: a signal
-/// of its own comes here when it signals its whole group, and has reached it then.
+/// Whether a signal that came to hetmem is meant for the program and has not reached it.
 fn is_for_the_program(origin: &Origin, program: Pid) -> bool {
-    let sent = matches!(origin.cause, Cause::Sent(Sent::User | Sent::Queue | Sent::TKill));
-    let by_the_program = origin.process.as_ref().is_some_and(|process| process.pid == program.as_raw_nonzero().get());
-    sent && PASSED_ON.contains(&origin.signal) && !by_the_program
+    if !PASSED_ON.contains(&origin.signal) {
+        return false;
+    }
+    match origin.cause {
+        // The terminal hangs up on the leader of its session, which hetmem is if nothing stood between; a timer goes
+        // off in the process that set it, and lives on through exec.
+        Cause::Kernel => match origin.signal {
+            SIGHUP => rustix::process::getsid(None).is_ok_and(|leader| leader == rustix::process::getpid()),
+            signal => signal == SIGALRM,
+        },
+        // A signal of the program's own comes here when it signals its whole group, and has reached it then.
+        Cause::Sent(_) => origin.process.as_ref().is_none_or(|sender| sender.pid != program.as_raw_nonzero().get()),
+        Cause::Unknown | Cause::Chld(_) | _ => false,
+    }
 }
 
 /// The signals to have a handler for: those to pass on, but for ignored ones, which stay ignored. SIGCHLD is the other way

@@ -258,12 +258,13 @@ mod tests {
     #[test]
     fn processes_beyond_the_last_slot_share_it() {
         let ledger = Ledger::create().unwrap();
-        for pid in 1..=SLOTS as u32 + 5 {
+        let slots = u32::try_from(SLOTS).unwrap();
+        for pid in 1..=slots + 5 {
             ledger.claim(pid).errors.fetch_add(1, Relaxed);
         }
         assert_eq!(ledger.processes(), SLOTS as u64 + 5);
         assert_eq!(ledger.sum().errors.load(Relaxed), SLOTS as u64 + 5);
-        assert_eq!(ledger.counters_of(SLOTS as u32).unwrap().errors.load(Relaxed), 6);
+        assert_eq!(ledger.counters_of(slots).unwrap().errors.load(Relaxed), 6);
     }
 
     #[test]

@@ -6,8 +6,10 @@
 
 mod advice;
 mod arena;
+mod query;
 mod shared;
 
 pub use advice::{discard, populate_write};
 pub use arena::{Arena, ArenaOptions, HugePages, OnFork, Prefault};
+pub use query::is_mapped;
 pub use shared::{SharedLayout, SharedMemory};

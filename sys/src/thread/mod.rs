@@ -5,9 +5,11 @@
 //! the agent has open.
 
 mod spawn;
+mod tasks;
 mod tcb;
 mod wait;
 
 pub use spawn::{next_symbol, spawn_on, unshare_files};
+pub use tasks::{is_outside, threads};
 pub use tcb::dtv_extent;
 pub use wait::{backoff_sleep, current_tid, futex_wait, futex_wake, thread_exists, yield_now};

@@ -122,7 +122,8 @@ impl Userfaultfd {
         Self { fd }
     }
 
-    /// Traps touches of the kind `mode` in `range`. All of the range must be mapped, else `ENOMEM` or `EINVAL`;
+    /// Traps touches of the kind `mode` in `range`, in place of any other kind that this context trapped there. (Those who
+    /// wait for the old kind go on waiting: [`Userfaultfd::wake`] them.) All of the range must be mapped, else `ENOMEM` or `EINVAL`;
     /// mappings of regular files give `EINVAL`, those of another context `EBUSY`.
     pub fn register(&self, range: PageRange, mode: Mode) -> Result<(), Errno> {
         let mut arg = abi::UffdioRegister { range: range.into(), mode: mode.bits(), ioctls: 0 };
@@ -136,7 +137,10 @@ impl Userfaultfd {
         let mut arg = abi::UffdioRange::from(range);
         // SAFETY: number and type belong together; the contents of pages that are there don't change, and pages that
         // aren't are the business of the contract of `move_pages`.
-        unsafe { abi::call::<{ abi::UFFDIO_UNREGISTER }, _>(self.as_fd(), &mut arg) }
+        unsafe { abi::call::<{ abi::UFFDIO_UNREGISTER }, _>(self.as_fd(), &mut arg)? };
+        // The kernel itself wakes those only who wait for missing pages; a writer stopped by write protection would sleep
+        // for ever. All who wait are on the context's queue by now, as the call above excluded faults while it ran.
+        self.wake(range)
     }
 }
 

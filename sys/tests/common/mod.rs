@@ -2,6 +2,7 @@
 //! report of a test that can't run here.
 #![allow(dead_code, reason = "each test file uses its own part")]
 #![allow(clippy::print_stderr, reason = "a skipped test says so")]
+#![allow(unreachable_pub, reason = "a module of each test file")]
 #![allow(clippy::missing_panics_doc, reason = "tests panic")]
 
 use std::os::fd::AsFd;
@@ -12,28 +13,34 @@ use hetmem_sys::mapping::{Arena, ArenaOptions, HugePages, OnFork, Prefault};
 use hetmem_sys::pagemap::{PagemapEntry, PagemapScanner};
 use hetmem_sys::uffd::{Access, Event, EventBuffer, Features, Userfaultfd};
 use rustix::event::{PollFd, PollFlags};
+use rustix::mm::MprotectFlags;
+
+/// Says why a test ends without having tried.
+pub fn skip(why: &dyn std::fmt::Display) {
+    eprintln!("skipped: {why}");
+}
 
 /// Opens a context, or says on stderr why the test is skipped.
 pub fn open(features: Features) -> Option<Userfaultfd> {
     match Userfaultfd::open(features, Access::Full) {
         Ok(uffd) => Some(uffd),
         Err(error) => {
-            eprintln!("skipped: {error}");
+            skip(&error);
             None
         }
     }
 }
 
-/// The features of a window: pages are moved, nothing is reported.
-pub const WINDOW: Features = Features::MOVE.union(Features::PAGEFAULT_FLAG_WP);
-/// The features of a context that watches the program.
-pub const PROGRAM: Features =
-    WINDOW.union(Features::EVENT_REMAP).union(Features::EVENT_REMOVE).union(Features::EVENT_UNMAP);
+/// The features of a context that moves pages and is told of faults only.
+pub const MOVES: Features = Features::MOVE.union(Features::PAGEFAULT_FLAG_WP);
+/// The features of a context that is told of changes of the mappings. Whoever makes such a change waits until the event
+/// is read, so memory registered with it outlives it.
+pub const WATCH: Features =
+    MOVES.union(Features::EVENT_REMAP).union(Features::EVENT_REMOVE).union(Features::EVENT_UNMAP);
 
 /// Small pages that no forked child of another test shares.
 pub fn pages(count: u64) -> Arena {
-    let options =
-        ArenaOptions { huge_pages: HugePages::Never, on_fork: OnFork::Omit, ..ArenaOptions::default() };
+    let options = ArenaOptions { huge_pages: HugePages::Never, on_fork: OnFork::Omit, ..ArenaOptions::default() };
     Arena::reserve(PageCount::new(count), &options).unwrap()
 }
 
@@ -51,7 +58,7 @@ pub fn huge_page() -> Option<Arena> {
     let arena = Arena::reserve(PageCount::new(BLOCK_PAGES), &options).ok();
     let huge = arena.filter(|arena| is_huge(arena.range()));
     if huge.is_none() {
-        eprintln!("skipped: the machine gives no transparent huge page");
+        skip(&"the machine gives no transparent huge page");
     }
     huge
 }
@@ -74,6 +81,13 @@ pub fn entries(range: PageRange) -> Vec<PagemapEntry> {
 /// Which pages of `range` are there.
 pub fn present(range: PageRange) -> Vec<bool> {
     entries(range).into_iter().map(PagemapEntry::is_present).collect()
+}
+
+/// Changes the protection of a test's own memory.
+pub fn protect(range: PageRange, flags: MprotectFlags) {
+    let start = std::ptr::with_exposed_provenance_mut(usize::try_from(range.start().get()).unwrap());
+    // SAFETY: memory of the test's own.
+    unsafe { rustix::mm::mprotect(start, range.pages().as_usize() * 4096, flags) }.unwrap();
 }
 
 fn word(page: VirtAddr, index: u64) -> *mut u64 {

@@ -1,0 +1,90 @@
+//! A program's native run against its managed run.
+
+use std::path::Path;
+
+use crate::launch::{Ended, Program, Setting, last_part};
+use crate::{Outcome, Problem};
+
+/// What is compared besides the exit status.
+#[derive(Clone, Debug)]
+pub(crate) struct Expect {
+    /// Both outputs, byte by byte; programs that print times or process numbers are compared otherwise.
+    pub(crate) output: bool,
+    /// Files that the program leaves in its folder.
+    pub(crate) files: &'static [&'static str],
+    /// Pages that must have moved at least.
+    pub(crate) least_moved: u64,
+}
+
+impl Expect {
+    /// The same output, and at least so many pages moved.
+    pub(crate) fn moved(least_moved: u64) -> Self {
+        Self { output: true, files: &[], least_moved }
+    }
+}
+
+/// Runs `program` natively and in `setting`, and compares.
+pub(crate) fn compare(program: &Program, setting: Setting, expect: &Expect) -> Outcome<(Ended, Ended)> {
+    let native = program.start(None)?.wait()?;
+    let managed = program.start(Some(setting))?.wait()?;
+    report(&managed, &native);
+    if expect.output {
+        same("standard error", &native.stderr, &managed.stderr, &managed)?;
+        same("standard output", &native.stdout, &managed.stdout, &managed)?;
+    }
+    if managed.code() != native.code() {
+        let text = format!(
+            "{}\nended with {} instead of {}\n--- stdout\n{}\n--- stderr\n{}",
+            managed.what,
+            managed.code(),
+            native.code(),
+            last_part(&managed.stdout),
+            last_part(&managed.stderr)
+        );
+        return Err(Problem::Wrong(text));
+    }
+    for name in expect.files {
+        let read = |folder: &Path| std::fs::read(folder.join(name)).map_err(|error| format!("{name}: {error}"));
+        same(name, &read(native.folder.path())?, &read(managed.folder.path())?, &managed)?;
+    }
+    check_stats(&managed, expect.least_moved)?;
+    Ok((native, managed))
+}
+
+/// Complains if the statistics of a managed run show a problem.
+pub(crate) fn check_stats(managed: &Ended, least_moved: u64) -> Outcome {
+    match &managed.stats {
+        None => Err(Problem::Wrong(format!("{}: no statistics", managed.what))),
+        Some(stats) => Ok(stats.check(managed.code(), least_moved)?),
+    }
+}
+
+/// Shows what the managed run did, beside the test's name.
+pub(crate) fn report(managed: &Ended, native: &Ended) {
+    let summary = managed.stats.as_ref().map_or_else(String::new, crate::stats::Stats::summary);
+    let name = managed.what.rsplit_once("\"--\" ").map_or("?", |(_, program)| program);
+    let name: String = name.chars().rev().take(60).collect::<Vec<_>>().into_iter().rev().collect();
+    eprintln!("  {:.1} s, natively {:.1} s: {summary} [{name}]", managed.took.as_secs_f64(), native.took.as_secs_f64());
+}
+
+/// Complains about the first line that differs.
+pub(crate) fn same(what: &str, native: &[u8], managed: &[u8], run: &Ended) -> Outcome {
+    if native == managed {
+        return Ok(());
+    }
+    let (expected, got) = (String::from_utf8_lossy(native), String::from_utf8_lossy(managed));
+    let at = expected.lines().zip(got.lines()).take_while(|(a, b)| a == b).count();
+    let line =
+        |text: &str| text.lines().nth(at).map_or_else(|| "(the end)".to_owned(), |line| last_part(line.as_bytes()));
+    Err(Problem::Wrong(format!(
+        "{}\n{what} differs from line {} on ({} bytes instead of {}), status {}\nnative:  {}\nmanaged: {}\n--- stderr\n{}",
+        run.what,
+        at + 1,
+        managed.len(),
+        native.len(),
+        run.code(),
+        line(&expected),
+        line(&got),
+        last_part(&run.stderr)
+    )))
+}

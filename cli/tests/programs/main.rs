@@ -1,0 +1,75 @@
+//! Real programs under `hetmem run`: what they print, leave behind and exit with is what they do natively, while their
+//! pages move to devices and back without pause.
+//!
+//! Each test runs a program twice, natively and managed, and compares. The programs are those of the host's packages
+//! ([`packages`], [`redis`]) and small ones of our own that check themselves ([`own`], sources in `c/`).
+//!
+//! ```text
+//!   case ──► launch::Program ──► native run  ──┐
+//!                        └─────► managed run ──┴─► compare output, status, files; look at the statistics
+//!                                    └─ out of time ─► autopsy::report, then everything is killed
+//! ```
+//!
+//! Programs that are not installed make a test *ignored*, with the reason beside it; with `CI` set, they make it fail.
+//! `HETMEM_TEST_SEED` sets the seed of the chaos. Names filter as in every test binary: `cargo test --test programs redis`.
+//!
+//! # Limits
+//!
+//! A program's output must not depend on time, on addresses or on the folder it runs in, or there is nothing to compare.
+#![expect(clippy::print_stderr, reason = "the only output besides the harness's own")]
+
+mod autopsy;
+mod compare;
+mod host;
+mod launch;
+mod own;
+mod packages;
+mod redis;
+mod stats;
+
+use std::process::ExitCode;
+
+use libtest_mimic::{Arguments, Completion, Failed, Trial};
+
+/// Why a test didn't pass.
+enum Problem {
+    /// It can't run on this host.
+    Missing(String),
+    /// It ran, and something is wrong.
+    Wrong(String),
+}
+
+impl From<String> for Problem {
+    fn from(text: String) -> Self {
+        Self::Wrong(text)
+    }
+}
+
+impl From<std::io::Error> for Problem {
+    fn from(error: std::io::Error) -> Self {
+        Self::Wrong(error.to_string())
+    }
+}
+
+type Outcome<T = ()> = Result<T, Problem>;
+
+/// Makes `body` a test of the harness.
+fn trial(name: impl Into<String>, body: impl FnOnce() -> Outcome + Send + 'static) -> Trial {
+    Trial::ignorable_test(name, move || match host::ready().and_then(|()| body()) {
+        Ok(()) => Ok(Completion::Completed),
+        Err(Problem::Missing(what)) if host::in_ci() => Err(Failed::from(format!("CI must have everything: {what}"))),
+        Err(Problem::Missing(what)) => Ok(Completion::ignored_with(what)),
+        Err(Problem::Wrong(what)) => Err(Failed::from(what)),
+    })
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::from_args();
+    let mut trials = own::trials();
+    trials.extend(packages::trials());
+    trials.extend(redis::trials());
+    if !arguments.list {
+        eprintln!("chaos seed {}", host::seed());
+    }
+    libtest_mimic::run(&arguments, trials).exit_code()
+}

@@ -1,0 +1,108 @@
+//! Programs of the host's packages, which know nothing of hetmem.
+
+use std::fmt::Write as _;
+use std::process::Command;
+
+use libtest_mimic::Trial;
+
+use crate::compare::{Expect, compare};
+use crate::launch::{Ended, Program, Setting};
+use crate::{Outcome, Problem, host, trial};
+
+fn python(setting: Setting) -> Outcome {
+    let program =
+        Program::new(host::program("python3")?).arguments([host::source("scripts/heap.py")]).arguments(["10"]);
+    compare(&program, setting, &Expect::moved(100_000)).map(drop)
+}
+
+/// The database file must be the same, byte by byte, and pass the integrity checks of a native `sqlite3`.
+fn sqlite(setting: Setting) -> Outcome {
+    let sqlite = host::program("sqlite3")?;
+    let program = Program::new(&sqlite).arguments(["-batch", "events.db"]).stdin(host::source("scripts/load.sql"));
+    let expect = Expect { files: &["events.db"], ..Expect::moved(100_000) };
+    let (_, managed) = compare(&program, setting, &expect)?;
+    let check = Command::new(&sqlite)
+        .args(["-batch", "events.db", "PRAGMA integrity_check"])
+        .current_dir(managed.folder.path())
+        .output()?;
+    if check.stdout != b"ok\n" {
+        return Err(Problem::Wrong(format!("a native sqlite3 finds {}", String::from_utf8_lossy(&check.stdout))));
+    }
+    Ok(())
+}
+
+/// It verifies what it writes. A worker that a signal killed it starts anew, and only says so.
+fn stress_ng() -> Outcome {
+    const BAD: &[&str] = &["fail:", "error:", "terminated on", "died", "restarting", "aborted", "skipped", "incorrect"];
+    let options = "--vm 2 --vm-bytes 64M --vm-method all --vm-ops 60000 --verify --seed 7 --metrics-brief --verbose";
+    let program = Program::new(host::program("stress-ng")?).arguments(options.split(' '));
+    let expect = Expect { output: false, files: &[], least_moved: 100_000 };
+    let (native, managed) = compare(&program, Setting::Chaos, &expect)?;
+    let said = |run: &Ended| String::from_utf8_lossy(&[&run.stdout[..], &run.stderr].concat()).into_owned();
+    let (native, managed) = (said(&native), said(&managed));
+    let bad = managed.lines().find(|line| BAD.iter().any(|word| line.contains(word)));
+    if let Some(line) = bad {
+        return Err(Problem::Wrong(format!("stress-ng says: {line}\n{managed}")));
+    }
+    let operations = |text: &str| -> Option<u64> {
+        text.lines().find_map(|line| line.split_once("] vm ")?.1.split_whitespace().next()?.parse().ok())
+    };
+    if operations(&managed).is_none() || operations(&managed) != operations(&native) {
+        return Err(Problem::Wrong(format!("stress-ng did other work than natively:\n{managed}\nnatively:\n{native}")));
+    }
+    Ok(())
+}
+
+/// A C program with so many functions that the compiler's heap is worth moving.
+fn large_program(functions: usize) -> String {
+    let mut text =
+        String::from("#include <stdio.h>\n#include <string.h>\nstruct item { int a[8]; double d; char name[24]; };\n");
+    for i in 0..functions {
+        let (odd, shift) = (2 * i + 1, i % 7 + 1);
+        let _ = write!(
+            text,
+            "static int f{i}(int x, struct item *it) {{\n  int sum = x;\n  for (int k = 0; k < {odd}; k++) {{\n    it->a[k % 8] += (k * {odd}) \
+             ^ (sum >> {shift});\n    switch ((sum + k) % 5) {{\n    case 0: sum += it->a[{}]; break;\n    case 1: sum ^= k << {shift}; break;\n    \
+             case 2: it->d *= 1.0 + 1.0 / (k + {odd}); break;\n    case 3: memset(it->name, 'a' + k % 26, sizeof it->name - 1); break;\n    \
+             default: sum -= it->name[k % 24];\n    }}\n  }}\n  return sum + {};\n}}\n",
+            i % 8,
+            if i == 0 { "0".to_owned() } else { format!("(x & 1 ? f{}(x >> 1, it) : 0)", i - 1) },
+        );
+    }
+    text.push_str("int main(void) {\n  struct item it = {0};\n  unsigned total = 0;\n");
+    for i in 0..functions {
+        let _ = writeln!(text, "  total = total * 31u + (unsigned)f{i}({i} & 1023, &it);");
+    }
+    text.push_str("  printf(\"%u\\n\", total);\n  return 0;\n}\n");
+    text
+}
+
+/// Driver, compiler, assembler and linker are all managed; the executable must be the same, byte by byte.
+fn c_compiler() -> Outcome {
+    let inputs = host::folder()?;
+    let source = inputs.path().join("large.c");
+    std::fs::write(&source, large_program(250))?;
+    let program = Program::new(host::program("cc")?).arguments(["-O2", "-w", "-o", "large"]).arguments([source]);
+    let expect = Expect { files: &["large"], ..Expect::moved(10_000) };
+    compare(&program, Setting::Chaos, &expect).map(drop)
+}
+
+/// A shell, and a pipeline of programs that run side by side.
+fn pipeline() -> Outcome {
+    let script = "seq 1 400000 | sort -r | sort -n -k1.3 -s | gzip -3 | gzip -d | sha256sum; exit 5";
+    let program = Program::new(host::program("sh")?).arguments(["-c", script]);
+    host::program("gzip")?;
+    compare(&program, Setting::Chaos, &Expect::moved(10_000)).map(drop)
+}
+
+pub(crate) fn trials() -> Vec<Trial> {
+    vec![
+        trial("chaos::python", || python(Setting::Chaos)),
+        trial("limit::python", || python(Setting::Limit)),
+        trial("chaos::sqlite", || sqlite(Setting::Chaos)),
+        trial("limit::sqlite", || sqlite(Setting::Limit)),
+        trial("chaos::stress_ng", stress_ng),
+        trial("chaos::c_compiler", c_compiler),
+        trial("chaos::pipeline", pipeline),
+    ]
+}

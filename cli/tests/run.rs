@@ -1,0 +1,281 @@
+//! `hetmem run` around a program: exit status, signals, output, statistics. What happens to its pages is tested elsewhere.
+#![expect(clippy::print_stderr, reason = "a test that can't run here says so")]
+
+mod support;
+
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::process::{Child, Command, Stdio};
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+use support::{hetmem, output, status, stderr, stdout};
+
+fn sh(options: &[&str], script: &str) -> Command {
+    let mut command = hetmem();
+    command.arg("run").args(options).args(["--", "sh", "-c", script]);
+    command
+}
+
+/// Waits for a line of a program's output.
+#[track_caller]
+fn wait_for(reader: &mut impl std::io::BufRead, line: &str) {
+    let mut read = String::new();
+    while reader.read_line(&mut read).unwrap() != 0 {
+        if read.trim_end() == line {
+            return;
+        }
+        read.clear();
+    }
+    panic!("the program ended without `{line}`");
+}
+
+fn started(command: &mut Command) -> (Child, BufReader<std::process::ChildStdout>) {
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let reader = BufReader::new(child.stdout.take().unwrap());
+    (child, reader)
+}
+
+fn pid(child: &Child) -> Pid {
+    Pid::from_raw(child.id().cast_signed()).unwrap()
+}
+
+#[test]
+fn the_exit_status_is_the_programs() {
+    for code in [0, 1, 2, 3, 125, 126, 127, 255] {
+        assert_eq!(status(&output(&mut sh(&["-q"], &format!("exit {code}")))), code);
+    }
+}
+
+#[test]
+fn a_signal_is_128_and_its_number() {
+    for (signal, code) in [("KILL", 137), ("TERM", 143), ("INT", 130), ("ABRT", 134), ("SEGV", 139)] {
+        let dir = tempfile::tempdir().unwrap();
+        let stats = dir.path().join("stats.json");
+        let run = output(&mut sh(&["--stats", stats.to_str().unwrap()], &format!("ulimit -c 0; kill -{signal} $$")));
+        assert_eq!(status(&run), code, "{}", stderr(&run));
+        let stats: Value = serde_json::from_slice(&std::fs::read(stats).unwrap()).unwrap();
+        assert_eq!(stats["exit_code"], code);
+    }
+}
+
+#[test]
+fn arguments_environment_and_streams_are_the_programs() {
+    let (mut child, mut reader) = started(
+        sh(&["-q"], r#"read x; echo "$x $0 $1 $2 $FROM_TEST"; echo err >&2"#)
+            .args(["name", "--quiet", ""])
+            .env("FROM_TEST", "e"),
+    );
+    child.stdin.take().unwrap().write_all(b"in\n").unwrap();
+    let mut text = String::new();
+    reader.read_line(&mut text).unwrap();
+    assert_eq!(text, "in name --quiet  e\n");
+    let run = child.wait_with_output().unwrap();
+    assert_eq!(status(&run), 0);
+    assert!(stderr(&run).contains("err\n"));
+}
+
+#[test]
+fn the_program_is_called_what_it_was_called_by() {
+    let run = output(hetmem().args(["run", "-q", "--", "cat", "/proc/self/cmdline"]));
+    assert_eq!(run.stdout, b"cat\0/proc/self/cmdline\0");
+    let dir = tempfile::tempdir().unwrap();
+    let script = dir.path().join("no-interpreter");
+    std::fs::write(&script, "echo \"$0 $1\"\n").unwrap();
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    std::fs::set_permissions(&script, mode).unwrap();
+    let run = output(hetmem().args(["run", "-q", "--"]).arg(&script).arg("x"));
+    assert_eq!(stdout(&run), format!("{} x\n", script.display()));
+}
+
+#[test]
+fn preloaded_libraries_of_the_user_stay() {
+    let run = output(sh(&["-q"], "echo $LD_PRELOAD").env("LD_PRELOAD", "libm.so.6"));
+    let value = stdout(&run);
+    assert!(value.contains("libhetmem.so:") && value.trim_end().ends_with(":libm.so.6"), "{value}");
+}
+
+#[test]
+fn the_statistics_have_every_field() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("stats.json");
+    let devices = ["--device", "private:emulated,size=64M,name=gpu0", "--device", "coherent:emulated,size=1M"];
+    let run = output(&mut sh(&[&devices[..], &["--stats", path.to_str().unwrap()]].concat(), "exit 4"));
+    assert_eq!(status(&run), 4);
+    let stats: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    assert_eq!(stats["program"], "sh");
+    assert_eq!(stats["exit_code"], 4);
+    assert!(stats["wall_seconds"].as_f64().unwrap() > 0.0);
+    for number in [
+        "adopted_bytes",
+        "pages_migrated_to_device",
+        "pages_migrated_to_system",
+        "cpu_faults",
+        "bytes_copied",
+        "errors",
+    ] {
+        assert!(stats[number].is_u64(), "{number}");
+    }
+    assert!(stats["pages_kept"].is_object());
+    for quantile in ["p50", "p99", "max"] {
+        assert!(stats["fault_latency_us"][quantile].is_f64(), "{quantile}");
+    }
+    let devices = stats["devices"].as_array().unwrap();
+    assert_eq!(devices.len(), 2);
+    assert_eq!(devices[0]["name"], "gpu0");
+    assert_eq!(devices[0]["memory_type"], "private");
+    assert_eq!(devices[0]["backend"], "emulated");
+    assert_eq!(devices[0]["capacity_bytes"], 64 << 20);
+    assert!(devices[0]["used_bytes"].is_u64() && devices[0]["peak_used_bytes"].is_u64());
+    assert_eq!(devices[1]["name"], "coherent0");
+}
+
+#[test]
+fn statistics_go_to_standard_output_behind_the_programs_own() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("out");
+    let file = std::fs::File::create(&path).unwrap();
+    let run = output(sh(&["-q", "--stats", "/dev/stdout"], "echo first").stdout(file));
+    assert_eq!(status(&run), 0);
+    let text = std::fs::read_to_string(&path).unwrap();
+    let json = text.strip_prefix("first\n").expect("the program's output is whole");
+    assert!(serde_json::from_str::<Value>(json).is_ok(), "{json}");
+}
+
+#[test]
+fn statistics_that_cannot_be_written_at_the_end_are_not_lost_silently() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path().join("folder");
+    let stats = folder.join("stats.json");
+    for (script, code) in [("rm -r \"$0\"", 125), ("rm -r \"$0\"; exit 3", 3)] {
+        std::fs::create_dir(&folder).unwrap();
+        let run = output(sh(&["-q", "--stats", stats.to_str().unwrap()], script).arg(&folder));
+        assert_eq!(status(&run), code);
+        assert!(stderr(&run).contains("statistics can't be written"), "{}", stderr(&run));
+    }
+}
+
+#[test]
+fn a_signal_sent_to_hetmem_reaches_the_program() {
+    for (name, signal) in [
+        ("TERM", Signal::TERM),
+        ("INT", Signal::INT),
+        ("HUP", Signal::HUP),
+        ("QUIT", Signal::QUIT),
+        ("USR1", Signal::USR1),
+        ("USR2", Signal::USR2),
+    ] {
+        let script = format!("trap 'exit 7' {name}; echo ready; while :; do read x || sleep 0.01; done");
+        let (child, mut reader) = started(&mut sh(&["-q"], &script));
+        wait_for(&mut reader, "ready");
+        kill_process(pid(&child), signal).unwrap();
+        assert_eq!(status(&child.wait_with_output().unwrap()), 7, "{name}");
+    }
+}
+
+#[test]
+fn a_program_that_is_killed_leaves_its_statistics() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("stats.json");
+    let (child, mut reader) = started(&mut sh(&["--stats", path.to_str().unwrap()], "echo $$; read x"));
+    let mut program = String::new();
+    reader.read_line(&mut program).unwrap();
+    kill_process(Pid::from_raw(program.trim().parse().unwrap()).unwrap(), Signal::KILL).unwrap();
+    let run = child.wait_with_output().unwrap();
+    assert_eq!(status(&run), 137);
+    let stats: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    assert_eq!(stats["exit_code"], 137);
+}
+
+#[test]
+fn a_program_that_stops_and_continues_is_waited_for() {
+    let (mut child, mut reader) = started(&mut sh(&["-q"], "echo $$; read x; echo $x; exit 5"));
+    let mut program = String::new();
+    reader.read_line(&mut program).unwrap();
+    let program = Pid::from_raw(program.trim().parse().unwrap()).unwrap();
+    kill_process(program, Signal::STOP).unwrap();
+    kill_process(program, Signal::CONT).unwrap();
+    child.stdin.take().unwrap().write_all(b"on\n").unwrap();
+    wait_for(&mut reader, "on");
+    assert_eq!(status(&child.wait_with_output().unwrap()), 5);
+}
+
+#[test]
+fn ignored_and_blocked_signals_are_the_programs_too() {
+    let look = ["grep", "-E", "SigBlk|SigIgn", "/proc/self/status"];
+    let under = |wrapper: &[&str]| {
+        let mut command = Command::new("env");
+        command.args(["--ignore-signal=HUP,INT,CHLD", "--block-signal=USR1"]).args(wrapper).args(look);
+        output(&mut command)
+    };
+    let native = under(&[]);
+    if !native.status.success() {
+        return eprintln!("skipped: env can't ignore and block signals here: {}", stderr(&native));
+    }
+    let binary = hetmem().get_program().to_str().unwrap().to_owned();
+    let managed = under(&[&binary, "run", "-q", "--"]);
+    // SIGCHLD is ignored by nobody who waits for a child.
+    let without_child = |text: String| {
+        text.lines()
+            .map(|line| {
+                let (name, mask) = line.split_once(":\t").unwrap();
+                (name.to_owned(), u64::from_str_radix(mask, 16).unwrap() & !(1 << 16))
+            })
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(without_child(stdout(&managed)), without_child(stdout(&native)));
+    assert_eq!(status(&managed), 0);
+}
+
+#[test]
+fn an_interrupt_from_the_terminal_reaches_the_program_once() {
+    let master = rustix::pty::openpt(rustix::pty::OpenptFlags::RDWR | rustix::pty::OpenptFlags::NOCTTY).unwrap();
+    rustix::pty::grantpt(&master).unwrap();
+    rustix::pty::unlockpt(&master).unwrap();
+    let name = rustix::pty::ptsname(&master, Vec::new()).unwrap();
+    let terminal = || {
+        let path = name.to_str().unwrap();
+        std::fs::OpenOptions::new().read(true).write(true).open(path).unwrap()
+    };
+    let script =
+        "trap 'n=$((n+1))' INT; n=0; echo ready; while read x; do [ \"$x\" = end ] && break; done; echo n=$n; exit 6";
+    let binary = hetmem().get_program().to_owned();
+    let slave = terminal();
+    let spawned = Command::new("setsid")
+        .args(["--ctty", "--wait"])
+        .arg(binary)
+        .args(["run", "-q", "--", "bash", "-c", script])
+        .stdin(slave.try_clone().unwrap())
+        .stdout(slave.try_clone().unwrap())
+        .stderr(slave)
+        .spawn();
+    let mut child = match spawned {
+        Ok(child) => child,
+        Err(error) => return eprintln!("skipped: setsid can't be run: {error}"),
+    };
+    let mut master = std::fs::File::from(master);
+    let mut reader = BufReader::new(master.try_clone().unwrap());
+    wait_for(&mut reader, "ready");
+    master.write_all(b"\x03").unwrap();
+    master.write_all(b"end\n").unwrap();
+    wait_for(&mut reader, "n=1");
+    assert_eq!(child.wait().unwrap().code(), Some(6));
+    // The terminal's other end is gone: nothing holds it open any more.
+    let _ = reader.read(&mut [0; 64]);
+}
+
+#[test]
+fn doctor_says_as_json_what_it_says_as_a_table() {
+    let table = output(hetmem().arg("doctor"));
+    let json = output(hetmem().args(["doctor", "--json"]));
+    assert_eq!(status(&table), status(&json));
+    let findings: Value = serde_json::from_slice(&json.stdout).unwrap();
+    assert_eq!(findings["can_run"], status(&json) == 0);
+    let checks = findings["checks"].as_array().unwrap();
+    for name in ["kernel", "userfaultfd", "userfaultfd features", "huge pages", "NUMA nodes", "devdax", "memory"] {
+        assert!(checks.iter().any(|check| check["name"] == name), "{name}");
+        assert!(stdout(&table).contains(name), "{name}");
+    }
+    for check in checks {
+        assert!(["present", "limited", "absent"].contains(&check["state"].as_str().unwrap()), "{check}");
+    }
+}

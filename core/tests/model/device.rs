@@ -1,0 +1,69 @@
+//! Devices over the model.
+
+use std::sync::Arc;
+
+use hetmem_core::physmap::Pagemap;
+use hetmem_core::port::{Device, DeviceError};
+use hetmem_core::run_set::FrameRun;
+use hetmem_core::units::{PageCount, VirtAddr};
+
+use super::{GARBAGE, Memory, Model, StepKind, Token, nth};
+
+/// A device, private unless it has an arena.
+pub(crate) struct ModelDevice {
+    pub(crate) pagemap: Pagemap,
+    pub(crate) arena: Option<VirtAddr>,
+    pub(crate) model: Arc<Model>,
+}
+
+impl ModelDevice {
+    /// The content of the run's frame `i`, which must have one.
+    fn get(&self, memory: &Memory, run: FrameRun, i: u64) -> Token {
+        let frame = run.frame(PageCount::new(i));
+        match self.arena {
+            Some(arena) => memory.own_content(nth(arena, u64::from(frame.get()))),
+            None => {
+                let at = (self.pagemap.device.index(), frame.get());
+                *memory.private.get(&at).expect("a frame that was never filled is read")
+            }
+        }
+    }
+
+    fn set(&self, memory: &mut Memory, run: FrameRun, i: u64, content: Token) {
+        let frame = run.frame(PageCount::new(i));
+        match self.arena {
+            Some(arena) => memory.own.insert(nth(arena, u64::from(frame.get())).get(), content),
+            None => memory.private.insert((self.pagemap.device.index(), frame.get()), content),
+        };
+    }
+}
+
+impl Device for ModelDevice {
+    fn pagemap(&self) -> &Pagemap {
+        &self.pagemap
+    }
+
+    fn frames_start(&self) -> Option<VirtAddr> {
+        self.arena
+    }
+
+    fn copy_in(&self, to: FrameRun, from: VirtAddr) -> Result<(), DeviceError> {
+        let failure = self.model.step(StepKind::CopyIn);
+        let mut memory = self.model.lock();
+        for i in 0..to.pages.get() {
+            let content = memory.own_content(nth(from, i));
+            self.set(&mut memory, to, i, if failure.is_some() { GARBAGE } else { content });
+        }
+        if failure.is_some() { Err(DeviceError) } else { Ok(()) }
+    }
+
+    fn copy_out(&self, from: FrameRun, to: VirtAddr) -> Result<(), DeviceError> {
+        let failure = self.model.step(StepKind::CopyOut);
+        let mut memory = self.model.lock();
+        for i in 0..from.pages.get() {
+            let content = self.get(&memory, from, i);
+            memory.own.insert(nth(to, i).get(), if failure.is_some() { GARBAGE } else { content });
+        }
+        if failure.is_some() { Err(DeviceError) } else { Ok(()) }
+    }
+}

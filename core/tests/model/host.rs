@@ -1,0 +1,176 @@
+//! The program's memory as the kernel lets hetmem change it.
+
+use hetmem_core::outcome::KeptReason;
+use hetmem_core::port::{FaultPath, Host, Install, PutIn, PutStop, Taken};
+use hetmem_core::units::{PageCount, PageRange, VirtAddr};
+
+use super::inject::{Done, Failure};
+use super::{Memory, ModelHost, STOPPED, StepKind, Token, ZERO, nth, run_of};
+
+impl Memory {
+    /// The content of a page of hetmem's own, which must have one.
+    pub(crate) fn own_content(&self, at: VirtAddr) -> Token {
+        *self.own.get(&at.get()).unwrap_or_else(|| panic!("the hole at {at} is read"))
+    }
+
+    /// Why the page at `page` can't be taken out, and the number of pages that this holds for.
+    fn refuses_take(&self, rest: PageRange) -> Option<(KeptReason, PageCount)> {
+        let at = |page: u64| self.pages.get(&page);
+        let Some(page) = at(rest.start().get()) else {
+            return Some((KeptReason::Unsupported, run_of(rest, |p| at(p).is_none())));
+        };
+        if page.content.is_none() {
+            return Some((KeptReason::Hole, run_of(rest, |p| at(p).is_some_and(|q| q.content.is_none()))));
+        }
+        if page.read_only {
+            return Some((KeptReason::Unsupported, run_of(rest, |p| at(p).is_some_and(|q| q.read_only))));
+        }
+        page.stuck.map(|reason| (reason, PageCount::ONE))
+    }
+
+    fn take(&mut self, from: PageRange, to: VirtAddr) -> Taken {
+        for (i, page) in (0..).zip(from.iter()) {
+            if let Some(stop) = self.refuses_take(from.slice(PageCount::new(i), from.pages())) {
+                return Taken { pages: PageCount::new(i), stop: Some(stop) };
+            }
+            let entry = self.pages.get_mut(&page.get()).expect("looked at before");
+            assert!(entry.registered, "{page} is taken out, and nobody watches it");
+            let content = entry.content.take().expect("looked at before");
+            let before = self.own.insert(nth(to, i).get(), content);
+            assert_eq!(before, None, "{page} is taken out to a place that holds a page");
+        }
+        Taken { pages: from.pages(), stop: None }
+    }
+
+    fn refuses_put(&self, page: VirtAddr, how: Install) -> Option<PutStop> {
+        match self.pages.get(&page.get()) {
+            Some(entry) if !entry.registered => Some(PutStop::Gone),
+            None => Some(PutStop::Gone),
+            Some(entry) if entry.content.is_some() => Some(PutStop::Occupied),
+            Some(entry) if entry.read_only && how == Install::Move => Some(PutStop::Refused),
+            Some(_) => None,
+        }
+    }
+
+    fn put(&mut self, to: PageRange, how: Install, mut content: impl FnMut(&mut Self, u64) -> Token) -> PutIn {
+        for (i, page) in (0..).zip(to.iter()) {
+            if let Some(stop) = self.refuses_put(page, how) {
+                return PutIn { pages: PageCount::new(i), stop: Some(stop) };
+            }
+            let content = content(self, i);
+            self.pages.get_mut(&page.get()).expect("looked at before").content = Some(content);
+            self.waiters.remove(&page.get());
+        }
+        PutIn::all(to.pages())
+    }
+}
+
+/// The part of `range` that is done before a failure, and the number of pages that the failure holds for.
+fn cut(range: PageRange, done: Done) -> (PageRange, PageCount) {
+    let half = PageCount::new(range.pages().get() / 2);
+    match done {
+        Done::None => (range.slice(PageCount::ZERO, PageCount::ZERO), PageCount::ONE),
+        Done::NoneAtAll => (range.slice(PageCount::ZERO, PageCount::ZERO), range.pages()),
+        Done::Half => (range.slice(PageCount::ZERO, half), PageCount::ONE),
+    }
+}
+
+impl Host for ModelHost {
+    fn take_out(&self, from: PageRange, to: VirtAddr) -> Taken {
+        let failure = self.0.step(StepKind::TakeOut);
+        let mut memory = self.0.lock();
+        if !memory.events.is_empty() {
+            // What lies there now may not be what the engine believes.
+            return Taken { pages: PageCount::ZERO, stop: Some((KeptReason::Raced, from.pages())) };
+        }
+        match failure {
+            Some(Failure::Take(reason, done)) => {
+                let (part, kept) = cut(from, done);
+                let taken = memory.take(part, to);
+                Taken { pages: taken.pages, stop: taken.stop.or(Some((reason, kept))) }
+            }
+            Some(Failure::Put(..) | Failure::Device | Failure::NotOver) | None => memory.take(from, to),
+        }
+    }
+
+    fn put_in(&self, _path: FaultPath, to: PageRange, from: VirtAddr, how: Install) -> PutIn {
+        let failure = self.0.step(StepKind::PutIn);
+        let mut memory = self.0.lock();
+        if !memory.events.is_empty() {
+            return PutIn { pages: PageCount::ZERO, stop: Some(PutStop::EventsPending) };
+        }
+        let content = |memory: &mut Memory, i: u64| {
+            let content = memory.own_content(nth(from, i));
+            if how == Install::Move {
+                memory.own.remove(&nth(from, i).get());
+            }
+            assert_ne!(content, super::GARBAGE, "what a failed copy left is put in at {to}");
+            content
+        };
+        let put = match failure {
+            // Only moving is refused by the mapping.
+            Some(Failure::Put(PutStop::Refused, _)) if how == Install::Copy => memory.put(to, how, content),
+            Some(Failure::Put(stop, done)) => {
+                let put = memory.put(cut(to, done).0, how, content);
+                PutIn { pages: put.pages, stop: put.stop.or(Some(stop)) }
+            }
+            Some(Failure::Take(..) | Failure::Device | Failure::NotOver) | None => memory.put(to, how, content),
+        };
+        self.0.changed.notify_all();
+        put
+    }
+
+    fn zero_fill(&self, _path: FaultPath, range: PageRange) -> PutIn {
+        let failure = self.0.step(StepKind::ZeroFill);
+        let mut memory = self.0.lock();
+        if !memory.events.is_empty() {
+            return PutIn { pages: PageCount::ZERO, stop: Some(PutStop::EventsPending) };
+        }
+        let put = match failure {
+            Some(Failure::Put(stop, _)) => PutIn { pages: PageCount::ZERO, stop: Some(stop) },
+            Some(Failure::Take(..) | Failure::Device | Failure::NotOver) | None => {
+                memory.put(range, Install::Copy, |_, _| ZERO)
+            }
+        };
+        self.0.changed.notify_all();
+        put
+    }
+
+    fn wake(&self, _path: FaultPath, range: PageRange) {
+        self.0.lock().waiters.retain(|page| !range.contains(VirtAddr::new(*page)));
+        self.0.changed.notify_all();
+    }
+
+    fn copy(&self, from: VirtAddr, to: VirtAddr, pages: PageCount) {
+        self.0.step(StepKind::HostCopy);
+        let mut memory = self.0.lock();
+        for i in 0..pages.get() {
+            let content = memory.own_content(nth(from, i));
+            memory.own.insert(nth(to, i).get(), content);
+        }
+    }
+
+    fn discard(&self, at: VirtAddr, pages: PageCount) {
+        let mut memory = self.0.lock();
+        for i in 0..pages.get() {
+            memory.own.remove(&nth(at, i).get());
+        }
+    }
+
+    fn await_events(&self) {
+        if self.0.threaded {
+            self.0.wait_for_an_event();
+        } else {
+            self.0.deliver();
+        }
+    }
+
+    fn removal_is_over(&self, range: PageRange, _looks: u32) -> bool {
+        let failure = self.0.step(StepKind::RemovalIsOver);
+        failure.is_none() && !self.0.lock().zaps.iter().any(|zap| zap.range.overlaps(range))
+    }
+
+    fn stop_the_program(&self, page: VirtAddr, why: &'static str) -> ! {
+        panic!("{STOPPED} over {page}: {why}")
+    }
+}

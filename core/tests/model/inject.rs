@@ -1,0 +1,210 @@
+//! Numbered steps: each call of the host or of a device may fail, or give the program a chance to act.
+
+use hetmem_core::outcome::KeptReason;
+use hetmem_core::port::PutStop;
+use hetmem_core::units::{PageRange, VirtAddr};
+
+use super::{Memory, Model};
+
+/// A kind of call that can fail.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub(crate) enum StepKind {
+    TakeOut,
+    PutIn,
+    ZeroFill,
+    CopyIn,
+    CopyOut,
+    HostCopy,
+    RemovalIsOver,
+}
+
+/// Why the kernel may refuse to take a page out.
+const TAKE_REASONS: [KeptReason; 7] = [
+    KeptReason::Pinned,
+    KeptReason::Shared,
+    KeptReason::Locked,
+    KeptReason::Raced,
+    KeptReason::NoMemory,
+    KeptReason::ForeignUserfaultfd,
+    KeptReason::Unsupported,
+];
+const PUT_STOPS: [PutStop; 3] = [PutStop::EventsPending, PutStop::NoMemory, PutStop::Refused];
+
+/// How much of a call is done before it fails.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Done {
+    /// Nothing, and the reason holds for one page.
+    None,
+    /// Nothing, and the reason holds for all pages.
+    NoneAtAll,
+    /// The first half.
+    Half,
+}
+
+/// What a failing step says.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Failure {
+    Take(KeptReason, Done),
+    Put(PutStop, Done),
+    Device,
+    NotOver,
+}
+
+impl StepKind {
+    /// Every way in which a call of this kind can fail.
+    pub(crate) fn failures(self) -> Vec<Failure> {
+        match self {
+            Self::TakeOut => [Done::None, Done::NoneAtAll, Done::Half]
+                .into_iter()
+                .flat_map(|done| TAKE_REASONS.map(|reason| Failure::Take(reason, done)))
+                .collect(),
+            Self::PutIn => [Done::None, Done::Half]
+                .into_iter()
+                .flat_map(|done| PUT_STOPS.map(|stop| Failure::Put(stop, done)))
+                .collect(),
+            Self::ZeroFill => PUT_STOPS.map(|stop| Failure::Put(stop, Done::None)).to_vec(),
+            Self::CopyIn | Self::CopyOut => vec![Failure::Device],
+            Self::HostCopy => Vec::new(),
+            Self::RemovalIsOver => vec![Failure::NotOver],
+        }
+    }
+
+    /// Whether the engine holds no lock during such a call, so that events are read and faults served meanwhile.
+    const fn is_unlocked(self) -> bool {
+        matches!(self, Self::CopyIn | Self::CopyOut | Self::HostCopy)
+    }
+}
+
+/// What the program does while the engine is in a call.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Action {
+    Unmap(PageRange),
+    /// Unmaps and maps anew, with nobody told yet.
+    Replace(PageRange),
+    Remap(PageRange, VirtAddr),
+    /// There and back again.
+    RemapBack(PageRange, VirtAddr),
+    Remove(PageRange),
+    /// Carries out the removals that were announced.
+    Zap,
+    Touch(VirtAddr),
+    Fork(PageRange),
+    Protect(PageRange),
+    /// The handler thread reads events and serves faults, if the call leaves it the locks.
+    Handle,
+}
+
+/// Random failures, from a seed.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Chaos {
+    /// Any number.
+    pub(crate) seed: u64,
+    /// One step in so many fails.
+    pub(crate) one_in: u64,
+}
+
+/// Which steps fail, and when the program acts.
+#[derive(Default)]
+pub(crate) struct Injector {
+    /// Steps so far.
+    pub(crate) kinds: Vec<StepKind>,
+    /// The step to fail, how, and whether all later ones of its kind fail too.
+    pub(crate) fail_at: Option<(usize, Failure, bool)>,
+    pub(crate) chaos: Option<Chaos>,
+    /// What the program does at which step.
+    pub(crate) script: Vec<(usize, Action)>,
+}
+
+impl Injector {
+    fn failure(&mut self, kind: StepKind) -> Option<Failure> {
+        let step = self.kinds.len() - 1;
+        if let Some((at, failure, sticky)) = self.fail_at {
+            let same_kind = self.kinds.get(at) == Some(&kind);
+            return (step == at || sticky && step > at && same_kind).then_some(failure);
+        }
+        let chaos = self.chaos.as_mut()?;
+        // Knuth's generator; the high bits are the good ones.
+        chaos.seed = chaos.seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        let dice = chaos.seed >> 33;
+        let failures = kind.failures();
+        (dice.is_multiple_of(chaos.one_in) && !failures.is_empty())
+            .then(|| failures[(dice / chaos.one_in) as usize % failures.len()])
+    }
+}
+
+impl Model {
+    /// Begins a call of the host or of a device: lets the program act, then says how the call must fail, if it must.
+    pub(crate) fn step(&self, kind: StepKind) -> Option<Failure> {
+        let actions: Vec<Action> = {
+            let mut memory = self.lock();
+            memory.inject.kinds.push(kind);
+            let step = memory.inject.kinds.len() - 1;
+            memory.inject.script.iter().filter(|(at, _)| *at == step).map(|(_, action)| *action).collect()
+        };
+        let failure = self.lock().inject.failure(kind);
+        for action in actions {
+            self.act(action, kind.is_unlocked() && !self.lock().delivering);
+        }
+        failure
+    }
+
+    /// Carries out what the script says. With `unlocked`, events may be read and faults served.
+    pub(crate) fn act(&self, action: Action, unlocked: bool) {
+        match action {
+            Action::Unmap(range) => self.unmap(range),
+            Action::Replace(range) => {
+                self.unmap(range);
+                self.map(range, false);
+                for page in range.iter() {
+                    self.write_present(page);
+                }
+            }
+            Action::Remap(from, to) => self.remap(from, to),
+            Action::RemapBack(from, to) => {
+                self.remap(from, to);
+                if unlocked {
+                    self.deliver();
+                }
+                self.remap(pages_at(to, from), from.start());
+            }
+            Action::Remove(range) => self.remove(range),
+            Action::Zap => self.zap_all(),
+            Action::Touch(page) => self.begin_touch(page),
+            Action::Fork(within) => self.fork(within),
+            Action::Protect(range) => self.protect(range, true),
+            Action::Handle => {}
+        }
+        if unlocked && matches!(action, Action::Handle | Action::Touch(_)) {
+            self.deliver();
+            self.serve(true);
+        }
+    }
+}
+
+fn pages_at(start: VirtAddr, like: PageRange) -> PageRange {
+    PageRange::new(start, like.pages()).expect("a range of the test is valid")
+}
+
+impl Memory {
+    /// Steps taken so far.
+    pub(crate) fn steps(&self) -> &[StepKind] {
+        &self.inject.kinds
+    }
+
+    /// Forgets all steps and plans.
+    pub(crate) fn calm(&mut self) {
+        self.inject = Injector::default();
+    }
+
+    pub(crate) fn fail_at(&mut self, step: usize, failure: Failure, sticky: bool) {
+        self.inject.fail_at = Some((step, failure, sticky));
+    }
+
+    pub(crate) fn set_chaos(&mut self, chaos: Option<Chaos>) {
+        self.inject.chaos = chaos;
+    }
+
+    pub(crate) fn at_step(&mut self, step: usize, action: Action) {
+        self.inject.script.push((step, action));
+    }
+}

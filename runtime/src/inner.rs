@@ -1,0 +1,162 @@
+//! What a runtime's threads share.
+
+use hetmem_core::engine::{CountersAt, Engine};
+use hetmem_core::migrate::Request;
+use hetmem_core::outcome::{KeptReason, Outcomes, PageOutcome};
+use hetmem_core::pool::SystemPool;
+use hetmem_core::port::{Device, FaultPath};
+use hetmem_core::units::{BLOCK_PAGES, ByteLen, PageCount, PageRange};
+use hetmem_sys::errno::Errno;
+use hetmem_sys::mapping::{Arena, ArenaOptions, HugePages, OnFork};
+
+use crate::host::{Contexts, UserMemory};
+
+/// Room in the pool for pages in transit, beside the stock.
+const TRANSIT: PageCount = PageCount::new(64 * BLOCK_PAGES);
+
+/// See the module.
+pub(crate) struct Inner {
+    pub(crate) engine: Engine<UserMemory>,
+    pool_arena: Arena,
+}
+
+impl Inner {
+    pub(crate) fn new(
+        contexts: Contexts,
+        devices: Vec<Box<dyn Device>>,
+        stock_limit: ByteLen,
+        counters: CountersAt,
+        on_fatal: fn(&str),
+    ) -> Result<Self, Errno> {
+        let host = UserMemory::new(contexts, on_fatal)?;
+        let stock = stock_limit.whole_pages().ok_or(Errno::INVAL)?;
+        let capacity = PageCount::new((stock + TRANSIT).get().next_multiple_of(BLOCK_PAGES));
+        // Pages get huge by coming from huge mappings; a touch of one place must not populate its neighbours.
+        let options = ArenaOptions {
+            huge_pages: HugePages::Never,
+            on_fork: OnFork::Omit,
+            name: Some(c"hetmem:pool"),
+            ..ArenaOptions::default()
+        };
+        let pool_arena = Arena::reserve(capacity, &options)?;
+        host.open_window(pool_arena.range())?;
+        for device in &devices {
+            if let Some(start) = device.frames_start() {
+                let frames = PageRange::new(start, device.pagemap().frames.capacity()).ok_or(Errno::INVAL)?;
+                host.open_window(frames)?;
+            }
+        }
+        let pool = SystemPool::new(pool_arena.range().start(), capacity, stock);
+        Ok(Self { engine: Engine::new(host, devices, pool, counters), pool_arena })
+    }
+
+    /// Where the pool lies: never the program's.
+    pub(crate) fn pool_range(&self) -> PageRange {
+        self.pool_arena.range()
+    }
+
+    /// The extents that must be trapped for `range`: every region that overlaps it, joined with the neighbours that touch it, as
+    /// those are one mapping to the kernel.
+    fn extents(&self, range: PageRange) -> Vec<(PageRange, FaultPath)> {
+        let mut extents: Vec<(PageRange, FaultPath)> = Vec::new();
+        for (part, region) in self.engine.space.regions() {
+            match extents.last_mut() {
+                Some((last, path)) if last.end() == part.start() && *path == region.path => {
+                    if let Some(joined) = PageRange::between(last.start(), part.end()) {
+                        *last = joined;
+                    }
+                }
+                _ => extents.push((part, region.path)),
+            }
+        }
+        extents.retain(|(extent, _)| extent.overlaps(range));
+        extents
+    }
+
+    /// Migrates what `request` selects of `ranges`; the outcomes are those of all pages, in order.
+    pub(crate) fn migrate(&self, ranges: &[PageRange], request: Request) -> Vec<Outcomes> {
+        let mut extents: Vec<(PageRange, FaultPath)> = Vec::new();
+        if let (Some(first), Some(last)) =
+            (ranges.iter().map(|r| r.start()).min(), ranges.iter().map(|r| r.end()).max())
+            && let Some(hull) = PageRange::between(first, last)
+        {
+            extents = self.extents(hull);
+            extents.retain(|(extent, _)| ranges.iter().any(|r| r.overlaps(*extent)));
+        }
+        let host = &self.engine.host;
+        let mut refused = Vec::new();
+        for (extent, path) in &extents {
+            refused.extend(host.traps.trap(&host.contexts, *extent, *path));
+        }
+        let outcomes = ranges.iter().map(|range| self.migrate_trapped(*range, request, &refused)).collect();
+        for (extent, _) in &extents {
+            self.release(*extent);
+        }
+        self.engine.trim_pool();
+        outcomes
+    }
+
+    /// Lets the extent's registration fall as far as what is in it allows.
+    pub(crate) fn release(&self, extent: PageRange) {
+        let host = &self.engine.host;
+        host.traps.release(&host.contexts, extent, || self.engine.away_in(extent));
+    }
+
+    fn migrate_trapped(&self, range: PageRange, request: Request, refused: &[(PageRange, KeptReason)]) -> Outcomes {
+        if let Some((part, reason)) = refused.iter().find_map(|(r, reason)| Some((r.intersect(range)?, *reason))) {
+            let mut all = Outcomes::default();
+            for piece in [
+                PageRange::between(range.start(), part.start()),
+                Some(part),
+                PageRange::between(part.end(), range.end()),
+            ] {
+                match piece.filter(|p| !p.is_empty()) {
+                    Some(piece) if piece == part => {
+                        self.engine.counters.count_kept(reason, part.pages().get());
+                        all.append(Outcomes::all_kept(part.pages(), reason));
+                    }
+                    Some(piece) => all.append(self.migrate_trapped(piece, request, refused)),
+                    None => {}
+                }
+            }
+            return all;
+        }
+        let mut outcomes = self.engine.migrate(range, request);
+        if !outcomes.kept(KeptReason::Shared).is_zero() {
+            self.migrate_shared(range, request, &mut outcomes);
+        }
+        outcomes
+    }
+
+    /// After a fork pages are shared until they are written: make them this process's own, then try once more. What still
+    /// can't be moved is pinned.
+    fn migrate_shared(&self, range: PageRange, request: Request, outcomes: &mut Outcomes) {
+        let is_shared = |o: &PageOutcome| *o == PageOutcome::Kept(KeptReason::Shared);
+        let pages = outcomes.as_slice().len();
+        let mut at = 0;
+        while at < pages {
+            let n = outcomes.as_slice()[at..].iter().take_while(|o| is_shared(o)).count();
+            if n == 0 {
+                at += 1;
+                continue;
+            }
+            let run = range.slice(PageCount::new(at as u64), PageCount::new(n as u64));
+            UserMemory::unshare(run);
+            for (i, outcome) in self.engine.migrate(run, request).as_slice().iter().enumerate() {
+                let outcome = if is_shared(outcome) { PageOutcome::Kept(KeptReason::Pinned) } else { *outcome };
+                outcomes.set(at + i, outcome);
+            }
+            at += n;
+        }
+    }
+
+    /// Lets ranges fall back that faults have emptied.
+    pub(crate) fn release_idle(&self) {
+        for extent in self.engine.host.traps.idle() {
+            let (unmapped, _) = self.engine.away_in(extent);
+            if unmapped.is_zero() {
+                self.release(extent);
+            }
+        }
+    }
+}

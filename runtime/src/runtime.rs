@@ -1,0 +1,387 @@
+//! The public API: a runtime, the memory it manages, and what can be asked of it.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use hetmem_core::engine::CountersAt;
+use hetmem_core::physmap::{MemoryType, Owner};
+use hetmem_core::port::Device;
+use hetmem_core::space::Region as RegionEntry;
+use hetmem_core::stats::Counters;
+use hetmem_core::units::{BLOCK_PAGES, ByteLen, DeviceId, PAGE_SIZE, PageCount, PageRange, VirtAddr};
+use hetmem_devices::Emulated;
+use hetmem_devices::spec::{Backend, DeviceSpec};
+use hetmem_sys::mapping::{Arena, ArenaOptions, HugePages, OnFork};
+
+pub use hetmem_core::engine::Residency;
+pub use hetmem_core::migrate::{Request, Select, Target};
+pub use hetmem_core::outcome::{KeptReason, Outcomes, PageOutcome};
+pub use hetmem_core::port::FaultPath;
+
+use crate::error::Error;
+use crate::host::Contexts;
+use crate::inner::Inner;
+use crate::{fast, service};
+
+/// What is known of the use of a range, for [`Runtime::advise`].
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[non_exhaustive]
+pub enum Advice {
+    /// Its pages are best kept on this device; policies send them there first.
+    PreferredLocation(DeviceId),
+    /// No device is preferred.
+    NoPreference,
+    /// Its pages stay where they are; migrations keep them as [`KeptReason::Advised`]. Faults still bring private pages home.
+    Pin,
+    /// Its pages may move again.
+    Unpin,
+}
+
+/// Sets up a [`Runtime`].
+#[derive(Default)]
+pub struct Builder {
+    devices: Vec<DeviceSpec>,
+    stock: Option<ByteLen>,
+    sigbus: bool,
+}
+
+impl Builder {
+    /// Adds a device; its id is its place in the order of these calls, from 0.
+    #[must_use]
+    pub fn device(mut self, spec: DeviceSpec) -> Self {
+        self.devices.push(spec);
+        self
+    }
+
+    /// Keeps at most `len` of populated system pages in stock for pages on their way home (64 MiB unless said otherwise). More makes
+    /// large migrations home faster, and uses as much memory.
+    #[must_use]
+    pub fn stock(mut self, len: ByteLen) -> Self {
+        self.stock = Some(len);
+        self
+    }
+
+    /// Allows regions with [`FaultPath::Sigbus`]: installs a handler for SIGBUS, which passes on what is not hetmem's.
+    #[must_use]
+    pub fn sigbus(mut self) -> Self {
+        self.sigbus = true;
+        self
+    }
+
+    /// Starts the runtime and its handler thread.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::InvalidInput`](crate::ErrorKind) if there are too many devices or one can't be made as described;
+    /// [`ErrorKind::HostRefuses`](crate::ErrorKind) if userfaultfd can't be used, with what would fix it.
+    pub fn start(self) -> Result<Runtime, Error> {
+        let contexts = Contexts::open(self.sigbus)?;
+        let devices = make_devices(&self.devices)?;
+        let stock = self.stock.unwrap_or(DEFAULT_STOCK);
+        if stock.whole_pages().is_none() {
+            return Err(Error::invalid(format!("a stock of {stock} is not a multiple of the page, {PAGE_SIZE} B")));
+        }
+        let counters = CountersAt::Own(Box::default());
+        let inner = Inner::new(contexts, devices, stock, counters, print_fatal)
+            .map_err(|errno| Error::os("the runtime's memory can't be set up", errno))?;
+        Runtime::start(Arc::new(inner), self.sigbus)
+    }
+}
+
+/// The stock of populated system pages unless said otherwise.
+pub(crate) const DEFAULT_STOCK: ByteLen = ByteLen::new(64 << 20);
+
+#[expect(clippy::print_stderr, reason = "the program is about to be stopped; this is the last word")]
+fn print_fatal(line: &str) {
+    eprintln!("hetmem: {line}");
+}
+
+pub(crate) fn make_devices(specs: &[DeviceSpec]) -> Result<Vec<Box<dyn Device>>, Error> {
+    if specs.len() > hetmem_core::stats::MAX_DEVICES {
+        return Err(Error::invalid(format!(
+            "{} devices are too many; at most {} can be used",
+            specs.len(),
+            hetmem_core::stats::MAX_DEVICES
+        )));
+    }
+    let mut devices: Vec<Box<dyn Device>> = Vec::new();
+    for (id, spec) in (0..).zip(specs) {
+        let device = match spec.backend {
+            Backend::Emulated => Emulated::new(DeviceId::new(id), Owner::new(u64::from(id) + 1), spec),
+            _ => {
+                return Err(Error::invalid(format!("device {} has a backend that this version can't make", spec.name)));
+            }
+        };
+        let device = device.map_err(|errno| Error::os(format!("device {} can't be made", spec.name), errno))?;
+        devices.push(Box::new(device));
+    }
+    Ok(devices)
+}
+
+/// Manages memory of this process: moves its pages to devices and back while threads use it.
+///
+/// Dropping the runtime brings every page home and ends the management; memory from [`Runtime::map`] must be gone before.
+pub struct Runtime {
+    inner: Arc<Inner>,
+    stop: OwnedFd,
+    service: Option<JoinHandle<()>>,
+    sigbus: bool,
+}
+
+impl Runtime {
+    /// Begins to set up a runtime.
+    #[must_use]
+    pub fn builder() -> Builder {
+        Builder::default()
+    }
+
+    fn start(inner: Arc<Inner>, sigbus: bool) -> Result<Self, Error> {
+        if sigbus {
+            fast::enter(&inner)?;
+        }
+        let stop = rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC)
+            .map_err(|errno| Error::os("no descriptor to stop the handler thread by", errno))?;
+        let stopped = stop
+            .try_clone()
+            .map_err(|error| Error::os("no descriptor to stop the handler thread by", errno_of(&error)))?;
+        let shared = Arc::clone(&inner);
+        let service = std::thread::Builder::new()
+            .name("hetmem".to_owned())
+            .spawn(move || service::run(&shared, &stopped))
+            .map_err(|error| Error::os("the handler thread can't be started", errno_of(&error)))?;
+        Ok(Self { inner, stop, service: Some(service), sigbus })
+    }
+
+    /// Maps `len` of managed memory that reads as zeros.
+    ///
+    /// # Errors
+    ///
+    /// If `len` is zero or not a multiple of the page, if `path` is [`FaultPath::Sigbus`] and the builder was not told so, or if the host
+    /// has no address space.
+    pub fn map(&self, len: ByteLen, path: FaultPath) -> Result<Mapping, Error> {
+        let pages = len.whole_pages().filter(|pages| !pages.is_zero()).ok_or_else(|| {
+            Error::invalid(format!("a mapping of {len} is not a positive multiple of the page, {PAGE_SIZE} B"))
+        })?;
+        self.check_path(path)?;
+        let options = ArenaOptions {
+            huge_pages: HugePages::Prefer,
+            on_fork: OnFork::Inherit,
+            name: Some(c"hetmem:mapping"),
+            ..ArenaOptions::default()
+        };
+        let arena =
+            Arena::reserve(pages, &options).map_err(|errno| Error::os(format!("{len} can't be mapped"), errno))?;
+        self.add(arena.range(), path);
+        Ok(Mapping { inner: Arc::clone(&self.inner), arena: Some(arena) })
+    }
+
+    /// Puts existing private anonymous memory under management: any of the process's, such as its heap. Pages that can't be moved
+    /// are kept, with a reason, when they are asked to.
+    ///
+    /// # Errors
+    ///
+    /// If the range is empty, is managed already, or if `path` is [`FaultPath::Sigbus`] and the builder was not told so.
+    ///
+    /// # Safety
+    ///
+    /// Until [`Runtime::release`] or the end of the runtime:
+    /// * nothing that hetmem itself uses lies in the range. The range may hold memory of the process's allocator only if hetmem
+    ///   doesn't allocate from it, as in the preloaded agent;
+    /// * no thread control block lies in it whose thread may end: the kernel writes it then, and can't wait for a page;
+    /// * with [`FaultPath::Sigbus`], no system call is given an address in the range whose page is on a private device.
+    #[expect(unsafe_code, reason = "the promise can only be the caller's")]
+    pub unsafe fn adopt(&self, range: PageRange, path: FaultPath) -> Result<(), Error> {
+        self.check_path(path)?;
+        if range.is_empty() {
+            return Err(Error::invalid("an empty range can't be adopted"));
+        }
+        if self.inner.engine.space.regions_in(range).iter().any(|(_, region)| region.is_some()) {
+            return Err(Error::invalid(format!("a part of {range} is managed already")));
+        }
+        self.add(range, path);
+        Ok(())
+    }
+
+    fn check_path(&self, path: FaultPath) -> Result<(), Error> {
+        if path == FaultPath::Sigbus && !self.sigbus {
+            return Err(Error::invalid("faults by SIGBUS must be allowed when the runtime is built (Builder::sigbus)"));
+        }
+        Ok(())
+    }
+
+    fn add(&self, range: PageRange, path: FaultPath) {
+        self.inner.engine.space.add_region(range, RegionEntry { path, ..RegionEntry::default() });
+        self.inner
+            .engine
+            .counters
+            .adopted_bytes
+            .fetch_add(range.pages().bytes().get(), std::sync::atomic::Ordering::Relaxed);
+    }
+
+    /// Brings the pages of `range` home and ends its management.
+    ///
+    /// # Errors
+    ///
+    /// If a page could not come home; the range stays managed then.
+    pub fn release(&self, range: PageRange) -> Result<(), Error> {
+        release(&self.inner, range)
+    }
+
+    /// Migrates the pages of `range` that `request` selects, and says what became of each, in order. Zero moved pages is not an
+    /// error.
+    pub fn migrate(&self, range: PageRange, request: Request) -> Outcomes {
+        self.migrate_all(&[range], request).pop().unwrap_or_default()
+    }
+
+    /// Migrates several ranges at once: cheaper than one by one. The outcomes are those of each range, in order.
+    pub fn migrate_all(&self, ranges: &[PageRange], request: Request) -> Vec<Outcomes> {
+        self.inner.migrate(ranges, request)
+    }
+
+    /// Where each page of `range` is, in order. Nothing is moved.
+    #[must_use]
+    pub fn residency(&self, range: PageRange) -> Vec<Residency> {
+        self.inner.engine.residency(range)
+    }
+
+    /// Says what is known of the use of `range`. Parts that are not managed are passed over.
+    ///
+    /// # Errors
+    ///
+    /// If a device is named that doesn't exist.
+    pub fn advise(&self, range: PageRange, advice: Advice) -> Result<(), Error> {
+        if let Advice::PreferredLocation(device) = advice
+            && self.inner.engine.device(device).is_none()
+        {
+            return Err(Error::invalid(format!(
+                "there is no device {}; the runtime has {}",
+                device.index(),
+                self.inner.engine.devices().len()
+            )));
+        }
+        self.inner.engine.space.change_region(range, |region| match advice {
+            Advice::PreferredLocation(device) => region.preferred = Some(device),
+            Advice::NoPreference => region.preferred = None,
+            Advice::Pin => region.pinned = true,
+            Advice::Unpin => region.pinned = false,
+        });
+        Ok(())
+    }
+
+    /// What was counted so far.
+    #[must_use]
+    pub fn counters(&self) -> &Counters {
+        &self.inner.engine.counters
+    }
+
+    /// The type of each device, in the order of the ids.
+    #[must_use]
+    pub fn devices(&self) -> Vec<MemoryType> {
+        self.inner.engine.devices().iter().map(|d| d.pagemap().memory_type).collect()
+    }
+
+    /// Checks the books against themselves; nothing may be in flight. For tests.
+    ///
+    /// # Panics
+    ///
+    /// If they don't add up.
+    pub fn check(&self) {
+        self.inner.engine.check();
+    }
+}
+
+fn release(inner: &Inner, range: PageRange) -> Result<(), Error> {
+    let space = &inner.engine.space;
+    space.change_region(range, |region| region.pinned = false);
+    let outcomes = inner.migrate(&[range], Request::all_to(Target::System));
+    let (unmapped, mapped) = inner.engine.away_in(range);
+    if !(unmapped + mapped).is_zero() {
+        let reason = outcomes.iter().flat_map(|o| o.as_slice()).find_map(|o| match o {
+            PageOutcome::Kept(KeptReason::AlreadyThere | KeptReason::Hole | KeptReason::Unmanaged)
+            | PageOutcome::Moved => None,
+            PageOutcome::Kept(reason) => Some(reason.label()),
+        });
+        return Err(Error::invalid(format!(
+            "{} pages of {range} could not come home ({})",
+            (unmapped + mapped).get(),
+            reason.unwrap_or("raced")
+        )));
+    }
+    let managed: u64 =
+        space.regions_in(range).iter().filter(|(_, r)| r.is_some()).map(|(p, _)| p.pages().bytes().get()).sum();
+    inner.engine.counters.adopted_bytes.fetch_sub(managed, std::sync::atomic::Ordering::Relaxed);
+    inner.release(range);
+    space.remove_region(range);
+    Ok(())
+}
+
+fn errno_of(error: &std::io::Error) -> hetmem_sys::errno::Errno {
+    hetmem_sys::errno::Errno::from_io_error(error).unwrap_or(hetmem_sys::errno::Errno::IO)
+}
+
+impl Drop for Runtime {
+    fn drop(&mut self) {
+        let regions: Vec<PageRange> = self.inner.engine.space.regions().into_iter().map(|(range, _)| range).collect();
+        for range in regions {
+            // A page that can't come home keeps its frame, and with it the runtime's memory, until the process ends.
+            let _ = release(&self.inner, range);
+        }
+        if self.sigbus {
+            fast::leave(&self.inner);
+        }
+        // An eventfd takes eight bytes at a time and is never full of ones.
+        let _ = rustix::io::write(&self.stop, &1u64.to_ne_bytes());
+        if let Some(service) = self.service.take() {
+            // A panic of the handler thread has been reported by itself.
+            let _ = service.join();
+        }
+    }
+}
+
+/// Managed memory from [`Runtime::map`], unmapped on drop.
+pub struct Mapping {
+    inner: Arc<Inner>,
+    arena: Option<Arena>,
+}
+
+impl Mapping {
+    /// Where it is.
+    #[must_use]
+    pub fn range(&self) -> PageRange {
+        self.arena.as_ref().map_or_else(|| PageRange::page_of(VirtAddr::default()), Arena::range)
+    }
+
+    /// Its first byte.
+    #[must_use]
+    pub fn as_ptr(&self) -> *mut u8 {
+        let address = usize::try_from(self.range().start().get()).unwrap_or(0);
+        std::ptr::with_exposed_provenance_mut(address)
+    }
+
+    /// Its length in bytes.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.range().pages().as_usize() * 4096
+    }
+
+    /// Whether it has no byte; never so.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.range().is_empty()
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        let range = self.range();
+        // A page that can't come home still has its slot; the unmapping below reports it, and the slot lets go of the frame.
+        let _ = release(&self.inner, range);
+        drop(self.arena.take());
+        let events = self.inner.engine.space.gate.events();
+        self.inner.engine.unmapped(&events, range);
+    }
+}
+
+/// The number of pages in a block, for those who align to it.
+pub const BLOCK: PageCount = PageCount::new(BLOCK_PAGES);

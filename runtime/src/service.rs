@@ -1,0 +1,206 @@
+//! The handler thread: reads what the kernel reports of the program's memory and serves it.
+//!
+//! ```text
+//! poll ── gate.events(): read ──┬── fault           → queue
+//!                               └── unmap, remap, … → slots, at once, before the gate is let go
+//!         queue: engine.fault() ─── page in place: the toucher is awake
+//!                               └── events pending, no memory: back into the queue
+//! ```
+//!
+//! It touches no memory of the program but through the kernel, and takes no lock that anybody holds while doing so.
+
+use std::time::{Duration, Instant};
+
+use hetmem_core::fault::FaultResolution;
+use hetmem_core::port::{FaultPath, Host};
+use hetmem_core::stats::Counters;
+use hetmem_core::units::{PageCount, PageRange, VirtAddr};
+use hetmem_sys::errno::Errno;
+use hetmem_sys::uffd::{CopyFlags, Event, EventBuffer, FaultFlags, Userfaultfd, WriteProtect};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::Ordering::Relaxed;
+
+use crate::inner::Inner;
+
+/// How long a fault may wait for memory before the program is stopped.
+const MEMORY_PATIENCE: Duration = Duration::from_secs(30);
+/// How long to wait before a fault that could not be served is tried again.
+const RETRY_AFTER: Timespec = Timespec { tv_sec: 0, tv_nsec: 200_000 };
+
+#[derive(Clone, Copy)]
+struct Fault {
+    addr: VirtAddr,
+    write_protected: bool,
+    path: FaultPath,
+    read_at: Instant,
+    yields: u8,
+}
+
+/// Serves until `stop` is readable.
+pub(crate) fn run(inner: &Inner, stop: &OwnedFd) {
+    let mut buffer = EventBuffer::new();
+    let mut queue: Vec<Fault> = Vec::with_capacity(256);
+    let mut later: Vec<Fault> = Vec::with_capacity(256);
+    loop {
+        let timeout = if queue.is_empty() { None } else { Some(&RETRY_AFTER) };
+        let asked_to_stop = wait(inner, stop, timeout);
+        for (uffd, path) in inner.engine.host.program_contexts() {
+            read(inner, uffd, path, &mut buffer, &mut queue);
+        }
+        for fault in queue.drain(..) {
+            later.extend(serve(inner, fault));
+        }
+        std::mem::swap(&mut queue, &mut later);
+        if queue.iter().any(|fault| fault.yields < 32) {
+            queue.iter_mut().for_each(|fault| fault.yields += 1);
+            hetmem_sys::thread::yield_now();
+        }
+        if asked_to_stop && queue.is_empty() {
+            return;
+        }
+    }
+}
+
+/// Waits for something to read; says whether that is the request to stop.
+fn wait(inner: &Inner, stop: &OwnedFd, timeout: Option<&Timespec>) -> bool {
+    let contexts = &inner.engine.host.contexts;
+    let second = contexts.sigbus.as_ref().unwrap_or(&contexts.thread);
+    let mut fds = [
+        PollFd::new(&contexts.thread, PollFlags::IN),
+        PollFd::from_borrowed_fd(stop.as_fd(), PollFlags::IN),
+        PollFd::new(second, PollFlags::IN),
+    ];
+    let n = if contexts.sigbus.is_some() { 3 } else { 2 };
+    match poll(&mut fds[..n], timeout) {
+        Ok(_) => fds[1].revents().contains(PollFlags::IN),
+        Err(_) => false,
+    }
+}
+
+/// Reads what is there, applies events, and queues faults.
+fn read(inner: &Inner, uffd: &Userfaultfd, path: FaultPath, buffer: &mut EventBuffer, queue: &mut Vec<Fault>) {
+    let engine = &inner.engine;
+    let events = engine.space.gate.events();
+    let Ok(count) = uffd.read_events(buffer) else { return };
+    if count == 0 {
+        return;
+    }
+    let read_at = Instant::now();
+    let mut changed = false;
+    for event in buffer.take() {
+        match event {
+            Event::PageFault { addr, flags, thread: _ } => {
+                let write_protected = flags.contains(FaultFlags::WP);
+                queue.push(Fault { addr, write_protected, path, read_at, yields: 0 });
+                continue;
+            }
+            Event::Remove { range } => engine.removed(&events, range),
+            Event::Unmap { range } => {
+                engine.unmapped(&events, range);
+                engine.host.traps.unmapped(range);
+            }
+            Event::Remap { from, to, len } => {
+                if let Some(from) = len.whole_pages().and_then(|pages| PageRange::new(from, pages)) {
+                    engine.remapped(&events, from, to);
+                    engine.host.traps.remapped(from, to);
+                }
+            }
+            Event::Fork { fd } => fill_child(inner, &events, Userfaultfd::from_fork(fd)),
+        }
+        changed = true;
+    }
+    drop(events);
+    if changed {
+        engine.host.events.advance();
+    }
+}
+
+/// Serves one fault; hands it back if it must wait.
+fn serve(inner: &Inner, fault: Fault) -> Option<Fault> {
+    let engine = &inner.engine;
+    let page = PageRange::page_of(fault.addr);
+    if fault.write_protected {
+        let resolved = engine.host.contexts.program(fault.path).write_protect(page, WriteProtect::Resolve);
+        // Any error but this one means that the range is gone, and with it the toucher's wait.
+        return (resolved == Err(Errno::AGAIN)).then_some(fault);
+    }
+    match engine.fault(fault.addr, fault.path) {
+        FaultResolution::Home(_) => {
+            record_latency(&engine.counters, fault.read_at);
+            None
+        }
+        FaultResolution::Present | FaultResolution::Waiting => None,
+        FaultResolution::EventsPending => Some(fault),
+        FaultResolution::NoMemory if fault.read_at.elapsed() > MEMORY_PATIENCE => {
+            engine.host.stop_the_program(page.start(), "the host has no memory for it")
+        }
+        FaultResolution::NoMemory => {
+            engine.trim_pool();
+            Some(fault)
+        }
+    }
+}
+
+pub(crate) fn record_latency(counters: &Counters, since: Instant) {
+    counters.fault_latency.record(u64::try_from(since.elapsed().as_nanos()).unwrap_or(u64::MAX));
+}
+
+/// Gives a child that was forked unannounced all that its parent had away at that moment: otherwise it would read zeros. The
+/// parent can't change those pages meanwhile: they are missing, and this thread is the one that would bring them home.
+#[expect(unsafe_code, reason = "copies pages into another process")]
+fn fill_child(inner: &Inner, events: &hetmem_core::space::Events<'_>, child: Userfaultfd) {
+    let copy = |range: PageRange, from: VirtAddr| {
+        loop {
+            // SAFETY: the child's page is a hole where the parent's page is away, and holds the same bytes afterwards; the source is a
+            // frame whose page can't change while the gate is held.
+            let progress = unsafe { child.copy(range.start(), from, range.pages(), CopyFlags::NONE) };
+            match progress.stop {
+                Some(Errno::AGAIN) => hetmem_sys::thread::yield_now(),
+                Some(Errno::NOMEM) => {
+                    inner.engine.counters.errors.fetch_add(1, Relaxed);
+                    hetmem_sys::thread::backoff_sleep(1_000_000);
+                }
+                // Done; or there already; or of the other context; or the child has ended.
+                _ => break,
+            }
+        }
+    };
+    if inner.engine.for_each_unmapped(events, copy).is_err() {
+        inner
+            .engine
+            .host
+            .stop_the_program(VirtAddr::default(), "a device does not give pages back that a forked child needs");
+    }
+    // Closing the child's context ends its registration: from here on it is an ordinary process.
+    drop(child);
+}
+
+/// Serves a SIGBUS at `addr` in the thread that touched it; `false` if the page is not this runtime's business.
+pub(crate) fn serve_sigbus(inner: &Inner, addr: VirtAddr) -> bool {
+    let engine = &inner.engine;
+    let ours = engine.space.region_at(addr.page_down()).is_some_and(|(_, region)| region.path == FaultPath::Sigbus);
+    if !ours {
+        return false;
+    }
+    let start = Instant::now();
+    loop {
+        match engine.fault(addr, FaultPath::Sigbus) {
+            FaultResolution::Home(PageCount::ZERO) | FaultResolution::EventsPending | FaultResolution::Waiting => {
+                engine.host.await_events();
+            }
+            FaultResolution::Home(_) => {
+                record_latency(&engine.counters, start);
+                return true;
+            }
+            FaultResolution::Present => return true,
+            FaultResolution::NoMemory if start.elapsed() > MEMORY_PATIENCE => {
+                engine.host.stop_the_program(addr.page_down(), "the host has no memory for it")
+            }
+            FaultResolution::NoMemory => {
+                engine.trim_pool();
+                engine.host.await_events();
+            }
+        }
+    }
+}

@@ -1,0 +1,162 @@
+//! Which ranges of the program are registered with userfaultfd, and how.
+//!
+//! | state | registered | touches of missing pages | cost to the program |
+//! | --- | --- | --- | --- |
+//! | free | not | the kernel's business | none |
+//! | watched | for write protection | the kernel's business | events on munmap, mremap, madvise; none in use |
+//! | trapped | for missing pages | wait and are reported | first touches of holes are reported too |
+//!
+//! A range is trapped while something in it is in transit or away, watched while coherent frames are mapped in it, so that their loss
+//! is noticed, and free otherwise. Whole extents change state together: a mapping that was half registered would be two to the
+//! kernel, and `mremap` refuses to span two.
+//!
+//! Falling from trapped to watched has a moment in which the range is free: the kernel has no single step for it. An event
+//! that falls into it goes unseen, so slots of mapped frames are hints, checked when they are used.
+
+use hetmem_core::outcome::KeptReason;
+use hetmem_core::port::FaultPath;
+use hetmem_core::range_map::RangeMap;
+use hetmem_core::sync::{Mutex, lock};
+use hetmem_core::units::{PageCount, PageRange, VirtAddr};
+use hetmem_sys::errno::Errno;
+use hetmem_sys::uffd::Mode;
+
+use crate::host::Contexts;
+
+/// See the module; `free` is the absence of an entry.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Trap {
+    Watched(FaultPath),
+    Trapped(FaultPath),
+}
+
+#[derive(Default)]
+struct Table {
+    traps: RangeMap<Trap>,
+    /// Extents that requests under way rely on.
+    active: Vec<PageRange>,
+}
+
+/// See the module.
+#[derive(Default)]
+pub(crate) struct Traps {
+    table: Mutex<Table>,
+}
+
+impl Traps {
+    /// Traps `extent` until [`Traps::release`]. What can't be trapped is returned, with the reason.
+    pub(crate) fn trap(&self, contexts: &Contexts, extent: PageRange, path: FaultPath) -> Vec<(PageRange, KeptReason)> {
+        let mut table = lock(&self.table);
+        table.active.push(extent);
+        if is_trapped(&table.traps, extent, path) {
+            return Vec::new();
+        }
+        match contexts.program(path).register(extent, Mode::MISSING) {
+            Ok(()) => {
+                table.traps.insert(extent, Trap::Trapped(path));
+                Vec::new()
+            }
+            Err(_) => trap_each_mapping(&mut table, contexts, extent, path),
+        }
+    }
+
+    /// Ends a request's claim on `extent`. If no other has one, and `away` says that nothing in it is away, the range becomes watched
+    /// if coherent frames are mapped in it, else free.
+    pub(crate) fn release(
+        &self,
+        contexts: &Contexts,
+        extent: PageRange,
+        away: impl FnOnce() -> (PageCount, PageCount),
+    ) {
+        let mut table = lock(&self.table);
+        if let Some(at) = table.active.iter().position(|a| *a == extent) {
+            table.active.swap_remove(at);
+        }
+        if table.active.iter().any(|a| a.overlaps(extent)) {
+            return;
+        }
+        let (unmapped, mapped) = away();
+        if !unmapped.is_zero() {
+            return;
+        }
+        let parts: Vec<(PageRange, Trap)> =
+            table.traps.overlapping(extent).filter_map(|(r, t)| Some((r.intersect(extent)?, *t))).collect();
+        for (part, trap) in parts {
+            let Trap::Trapped(path) = trap else {
+                continue;
+            };
+            let uffd = contexts.program(path);
+            if uffd.unregister(part).is_err() {
+                // The range changed under us; its event will say how.
+                continue;
+            }
+            table.traps.remove(part);
+            if !mapped.is_zero() && uffd.register(part, Mode::WP).is_ok() {
+                table.traps.insert(part, Trap::Watched(path));
+            }
+        }
+    }
+
+    /// `range` was unmapped.
+    pub(crate) fn unmapped(&self, range: PageRange) {
+        lock(&self.table).traps.remove(range);
+    }
+
+    /// `from` is now at `to`, registrations and all.
+    pub(crate) fn remapped(&self, from: PageRange, to: VirtAddr) {
+        let mut table = lock(&self.table);
+        let moved = table.traps.remove(from);
+        for (part, trap) in moved {
+            let at = to.add_pages(part.start().pages_since(from.start()));
+            if let Some(at) = PageRange::new(at, part.pages()) {
+                table.traps.insert(at, trap);
+            }
+        }
+    }
+
+    /// The ranges that are trapped and that no request relies on.
+    pub(crate) fn idle(&self) -> Vec<PageRange> {
+        let table = lock(&self.table);
+        let trapped = table.traps.iter().filter(|(_, t)| matches!(t, Trap::Trapped(..)));
+        trapped.map(|(r, _)| r).filter(|r| !table.active.iter().any(|a| a.overlaps(*r))).collect()
+    }
+}
+
+fn is_trapped(traps: &RangeMap<Trap>, extent: PageRange, path: FaultPath) -> bool {
+    let covered: PageCount = traps
+        .overlapping(extent)
+        .filter(|(_, t)| matches!(t, Trap::Trapped(p) if *p == path))
+        .filter_map(|(r, _)| r.intersect(extent))
+        .map(PageRange::pages)
+        .sum();
+    covered == extent.pages()
+}
+
+/// The extent is not one piece any more: each mapping in it is trapped by itself.
+fn trap_each_mapping(
+    table: &mut Table,
+    contexts: &Contexts,
+    extent: PageRange,
+    path: FaultPath,
+) -> Vec<(PageRange, KeptReason)> {
+    let mut refused = Vec::new();
+    let mut at = extent.start();
+    let mut refuse = |from: VirtAddr, to: VirtAddr, reason| {
+        refused.extend(PageRange::between(from, to).filter(|r| !r.is_empty()).map(|r| (r, reason)));
+    };
+    for mapping in crate::mappings::anonymous_in(extent) {
+        refuse(at, mapping.start(), KeptReason::Unmanaged);
+        at = mapping.end();
+        if is_trapped(&table.traps, mapping, path) {
+            continue;
+        }
+        match contexts.program(path).register(mapping, Mode::MISSING) {
+            Ok(()) => table.traps.insert(mapping, Trap::Trapped(path)),
+            Err(Errno::BUSY) => refuse(mapping.start(), mapping.end(), KeptReason::ForeignUserfaultfd),
+            Err(Errno::NOMEM) => refuse(mapping.start(), mapping.end(), KeptReason::NoMemory),
+            Err(_) => refuse(mapping.start(), mapping.end(), KeptReason::Unsupported),
+        }
+    }
+    refuse(at, extent.end(), KeptReason::Unmanaged);
+    refused
+}

@@ -1,0 +1,181 @@
+//! The runtime on real memory: what moves, what stays, and that contents survive all of it.
+#![expect(unsafe_code, reason = "tests touch mapped memory")]
+
+use hetmem::{Advice, FaultPath, KeptReason, Mapping, PageOutcome, Request, Residency, Runtime, Target};
+use hetmem_core::units::{ByteLen, DeviceId, PAGE_SIZE, PageCount, PageRange};
+use hetmem_devices::spec::parse_all;
+
+const PRIVATE: DeviceId = DeviceId::new(0);
+const COHERENT: DeviceId = DeviceId::new(1);
+
+fn runtime() -> Runtime {
+    let specs = parse_all(&["private:emulated,size=64M", "coherent:emulated,size=64M"], ByteLen::new(1 << 40)).unwrap();
+    let mut builder = Runtime::builder().sigbus();
+    for spec in specs {
+        builder = builder.device(spec);
+    }
+    builder.start().unwrap()
+}
+
+fn word(mapping: &Mapping, page: usize) -> *mut u64 {
+    mapping.as_ptr().wrapping_add(page * 4096 + (page % 500) * 8).cast()
+}
+
+fn fill(mapping: &Mapping) {
+    for page in 0..mapping.len() / 4096 {
+        // SAFETY: inside the mapping.
+        unsafe { word(mapping, page).write_volatile(page as u64 ^ 0xabcd_ef01) };
+    }
+}
+
+fn verify(mapping: &Mapping) {
+    for page in 0..mapping.len() / 4096 {
+        // SAFETY: inside the mapping.
+        let found = unsafe { word(mapping, page).read_volatile() };
+        assert_eq!(found, page as u64 ^ 0xabcd_ef01, "page {page}");
+    }
+}
+
+fn to(device: DeviceId) -> Request {
+    Request::all_to(Target::Device(device))
+}
+
+#[test]
+fn contents_survive_every_route() {
+    let runtime = runtime();
+    for path in [FaultPath::Thread, FaultPath::Sigbus] {
+        let mapping = runtime.map(ByteLen::new(9 << 20), path).unwrap();
+        fill(&mapping);
+        let range = mapping.range();
+        for request in [
+            to(PRIVATE),
+            to(COHERENT),
+            to(PRIVATE),
+            Request::all_to(Target::System),
+            to(COHERENT),
+            Request::all_to(Target::System),
+        ] {
+            let outcomes = runtime.migrate(range, request);
+            assert_eq!(
+                outcomes.moved(),
+                range.pages(),
+                "{request:?} {path:?} {:?}",
+                outcomes.as_slice().iter().find(|o| **o != PageOutcome::Moved)
+            );
+            let expected = match request.target {
+                Target::System => Residency::System,
+                Target::Device(device) => Residency::Device(device),
+            };
+            assert!(runtime.residency(range).iter().all(|r| *r == expected));
+            runtime.check();
+        }
+        verify(&mapping);
+        runtime.migrate(range, to(PRIVATE));
+        verify(&mapping);
+        assert!(runtime.residency(range).iter().all(|r| *r == Residency::System), "touches brought every page home");
+        runtime.migrate(range, to(COHERENT));
+        verify(&mapping);
+        assert!(runtime.residency(range).iter().all(|r| *r == Residency::Device(COHERENT)), "touches moved nothing");
+        runtime.check();
+    }
+}
+
+#[test]
+fn holes_read_as_zeros_and_are_kept_as_holes() {
+    let runtime = runtime();
+    let mapping = runtime.map(ByteLen::new(64 * PAGE_SIZE), FaultPath::Thread).unwrap();
+    // SAFETY: inside the mapping.
+    unsafe { mapping.as_ptr().wrapping_add(5 * 4096).write_volatile(7) };
+    let outcomes = runtime.migrate(mapping.range(), to(PRIVATE));
+    // The mapping prefers huge pages but is too small for one.
+    assert_eq!(outcomes.moved(), PageCount::ONE);
+    assert_eq!(outcomes.as_slice()[4], PageOutcome::Kept(KeptReason::Hole));
+    for page in 0..64 {
+        // SAFETY: inside the mapping.
+        let found = unsafe { mapping.as_ptr().wrapping_add(page * 4096).read_volatile() };
+        assert_eq!(found, if page == 5 { 7 } else { 0 });
+    }
+}
+
+#[test]
+fn unmanaged_and_pinned_pages_are_kept_with_the_reason() {
+    let runtime = runtime();
+    let mapping = runtime.map(ByteLen::new(8 * PAGE_SIZE), FaultPath::Thread).unwrap();
+    fill(&mapping);
+    let range = mapping.range();
+    runtime.advise(range, Advice::Pin).unwrap();
+    assert_eq!(runtime.migrate(range, to(PRIVATE)).kept(KeptReason::Advised), range.pages());
+    runtime.advise(range, Advice::Unpin).unwrap();
+    let beyond = PageRange::new(range.start(), range.pages() + PageCount::ONE).unwrap();
+    let outcomes = runtime.migrate(beyond, to(PRIVATE));
+    assert_eq!((outcomes.moved(), outcomes.kept(KeptReason::Unmanaged)), (range.pages(), PageCount::ONE));
+    verify(&mapping);
+}
+
+#[test]
+fn a_full_device_keeps_what_does_not_fit() {
+    let specs = parse_all(&["private:emulated,size=64K"], ByteLen::new(1 << 40)).unwrap();
+    let runtime = Runtime::builder().device(specs[0].clone()).start().unwrap();
+    let mapping = runtime.map(ByteLen::new(32 * PAGE_SIZE), FaultPath::Thread).unwrap();
+    fill(&mapping);
+    let outcomes = runtime.migrate(mapping.range(), to(PRIVATE));
+    assert_eq!((outcomes.moved().get(), outcomes.kept(KeptReason::NoFrame).get()), (16, 16));
+    verify(&mapping);
+    runtime.check();
+}
+
+#[test]
+fn dropped_pages_read_as_zeros_and_free_their_frames() {
+    let runtime = runtime();
+    let mapping = runtime.map(ByteLen::new(1 << 20), FaultPath::Thread).unwrap();
+    for device in [PRIVATE, COHERENT] {
+        fill(&mapping);
+        assert_eq!(runtime.migrate(mapping.range(), to(device)).moved(), mapping.range().pages());
+        // SAFETY: the contents are given up.
+        unsafe { hetmem_sys::mapping::discard(mapping.range()) }.unwrap();
+        assert!(runtime.residency(mapping.range()).iter().all(|r| *r == Residency::System));
+        runtime.check();
+        for page in 0..mapping.len() / 4096 {
+            // SAFETY: inside the mapping.
+            assert_eq!(unsafe { word(&mapping, page).read_volatile() }, 0);
+        }
+    }
+}
+
+#[test]
+fn many_threads_on_the_same_pages_see_every_write() {
+    let runtime = runtime();
+    let mapping = runtime.map(ByteLen::new(4 << 20), FaultPath::Thread).unwrap();
+    let base = mapping.as_ptr().expose_provenance();
+    let rounds = 40;
+    std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..4)
+            .map(|_| {
+                scope.spawn(move || {
+                    for _ in 0..rounds {
+                        for page in 0..1024 {
+                            // SAFETY: inside the mapping, as an atomic word.
+                            let word = unsafe {
+                                &*std::ptr::with_exposed_provenance::<std::sync::atomic::AtomicU64>(base + page * 4096)
+                            };
+                            word.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                        }
+                    }
+                })
+            })
+            .collect();
+        let mut step = 0;
+        while !workers.iter().all(std::thread::ScopedJoinHandle::is_finished) {
+            let device = if step % 2 == 0 { PRIVATE } else { COHERENT };
+            let part = mapping.range().slice(PageCount::new(step * 37 % 900), PageCount::new(124));
+            runtime.migrate(part, to(device));
+            step += 1;
+        }
+    });
+    for page in 0..1024 {
+        // SAFETY: inside the mapping.
+        let found = unsafe { std::ptr::with_exposed_provenance::<u64>(base + page * 4096).read_volatile() };
+        assert_eq!(found, 4 * rounds, "page {page}");
+    }
+    runtime.check();
+}
