@@ -131,6 +131,20 @@ impl<H: Host> Engine<H> {
         }
     }
 
+    /// Whether somebody but the `ours` known holders refers to one of the frames: a batch that lost its page to an `mremap`
+    /// and has not noticed yet. It may be reading the frame, and would take the page's next stay there for its own. So such a
+    /// frame's page is copied in, never moved: the frame keeps its bytes until the last reference is gone.
+    pub(crate) fn is_read_by_others(&self, held: Held, ours: u64) -> bool {
+        held.run.iter().any(|frame| {
+            let descriptor = if held.device == SYSTEM_POOL {
+                self.pool.descriptor(frame)
+            } else {
+                self.device_of(held.device).pagemap().frames.descriptor(frame)
+            };
+            descriptor.references() > ours
+        })
+    }
+
     /// Gives one reference to the frames back, whose pages are still populated.
     pub(crate) fn put(&self, held: Held) {
         if held.device == SYSTEM_POOL {

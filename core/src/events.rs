@@ -37,6 +37,9 @@ impl<H: Host> Engine<H> {
                 let slot = {
                     let mut state = block.lock();
                     let slot = state.slot(page.index_in_block());
+                    if slot == Slot::System {
+                        continue;
+                    }
                     state.set(page.index_in_block(), Slot::System);
                     slot
                 };

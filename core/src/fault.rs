@@ -109,7 +109,8 @@ impl<H: Host> Engine<H> {
     ) -> FaultResolution {
         let (at, held) = (PageRange::page_of(page), Held::single(frame));
         let from = self.address(held).expect("the caller looked");
-        let mut how = Install::Move;
+        // A batch that lost the page may still read the frame: then the page must stay in it.
+        let mut how = if self.is_read_by_others(held, 1) { Install::Copy } else { Install::Move };
         let mut put = self.host.put_in(path, at, from, how);
         if put.stop == Some(PutStop::Refused) {
             how = Install::Copy;
@@ -122,7 +123,10 @@ impl<H: Host> Engine<H> {
             Some((_, PutFailure::StaysAway)) => {
                 self.host.stop_the_program(page, "the kernel accepts a page neither by moving nor by copying")
             }
-            Some((_, PutFailure::Dropped)) => FaultResolution::Present,
+            Some((_, PutFailure::Dropped)) => {
+                self.host.wake(path, at);
+                FaultResolution::Present
+            }
         };
         if put.stop.is_none() && how == Install::Move && frame.device != SYSTEM_POOL {
             state.set(page.index_in_block(), Slot::Mapped(frame));
@@ -227,6 +231,8 @@ impl<H: Host> Engine<H> {
                 ours += PageCount::ONE;
             }
             if ours.is_zero() {
+                // The program dropped or moved the page meanwhile. Nothing is put in, so nothing else wakes the toucher.
+                self.host.wake(path, run.piece(at + n).at);
                 self.put(run.piece(at + n).bytes);
                 self.put(from.slice(n, PageCount::ONE));
                 n += PageCount::ONE;
@@ -249,7 +255,10 @@ impl<H: Host> Engine<H> {
                     PutFailure::StaysAway => self
                         .host
                         .stop_the_program(target.start(), "the kernel accepts a page neither by moving nor by copying"),
-                    PutFailure::Dropped => settled = PageCount::ONE,
+                    PutFailure::Dropped => {
+                        self.host.wake(path, target.slice(PageCount::ZERO, PageCount::ONE));
+                        settled = PageCount::ONE;
+                    }
                 }
             }
             for i in 0..settled.get() {
@@ -375,6 +384,7 @@ impl Around {
     /// The page at `page` and its neighbours, as the block's stream suggests.
     fn plan<H: Host>(engine: &Engine<H>, state: &mut BlockState, page: VirtAddr) -> Self {
         let first = page.index_in_block();
+        state.touch(first);
         let none = Frame { device: DeviceId::new(0), index: FrameIndex::new(0) };
         let sequential = usize::from(state.stream.next) == first && state.stream.window > 0;
         let window = if sequential { (state.stream.window * 4).min(MAX_AROUND) } else { 1 };

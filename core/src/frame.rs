@@ -77,6 +77,12 @@ impl FrameDescriptor {
         if was == 1 { Put::Last } else { Put::StillReferenced }
     }
 
+    /// The number of references; what holders who have left did with the frame is done.
+    pub(crate) fn references(&self) -> u64 {
+        // Acquire pairs with the Release in `put`.
+        self.0.load(Ordering::Acquire) & COUNT_MASK
+    }
+
     /// The number of references.
     pub fn count(&self) -> u64 {
         self.0.load(Ordering::Relaxed) & COUNT_MASK

@@ -8,6 +8,7 @@ pub mod frame;
 pub mod migrate;
 pub mod outcome;
 pub mod physmap;
+pub mod policy;
 pub mod pool;
 pub mod port;
 pub mod range_map;

@@ -9,7 +9,7 @@
 use crate::frame::{FrameDescriptor, Put};
 use crate::run_set::{FrameRun, RunSet};
 use crate::sync::{Mutex, lock};
-use crate::units::{BLOCK_SIZE, PageCount, VirtAddr};
+use crate::units::{BLOCK_SIZE, FrameIndex, PageCount, VirtAddr};
 
 /// Places that only faults may use.
 pub const FAULT_RESERVE: PageCount = PageCount::new(128);
@@ -92,6 +92,10 @@ impl SystemPool {
         for (i, frame) in (0..).zip(run.iter()) {
             self.descriptors[frame.index()].allocate(page.add_pages(PageCount::new(i)));
         }
+    }
+
+    pub(crate) fn descriptor(&self, place: FrameIndex) -> &FrameDescriptor {
+        &self.descriptors[place.index()]
     }
 
     /// Takes another reference to each place of `run`, which the caller knows to be in use.

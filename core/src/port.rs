@@ -72,6 +72,9 @@ pub enum Install {
 pub trait Host: Send + Sync {
     /// Makes the pages of `from` missing in the program and puts their bytes at `to`, page by page atomically: a touch
     /// by the program finds the page before or waits after.
+    ///
+    /// While an event is unread it takes none ([`KeptReason::Raced`]): what lies in `from` may have come there after the
+    /// change that the event tells of, and would be dropped with what was there before.
     fn take_out(&self, from: PageRange, to: VirtAddr) -> Taken;
 
     /// Makes the bytes at `from` present at `to`, where pages are missing, and wakes who waits for them.

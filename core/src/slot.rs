@@ -11,10 +11,13 @@
 //!
 //! | from → to | System | Mapped | Unmapped, busy | Unmapped |
 //! | --- | --- | --- | --- | --- |
-//! | System | – | – | collect (taken out to the pool) | – |
-//! | Mapped | unmap, remove | – | collect (taken out to its frame) | – |
-//! | Unmapped | unmap, remove; fault | fault | collect, fault | – |
-//! | Unmapped, busy | finalize, rollback; unmap, remove | finalize, rollback | – | finalize, rollback; remap |
+//! | System | – | remap (arrives) | collect (taken out to the pool) | remap (arrives) |
+//! | Mapped | unmap, remove, remap (leaves) | – | collect (taken out to its frame) | – |
+//! | Unmapped | unmap, remove, remap (leaves); fault | fault (its frame) | collect, fault (its frame) | – |
+//! | Unmapped, busy | finalize, rollback, fault; unmap, remove, remap (leaves) | finalize, rollback | – | finalize, rollback, fault |
+//!
+//! No other change is accepted ([`Slot::may_become`]). A busy page that is remapped arrives as one that is not: whoever works on
+//! it finds it gone from where it was.
 //!
 //! The pool of system pages is one more set of frames ([`SYSTEM_POOL`]): a page in transit is just a page in a frame of the pool.
 
@@ -46,6 +49,27 @@ pub enum Slot {
         /// Whether a migration or a fault works on the page.
         busy: bool,
     },
+}
+
+impl Slot {
+    /// Whether the table of the module lists the change from this state to `next`.
+    #[must_use]
+    pub fn may_become(self, next: Self) -> bool {
+        match (self, next) {
+            (Self::System, Self::Unmapped { frame, busy: true }) => frame.device == SYSTEM_POOL,
+            (Self::System, Self::Unmapped { busy: false, .. }) => true,
+            (Self::Mapped(_) | Self::Unmapped { .. }, Self::System) => true,
+            (Self::System | Self::Unmapped { busy: true, .. }, Self::Mapped(frame)) => frame.device != SYSTEM_POOL,
+            (Self::Unmapped { frame, busy: false }, Self::Mapped(to)) => frame == to && to.device != SYSTEM_POOL,
+            (Self::Mapped(frame) | Self::Unmapped { frame, busy: false }, Self::Unmapped { frame: to, busy: true }) => {
+                frame == to
+            }
+            (Self::Unmapped { busy: true, .. }, Self::Unmapped { busy, .. }) => !busy,
+            (Self::System, Self::System)
+            | (Self::Mapped(_), Self::Mapped(_) | Self::Unmapped { busy: false, .. })
+            | (Self::Unmapped { busy: false, .. }, Self::Unmapped { busy: false, .. }) => false,
+        }
+    }
 }
 
 /// A [`Slot`] in eight bytes. All-zero is `System`.

@@ -79,6 +79,8 @@ pub struct BlockState {
     busy: u16,
     unmapped: u16,
     mapped: u16,
+    /// Which eighths of the block were brought home by a fault since [`BlockState::take_touched`] asked last.
+    touched: u8,
     /// Where the last fault's run ended, and how long the next one may be: the fault-around's memory.
     pub(crate) stream: Stream,
 }
@@ -95,7 +97,8 @@ pub(crate) struct Stream {
 impl Default for Block {
     fn default() -> Self {
         let slots = vec![SlotWord::default(); usize::try_from(BLOCK_PAGES).unwrap_or(512)].into_boxed_slice();
-        let state = BlockState { slots, waited: false, busy: 0, unmapped: 0, mapped: 0, stream: Stream::default() };
+        let state =
+            BlockState { slots, waited: false, busy: 0, unmapped: 0, mapped: 0, touched: 0, stream: Stream::default() };
         Self { state: Mutex::new(state), settled: Condvar::new() }
     }
 }
@@ -126,8 +129,14 @@ impl BlockState {
     }
 
     /// Sets the state of page `index`.
+    ///
+    /// # Panics
+    ///
+    /// If the page may not come from its state to that one: a page would be lost or doubled ([`Slot::may_become`]).
     pub fn set(&mut self, index: usize, slot: Slot) {
-        match self.slots[index].get() {
+        let was = self.slots[index].get();
+        assert!(was.may_become(slot), "a page that is {was:?} does not become {slot:?}");
+        match was {
             Slot::System => {}
             Slot::Mapped(_) => self.mapped -= 1,
             Slot::Unmapped { busy, .. } => {
@@ -158,6 +167,19 @@ impl BlockState {
             self.waited = false;
         }
         waited
+    }
+
+    /// Notes that a touch brought page `index` home.
+    pub(crate) fn touch(&mut self, index: usize) {
+        self.touched |= 1 << (index / 64);
+    }
+
+    /// Whether a touch brought a page of the eighth that holds `index` home since this was asked last.
+    pub fn take_touched(&mut self, index: usize) -> bool {
+        let bit = 1 << (index / 64);
+        let was = self.touched & bit != 0;
+        self.touched &= !bit;
+        was
     }
 
     /// Pages whose bytes lie in a frame that the program doesn't map.
@@ -284,6 +306,19 @@ impl Space {
     #[must_use]
     pub fn region_at(&self, page: crate::units::VirtAddr) -> Option<(PageRange, Region)> {
         read(&self.regions).get(page).map(|(range, region)| (range, *region))
+    }
+
+    /// Whether touches of all pages of `range` are served by `path`.
+    pub(crate) fn is_managed(&self, range: PageRange, path: FaultPath) -> bool {
+        let regions = read(&self.regions);
+        let mut at = range.start();
+        for (found, region) in regions.overlapping(range) {
+            if found.start() > at || region.path != path {
+                return false;
+            }
+            at = found.end();
+        }
+        at >= range.end()
     }
 
     /// `range` cut at region boundaries, with the region of each part; `None` for the unmanaged parts.

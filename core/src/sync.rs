@@ -8,10 +8,11 @@
 //!
 //! ```text
 //! gate (events against installs)
-//!   regions
+//!   removals
+//!   exclusions
 //!     block index
 //!       block
-//!         pool, frame table
+//!         regions, pool, frame table
 //! ```
 //!
 //! A lock may be taken while locks above it are held, never the other way round.

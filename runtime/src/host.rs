@@ -143,6 +143,22 @@ impl UserMemory {
         }
     }
 
+    /// How many pages of `range` are in memory and mapped.
+    pub(crate) fn present(&self, range: PageRange) -> PageCount {
+        let query = ScanQuery { any_of: Categories::PRESENT, report: Categories::PRESENT, ..ScanQuery::default() };
+        let mut found = [Scanned::default(); 64];
+        let (mut pages, mut rest) = (PageCount::ZERO, range);
+        while !rest.is_empty() {
+            let Ok((n, end)) = self.scanner.scan(rest, query, &mut found) else { break };
+            pages += found[..n].iter().map(|r| r.range().pages()).sum();
+            match PageRange::between(end, range.end()) {
+                Some(next) if next.pages() < rest.pages() => rest = next,
+                _ => break,
+            }
+        }
+        pages
+    }
+
     fn has_present_page(&self, range: PageRange) -> bool {
         let (present, pages) = self.same_presence(range);
         present || pages < range.pages()

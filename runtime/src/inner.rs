@@ -17,7 +17,8 @@ const TRANSIT: PageCount = PageCount::new(64 * BLOCK_PAGES);
 /// See the module.
 pub(crate) struct Inner {
     pub(crate) engine: Engine<UserMemory>,
-    pool_arena: Arena,
+    /// The pool's memory, which lives as long as the engine that uses it.
+    _pool_arena: Arena,
 }
 
 impl Inner {
@@ -47,12 +48,7 @@ impl Inner {
             }
         }
         let pool = SystemPool::new(pool_arena.range().start(), capacity, stock);
-        Ok(Self { engine: Engine::new(host, devices, pool, counters), pool_arena })
-    }
-
-    /// Where the pool lies: never the program's.
-    pub(crate) fn pool_range(&self) -> PageRange {
-        self.pool_arena.range()
+        Ok(Self { engine: Engine::new(host, devices, pool, counters), _pool_arena: pool_arena })
     }
 
     /// The extents that must be trapped for `range`: every region that overlaps it, joined with the neighbours that touch it, as
@@ -148,6 +144,23 @@ impl Inner {
             }
             at += n;
         }
+    }
+
+    /// Ends every registration of `range`, whose pages are home.
+    pub(crate) fn unregister(&self, range: PageRange) {
+        self.engine.host.traps.forget(&self.engine.host.contexts, range);
+    }
+
+    /// Pages of `ranges` that are in memory and not on a device.
+    pub(crate) fn resident(&self, ranges: &[PageRange]) -> PageCount {
+        ranges
+            .iter()
+            .map(|range| {
+                let present = self.engine.host.present(*range);
+                let (_, mapped) = self.engine.away_in(*range);
+                PageCount::new(present.get().saturating_sub(mapped.get()))
+            })
+            .sum()
     }
 
     /// Lets ranges fall back that faults have emptied.

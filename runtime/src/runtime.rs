@@ -12,7 +12,7 @@ use hetmem_core::stats::Counters;
 use hetmem_core::units::{BLOCK_PAGES, ByteLen, DeviceId, PAGE_SIZE, PageCount, PageRange, VirtAddr};
 use hetmem_devices::Emulated;
 use hetmem_devices::spec::{Backend, DeviceSpec};
-use hetmem_sys::mapping::{Arena, ArenaOptions, HugePages, OnFork};
+use hetmem_sys::mapping::{Arena, ArenaOptions, HugePages, OnFork, Whose};
 
 pub use hetmem_core::engine::Residency;
 pub use hetmem_core::migrate::{Request, Select, Target};
@@ -168,6 +168,7 @@ impl Runtime {
             huge_pages: HugePages::Prefer,
             on_fork: OnFork::Inherit,
             name: Some(c"hetmem:mapping"),
+            whose: Whose::Program,
             ..ArenaOptions::default()
         };
         let arena =

@@ -97,6 +97,16 @@ impl Traps {
         }
     }
 
+    /// Ends every registration in `range`.
+    pub(crate) fn forget(&self, contexts: &Contexts, range: PageRange) {
+        let mut table = lock(&self.table);
+        for (part, trap) in table.traps.remove(range) {
+            let (Trap::Watched(path) | Trap::Trapped(path)) = trap;
+            // A part that is gone needs no unregistering.
+            let _ = contexts.program(path).unregister(part);
+        }
+    }
+
     /// `range` was unmapped.
     pub(crate) fn unmapped(&self, range: PageRange) {
         lock(&self.table).traps.remove(range);

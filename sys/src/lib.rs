@@ -2,7 +2,7 @@
 //!
 //! Each module puts one kernel interface into Rust shape and decides nothing: an errno is returned as it came, and the
 //! floors above turn it into an outcome. Everything that the agent inside a foreign program calls while pages of that
-//! program may be away obeys one rule: **raw system calls only** (rustix's `linux_raw` backend, or [`raw`] where
+//! program may be away obeys one rule: **raw system calls only** (rustix's `linux_raw` backend, or `raw.rs` where
 //! rustix has no wrapper). No allocation, no thread-local storage, no `errno`, no C symbol that a preloaded library
 //! may replace.
 //!

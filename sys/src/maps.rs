@@ -253,7 +253,10 @@ mod tests {
     proptest! {
         #[test]
         fn garbage_never_panics(
-            file in prop::collection::vec(prop_oneof![any::<u8>(), prop::sample::select(&b"0f-: rwxsp\n+"[..])], 0..300),
+            file in prop::collection::vec(
+                prop_oneof![any::<u8>(), prop::sample::select(&b"0f-: rwxsp\n+"[..])],
+                0..300,
+            ),
             size in 0usize..64,
             piece in 1usize..64,
         ) {

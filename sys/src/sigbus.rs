@@ -8,9 +8,9 @@
 //!
 //! * not `SA_ONSTACK`: alternate stacks are often a page or two (Rust gives every thread one of that size), which a
 //!   migration outgrows; the stack in use always has room, as running out of it is another signal.
-//! * not `SA_NODEFER`, and all other signals blocked too: a handler of the program must not run while a page is half-way
-//!   home, and a touch of a missing page *inside* the handler is a defect. With the signal blocked the kernel ends the
-//!   program there and then, with a core; without, the handler would recur until the stack is gone.
+//! * not `SA_NODEFER`, and all other signals blocked too: a handler of the program must not run while a page is
+//!   half-way home, and a touch of a missing page *inside* the handler is a defect. With the signal blocked the kernel
+//!   ends the program there and then, with a core; without, the handler would recur until the stack is gone.
 //! * `SA_RESTART`: a system call that a foreign SIGBUS interrupts goes on.
 //!
 //! *Limits:* one handler a process, and it stays. A program that installs a SIGBUS handler later replaces it. The

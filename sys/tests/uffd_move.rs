@@ -150,6 +150,20 @@ fn a_huge_page_moves_whole_there_and_back() {
 }
 
 #[test]
+fn a_huge_zero_page_moves_too() {
+    let (Some(window), Some(memory), arena) = (open(MOVES), common::huge_page(), pages(512)) else { return };
+    memory.discard(memory.range()).unwrap();
+    assert_eq!(read(memory.range().start()), 0);
+    window.register(arena.range(), Mode::WP).unwrap();
+    let there = memory
+        .range()
+        .slice(PageCount::ZERO, PageCount::new(present(memory.range()).iter().filter(|p| **p).count() as u64));
+    assert_eq!(move_range(&window, arena.range(), there, MoveFlags::NONE), complete(there.pages().get()));
+    assert!(arena.range().iter().all(|page| read(page) == 0));
+    assert!(present(memory.range()).iter().all(|there| !there));
+}
+
+#[test]
 fn a_part_of_a_huge_page_moves_after_the_kernel_has_split_it() {
     let Some(window) = open(MOVES) else { return };
     let (Some(memory), arena) = (common::huge_page(), pages(512)) else { return };

@@ -8,9 +8,9 @@ use crate::{host, trial};
 
 /// Name, arguments, and the pages that must move under chaos.
 const PROGRAMS: &[(&str, &[&str], u64)] = &[
-    ("threads", &["60"], 100_000),
+    ("threads", &["150"], 100_000),
     ("forks", &["40", "2048"], 10_000),
-    ("spawns", &["6"], 1_000),
+    ("spawns", &["12"], 1_000),
     ("mappings", &["2000"], 100_000),
     ("syscalls", &["100"], 10_000),
     ("signals", &["2000"], 10_000),

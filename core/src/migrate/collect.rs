@@ -4,7 +4,7 @@ use crate::engine::{Engine, Held};
 use crate::migrate::{Batch, Copied, Origin, Piece, Request, Select, Target};
 use crate::outcome::{KeptReason, Outcomes, PageOutcome};
 use crate::physmap::MemoryType;
-use crate::port::Host;
+use crate::port::{Host, Taken};
 use crate::run_set::FrameRun;
 use crate::slot::{Frame, SYSTEM_POOL, Slot};
 use crate::space::{BlockState, Region, kept_by_advice};
@@ -52,6 +52,10 @@ impl<'e, H: Host> Collected<'e, H> {
         }
         // The gate and the exclusions are held over decision and take-out: neither an event nor an exclusion can come between.
         let _installing = engine.space.gate.install();
+        // The region was looked up earlier. If an event has ended it since, nobody watches what lies there now.
+        if !engine.space.is_managed(range, path) {
+            return Self { batch };
+        }
         if engine.space.is_being_removed(range, |r, looks| engine.host.removal_is_over(r, looks)) {
             return Self { batch };
         }
@@ -59,10 +63,12 @@ impl<'e, H: Host> Collected<'e, H> {
         let block = crate::sync::Arc::clone(&batch.block);
         let mut state = block.lock();
         let plan = |state: &BlockState, page: VirtAddr| {
-            if excluded.get(page).is_some() {
-                return Plan::Keep(KeptReason::ThreadState);
+            match plan_page(engine, state.slot(page.index_in_block()), request) {
+                // What is out already may go home, and nowhere else.
+                Plan::Hold(frame) if request.target == Target::System => Plan::Hold(frame),
+                _ if excluded.get(page).is_some() => Plan::Keep(KeptReason::ThreadState),
+                plan => plan,
             }
-            plan_page(engine, state.slot(page.index_in_block()), request)
         };
         let mut at = PageCount::ZERO;
         while at < range.pages() {
@@ -163,6 +169,12 @@ fn mark_busy(state: &mut BlockState, run: PageRange, bytes: Held) {
     }
 }
 
+/// Why not all of the `asked` pages were taken, if so; a host that doesn't say is not asked for ever.
+fn why_stopped(taken: Taken, asked: PageCount) -> Option<(KeptReason, PageCount)> {
+    let short = || (taken.pages < asked).then_some((KeptReason::Raced, PageCount::ONE));
+    taken.stop.or_else(short)
+}
+
 fn take_system<H: Host>(batch: &mut Batch<'_, H>, state: &mut BlockState, run: PageRange) {
     let engine = batch.engine;
     let mut rest = run;
@@ -190,7 +202,7 @@ fn take_system<H: Host>(batch: &mut Batch<'_, H>, state: &mut BlockState, run: P
             engine.put_moved(place.slice(taken.pages, unused));
         }
         let mut done = taken.pages;
-        if let Some((reason, pages)) = taken.stop {
+        if let Some((reason, pages)) = why_stopped(taken, part.pages()) {
             let kept = rest.slice(taken.pages, pages.max(PageCount::ONE));
             batch.set_outcome(kept, PageOutcome::Kept(reason));
             done += kept.pages();
@@ -216,7 +228,7 @@ fn take_mapped<H: Host>(batch: &mut Batch<'_, H>, state: &mut BlockState, run: P
             batch.pieces.push(Piece { at: out, bytes, origin: Origin::Mapped });
         }
         at += taken.pages;
-        if let Some((reason, pages)) = taken.stop {
+        if let Some((reason, pages)) = why_stopped(taken, rest.pages()) {
             let kept = run.slice(at, pages.max(PageCount::ONE));
             if reason == KeptReason::Hole {
                 // The program dropped the page while nobody watched; the frame holds nothing now.

@@ -60,8 +60,9 @@ impl<H: Host> Batch<'_, H> {
                         }
                     }
                 }
-                if at == piece.at.pages() {
-                    self.engine.release_waiters(&block, &mut state, self.path, piece.at);
+                let settled = piece.at.slice(PageCount::ZERO, at);
+                if !settled.is_empty() {
+                    self.engine.release_waiters(&block, &mut state, self.path, settled);
                 }
                 wait
             };
@@ -90,7 +91,10 @@ impl<H: Host> Batch<'_, H> {
             }
             (Target::Device(_), Some(copy)) => self.put_in(state, part, copy, Install::Move),
             (Target::System, Some(copy)) => self.put_in(state, part, copy, Install::Move),
-            (_, None) => self.put_in(state, part, part.bytes, Install::Move),
+            (_, None) => {
+                let how = if self.engine.is_read_by_others(part.bytes, 2) { Install::Copy } else { Install::Move };
+                self.put_in(state, part, part.bytes, how)
+            }
         }
     }
 

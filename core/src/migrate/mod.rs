@@ -214,6 +214,7 @@ impl<H: Host> Engine<H> {
         let first = piece.at.start().index_in_block();
         let mut back = PageCount::ZERO;
         if piece.origin != Origin::Unmapped
+            && !self.is_read_by_others(piece.bytes, 2)
             && let Some(from) = self.address(piece.bytes)
         {
             back = self.host.put_in(path, piece.at, from, Install::Move).pages;

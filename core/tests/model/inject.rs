@@ -204,6 +204,11 @@ impl Memory {
         self.inject.chaos = chaos;
     }
 
+    /// Whether the program has something left to do at a step to come.
+    pub(crate) fn has_plans(&self) -> bool {
+        self.inject.script.iter().any(|(at, _)| *at >= self.inject.kinds.len())
+    }
+
     pub(crate) fn at_step(&mut self, step: usize, action: Action) {
         self.inject.script.push((step, action));
     }

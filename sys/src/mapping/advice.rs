@@ -28,7 +28,8 @@ pub(super) unsafe fn advise(range: PageRange, advice: Advice) -> Result<(), Errn
 /// get zero pages, copy-on-write pages become this process's own. The call waits like a write would, so no page of the
 /// range may be missing in a registered range that the calling thread serves.
 ///
-/// `EFAULT` or `ENOMEM` where the range is not mapped or not writable, `EHWPOISON` on memory that the hardware lost.
+/// `ENOMEM` where the range is not mapped, `EINVAL` where it is not writable, `EFAULT` where a touch would raise
+/// SIGBUS, `EHWPOISON` on memory that the hardware lost. Pages before such a place may be present by then.
 pub fn populate_write(range: PageRange) -> Result<(), Errno> {
     // SAFETY: the contents of the range stay as they are.
     rustix::io::retry_on_intr(|| unsafe { advise(range, Advice::LinuxPopulateWrite) })

@@ -50,6 +50,16 @@ pub enum Prefault {
     All,
 }
 
+/// Whose memory the arena is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Whose {
+    /// hetmem's own: it is listed in [`set_aside`](super::set_aside), and never adopted.
+    #[default]
+    Hetmem,
+    /// The program's, like any other of its mappings.
+    Program,
+}
+
 /// How an arena is made.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct ArenaOptions<'a> {
@@ -59,8 +69,10 @@ pub struct ArenaOptions<'a> {
     pub on_fork: OnFork,
     /// First touch.
     pub prefault: Prefault,
-    /// What `/proc/<pid>/maps` calls the arena: printable ASCII without `\`, `` ` ``, `$`, `[` and `]`, at most 79 bytes,
-    /// and by convention with `hetmem:` in front. A kernel that can't name memory leaves it unnamed.
+    /// Whose it is.
+    pub whose: Whose,
+    /// What `/proc/<pid>/maps` calls the arena: printable ASCII without `\`, `` ` ``, `$`, `[` and `]`, at most 79
+    /// bytes, and by convention with `hetmem:` in front. A kernel that can't name memory leaves it unnamed.
     pub name: Option<&'a CStr>,
 }
 
@@ -76,6 +88,9 @@ impl Arena {
     /// Maps an arena of `pages` pages.
     pub fn reserve(pages: PageCount, options: &ArenaOptions<'_>) -> Result<Self, Errno> {
         let arena = Self::map(pages)?;
+        if options.whose == Whose::Hetmem {
+            super::set_aside::add(arena.range, options.on_fork)?;
+        }
         // SAFETY: nobody has the address of this memory yet, so its inheritance is this function's to decide.
         let advise_own = |advice| unsafe { advise(arena.guarded, advice) };
         match options.on_fork {
@@ -164,6 +179,7 @@ impl Arena {
 
 impl Drop for Arena {
     fn drop(&mut self) {
+        super::set_aside::remove(self.range);
         // SAFETY: by the invariant the range is this arena's. Whoever was told addresses in it was told that they
         // are valid while the arena lives.
         let unmapped =

@@ -7,9 +7,11 @@
 mod advice;
 mod arena;
 mod query;
+mod set_aside;
 mod shared;
 
 pub use advice::{discard, populate_write};
-pub use arena::{Arena, ArenaOptions, HugePages, OnFork, Prefault};
+pub use arena::{Arena, ArenaOptions, HugePages, OnFork, Prefault, Whose};
 pub use query::is_mapped;
+pub use set_aside::{forget_omitted, set_aside};
 pub use shared::{SharedLayout, SharedMemory};

@@ -50,8 +50,8 @@ impl<T: SharedLayout> SharedMemory<T> {
         Ok((Self::map(&fd)?, fd))
     }
 
-    /// Maps the memory file at `path` that another process made with [`SharedMemory::create`] and the same `T`. `EINVAL`
-    /// if the file is too small, `EPERM` if it could shrink under the mapping.
+    /// Maps the memory file at `path` that another process made with [`SharedMemory::create`] and the same `T`.
+    /// `EINVAL` if the file is too small, `EPERM` if it could shrink under the mapping.
     pub fn open(path: &CStr) -> Result<Self, Errno> {
         Self::map(rustix::fs::open(path, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?)
     }
@@ -93,7 +93,8 @@ impl<T: SharedLayout> Deref for SharedMemory<T> {
 
 impl<T: SharedLayout> Drop for SharedMemory<T> {
     fn drop(&mut self) {
-        // SAFETY: by the invariant the mapping is this value's; references into it have ended with the borrow of `self`.
+        // SAFETY: by the invariant the mapping is this value's; references into it have ended with the borrow of
+        // `self`.
         let unmapped = unsafe { rustix::mm::munmap(self.value.as_ptr().cast(), size_of::<T>()) };
         debug_assert_eq!(unmapped, Ok(()));
     }

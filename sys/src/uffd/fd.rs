@@ -6,8 +6,8 @@
 //! # Registration
 //!
 //! Registering a range again with the same context *replaces* its mode in place, but for one case: where the new mode
-//! is a part of the present one the kernel leaves the present one (so `MISSING|WP` never shrinks to `MISSING`; unregister
-//! first). A range that belongs to another context gives `EBUSY`.
+//! is a part of the present one the kernel leaves the present one (so `MISSING|WP` never shrinks to `MISSING`;
+//! unregister first). A range that belongs to another context gives `EBUSY`.
 #![expect(unsafe_code, reason = "system calls that rustix can't vouch for")]
 
 use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
@@ -122,9 +122,9 @@ impl Userfaultfd {
         Self { fd }
     }
 
-    /// Traps touches of the kind `mode` in `range`, in place of any other kind that this context trapped there. (Those who
-    /// wait for the old kind go on waiting: [`Userfaultfd::wake`] them.) All of the range must be mapped, else `ENOMEM` or `EINVAL`;
-    /// mappings of regular files give `EINVAL`, those of another context `EBUSY`.
+    /// Traps touches of the kind `mode` in `range`, in place of any other kind that this context trapped there. (Those
+    /// who wait for the old kind go on waiting: [`Userfaultfd::wake`] them.) All of the range must be mapped, else
+    /// `ENOMEM` or `EINVAL`; mappings of regular files give `EINVAL`, those of another context `EBUSY`.
     pub fn register(&self, range: PageRange, mode: Mode) -> Result<(), Errno> {
         let mut arg = abi::UffdioRegister { range: range.into(), mode: mode.bits(), ioctls: 0 };
         // SAFETY: number and type belong together; registering only makes touches of the range wait.
@@ -138,8 +138,9 @@ impl Userfaultfd {
         // SAFETY: number and type belong together; the contents of pages that are there don't change, and pages that
         // aren't are the business of the contract of `move_pages`.
         unsafe { abi::call::<{ abi::UFFDIO_UNREGISTER }, _>(self.as_fd(), &mut arg)? };
-        // The kernel itself wakes those only who wait for missing pages; a writer stopped by write protection would sleep
-        // for ever. All who wait are on the context's queue by now, as the call above excluded faults while it ran.
+        // The kernel itself wakes those only who wait for missing pages; a writer stopped by write protection would
+        // sleep for ever. All who wait are on the context's queue by now, as the call above excluded faults while it
+        // ran.
         self.wake(range)
     }
 }

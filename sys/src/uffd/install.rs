@@ -102,8 +102,8 @@ impl Userfaultfd {
 
     /// Fills `pages` holes from `dst` on with copies of the pages at `src`. The destination may have any protection; it
     /// must be registered with this context, which may be a forked child's. Stops with `EEXIST` at a page of the
-    /// destination, `EFAULT` where the source can't be read, `ESRCH` if the process has ended, `ENOENT` or `EINVAL` where
-    /// the destination is not registered.
+    /// destination, `EFAULT` where the source can't be read, `ESRCH` if the process has ended, `ENOENT` or `EINVAL`
+    /// where the destination is not registered.
     ///
     /// # Safety
     ///

@@ -1,0 +1,149 @@
+//! The allocator of everything in this library: memory set aside, that the agent never adopts.
+//!
+//! The algorithm is `dlmalloc`'s; its memory comes from one arena. A forked child leaves what its parent used as it is, as a thread
+//! that the child does not have may have been half-way through a change, and goes on in the rest of the arena.
+//!
+//! *Limits:* the arena's size, [`CAPACITY`] of address space, or what `RLIMIT_AS` leaves of it.
+#![expect(unsafe_code, reason = "implements GlobalAlloc")]
+
+use std::alloc::{GlobalAlloc, Layout};
+use std::ptr;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard};
+
+use dlmalloc::Dlmalloc;
+use hetmem_core::units::PageCount;
+use hetmem_sys::mapping::{Arena, ArenaOptions, HugePages};
+
+/// Address space of the arena: 4 GiB, of which only what is used takes memory.
+const CAPACITY: usize = 4 << 30;
+/// The least to work with.
+const SMALLEST: usize = 16 << 20;
+
+#[global_allocator]
+static ALLOCATOR: SetAside = SetAside { heap: Mutex::new(Heap::new()) };
+
+struct SetAside {
+    heap: Mutex<Heap>,
+}
+
+struct Heap {
+    malloc: Dlmalloc<Source>,
+}
+
+/// The part of the arena that dlmalloc doesn't have yet.
+struct Source;
+
+static START: AtomicUsize = AtomicUsize::new(0);
+static NEXT: AtomicUsize = AtomicUsize::new(0);
+static END: AtomicUsize = AtomicUsize::new(0);
+
+impl Heap {
+    const fn new() -> Self {
+        Self { malloc: Dlmalloc::new_with_allocator(Source) }
+    }
+}
+
+/// Reserves an arena, as large as can be had. `false` if there is none to be had.
+fn reserve() -> bool {
+    let mut size = CAPACITY;
+    while size >= SMALLEST {
+        let options =
+            ArenaOptions { huge_pages: HugePages::Never, name: Some(c"hetmem:heap"), ..ArenaOptions::default() };
+        if let Ok(arena) = Arena::reserve(PageCount::new(size as u64 / 4096), &options) {
+            let start = usize::try_from(arena.range().start().get()).unwrap_or(0);
+            // The arena lasts as long as the process.
+            let _ = std::mem::ManuallyDrop::new(arena);
+            // Relaxed: only read and written with the heap locked, or in a child's only thread.
+            START.store(start, Ordering::Relaxed);
+            NEXT.store(start, Ordering::Relaxed);
+            END.store(start + size, Ordering::Relaxed);
+            return true;
+        }
+        size /= 2;
+    }
+    false
+}
+
+// SAFETY: `alloc` hands out disjoint parts of a zeroed arena, and nothing is ever taken back.
+unsafe impl dlmalloc::Allocator for Source {
+    fn alloc(&self, size: usize) -> (*mut u8, usize, u32) {
+        if END.load(Ordering::Relaxed) == 0 && !reserve() {
+            return (ptr::null_mut(), 0, 0);
+        }
+        let size = size.next_multiple_of(64 << 10);
+        let next = NEXT.load(Ordering::Relaxed);
+        if size > END.load(Ordering::Relaxed) - next {
+            return (ptr::null_mut(), 0, 0);
+        }
+        NEXT.store(next + size, Ordering::Relaxed);
+        (ptr::with_exposed_provenance_mut(next), size, 0)
+    }
+
+    fn remap(&self, _: *mut u8, _: usize, _: usize, _: bool) -> *mut u8 {
+        ptr::null_mut()
+    }
+
+    fn free_part(&self, _: *mut u8, _: usize, _: usize) -> bool {
+        false
+    }
+
+    fn free(&self, _: *mut u8, _: usize) -> bool {
+        false
+    }
+
+    fn can_release_part(&self, _: u32) -> bool {
+        false
+    }
+
+    fn allocates_zeros(&self) -> bool {
+        true
+    }
+
+    fn page_size(&self) -> usize {
+        4096
+    }
+}
+
+impl SetAside {
+    fn lock(&self) -> MutexGuard<'_, Heap> {
+        // A panic while the heap is locked ends the process, so the lock is never poisoned.
+        self.heap.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+/// Whether `at` lies in the part of the arena that this process uses, and not in its parent's.
+fn is_current(at: *mut u8) -> bool {
+    (START.load(Ordering::Relaxed)..END.load(Ordering::Relaxed)).contains(&at.addr())
+}
+
+// SAFETY: dlmalloc keeps the contract; the lock makes it one call at a time.
+unsafe impl GlobalAlloc for SetAside {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        let mut heap = self.lock();
+        // SAFETY: the layout is the caller's, not of size zero.
+        unsafe { heap.malloc.malloc(layout.size(), layout.align()) }
+    }
+
+    unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
+        let mut heap = self.lock();
+        if is_current(at) {
+            // SAFETY: from `alloc` of the same heap, by the caller's promise.
+            unsafe { heap.malloc.free(at, layout.size(), layout.align()) };
+        }
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        let mut heap = self.lock();
+        // SAFETY: the layout is the caller's, not of size zero.
+        unsafe { heap.malloc.calloc(layout.size(), layout.align()) }
+    }
+}
+
+/// In a forked child, before anything else: goes on in the part of the arena that is unused yet.
+pub(crate) fn restart_in_child() {
+    START.store(NEXT.load(Ordering::Relaxed), Ordering::Relaxed);
+    // SAFETY: the child has one thread, which is here; whoever held the lock does not exist in it. The old heap is
+    // overwritten, not dropped.
+    unsafe { ptr::from_ref(&ALLOCATOR).cast_mut().write(SetAside { heap: Mutex::new(Heap::new()) }) };
+}

@@ -1,0 +1,257 @@
+//! What happens before `main()`, and the functions that stand in front of the C library's.
+//!
+//! | function | what it adds |
+//! | --- | --- |
+//! | `fork`, `_Fork`, `daemon` | pages come home before, and the child gets an agent of its own |
+//! | `pthread_create` | the new thread's stack is kept from migration |
+//! | `ioctl` (`UFFDIO_REGISTER`) | a range that the program watches itself is let go of |
+//!
+//! Forks that the C library makes itself pass through the handlers of `pthread_atfork`; those that a program makes by a bare system call
+//! are noticed by userfaultfd's fork event, where the privilege for it is there.
+#![expect(unsafe_code, reason = "takes the place of C functions")]
+
+use std::ffi::{CStr, c_int, c_ulong, c_void};
+use std::mem::MaybeUninit;
+use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
+
+use hetmem_core::units::{PageRange, VirtAddr};
+use hetmem_sys::thread::next_symbol;
+use runtime::agent::config::{Config, VARIABLE};
+use runtime::agent::ledger::Ledger;
+use runtime::agent::{self};
+
+use crate::allocator;
+
+/// Run by the loader, before the program's own code and that of the libraries that it was linked with.
+#[used]
+#[unsafe(link_section = ".init_array")]
+static START: extern "C" fn() = begin;
+
+/// The configuration, for children; leaked. Null where nothing is managed.
+static CONFIG: AtomicPtr<Config> = AtomicPtr::new(std::ptr::null_mut());
+/// Whether this process was forked from a managed one and has no agent yet.
+static ORPHAN: AtomicBool = AtomicBool::new(false);
+
+extern "C" fn begin() {
+    let Ok(text) = std::env::var(VARIABLE) else { return };
+    std::panic::set_hook(Box::new(|info| {
+        agent::last_word(&format!("a defect of hetmem's own: {info}"));
+        hetmem_sys::process::die();
+    }));
+    let config = match Config::decode(&text) {
+        Ok(config) => config,
+        // Another hetmem's, or nobody's: nobody can be told, and the program is not to suffer.
+        Err(_) => return,
+    };
+    CONFIG.store(Box::into_raw(Box::new(config.clone())), Ordering::Release);
+    // SAFETY: registers functions that live as long as the process. Without memory for it, forks are not noticed, which is told.
+    let registered = unsafe { libc::pthread_atfork(Some(before_fork), Some(in_parent), Some(in_child)) };
+    let started =
+        if registered == 0 { agent::start(config.clone()) } else { Err("the C library has no memory".to_owned()) };
+    if let Err(message) = started {
+        refuse(&config, &message);
+    }
+}
+
+/// Tells the supervisor. The program itself does not run then; one that it started runs unmanaged.
+fn refuse(config: &Config, message: &str) {
+    if let Ok(ledger) = Ledger::open(&config.ledger) {
+        ledger.refuse(std::process::id(), message);
+    }
+    if std::os::unix::process::parent_id() == config.supervisor {
+        // SAFETY: ends the process; nothing of the program's has run yet.
+        unsafe { libc::_exit(125) };
+    }
+}
+
+extern "C" fn before_fork() {
+    agent::before_fork();
+}
+
+extern "C" fn in_parent() {
+    agent::after_fork_in_parent();
+}
+
+extern "C" fn in_child() {
+    // First of all: the old heap may be locked by a thread that is not here.
+    allocator::restart_in_child();
+    if agent::after_fork_in_child() {
+        ORPHAN.store(true, Ordering::Relaxed);
+    }
+}
+
+/// In a forked child, once the C library's own part is done: it gets an agent of its own. A child that can't have one goes on
+/// unmanaged.
+fn adopt_orphan() {
+    if !ORPHAN.swap(false, Ordering::Relaxed) {
+        return;
+    }
+    // SAFETY: null or a leaked configuration.
+    if let Some(config) = unsafe { CONFIG.load(Ordering::Acquire).as_ref() }
+        && let Err(message) = agent::start(config.clone())
+        && let Ok(ledger) = Ledger::open(&config.ledger)
+    {
+        ledger.refuse(std::process::id(), &message);
+    }
+}
+
+/// The C library's own definition of a function, looked up once.
+struct Next {
+    name: &'static CStr,
+    found: AtomicPtr<c_void>,
+}
+
+impl Next {
+    const fn new(name: &'static CStr) -> Self {
+        Self { name, found: AtomicPtr::new(std::ptr::null_mut()) }
+    }
+
+    /// Its address.
+    fn get(&self) -> *mut c_void {
+        // Relaxed: every look-up finds the same.
+        let found = self.found.load(Ordering::Relaxed);
+        if !found.is_null() {
+            return found;
+        }
+        let found = next_symbol(self.name);
+        if found.is_null() {
+            // The program was linked against this function, so some library has it.
+            hetmem_sys::process::die();
+        }
+        self.found.store(found, Ordering::Relaxed);
+        found
+    }
+}
+
+static NEXT_FORK: Next = Next::new(c"fork");
+static NEXT_BARE_FORK: Next = Next::new(c"_Fork");
+static NEXT_DAEMON: Next = Next::new(c"daemon");
+static NEXT_PTHREAD_CREATE: Next = Next::new(c"pthread_create");
+static NEXT_IOCTL: Next = Next::new(c"ioctl");
+
+type ForkFn = unsafe extern "C" fn() -> libc::pid_t;
+
+/// `fork(2)`.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn fork() -> libc::pid_t {
+    // SAFETY: the symbol is a function of this type.
+    let next = unsafe { std::mem::transmute::<*mut c_void, ForkFn>(NEXT_FORK.get()) };
+    // SAFETY: as the caller promised.
+    let pid = unsafe { next() };
+    if pid == 0 {
+        adopt_orphan();
+    }
+    pid
+}
+
+/// `_Fork(3)`: no handlers run, so what they do is done here; the child stays unmanaged, as it may do next to nothing.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn _Fork() -> libc::pid_t {
+    // SAFETY: the symbol is a function of this type.
+    let next = unsafe { std::mem::transmute::<*mut c_void, ForkFn>(NEXT_BARE_FORK.get()) };
+    before_fork();
+    // SAFETY: as the caller promised.
+    let pid = unsafe { next() };
+    if pid == 0 {
+        in_child();
+        ORPHAN.store(false, Ordering::Relaxed);
+    } else {
+        in_parent();
+    }
+    pid
+}
+
+/// `daemon(3)`.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn daemon(nochdir: c_int, noclose: c_int) -> c_int {
+    type DaemonFn = unsafe extern "C" fn(c_int, c_int) -> c_int;
+    // SAFETY: the symbol is a function of this type.
+    let next = unsafe { std::mem::transmute::<*mut c_void, DaemonFn>(NEXT_DAEMON.get()) };
+    // SAFETY: as the caller promised.
+    let result = unsafe { next(nochdir, noclose) };
+    adopt_orphan();
+    result
+}
+
+type StartRoutine = unsafe extern "C-unwind" fn(*mut c_void) -> *mut c_void;
+type PthreadCreateFn =
+    unsafe extern "C" fn(*mut libc::pthread_t, *const libc::pthread_attr_t, StartRoutine, *mut c_void) -> c_int;
+
+/// What a new thread runs after its stack is protected.
+struct Routine {
+    start: StartRoutine,
+    arg: *mut c_void,
+}
+
+/// `pthread_create(3)`.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn pthread_create(
+    thread: *mut libc::pthread_t,
+    attr: *const libc::pthread_attr_t,
+    start: StartRoutine,
+    arg: *mut c_void,
+) -> c_int {
+    // SAFETY: the symbol is a function of this type.
+    let next = unsafe { std::mem::transmute::<*mut c_void, PthreadCreateFn>(NEXT_PTHREAD_CREATE.get()) };
+    if !agent::is_running() {
+        // SAFETY: as the caller promised.
+        return unsafe { next(thread, attr, start, arg) };
+    }
+    let routine = Box::into_raw(Box::new(Routine { start, arg }));
+    // SAFETY: as the caller promised; the routine is the new thread's.
+    let result = unsafe { next(thread, attr, run_protected, routine.cast()) };
+    if result != 0 {
+        // SAFETY: no thread was made to take it.
+        drop(unsafe { Box::from_raw(routine) });
+    }
+    result
+}
+
+/// Runs in the new thread. `pthread_exit` and cancellation unwind through it, so nothing of its own is left to drop by then.
+unsafe extern "C-unwind" fn run_protected(routine: *mut c_void) -> *mut c_void {
+    // SAFETY: `pthread_create` above made it, for this thread alone.
+    let Routine { start, arg } = *unsafe { Box::from_raw(routine.cast::<Routine>()) };
+    if let Some(stack) = own_stack() {
+        agent::protect_thread(stack);
+    }
+    // SAFETY: as the caller of `pthread_create` promised.
+    unsafe { start(arg) }
+}
+
+/// The calling thread's stack, with its control block.
+fn own_stack() -> Option<PageRange> {
+    let mut attr = MaybeUninit::<libc::pthread_attr_t>::uninit();
+    // SAFETY: writes the attributes of this thread.
+    if unsafe { libc::pthread_getattr_np(libc::pthread_self(), attr.as_mut_ptr()) } != 0 {
+        return None;
+    }
+    let (mut lowest, mut size) = (std::ptr::null_mut(), 0);
+    // SAFETY: reads what was written above.
+    let found = unsafe { libc::pthread_attr_getstack(attr.as_ptr(), &raw mut lowest, &raw mut size) };
+    // SAFETY: initialised above, and not used again.
+    unsafe { libc::pthread_attr_destroy(attr.as_mut_ptr()) };
+    if found != 0 {
+        return None;
+    }
+    let start = VirtAddr::new(lowest.addr() as u64).page_down();
+    let end = VirtAddr::new((lowest.addr() + size) as u64).page_up()?;
+    PageRange::between(start, end)
+}
+
+/// `ioctl(2)`.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn ioctl(fd: c_int, request: c_ulong, arg: *mut c_void) -> c_int {
+    type IoctlFn = unsafe extern "C" fn(c_int, c_ulong, *mut c_void) -> c_int;
+    // SAFETY: the symbol is a function of this type, as far as its callers use it.
+    let next = unsafe { std::mem::transmute::<*mut c_void, IoctlFn>(NEXT_IOCTL.get()) };
+    if request == hetmem_sys::uffd::REGISTER_REQUEST && !arg.is_null() && agent::is_running() {
+        // SAFETY: the argument of this request begins with the range, two words; a caller that passes less gets EFAULT natively.
+        let [start, len] = unsafe { arg.cast::<[u64; 2]>().read_unaligned() };
+        let end = start.checked_add(len).map(VirtAddr::new);
+        if let Some(range) = end.and_then(|end| PageRange::between(VirtAddr::new(start), end)) {
+            agent::release_range(range);
+        }
+    }
+    // SAFETY: as the caller promised.
+    unsafe { next(fd, request, arg) }
+}

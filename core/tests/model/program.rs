@@ -1,0 +1,357 @@
+//! What the program does, and what the handler thread does about it.
+
+use hetmem_core::fault::FaultResolution;
+use hetmem_core::port::FaultPath;
+use hetmem_core::slot::{SYSTEM_POOL, Slot};
+use hetmem_core::space::Region;
+use hetmem_core::units::{PageRange, VirtAddr};
+
+use super::world::POOL;
+use super::{Event, Fork, Memory, Model, Page, Token, Touch, Truth, ZERO, Zap, nth};
+
+impl Truth {
+    fn also(&mut self, value: Token) {
+        if !self.0.contains(&value) {
+            self.0.push(value);
+        }
+    }
+}
+
+impl Memory {
+    fn any_registered(&self, range: PageRange) -> bool {
+        range.iter().any(|page| self.pages.get(&page.get()).is_some_and(|entry| entry.registered))
+    }
+
+    fn take_down(&mut self, range: PageRange) {
+        for page in range.iter() {
+            self.pages.remove(&page.get());
+            self.truth.remove(&page.get());
+            self.no_longer_sure(page);
+        }
+    }
+
+    fn no_longer_sure(&mut self, page: VirtAddr) {
+        for zap in &mut self.zaps {
+            zap.sure.remove(&page.get());
+        }
+    }
+
+    fn write(&mut self, page: u64) -> Token {
+        let token = self.fresh();
+        self.pages.get_mut(&page).expect("the page is mapped").content = Some(token);
+        self.truth.insert(page, Truth(vec![token]));
+        token
+    }
+
+    pub(crate) fn carry_out(&mut self, zap: &Zap) {
+        for page in zap.range.iter() {
+            let Some(entry) = self.pages.get_mut(&page.get()) else { continue };
+            entry.content = None;
+            let truth = self.truth.get_mut(&page.get()).expect("what is mapped has a truth");
+            if zap.sure.contains(&page.get()) { *truth = Truth(vec![ZERO]) } else { truth.also(ZERO) }
+        }
+    }
+
+    fn agree(&mut self, page: u64, got: Token, what: &str) {
+        let truth = self.truth.get_mut(&page).expect("what is mapped has a truth");
+        assert!(truth.0.contains(&got), "{what} {page:#x} finds {got}, and the program left {truth:?} there");
+    }
+}
+
+impl Model {
+    /// Maps `range`, with nothing in it.
+    pub(crate) fn map(&self, range: PageRange, registered: bool) {
+        let mut memory = self.lock();
+        for page in range.iter() {
+            let entry = Page { registered, read_only: false, stuck: None, content: None };
+            let before = memory.pages.insert(page.get(), entry);
+            assert!(before.is_none(), "{page} is mapped already");
+            memory.truth.insert(page.get(), Truth(vec![ZERO]));
+        }
+    }
+
+    /// Puts what is mapped in `range` under management, if no event is unread.
+    pub(crate) fn adopt(&self, range: PageRange, region: Region) -> bool {
+        let engine = self.engine();
+        let _installing = engine.space.gate.install();
+        let mut memory = self.lock();
+        let mapped = range.iter().all(|page| memory.pages.contains_key(&page.get()));
+        if !memory.events.is_empty() || !mapped {
+            return false;
+        }
+        for page in range.iter() {
+            memory.pages.get_mut(&page.get()).expect("looked at before").registered = true;
+        }
+        engine.space.add_region(range, region);
+        true
+    }
+
+    /// Unmaps what is mapped in `range`.
+    pub(crate) fn unmap(&self, range: PageRange) {
+        let mut memory = self.lock();
+        let tell = memory.any_registered(range);
+        memory.take_down(range);
+        if tell {
+            memory.queue(Event::Unmap(range));
+        }
+        self.changed.notify_all();
+    }
+
+    /// Moves the mapping `from`, all of it managed, to `to`, over whatever is there.
+    pub(crate) fn remap(&self, from: PageRange, to: VirtAddr) {
+        let target = PageRange::new(to, from.pages()).expect("a range of the test is valid");
+        let mut memory = self.lock();
+        if target.overlaps(from) || !from.iter().all(|p| memory.pages.get(&p.get()).is_some_and(|e| e.registered)) {
+            return;
+        }
+        if memory.any_registered(target) {
+            memory.queue(Event::Unmap(target));
+        }
+        memory.take_down(target);
+        for page in from.iter() {
+            let new = to.add_pages(page.pages_since(from.start())).get();
+            let entry = memory.pages.remove(&page.get()).expect("looked at before");
+            let truth = memory.truth.remove(&page.get()).expect("what is mapped has a truth");
+            memory.pages.insert(new, entry);
+            memory.truth.insert(new, truth);
+            memory.no_longer_sure(page);
+        }
+        memory.queue(Event::Remap { from, to });
+        memory.queue(Event::Unmap(from));
+        self.changed.notify_all();
+    }
+
+    /// Announces that the contents of `range` will be dropped. They are with [`Model::zap_all`], once the event was read.
+    pub(crate) fn remove(&self, range: PageRange) {
+        let mut memory = self.lock();
+        let sure: Vec<u64> = range.iter().map(VirtAddr::get).filter(|page| memory.pages.contains_key(page)).collect();
+        for page in &sure {
+            memory.truth.get_mut(page).expect("what is mapped has a truth").also(ZERO);
+        }
+        let zap = Zap { range, sure: sure.into_iter().collect() };
+        if memory.any_registered(range) {
+            memory.zaps.push(zap);
+            memory.queue(Event::Remove(range));
+        } else {
+            memory.carry_out(&zap);
+        }
+        self.changed.notify_all();
+    }
+
+    /// Carries out the removals whose announcement was read.
+    pub(crate) fn zap_all(&self) {
+        let mut memory = self.lock();
+        let unread: Vec<PageRange> = memory
+            .events
+            .iter()
+            .filter_map(|event| if let Event::Remove(range) = event { Some(*range) } else { None })
+            .collect();
+        let (wait, go): (Vec<Zap>, Vec<Zap>) = memory.zaps.drain(..).partition(|zap| unread.contains(&zap.range));
+        memory.zaps = wait;
+        go.iter().for_each(|zap| memory.carry_out(zap));
+    }
+
+    /// Forks; the child's pages of `within` will be compared with what the parent had now.
+    pub(crate) fn fork(&self, within: PageRange) {
+        let mut memory = self.lock();
+        let fork = Fork { pages: memory.pages.clone(), truth: memory.truth.clone(), within };
+        memory.queue(Event::Fork(fork));
+        self.changed.notify_all();
+    }
+
+    /// Makes `range` read-only or writable; there is no event.
+    pub(crate) fn protect(&self, range: PageRange, read_only: bool) {
+        let mut memory = self.lock();
+        for page in range.iter() {
+            if let Some(entry) = memory.pages.get_mut(&page.get()) {
+                entry.read_only = read_only;
+            }
+        }
+    }
+
+    /// Writes to the page if it is present.
+    pub(crate) fn write_present(&self, page: VirtAddr) -> bool {
+        let mut memory = self.lock();
+        let Some(entry) = memory.pages.get(&page.get()) else { return false };
+        let present = entry.content.is_some() || !entry.registered;
+        if present {
+            memory.write(page.get());
+        }
+        present
+    }
+
+    /// Reads and applies all events, as the handler thread does.
+    pub(crate) fn deliver(&self) {
+        let engine = self.engine();
+        loop {
+            let events = engine.space.gate.events();
+            let event = {
+                let mut memory = self.lock();
+                let Some(event) = memory.events.pop_front() else { return };
+                memory.events_read += 1;
+                memory.delivering = true;
+                event
+            };
+            self.changed.notify_all();
+            match event {
+                Event::Unmap(range) => engine.unmapped(&events, range),
+                Event::Remap { from, to } => engine.remapped(&events, from, to),
+                Event::Remove(range) => engine.removed(&events, range),
+                Event::Fork(mut fork) => {
+                    let fill = |range: PageRange, from: VirtAddr| {
+                        let memory = self.lock();
+                        for (i, page) in (0..).zip(range.iter()) {
+                            let content = memory.own_content(nth(from, i));
+                            let child = fork.pages.get_mut(&page.get()).filter(|child| child.registered);
+                            if let Some(child) = child {
+                                child.content.get_or_insert(content);
+                            }
+                        }
+                    };
+                    engine.for_each_unmapped(&events, fill).expect("the devices give their pages for the child");
+                    for page in fork.within.iter() {
+                        let Some(child) = fork.pages.get(&page.get()) else { continue };
+                        let got = child.content.unwrap_or(ZERO);
+                        let truth = &fork.truth[&page.get()];
+                        assert!(
+                            truth.0.contains(&got),
+                            "the child finds {got} at {page}, and its parent had {truth:?}"
+                        );
+                    }
+                }
+            }
+            self.lock().delivering = false;
+        }
+    }
+
+    /// A thread of the program touches `page`; see [`Model::serve`].
+    pub(crate) fn begin_touch(&self, page: VirtAddr) {
+        let mut memory = self.lock();
+        let Some(entry) = memory.pages.get(&page.get()) else { return };
+        if entry.content.is_none() && entry.registered {
+            memory.waiters.insert(page.get());
+            memory.touches.push(Touch { page: page.get(), told_to_wait: false });
+        }
+    }
+
+    /// Serves every touch, as the handler thread does. `inside` a call, those that must wait for its end are left; else each must
+    /// have been served or woken.
+    pub(crate) fn serve(&self, inside: bool) {
+        let engine = self.engine();
+        for _ in 0..10_000 {
+            let page = {
+                let memory = &mut *self.lock();
+                let ready = |touch: &Touch| !touch.told_to_wait || !memory.waiters.contains(&touch.page);
+                let Some(at) = memory.touches.iter().position(ready) else { break };
+                let touch = memory.touches[at];
+                if !memory.waiters.contains(&touch.page) {
+                    // Awake: it looks again.
+                    let missing = memory.pages.get(&touch.page).is_some_and(|e| e.registered && e.content.is_none());
+                    if !missing {
+                        memory.touches.swap_remove(at);
+                        continue;
+                    }
+                    memory.waiters.insert(touch.page);
+                    memory.touches[at].told_to_wait = false;
+                }
+                touch.page
+            };
+            match engine.fault(VirtAddr::new(page), FaultPath::Thread) {
+                FaultResolution::Waiting => {
+                    let mut memory = self.lock();
+                    memory.touches.iter_mut().filter(|t| t.page == page).for_each(|t| t.told_to_wait = true);
+                }
+                FaultResolution::EventsPending => self.deliver(),
+                FaultResolution::NoMemory => engine.trim_pool(),
+                resolution @ (FaultResolution::Home(_) | FaultResolution::Present) => {
+                    let sleeps = self.lock().waiters.contains(&page);
+                    assert!(!sleeps, "the touch of {page:#x} ended as {resolution:?}, and nobody woke it");
+                }
+            }
+        }
+        let memory = self.lock();
+        if !inside {
+            assert!(memory.touches.is_empty(), "nobody wakes {:?}; asleep are {:x?}", memory.touches, memory.waiters);
+        }
+    }
+
+    /// Touches `page` until it is present; `None` if nothing is mapped there.
+    pub(crate) fn touch(&self, page: VirtAddr) -> Option<Token> {
+        // The scripts of a test can't drop a page more often than this just after it came.
+        for _ in 0..100 {
+            self.begin_touch(page);
+            self.serve(false);
+            let mut memory = self.lock();
+            let entry = memory.pages.get_mut(&page.get())?;
+            if !entry.registered {
+                return Some(*entry.content.get_or_insert(ZERO));
+            }
+            if entry.content.is_some() {
+                return entry.content;
+            }
+        }
+        panic!("the touch of {page} is served over and over, and the page is still missing")
+    }
+
+    /// Reads `page` and compares it with the truth.
+    pub(crate) fn read(&self, page: VirtAddr) {
+        if let Some(got) = self.touch(page) {
+            let mut memory = self.lock();
+            memory.agree(page.get(), got, "a read of");
+            memory.truth.insert(page.get(), Truth(vec![got]));
+        }
+    }
+
+    /// Writes something new to `page`, if it is mapped and writable.
+    pub(crate) fn write(&self, page: VirtAddr) {
+        let writable = self.lock().pages.get(&page.get()).is_some_and(|entry| !entry.read_only);
+        if writable && self.touch(page).is_some() {
+            self.lock().write(page.get());
+        }
+    }
+
+    /// Reads every page that is mapped.
+    pub(crate) fn read_all(&self) {
+        let mapped: Vec<u64> = self.lock().pages.keys().copied().collect();
+        mapped.into_iter().for_each(|page| self.read(VirtAddr::new(page)));
+    }
+
+    /// Compares every page with the truth where it lies, without a touch. No event may be unread.
+    pub(crate) fn compare_in_place(&self) {
+        let engine = self.engine();
+        let mapped: Vec<u64> = self.lock().pages.keys().copied().collect();
+        for page in mapped {
+            let at = VirtAddr::new(page);
+            let slot = engine
+                .space
+                .existing_block(at.block())
+                .map_or(Slot::System, |block| block.lock().slot(at.index_in_block()));
+            let mut memory = self.lock();
+            let got = match (memory.pages[&page].content, slot) {
+                (Some(content), Slot::System | Slot::Mapped(_)) => content,
+                // Mapped and missing: the removal came after the announcement, when another page had moved there.
+                (None, Slot::System | Slot::Mapped(_)) => ZERO,
+                (None, Slot::Unmapped { frame, busy: false }) if frame.device == SYSTEM_POOL => {
+                    memory.own_content(nth(POOL, u64::from(frame.index.get())))
+                }
+                (None, Slot::Unmapped { frame, busy: false }) => {
+                    match engine.device(frame.device).and_then(|device| device.frames_start()) {
+                        Some(arena) => memory.own_content(nth(arena, u64::from(frame.index.get()))),
+                        None => memory.private[&(frame.device.index(), frame.index.get())],
+                    }
+                }
+                (content, slot) => panic!("{at} is {slot:?}, and the program has {content:?} there"),
+            };
+            memory.agree(page, got, "a look at");
+        }
+    }
+
+    /// Reads what is unread, serves what waits, and checks every structure.
+    pub(crate) fn settle(&self) {
+        self.deliver();
+        self.serve(false);
+        self.deliver();
+        self.compare_in_place();
+        self.engine().check();
+    }
+}

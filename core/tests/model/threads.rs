@@ -1,0 +1,113 @@
+//! A program of several threads, and a handler thread. A thread that nobody wakes fails the test.
+
+use std::sync::MutexGuard;
+use std::time::Duration;
+
+use hetmem_core::fault::FaultResolution;
+use hetmem_core::port::FaultPath;
+use hetmem_core::units::{PageRange, VirtAddr};
+
+use super::{Event, Memory, Model, Token, Truth, ZERO};
+
+/// How long a thread may sleep before that counts as forever.
+const FOREVER: Duration = Duration::from_secs(20);
+
+impl Model {
+    /// Sleeps until `awake`.
+    fn sleep_until<'a>(
+        &self,
+        memory: MutexGuard<'a, Memory>,
+        what: &str,
+        awake: impl Fn(&Memory) -> bool,
+    ) -> MutexGuard<'a, Memory> {
+        let (memory, timeout) = self
+            .changed
+            .wait_timeout_while(memory, FOREVER, |memory| !awake(memory))
+            .expect("no thread panicked while it held the model");
+        assert!(!timeout.timed_out(), "nobody wakes a thread that waits for {what}");
+        memory
+    }
+
+    /// Returns after an event that is pending now was read.
+    pub(crate) fn wait_for_an_event(&self) {
+        let memory = self.lock();
+        let read = memory.events_read;
+        drop(self.sleep_until(memory, "an event", |memory| memory.events.is_empty() || memory.events_read > read));
+    }
+
+    /// Returns after all events that are queued now were read, as the calls that raised them do.
+    pub(crate) fn wait_until_read(&self) {
+        let memory = self.lock();
+        let queued = memory.events_queued;
+        drop(self.sleep_until(memory, "its events to be read", |memory| memory.events_read >= queued));
+    }
+
+    /// Touches `page`, asleep while it is missing, and lets `then` work on its content.
+    pub(crate) fn touch_and(&self, page: VirtAddr, then: impl FnOnce(&mut Token)) {
+        let key = page.get();
+        let mut memory = self.lock();
+        loop {
+            let entry = memory.pages.get_mut(&key).unwrap_or_else(|| panic!("{page} is mapped"));
+            if !entry.registered {
+                entry.content.get_or_insert(ZERO);
+            }
+            if let Some(content) = entry.content.as_mut() {
+                then(content);
+                let content = *content;
+                memory.truth.insert(key, Truth(vec![content]));
+                return;
+            }
+            memory.waiters.insert(key);
+            memory.messages.push_back(key);
+            self.changed.notify_all();
+            memory = self.sleep_until(memory, "a page", |memory| !memory.waiters.contains(&key));
+        }
+    }
+
+    /// The next zap, carried out by the thread that announced it.
+    pub(crate) fn zap_own(&self, range: PageRange) {
+        let mut memory = self.lock();
+        let at = memory.zaps.iter().position(|zap| zap.range == range).expect("it was announced");
+        let zap = memory.zaps.swap_remove(at);
+        memory.carry_out(&zap);
+    }
+
+    /// The handler thread: reads events and serves faults until [`Model::stop_handler`].
+    pub(crate) fn handle(&self) {
+        let engine = self.engine();
+        loop {
+            let fault = {
+                let memory = self.lock();
+                let busy =
+                    |memory: &Memory| memory.stop_handler || !memory.events.is_empty() || !memory.messages.is_empty();
+                let mut memory = self
+                    .changed
+                    .wait_while(memory, |memory| !busy(memory))
+                    .expect("no thread panicked while it held the model");
+                if memory.stop_handler && memory.events.is_empty() && memory.messages.is_empty() {
+                    return;
+                }
+                memory.messages.pop_front()
+            };
+            self.deliver();
+            let Some(page) = fault else { continue };
+            match engine.fault(VirtAddr::new(page), FaultPath::Thread) {
+                FaultResolution::Waiting => {}
+                FaultResolution::EventsPending | FaultResolution::NoMemory => {
+                    self.lock().messages.push_back(page);
+                }
+                FaultResolution::Home(_) | FaultResolution::Present => {}
+            }
+        }
+    }
+
+    pub(crate) fn stop_handler(&self) {
+        self.lock().stop_handler = true;
+        self.changed.notify_all();
+    }
+}
+
+/// Whether an event tells of a removal.
+pub(crate) const fn is_removal(event: &Event) -> bool {
+    matches!(event, Event::Remove(_))
+}

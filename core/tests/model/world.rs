@@ -1,0 +1,160 @@
+//! An engine, its devices and a program to begin with.
+
+use std::sync::{Arc, Condvar, Mutex, OnceLock};
+
+use hetmem_core::engine::{CountersAt, Engine, Residency};
+use hetmem_core::migrate::{Request, Target};
+use hetmem_core::outcome::Outcomes;
+use hetmem_core::physmap::{MemoryType, Owner, Pagemap};
+use hetmem_core::pool::{Purpose, SystemPool};
+use hetmem_core::port::Device;
+use hetmem_core::run_set::FrameRun;
+use hetmem_core::space::Region;
+use hetmem_core::units::{BLOCK_SIZE, DeviceId, PageCount, PageRange, VirtAddr};
+
+use super::{Memory, Model, ModelDevice, ModelEngine, ModelHost, nth, pages};
+
+/// Where the pool lies.
+pub(crate) const POOL: VirtAddr = VirtAddr::new(1 << 40);
+/// Where device 0's arena would lie; the others follow.
+const ARENAS: u64 = 1 << 41;
+/// The first block of the program.
+pub(crate) const BASE: VirtAddr = VirtAddr::new(64 * BLOCK_SIZE);
+const POOL_PAGES: PageCount = PageCount::new(512);
+
+pub(crate) const PRIVATE: DeviceId = DeviceId::new(0);
+pub(crate) const COHERENT: DeviceId = DeviceId::new(1);
+pub(crate) const PRIVATE_B: DeviceId = DeviceId::new(2);
+pub(crate) const COHERENT_B: DeviceId = DeviceId::new(3);
+
+/// A device of a [`World`].
+#[derive(Clone, Copy)]
+pub(crate) struct DeviceKind {
+    pub(crate) memory_type: MemoryType,
+    pub(crate) owner: u64,
+    pub(crate) capacity: u64,
+}
+
+/// See the module.
+pub(crate) struct World {
+    pub(crate) model: Arc<Model>,
+    pub(crate) engine: Arc<ModelEngine>,
+}
+
+impl World {
+    /// Four devices of `capacity` frames: [`PRIVATE`] and [`COHERENT`] of owner 1, [`PRIVATE_B`] and [`COHERENT_B`] of owner 2.
+    pub(crate) fn new(capacity: u64) -> Self {
+        Self::build(capacity, false)
+    }
+
+    /// The same, for a program and an engine of several threads.
+    pub(crate) fn threaded(capacity: u64) -> Self {
+        Self::build(capacity, true)
+    }
+
+    fn build(capacity: u64, threaded: bool) -> Self {
+        use MemoryType::{DeviceCoherent, DevicePrivate};
+        let kinds = [(DevicePrivate, 1), (DeviceCoherent, 1), (DevicePrivate, 2), (DeviceCoherent, 2)];
+        let kinds = kinds.map(|(memory_type, owner)| DeviceKind { memory_type, owner, capacity });
+        let model = Arc::new(Model {
+            memory: Mutex::new(Memory::default()),
+            changed: Condvar::new(),
+            engine: OnceLock::new(),
+            threaded,
+        });
+        let devices = (0..)
+            .zip(kinds)
+            .map(|(id, kind)| {
+                let pagemap = Pagemap::new(
+                    DeviceId::new(id),
+                    kind.memory_type,
+                    Owner::new(kind.owner),
+                    PageCount::new(kind.capacity),
+                );
+                let arena =
+                    (kind.memory_type == DeviceCoherent).then_some(VirtAddr::new(ARENAS + (u64::from(id) << 36)));
+                Box::new(ModelDevice { pagemap, arena, model: Arc::clone(&model) }) as Box<dyn Device>
+            })
+            .collect();
+        let pool = SystemPool::new(POOL, POOL_PAGES, PageCount::new(8));
+        let host = ModelHost(Arc::clone(&model));
+        let engine = Arc::new(Engine::new(host, devices, pool, CountersAt::Own(Box::default())));
+        assert!(model.engine.set(Arc::downgrade(&engine)).is_ok(), "the model has one engine");
+        Self { model, engine }
+    }
+
+    /// Maps and manages `count` pages from page `first` of the program on, all written.
+    pub(crate) fn with_pages(self, first: u64, count: u64) -> Self {
+        let range = self.at(first, count);
+        self.model.map(range, false);
+        assert!(self.model.adopt(range, Region::default()), "nothing is unread at the start");
+        for page in range.iter() {
+            self.model.write(page);
+        }
+        self
+    }
+
+    /// `count` pages from page `first` of the program on.
+    pub(crate) fn at(&self, first: u64, count: u64) -> PageRange {
+        pages(nth(BASE, first), count)
+    }
+
+    /// Migrates all of `range` to `target`, whatever it takes.
+    pub(crate) fn migrate(&self, range: PageRange, target: Target) -> Outcomes {
+        self.engine.migrate(range, Request::all_to(target))
+    }
+
+    /// Puts all of `range` where a test wants it to begin.
+    pub(crate) fn place(&self, range: PageRange, target: Target) {
+        let outcomes = self.migrate(range, target);
+        assert_eq!(outcomes.moved(), range.pages(), "the test begins with its pages in place: {outcomes:?}");
+    }
+
+    pub(crate) fn residency(&self, range: PageRange) -> Vec<Residency> {
+        self.engine.residency(range)
+    }
+
+    /// Uses the pool up, down to `left` places; the runs are to be given back.
+    pub(crate) fn hog_pool(&self, left: u64) -> Vec<FrameRun> {
+        let pool = &self.engine.pool;
+        let mut hogged = Vec::new();
+        loop {
+            let spare = POOL_PAGES.get() - pool.in_use().get();
+            let Some(want) = spare.checked_sub(left).filter(|want| *want > 0) else { return hogged };
+            hogged.extend(pool.take_stocked(PageCount::new(want), VirtAddr::default(), Purpose::Fault));
+        }
+    }
+
+    pub(crate) fn unhog_pool(&self, hogged: Vec<FrameRun>) {
+        for run in hogged {
+            self.engine.pool.put_populated(run);
+        }
+    }
+
+    /// Uses a device's frames up, down to `left`.
+    pub(crate) fn hog_device(&self, device: DeviceId, left: u64) -> Vec<FrameRun> {
+        let frames = &self.engine.devices()[device.index()].pagemap().frames;
+        let mut hogged = Vec::new();
+        loop {
+            let spare = (frames.capacity() - frames.used()).get();
+            let Some(want) = spare.checked_sub(left).filter(|want| *want > 0) else { return hogged };
+            hogged.extend(frames.allocate(PageCount::new(want), VirtAddr::default()));
+        }
+    }
+
+    pub(crate) fn unhog_device(&self, device: DeviceId, hogged: Vec<FrameRun>) {
+        for run in hogged {
+            self.engine.devices()[device.index()].pagemap().frames.put(run);
+        }
+    }
+
+    /// Settles, then reads every page and settles again.
+    pub(crate) fn verify(&self) {
+        self.model.lock().calm();
+        self.model.settle();
+        self.model.zap_all();
+        self.model.settle();
+        self.model.read_all();
+        self.model.settle();
+    }
+}

@@ -1,0 +1,241 @@
+//! Whatever the program and hetmem do, in whatever order: a read finds what the program wrote.
+#![cfg(not(loom))]
+
+mod model;
+
+use hetmem_core::engine::Residency;
+use hetmem_core::migrate::{Request, Select, Target};
+use hetmem_core::outcome::{KeptReason, PageOutcome};
+use hetmem_core::physmap::Owner;
+use hetmem_core::space::Region;
+use hetmem_core::units::{DeviceId, PageCount, PageRange};
+use model::{Action, Chaos, World};
+use proptest::prelude::*;
+
+/// The program's address space: three blocks, of which stretches around the borders are used.
+const SPACE: u64 = 3 * 512;
+
+#[derive(Clone, Debug)]
+enum Op {
+    Read(u64),
+    Write(u64),
+    /// Reads one page after the other.
+    Stream(u64, u64),
+    WriteAll(u64, u64),
+    Migrate {
+        first: u64,
+        count: u64,
+        target: u8,
+        select: u8,
+        owner: Option<u64>,
+    },
+    Unmap(u64, u64),
+    Map(u64, u64),
+    Remap {
+        from: u64,
+        count: u64,
+        to: u64,
+    },
+    Remove(u64, u64),
+    Zap,
+    Home,
+    Pin(u64, u64, bool),
+    Exclude(u64, u64, bool),
+    Protect(u64, u64, bool),
+    Stick(u64, bool),
+    Fork,
+    Deliver,
+    /// The program acts at a step of the next operation.
+    During(usize, Box<Op>),
+}
+
+/// Pages near the borders of blocks are the interesting ones.
+fn page() -> impl Strategy<Value = u64> {
+    prop_oneof![0u64..24, 500u64..540, 1000u64..1060]
+}
+
+fn count() -> impl Strategy<Value = u64> {
+    prop_oneof![3 => 1u64..8, 1 => 8u64..40]
+}
+
+fn program_op() -> impl Strategy<Value = Op> {
+    prop_oneof![
+        2 => (page(), count()).prop_map(|(p, n)| Op::Unmap(p, n)),
+        4 => (page(), count(), page()).prop_map(|(from, count, to)| Op::Remap { from, count, to }),
+        3 => (page(), count()).prop_map(|(p, n)| Op::Remove(p, n)),
+        2 => Just(Op::Zap),
+        4 => page().prop_map(Op::Read),
+        1 => Just(Op::Fork),
+        3 => Just(Op::Deliver),
+        1 => (page(), count(), any::<bool>()).prop_map(|(p, n, on)| Op::Protect(p, n, on)),
+    ]
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    let migrate =
+        (page(), count(), 0u8..6, prop_oneof![3 => Just(7u8), 2 => 1u8..8], prop::option::weighted(0.4, 1u64..3))
+            .prop_map(|(first, count, target, select, owner)| Op::Migrate { first, count, target, select, owner });
+    prop_oneof![
+        10 => migrate,
+        6 => program_op(),
+        6 => (0usize..12, program_op()).prop_map(|(at, op)| Op::During(at, Box::new(op))),
+        3 => page().prop_map(Op::Write),
+        2 => (page(), count()).prop_map(|(p, n)| Op::Stream(p, n)),
+        3 => (page(), count()).prop_map(|(p, n)| Op::WriteAll(p, n)),
+        4 => (page(), count()).prop_map(|(p, n)| Op::Map(p, n)),
+        1 => Just(Op::Home),
+        1 => (page(), count(), any::<bool>()).prop_map(|(p, n, on)| Op::Pin(p, n, on)),
+        1 => (page(), count(), any::<bool>()).prop_map(|(p, n, on)| Op::Exclude(p, n, on)),
+        1 => (page(), any::<bool>()).prop_map(|(p, on)| Op::Stick(p, on)),
+    ]
+}
+
+struct Run {
+    world: World,
+    /// Whether the engine is let alone, so that its promises can be held against it exactly.
+    calm: bool,
+}
+
+impl Run {
+    fn range(&self, first: u64, count: u64) -> PageRange {
+        self.world.at(first, count.min(SPACE - first))
+    }
+
+    fn action(&self, op: &Op) -> Option<Action> {
+        Some(match *op {
+            Op::Unmap(p, n) => Action::Unmap(self.range(p, n)),
+            Op::Remap { from, count, to } => Action::Remap(self.range(from, count), self.range(to, 1).start()),
+            Op::Remove(p, n) => Action::Remove(self.range(p, n)),
+            Op::Zap => Action::Zap,
+            Op::Read(p) => Action::Touch(self.range(p, 1).start()),
+            Op::Fork => Action::Fork(self.range(0, SPACE)),
+            Op::Deliver => Action::Handle,
+            Op::Protect(p, n, true) => Action::Protect(self.range(p, n)),
+            _ => return None,
+        })
+    }
+
+    fn apply(&mut self, op: &Op) {
+        let (model, engine) = (&self.world.model, &self.world.engine);
+        match *op {
+            Op::Read(p) => model.read(self.range(p, 1).start()),
+            Op::Write(p) => model.write(self.range(p, 1).start()),
+            Op::Stream(p, n) => self.range(p, n).iter().for_each(|page| model.read(page)),
+            Op::WriteAll(p, n) => self.range(p, n).iter().for_each(|page| model.write(page)),
+            Op::Migrate { first, count, target, select, owner } => {
+                let select = [Select::SYSTEM, Select::DEVICE_PRIVATE, Select::DEVICE_COHERENT]
+                    .into_iter()
+                    .enumerate()
+                    .filter(|(bit, _)| select & (1 << bit) != 0)
+                    .map(|(_, s)| s)
+                    .reduce(Select::union)
+                    .unwrap_or(Select::ALL);
+                let target = if target < 4 { Target::Device(DeviceId::new(target)) } else { Target::System };
+                self.migrate(self.range(first, count), Request { target, select, owner: owner.map(Owner::new) });
+            }
+            Op::Unmap(p, n) => model.unmap(self.range(p, n)),
+            Op::Map(p, n) => {
+                for page in self.range(p, n).iter() {
+                    let page = PageRange::page_of(page);
+                    let free = !model.lock().pages.contains_key(&page.start().get());
+                    if free {
+                        model.map(page, false);
+                    }
+                }
+                // Adoption fails where something is unread; the memory is then the program's alone.
+                let _ = model.adopt(self.range(p, n), Region::default());
+            }
+            Op::Remap { from, count, to } => model.remap(self.range(from, count), self.range(to, 1).start()),
+            Op::Remove(p, n) => model.remove(self.range(p, n)),
+            Op::Zap => model.zap_all(),
+            Op::Home => {
+                let away = engine.away_in(self.range(0, SPACE)).0;
+                let left = engine.bring_all_home();
+                let removing = engine.space.has_removals(self.range(0, SPACE));
+                if self.calm && !removing {
+                    assert_eq!(left, PageCount::ZERO, "of {away:?} pages some stayed away");
+                }
+            }
+            Op::Pin(p, n, on) => engine.space.change_region(self.range(p, n), |region| region.pinned = on),
+            Op::Exclude(p, n, true) => engine.space.exclude(self.range(p, n)),
+            Op::Exclude(p, n, false) => engine.space.include(self.range(p, n)),
+            Op::Protect(p, n, on) => model.protect(self.range(p, n), on),
+            Op::Stick(p, on) => {
+                if let Some(page) = model.lock().pages.get_mut(&self.range(p, 1).start().get()) {
+                    page.stuck = on.then_some(KeptReason::Pinned);
+                }
+            }
+            Op::Fork => model.fork(self.range(0, SPACE)),
+            Op::Deliver => model.deliver(),
+            Op::During(at, ref op) => {
+                if let Some(action) = self.action(op) {
+                    let mut memory = model.lock();
+                    let step = memory.steps().len() + at;
+                    memory.at_step(step, action);
+                    self.calm = false;
+                }
+                return;
+            }
+        }
+        let memory = model.lock();
+        self.calm = memory.events.is_empty() && !memory.has_plans();
+    }
+
+    fn migrate(&self, range: PageRange, request: Request) {
+        let engine = &self.world.engine;
+        let before = engine.residency(range);
+        let outcomes = engine.migrate(range, request);
+        assert_eq!(outcomes.as_slice().len(), range.pages().as_usize());
+        let after = engine.residency(range);
+        if !self.calm {
+            return;
+        }
+        let owner_of = |id: DeviceId| engine.devices()[id.index()].pagemap().owner;
+        for (i, outcome) in outcomes.as_slice().iter().enumerate() {
+            let (before, after) = (before[i], after[i]);
+            match (outcome, request.target) {
+                (PageOutcome::Moved, Target::Device(id)) => assert_eq!(after, Residency::Device(id)),
+                (PageOutcome::Moved, Target::System) => assert_eq!(after, Residency::System),
+                (PageOutcome::Kept(KeptReason::Hole), _) => assert_eq!(after, Residency::System),
+                (PageOutcome::Kept(_), _) => assert_eq!(after, before, "{outcome:?}: a kept page stays"),
+            }
+            if let (Residency::Device(id), Some(owner)) = (before, request.owner)
+                && owner_of(id) != owner
+            {
+                assert_eq!(after, before, "a page of another owner never moves");
+            }
+        }
+    }
+}
+
+fn run(ops: &[Op], chaos: Option<Chaos>) {
+    let world = World::new(24).with_pages(0, 24).with_pages(500, 40).with_pages(1000, 60);
+    let model = std::sync::Arc::clone(&world.model);
+    let mut run = Run { world, calm: true };
+    for op in ops {
+        model.lock().set_chaos(chaos);
+        run.calm &= chaos.is_none();
+        run.apply(op);
+        model.lock().set_chaos(None);
+        model.serve(false);
+        if model.lock().events.is_empty() {
+            model.compare_in_place();
+        }
+        run.world.engine.check();
+    }
+    run.world.verify();
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 20_000, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn contents_are_what_the_program_wrote(ops in prop::collection::vec(op(), 1..60)) {
+        run(&ops, None);
+    }
+
+    #[test]
+    fn contents_survive_failures_at_random_steps(ops in prop::collection::vec(op(), 1..60), seed: u64) {
+        run(&ops, Some(Chaos { seed, one_in: 8 }));
+    }
+}

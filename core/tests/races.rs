@@ -1,0 +1,281 @@
+//! The program changes its memory in the middle of a migration or of a fault, at every step and between the phases.
+#![cfg(not(loom))]
+
+mod model;
+
+use hetmem_core::fault::FaultResolution;
+use hetmem_core::migrate::{Collected, Request, Target};
+use hetmem_core::port::FaultPath;
+use hetmem_core::space::Region;
+use hetmem_core::units::{DeviceId, PageRange};
+use model::{Action, COHERENT, COHERENT_B, PRIVATE, PRIVATE_B, World};
+
+/// Pages of the program: the first half of a block's end and the start of the next.
+const FIRST: u64 = 508;
+const COUNT: u64 = 8;
+/// A stretch that is mapped and managed too, as the destination of `mremap`.
+const ELSEWHERE: u64 = 100;
+
+const PLACES: [Target; 4] =
+    [Target::System, Target::Device(PRIVATE), Target::Device(COHERENT), Target::Device(PRIVATE_B)];
+const TARGETS: [Target; 5] = [
+    Target::System,
+    Target::Device(PRIVATE),
+    Target::Device(COHERENT),
+    Target::Device(PRIVATE_B),
+    Target::Device(COHERENT_B),
+];
+
+fn world(place: Target) -> World {
+    let world = World::new(64).with_pages(FIRST, COUNT).with_pages(ELSEWHERE, COUNT);
+    let range = world.at(FIRST, COUNT);
+    if place != Target::System {
+        world.place(range, place);
+    }
+    world.model.lock().calm();
+    world
+}
+
+/// Everything that the program can do to the pages, or to some of them.
+fn actions(world: &World) -> Vec<Action> {
+    let all = world.at(FIRST, COUNT);
+    let some = world.at(FIRST + 1, 2);
+    let elsewhere = world.at(ELSEWHERE, 1).start();
+    let fresh = world.at(200, 1).start();
+    let mut actions = vec![Action::Fork(all), Action::Protect(all)];
+    for range in [all, some] {
+        actions.extend([
+            Action::Unmap(range),
+            Action::Replace(range),
+            Action::Remap(range, elsewhere),
+            Action::Remap(range, fresh),
+            Action::RemapBack(range, elsewhere),
+            Action::Remove(range),
+        ]);
+    }
+    actions.extend(all.iter().map(Action::Touch));
+    actions
+}
+
+/// What is done after the action at the same step, and after it.
+const SEQUELS: [&[Action]; 4] = [&[], &[Action::Handle], &[Action::Zap], &[Action::Handle, Action::Zap]];
+
+/// Counts the steps of `work`, then does it once for each step, action and sequel.
+fn at_every_step(setup: impl Fn() -> World, work: impl Fn(&World)) {
+    let dry = setup();
+    work(&dry);
+    let steps = dry.model.lock().steps().len();
+    dry.verify();
+    for step in 0..steps {
+        for which in 0..actions(&dry).len() {
+            for touched in [None, Some(FIRST), Some(FIRST + 1), Some(FIRST + COUNT - 1)] {
+                for sequel in SEQUELS {
+                    let world = setup();
+                    let action = actions(&world)[which];
+                    {
+                        let mut memory = world.model.lock();
+                        let touch = touched.map(|page| Action::Touch(world.at(page, 1).start()));
+                        for action in touch.into_iter().chain([action]).chain(sequel.iter().copied()) {
+                            memory.at_step(step, action);
+                        }
+                    }
+                    work(&world);
+                    world.verify();
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn the_program_acts_at_every_step_of_every_migration() {
+    for place in PLACES {
+        for target in TARGETS {
+            at_every_step(|| world(place), |world| drop(world.migrate(world.at(FIRST, COUNT), target)));
+        }
+    }
+}
+
+#[test]
+fn the_program_acts_at_every_step_of_a_fault() {
+    for place in PLACES {
+        at_every_step(|| world(place), |world| drop(world.model.touch(world.at(FIRST, 1).start())));
+    }
+}
+
+#[test]
+fn the_program_acts_at_every_step_of_a_stream_of_faults() {
+    let stream = |world: &World| world.at(FIRST, COUNT).iter().for_each(|page| drop(world.model.touch(page)));
+    at_every_step(|| world(Target::Device(PRIVATE)), stream);
+}
+
+#[test]
+fn the_program_acts_at_every_step_of_bringing_all_home() {
+    for place in PLACES {
+        at_every_step(|| world(place), |world| drop(world.engine.bring_all_home()));
+    }
+}
+
+fn batch(world: &World) -> PageRange {
+    world.at(FIRST, 4)
+}
+
+/// Where in a batch's life the program acts.
+#[derive(Clone, Copy, Debug)]
+enum Moment {
+    BeforeCollect,
+    AfterCollect,
+    AfterCopy,
+}
+
+/// Where a batch's life ends.
+#[derive(Clone, Copy, Debug)]
+enum End {
+    DropCollected,
+    DropCopied,
+    Finalize,
+}
+
+#[test]
+fn the_program_acts_between_the_phases() {
+    let dry = world(Target::System);
+    for place in PLACES {
+        for target in TARGETS {
+            for which in 0..actions(&dry).len() {
+                for moment in [Moment::BeforeCollect, Moment::AfterCollect, Moment::AfterCopy] {
+                    for end in [End::DropCollected, End::DropCopied, End::Finalize] {
+                        for sequel in SEQUELS {
+                            let world = world(place);
+                            let act = || {
+                                world.model.act(actions(&world)[which], true);
+                                sequel.iter().for_each(|action| world.model.act(*action, true));
+                            };
+                            one_batch(&world, target, moment, end, act);
+                            world.verify();
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn one_batch(world: &World, target: Target, moment: Moment, end: End, act: impl Fn()) {
+    let engine = &world.engine;
+    let (_, region) = engine.space.region_at(batch(world).start()).expect("it is managed at the start");
+    if matches!(moment, Moment::BeforeCollect) {
+        act();
+    }
+    let collected = Collected::collect(engine, batch(world), region, Request::all_to(target));
+    if matches!(moment, Moment::AfterCollect) {
+        act();
+    }
+    if matches!(end, End::DropCollected) {
+        return;
+    }
+    let copied = match collected.copy() {
+        Ok(copied) => copied,
+        Err((collected, why)) => return drop(collected.all_kept(why)),
+    };
+    if matches!(moment, Moment::AfterCopy) {
+        act();
+    }
+    if matches!(end, End::DropCopied) {
+        return;
+    }
+    let _ = copied.finalize();
+}
+
+/// The region was looked up, then the program unmapped it and mapped something of its own there.
+#[test]
+fn memory_that_is_no_longer_managed_is_not_taken_out() {
+    let world = world(Target::System);
+    let (_, region) = world.engine.space.region_at(batch(&world).start()).unwrap();
+    world.model.act(Action::Replace(world.at(FIRST, COUNT)), true);
+    world.model.deliver();
+    let request = Request::all_to(Target::Device(PRIVATE));
+    let collected = Collected::collect(&world.engine, batch(&world), region, request);
+    assert!(collected.pages().is_zero());
+    drop(collected);
+    world.verify();
+}
+
+/// The pages came home while the batch still read their frames, and changed, and were taken out again.
+#[test]
+fn a_batch_that_lost_a_page_does_not_take_its_next_life_for_its_own() {
+    for place in [Target::Device(COHERENT), Target::Device(PRIVATE), Target::System] {
+        for target in TARGETS {
+            let world = world(place);
+            let (model, engine) = (&world.model, &world.engine);
+            let page = world.at(FIRST, 1);
+            let away = world.at(200, 1).start();
+            let (_, region) = engine.space.region_at(page.start()).unwrap();
+            let stale = Collected::collect(engine, page, region, Request::all_to(target)).copy();
+            let Ok(stale) = stale else { panic!("nothing fails here") };
+            model.remap(page, away);
+            model.deliver();
+            model.write(away);
+            model.remap(PageRange::page_of(away), page.start());
+            model.deliver();
+            let (_, region) = engine.space.region_at(page.start()).unwrap();
+            for second in TARGETS {
+                let second = Collected::collect(engine, page, region, Request::all_to(second));
+                drop(second);
+            }
+            let second = Collected::collect(engine, page, region, Request::all_to(Target::Device(PRIVATE_B)));
+            drop(stale.finalize());
+            drop(second);
+            world.verify();
+        }
+    }
+}
+
+/// Waiters of a page that is settled early are not forgotten while the rest of its batch waits for an event.
+#[test]
+fn a_waiter_is_woken_although_the_batch_goes_on_waiting() {
+    for target in [Target::System, Target::Device(COHERENT)] {
+        for place in PLACES {
+            let dry = world(place);
+            let _ = dry.migrate(batch(&dry), target);
+            let steps = dry.model.lock().steps().to_vec();
+            for step in 0..steps.len() {
+                for failure in steps[step].failures() {
+                    let world = world(place);
+                    {
+                        let mut memory = world.model.lock();
+                        memory.fail_at(step, failure, false);
+                        for page in batch(&world).iter() {
+                            memory.at_step(step.saturating_sub(1), Action::Touch(page));
+                        }
+                        memory.at_step(step + 1, Action::Unmap(world.at(FIRST + 1, 3)));
+                    }
+                    let _ = world.migrate(batch(&world), target);
+                    world.verify();
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_touch_of_memory_without_a_region_is_served() {
+    let world = world(Target::System);
+    let page = world.at(300, 1);
+    world.model.map(page, true);
+    let engine = &world.engine;
+    world.model.begin_touch(page.start());
+    assert_eq!(engine.fault(page.start(), FaultPath::Thread), FaultResolution::Present);
+    world.verify();
+}
+
+#[test]
+fn a_page_that_is_excluded_while_it_is_away_comes_home_and_stays() {
+    let world = world(Target::Device(PRIVATE));
+    let range = world.at(FIRST, COUNT);
+    world.engine.space.exclude(range);
+    assert!(world.migrate(range, Target::Device(DeviceId::new(1))).moved().is_zero());
+    assert!(world.engine.bring_all_home().is_zero());
+    assert!(world.migrate(range, Target::Device(PRIVATE)).moved().is_zero());
+    world.engine.space.add_region(world.at(300, 1), Region::default());
+    world.verify();
+}

@@ -1,0 +1,259 @@
+//! The agent's second thread: carries out the policy, and what the program's threads ask for between two of its steps.
+
+use std::time::Duration;
+
+use hetmem_core::migrate::{Request, Select, Target};
+use hetmem_core::outcome::KeptReason;
+use hetmem_core::policy::{Chaos, Clock};
+use hetmem_core::sync::{Condvar, Mutex, lock};
+use hetmem_core::units::{ByteLen, DeviceId, PageCount, PageRange};
+use hetmem_sys::thread::thread_exists;
+
+use super::adopt;
+use super::config::Policy;
+use crate::inner::Inner;
+
+/// How often the program's mappings are looked at when nothing else is to be done.
+const TICK: Duration = Duration::from_millis(10);
+/// Steps of chaos between two looks at the program's mappings.
+const STEPS_A_LOOK: u32 = 32;
+/// How often pages are asked home before a fork, each time finding some busy.
+const FORK_TRIES: u32 = 1000;
+
+/// What the program's threads want of the worker.
+#[derive(Default)]
+struct Wants {
+    /// Threads that are about to fork, or are forking.
+    forks: u32,
+    /// Whether the worker stands still for them, with nothing away.
+    quiet: bool,
+    /// Ranges to be let go of for good.
+    release: Vec<PageRange>,
+    released: u64,
+    asked: u64,
+}
+
+/// The way from the program's threads to the worker.
+#[derive(Default)]
+pub(super) struct Mailbox {
+    wants: Mutex<Wants>,
+    changed: Condvar,
+}
+
+impl Mailbox {
+    /// Returns once the worker stands still and no page is away; [`Mailbox::resume`] lets it go on.
+    pub(super) fn quiesce(&self) {
+        let mut wants = lock(&self.wants);
+        wants.forks += 1;
+        self.changed.notify_all();
+        while !wants.quiet {
+            wants = self.changed.wait(wants).expect("no thread panicked while it held this lock");
+        }
+    }
+
+    pub(super) fn resume(&self) {
+        let mut wants = lock(&self.wants);
+        wants.forks -= 1;
+        self.changed.notify_all();
+    }
+
+    /// Returns once nothing of `range` is managed any more.
+    pub(super) fn release(&self, range: PageRange) {
+        let mut wants = lock(&self.wants);
+        wants.release.push(range);
+        wants.asked += 1;
+        let ticket = wants.asked;
+        self.changed.notify_all();
+        while wants.released < ticket {
+            wants = self.changed.wait(wants).expect("no thread panicked while it held this lock");
+        }
+    }
+}
+
+/// Stacks of the program's threads, kept from migration while the threads live.
+#[derive(Default)]
+pub(super) struct Stacks(Mutex<Vec<(PageRange, u32)>>);
+
+impl Stacks {
+    pub(super) fn add(&self, inner: &Inner, stack: PageRange, tid: u32) {
+        // The exclusion is made under the lock, so that the end of the stack's last owner can't undo it.
+        let mut stacks = lock(&self.0);
+        stacks.retain(|(old, _)| *old != stack);
+        stacks.push((stack, tid));
+        inner.engine.space.exclude(stack);
+    }
+
+    /// Ends the exclusion of stacks whose threads have ended, in the kernel's sense: it writes to them no more.
+    fn prune(&self, inner: &Inner) {
+        lock(&self.0).retain(|(stack, tid)| {
+            let lives = thread_exists(*tid);
+            if !lives {
+                inner.engine.space.include(*stack);
+            }
+            lives
+        });
+    }
+}
+
+/// Runs until the process ends.
+pub(super) fn run(inner: &Inner, mailbox: &Mailbox, stacks: &Stacks, policy: Policy) -> ! {
+    let mut worker = Worker { inner, ranges: Vec::new(), kept_alone: Vec::new(), act: Act::new(policy), steps: 0 };
+    loop {
+        worker.answer(mailbox);
+        if worker.steps.is_multiple_of(STEPS_A_LOOK) {
+            stacks.prune(inner);
+            worker.look();
+        }
+        worker.steps = worker.steps.wrapping_add(1);
+        if worker.step() == Pace::Rest {
+            worker.steps = 0;
+            worker.rest(mailbox);
+        }
+    }
+}
+
+/// Whether there is more to do at once.
+#[derive(PartialEq, Eq)]
+enum Pace {
+    GoOn,
+    Rest,
+}
+
+enum Act {
+    Manual,
+    Limit { clock: Clock, limit: ByteLen },
+    Chaos(Chaos),
+}
+
+impl Act {
+    fn new(policy: Policy) -> Self {
+        match policy {
+            Policy::Manual => Self::Manual,
+            Policy::Limit { system_limit } => Self::Limit { clock: Clock::default(), limit: system_limit },
+            Policy::Chaos { seed } => Self::Chaos(Chaos::new(seed)),
+        }
+    }
+}
+
+struct Worker<'a> {
+    inner: &'a Inner,
+    ranges: Vec<PageRange>,
+    /// Ranges that the program wants to itself.
+    kept_alone: Vec<PageRange>,
+    act: Act,
+    steps: u32,
+}
+
+impl Worker<'_> {
+    fn look(&mut self) {
+        self.ranges = adopt::refresh(self.inner);
+        for alone in &self.kept_alone {
+            self.inner.engine.space.remove_region(*alone);
+        }
+        self.inner.release_idle();
+    }
+
+    fn rest(&self, mailbox: &Mailbox) {
+        let wants = lock(&mailbox.wants);
+        if wants.forks == 0 && wants.release.is_empty() {
+            // Woken or not: the loop looks at everything anyway.
+            drop(mailbox.changed.wait_timeout(wants, TICK).expect("no thread panicked while it held this lock"));
+        }
+    }
+
+    fn answer(&mut self, mailbox: &Mailbox) {
+        let mut wants = lock(&mailbox.wants);
+        while let Some(range) = wants.release.pop() {
+            drop(wants);
+            self.kept_alone.push(range);
+            let outcomes = self.inner.migrate(&[range], Request::all_to(Target::System));
+            drop(outcomes);
+            self.inner.engine.space.remove_region(range);
+            self.inner.unregister(range);
+            wants = lock(&mailbox.wants);
+            wants.released += 1;
+            mailbox.changed.notify_all();
+        }
+        if wants.forks == 0 {
+            return;
+        }
+        drop(wants);
+        let mut tries = 0;
+        while !self.inner.engine.bring_all_home().is_zero() && tries < FORK_TRIES {
+            tries += 1;
+            hetmem_sys::thread::backoff_sleep(100_000);
+        }
+        if tries == FORK_TRIES {
+            // With fork events the child is served all the same.
+            self.inner.engine.counters.errors.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        }
+        let mut wants = lock(&mailbox.wants);
+        wants.quiet = true;
+        mailbox.changed.notify_all();
+        while wants.forks > 0 {
+            wants = mailbox.changed.wait(wants).expect("no thread panicked while it held this lock");
+        }
+        wants.quiet = false;
+    }
+
+    fn step(&mut self) -> Pace {
+        let devices = self.inner.engine.devices().len() as u64;
+        match &mut self.act {
+            Act::Manual => Pace::Rest,
+            Act::Chaos(chaos) => {
+                let Some((chunk, choice)) = chaos.next(&self.ranges, devices + 1) else { return Pace::Rest };
+                let target = device_at(choice, devices).map_or(Target::System, Target::Device);
+                self.inner.migrate(&[chunk], Request::all_to(target));
+                Pace::GoOn
+            }
+            Act::Limit { clock, limit } => {
+                let resident = self.inner.resident(&self.ranges).bytes();
+                let mut surplus = resident.get().saturating_sub(limit.get());
+                let mut chunks = self.ranges.iter().map(|r| r.pages().get() / 64 + 2).sum::<u64>() * 2;
+                while surplus > 0 && chunks > 0 {
+                    chunks -= 1;
+                    let Some(chunk) = clock.next(&self.ranges) else { break };
+                    if is_warm(self.inner, chunk) {
+                        continue;
+                    }
+                    let moved = evict(self.inner, chunk);
+                    surplus = surplus.saturating_sub(moved.bytes().get());
+                }
+                Pace::Rest
+            }
+        }
+    }
+}
+
+fn device_at(choice: u64, devices: u64) -> Option<DeviceId> {
+    (choice < devices).then(|| DeviceId::new(u8::try_from(choice).unwrap_or(u8::MAX)))
+}
+
+/// Whether a touch brought something of `chunk` home since this was asked last: then it has another chance.
+fn is_warm(inner: &Inner, chunk: PageRange) -> bool {
+    inner.engine.space.existing_block(chunk.start().block()).is_some_and(|block| {
+        let index = chunk.start().index_in_block();
+        block.lock().take_touched(index)
+    })
+}
+
+/// Moves the system pages of `chunk` to the device that is preferred there, or to the first that has room.
+fn evict(inner: &Inner, chunk: PageRange) -> PageCount {
+    let preferred = inner.engine.space.region_at(chunk.start()).and_then(|(_, region)| region.preferred);
+    let all = (0..inner.engine.devices().len()).map(|i| DeviceId::new(u8::try_from(i).unwrap_or(u8::MAX)));
+    let mut moved = PageCount::ZERO;
+    for device in preferred.into_iter().chain(all) {
+        let frames = inner.engine.device(device).map(|d| &d.pagemap().frames);
+        if frames.is_none_or(|frames| frames.used() == frames.capacity()) {
+            continue;
+        }
+        let request = Request { target: Target::Device(device), select: Select::SYSTEM, owner: None };
+        for outcomes in inner.migrate(&[chunk], request) {
+            moved += outcomes.moved();
+            if outcomes.kept(KeptReason::NoFrame).is_zero() {
+                return moved;
+            }
+        }
+    }
+    moved
+}
