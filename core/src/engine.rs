@@ -183,6 +183,14 @@ impl<H: Host> Engine<H> {
         }
     }
 
+    /// Makes room in the pool for `pages` pages in transit: the stock gives way to them.
+    pub(crate) fn make_room(&self, pages: PageCount) {
+        while let Some(run) = self.pool.take_for_room(pages) {
+            self.host.discard(self.pool.address(run), run.pages);
+            self.pool.put_hole(run);
+        }
+    }
+
     /// Where each page of `range` is, by hetmem's books. Nothing is faulted in.
     #[must_use]
     pub fn residency(&self, range: PageRange) -> Vec<Residency> {

@@ -23,6 +23,9 @@ impl<H: Host> Engine<H> {
     /// to be over, migrations leave the range alone: a page that was taken out before and put back after would come
     /// back from the dead.
     pub fn removed(&self, events: &Events<'_>, range: PageRange) {
+        if self.space.regions_in(range).iter().all(|(_, region)| region.is_none()) {
+            return;
+        }
         self.drop_pages(events, range);
         self.space.add_removal(range);
     }

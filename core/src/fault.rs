@@ -55,45 +55,43 @@ impl<H: Host> Engine<H> {
         };
         let installing = self.space.gate.install();
         let mut state = block.lock();
-        loop {
-            match state.slot(page.index_in_block()) {
-                Slot::Unmapped { busy: true, .. } => match path {
-                    FaultPath::Thread => {
-                        state.note_waiter();
-                        return FaultResolution::Waiting;
-                    }
-                    FaultPath::Sigbus => {
-                        // The gate is let go: events must not wait for this thread.
-                        drop(installing);
-                        drop(block.wait_settled(state));
-                        return self.fault(addr, path);
-                    }
-                },
-                Slot::Unmapped { frame, .. } => {
-                    if self.address(Held::single(frame)).is_some() {
-                        return self.move_in(&block, &mut state, path, page, frame);
-                    }
-                    let mut run = Around::plan(self, &mut state, page);
-                    run.mark(self, &mut state);
-                    drop(state);
+        match state.slot(page.index_in_block()) {
+            Slot::Unmapped { busy: true, .. } => match path {
+                FaultPath::Thread => {
+                    state.note_waiter();
+                    FaultResolution::Waiting
+                }
+                FaultPath::Sigbus => {
+                    // The gate is let go: events must not wait for this thread.
                     drop(installing);
-                    return self.bring_home(&block, path, &run);
+                    drop(block.wait_settled(state));
+                    self.fault(addr, path)
                 }
-                Slot::Mapped(frame) => {
-                    // Present, unless the program dropped the page while nobody watched.
-                    let one = PageRange::page_of(page);
-                    let put = self.host.zero_fill(path, one);
-                    if put.stop.is_none() {
-                        state.set(page.index_in_block(), Slot::System);
-                        self.put(Held::single(frame));
-                        return FaultResolution::Present;
-                    }
-                    return self.present_or(path, one, put.stop);
+            },
+            Slot::Unmapped { frame, .. } => {
+                if self.address(Held::single(frame)).is_some() {
+                    return self.move_in(&block, &mut state, path, page, frame);
                 }
-                Slot::System => {
-                    let range = self.zero_range(page, Some(&mut state));
-                    return self.zero(path, range);
+                let mut run = Around::plan(self, &mut state, page);
+                run.mark(self, &mut state);
+                drop(state);
+                drop(installing);
+                self.bring_home(&block, path, &run)
+            }
+            Slot::Mapped(frame) => {
+                // Present, unless the program dropped the page while nobody watched.
+                let one = PageRange::page_of(page);
+                let put = self.host.zero_fill(path, one);
+                if put.stop.is_none() {
+                    state.set(page.index_in_block(), Slot::System);
+                    self.put(Held::single(frame));
+                    return FaultResolution::Present;
                 }
+                self.present_or(path, one, put.stop)
+            }
+            Slot::System => {
+                let range = self.zero_range(page, Some(&mut state));
+                self.zero(path, range)
             }
         }
     }

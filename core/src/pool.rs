@@ -11,8 +11,8 @@ use crate::run_set::{FrameRun, RunSet};
 use crate::sync::{Mutex, lock};
 use crate::units::{BLOCK_SIZE, FrameIndex, PageCount, VirtAddr};
 
-/// Places that only faults may use.
-pub const FAULT_RESERVE: PageCount = PageCount::new(128);
+/// Places that only faults may use; one in the tiny pools that the model checker can bear.
+pub const FAULT_RESERVE: PageCount = PageCount::new(if cfg!(loom) { 1 } else { 128 });
 
 /// Who asks for a place.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -142,6 +142,20 @@ impl SystemPool {
         let mut sets = lock(&self.sets);
         let surplus = sets.stocked.len().get().checked_sub(self.stock_limit.get()).filter(|s| *s > 0)?;
         let run = sets.stocked.take(PageCount::new(surplus))?;
+        drop(sets);
+        self.allocate(run, VirtAddr::default());
+        Some(run)
+    }
+
+    /// Takes a run of stocked pages out of the stock if fewer than `room` places are empty, to be discarded and given back with
+    /// [`SystemPool::put_hole`].
+    #[must_use]
+    pub fn take_for_room(&self, room: PageCount) -> Option<FrameRun> {
+        let mut sets = lock(&self.sets);
+        if sets.empty.len() >= room {
+            return None;
+        }
+        let run = sets.stocked.take(room)?;
         drop(sets);
         self.allocate(run, VirtAddr::default());
         Some(run)

@@ -70,12 +70,18 @@ pub enum Install {
 
 /// The program's memory, as the host lets hetmem change it.
 pub trait Host: Send + Sync {
+    /// Whether touches of missing pages of `range` wait, for all of it. Asked with the gate held, so that no event can
+    /// make the answer stale before the pages are out.
+    fn is_trapped(&self, _range: PageRange) -> bool {
+        true
+    }
+
     /// Makes the pages of `from` missing in the program and puts their bytes at `to`, page by page atomically: a touch
     /// by the program finds the page before or waits after.
     ///
     /// While an event is unread it takes none ([`KeptReason::Raced`]): what lies in `from` may have come there after the
     /// change that the event tells of, and would be dropped with what was there before.
-    fn take_out(&self, from: PageRange, to: VirtAddr) -> Taken;
+    fn take_out(&self, path: FaultPath, from: PageRange, to: VirtAddr) -> Taken;
 
     /// Makes the bytes at `from` present at `to`, where pages are missing, and wakes who waits for them.
     fn put_in(&self, path: FaultPath, to: PageRange, from: VirtAddr, how: Install) -> PutIn;
@@ -89,11 +95,17 @@ pub trait Host: Send + Sync {
     /// Copies `pages` pages between frames that are not the program's.
     fn copy(&self, from: VirtAddr, to: VirtAddr, pages: PageCount);
 
-    /// Gives the memory of pages that are not the program's back to the host; they read as zeros afterwards.
+    /// Gives the memory of pages that are not the program's back to the host; they read as zeros afterwards. The caller holds
+    /// no lock.
     fn discard(&self, at: VirtAddr, pages: PageCount);
 
     /// Returns after an event that was pending at the call has been read, or after a bounded while. The caller holds no lock.
     fn await_events(&self);
+
+    /// The parts of `range` that have pages. More may be named than have.
+    fn present_parts(&self, range: PageRange) -> Vec<PageRange> {
+        vec![range]
+    }
 
     /// Whether a `MADV_DONTNEED` of `range`, announced before, is known to be over. `looks` counts the questions before.
     fn removal_is_over(&self, range: PageRange, looks: u32) -> bool;

@@ -148,11 +148,11 @@ impl RunSet {
         if self.len == 0 {
             return None;
         }
-        let want = want.get().min(u64::from(CHUNK));
-        let chunk = if want == u64::from(CHUNK) { self.find(self.whole, CHUNK) } else { None }
+        let want = want.as_usize().min(CHUNK as usize);
+        let chunk = if want == CHUNK as usize { self.find(self.whole, CHUNK) } else { None }
             .or_else(|| self.find(self.recent, 1))?;
         self.recent = chunk;
-        let (start, n) = longest_run(&self.chunks[chunk].bits, want as usize);
+        let (start, n) = longest_run(&self.chunks[chunk].bits, want);
         let c = &mut self.chunks[chunk];
         let mut at = start;
         while at < start + n {

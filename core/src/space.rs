@@ -216,9 +216,11 @@ impl BlockState {
 }
 
 /// A `MADV_DONTNEED` that was announced and may not be over: until it is, pages of its range stay.
+#[derive(Clone, Copy)]
 pub(crate) struct Removal {
-    pub(crate) range: PageRange,
-    pub(crate) looks: u32,
+    /// The range as it was announced.
+    announced: PageRange,
+    looks: u32,
 }
 
 /// See the module.
@@ -228,12 +230,9 @@ pub struct Space {
     pub gate: Gate,
     regions: RwLock<RangeMap<Region>>,
     excluded: RwLock<RangeMap<()>>,
-    pub(crate) removals: Mutex<Vec<Removal>>,
+    removals: Mutex<RangeMap<Removal>>,
     index: RwLock<BTreeMap<BlockNo, Arc<Block>>>,
 }
-
-/// Removals that are watched at once; past that the oldest two are joined into one that covers both.
-const MAX_REMOVALS: usize = 64;
 
 impl Space {
     /// The block numbered `no`, made if need be.
@@ -357,44 +356,46 @@ impl Space {
         write(&self.excluded).remove(range);
     }
 
+    /// The excluded ranges, in order.
+    #[must_use]
+    pub fn exclusions(&self) -> Vec<PageRange> {
+        read(&self.excluded).iter().map(|(range, ())| range).collect()
+    }
+
     pub(crate) fn excluded(&self) -> RwLockReadGuard<'_, RangeMap<()>> {
         read(&self.excluded)
     }
 
     pub(crate) fn add_removal(&self, range: PageRange) {
-        let mut removals = lock(&self.removals);
-        if removals.len() == MAX_REMOVALS {
-            let (a, b) = (removals.remove(0), removals.remove(0));
-            let start = a.range.start().min(b.range.start());
-            let end = a.range.end().max(b.range.end());
-            let joined = PageRange::between(start, end).unwrap_or(a.range);
-            removals.insert(0, Removal { range: joined, looks: 0 });
-        }
-        removals.push(Removal { range, looks: 0 });
+        lock(&self.removals).insert(range, Removal { announced: range, looks: 0 });
     }
 
     pub(crate) fn forget_removals(&self, range: PageRange) {
-        lock(&self.removals).retain(|r| !range.contains_range(r.range));
+        lock(&self.removals).remove(range);
     }
 
-    /// Whether pages of `range` are still subject to an announced removal, asking `over` of each.
-    pub(crate) fn is_being_removed(&self, range: PageRange, over: impl Fn(PageRange, u32) -> bool) -> bool {
+    /// The parts of `range` that are still subject to an announced removal. `present` says which pages of a range are there: one
+    /// that is not was removed already, or has nothing to be removed. `over` says whether a removal is known to be over.
+    pub(crate) fn being_removed(
+        &self,
+        range: PageRange,
+        present: impl Fn(PageRange) -> Vec<PageRange>,
+        over: impl Fn(PageRange, u32) -> bool,
+    ) -> RangeMap<()> {
+        let mut suspects = RangeMap::default();
         let mut removals = lock(&self.removals);
-        removals.retain_mut(|r| {
-            if !r.range.overlaps(range) {
-                return true;
+        for (part, mut removal) in removals.remove(range) {
+            let there = present(part);
+            if there.is_empty() || over(removal.announced, removal.looks) {
+                continue;
             }
-            let keep = !over(r.range, r.looks);
-            r.looks = r.looks.saturating_add(1);
-            keep
-        });
-        removals.iter().any(|r| r.range.overlaps(range))
-    }
-
-    /// Whether anything in `range` is watched for the end of a removal.
-    #[must_use]
-    pub fn has_removals(&self, range: PageRange) -> bool {
-        lock(&self.removals).iter().any(|r| r.range.overlaps(range))
+            removal.looks = removal.looks.saturating_add(1);
+            for there in there {
+                removals.insert(there, removal);
+                suspects.insert(there, ());
+            }
+        }
+        suspects
     }
 
     /// Checks every block.

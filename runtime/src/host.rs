@@ -1,19 +1,26 @@
 //! The program's memory through userfaultfd: the one place where errno becomes an outcome.
 //!
-//! Key types: [`UserMemory`] answers [`Host`]. It owns three contexts:
+//! Key types: [`UserMemory`] answers [`Host`]. It owns up to two contexts:
 //!
-//! | context | registered in it | why apart |
+//! | context | registered in it | faults are served |
 //! | --- | --- | --- |
-//! | `window` | hetmem's own arenas, for write protection only | `UFFDIO_MOVE` wants its destination registered; no events, and touching a hole populates it as ever |
-//! | `thread` | the program's ranges | events; faults are served by the handler thread |
-//! | `sigbus` | the program's ranges that asked for it | the same with `UFFD_FEATURE_SIGBUS` |
+//! | `thread` | the program's ranges, and hetmem's arenas (for write protection, which nobody uses) | by the handler thread |
+//! | `sigbus` | the program's ranges that asked for it | in the faulting thread (`UFFD_FEATURE_SIGBUS`) |
 //!
-//! So a page leaves the program by a MOVE of `window` and comes back by one of `thread` or `sigbus`. Only the latter fail while an event is
-//! unread, which is what the gate of [`hetmem_core::space`] is about.
+//! `UFFDIO_MOVE` wants its destination registered with the context that is asked. So a page leaves the program by a MOVE of
+//! `thread` into an arena, and comes back by a MOVE of the context that its range is registered with. Either fails with `EAGAIN`
+//! from the moment at which the program changes a registered mapping until the event of that was read: no page is ever taken from a
+//! mapping, or put into one, that is not the one the books speak of.
+//!
+//! The arenas are registered too, so dropping pages of them raises an event that the handler thread must read: it is done with
+//! no lock held, and never by that thread ([`UserMemory::sweep`]).
+//!
+//! *Limits:* a page of a range served by SIGBUS is taken out by `thread`, which doesn't know of changes to that range: a program that
+//! maps other memory over such a range while another thread migrates it has that race itself.
 #![expect(unsafe_code, reason = "moves and copies pages that are named by number")]
 
 use std::os::fd::AsFd;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::time::Duration;
 
 use hetmem_core::outcome::KeptReason;
@@ -22,7 +29,7 @@ use hetmem_core::sync::{Condvar, Mutex, lock};
 use hetmem_core::units::{PageCount, PageRange, VirtAddr};
 use hetmem_sys::copy::copy_pages;
 use hetmem_sys::errno::Errno;
-use hetmem_sys::mapping::{discard, is_mapped};
+use hetmem_sys::mapping::{Arena, ArenaOptions, HugePages, OnFork, discard, is_mapped};
 use hetmem_sys::pagemap::{Categories, PagemapScanner, Region as Scanned, ScanQuery};
 use hetmem_sys::uffd::{Access, CopyFlags, Features, Mode, MoveFlags, OpenError, Progress, Userfaultfd, Wake};
 
@@ -31,7 +38,8 @@ use crate::traps::Traps;
 /// What every program context reports.
 const EVENTS: Features = Features::EVENT_REMAP.union(Features::EVENT_REMOVE).union(Features::EVENT_UNMAP);
 const PROGRAM: Features = Features::PAGEFAULT_FLAG_WP.union(Features::MOVE).union(EVENTS);
-const WINDOW: Features = Features::PAGEFAULT_FLAG_WP.union(Features::MOVE);
+
+const BLOCK: PageCount = PageCount::new(hetmem_core::units::BLOCK_PAGES);
 
 /// How long one wait for an event lasts at most: the time after which it is worth trying again.
 const EVENT_WAIT: Duration = Duration::from_millis(1);
@@ -39,29 +47,26 @@ const EVENT_WAIT: Duration = Duration::from_millis(1);
 /// The system calls that announce a removal and then carry it out.
 const REMOVING_CALLS: [i64; 2] = [libc::SYS_madvise, libc::SYS_process_madvise];
 
+/// Removals that are followed at once; pages of others stay until they are seen absent.
+const MAX_REMOVALS: usize = 64;
+
 /// The userfaultfd contexts of a runtime.
 pub(crate) struct Contexts {
-    pub(crate) window: Userfaultfd,
     pub(crate) thread: Userfaultfd,
     pub(crate) sigbus: Option<Userfaultfd>,
-    /// Whether children of a fork that nobody announced can be served.
-    pub(crate) fork_events: bool,
 }
 
 impl Contexts {
     /// Opens them; `sigbus` says whether regions will be served by SIGBUS.
     pub(crate) fn open(sigbus: bool) -> Result<Self, OpenError> {
-        let window = Userfaultfd::open(WINDOW, Access::Full)?;
         let program = |extra: Features| match Userfaultfd::open(PROGRAM | extra | Features::EVENT_FORK, Access::Full) {
-            Ok(uffd) => Ok((uffd, true)),
-            Err(OpenError::ForkEventNotPermitted) => {
-                Userfaultfd::open(PROGRAM | extra, Access::Full).map(|uffd| (uffd, false))
-            }
-            Err(error) => Err(error),
+            // Without the privilege, forks that nobody announces are not noticed.
+            Err(OpenError::ForkEventNotPermitted) => Userfaultfd::open(PROGRAM | extra, Access::Full),
+            other => other,
         };
-        let (thread, fork_events) = program(Features::NONE)?;
-        let sigbus = if sigbus { Some(program(Features::SIGBUS)?.0) } else { None };
-        Ok(Self { window, thread, sigbus, fork_events })
+        let thread = program(Features::NONE)?;
+        let sigbus = if sigbus { Some(program(Features::SIGBUS)?) } else { None };
+        Ok(Self { thread, sigbus })
     }
 
     pub(crate) fn program(&self, path: FaultPath) -> &Userfaultfd {
@@ -69,6 +74,17 @@ impl Contexts {
             (FaultPath::Sigbus, Some(uffd)) => uffd,
             (FaultPath::Sigbus | FaultPath::Thread, _) => &self.thread,
         }
+    }
+}
+
+impl Contexts {
+    /// Whether the program is changing a mapping that is registered with the context of `path`: from before the change until
+    /// the event of it was read and the changer has gone on (`mmap_changing` of the kernel's context).
+    pub(crate) fn is_changing(&self, path: FaultPath) -> bool {
+        let nothing = VirtAddr::new(hetmem_core::units::PAGE_SIZE);
+        // SAFETY: the kernel looks for changes first, and then finds that nothing is registered at these addresses.
+        let probe = unsafe { self.program(path).move_pages(nothing, nothing, PageCount::ONE, MoveFlags::DONT_WAKE) };
+        probe.stop == Some(Errno::AGAIN)
     }
 }
 
@@ -104,18 +120,33 @@ pub(crate) struct UserMemory {
     scanner: PagemapScanner,
     /// Announced removals, and the threads that may still be at them.
     removals: Mutex<Vec<(PageRange, Vec<u32>)>>,
+    /// Pages of arenas that are there and should not be.
+    stale: Mutex<Vec<VirtAddr>>,
+    /// Address space that is never populated.
+    nowhere: Arena,
+    /// The error behind the last [`PutStop::Refused`].
+    refusal: AtomicI32,
     on_fatal: fn(&str),
     stopping: AtomicBool,
 }
 
 impl UserMemory {
     pub(crate) fn new(contexts: Contexts, on_fatal: fn(&str)) -> Result<Self, Errno> {
+        let nowhere = ArenaOptions {
+            huge_pages: HugePages::Never,
+            on_fork: OnFork::Omit,
+            name: Some(c"hetmem:nowhere"),
+            ..ArenaOptions::default()
+        };
         Ok(Self {
             contexts,
             traps: Traps::default(),
             events: EventCount::default(),
             scanner: PagemapScanner::open()?,
             removals: Mutex::default(),
+            stale: Mutex::default(),
+            refusal: AtomicI32::new(0),
+            nowhere: Arena::reserve(BLOCK, &nowhere)?,
             on_fatal,
             stopping: AtomicBool::new(false),
         })
@@ -123,7 +154,7 @@ impl UserMemory {
 
     /// Lets pages be moved into `range`, which is hetmem's own.
     pub(crate) fn open_window(&self, range: PageRange) -> Result<(), Errno> {
-        self.contexts.window.register(range, Mode::WP)
+        self.contexts.thread.register(range, Mode::WP)
     }
 
     /// The number of pages from the start of `range` on that are there, or that are not.
@@ -145,23 +176,58 @@ impl UserMemory {
 
     /// How many pages of `range` are in memory and mapped.
     pub(crate) fn present(&self, range: PageRange) -> PageCount {
-        let query = ScanQuery { any_of: Categories::PRESENT, report: Categories::PRESENT, ..ScanQuery::default() };
-        let mut found = [Scanned::default(); 64];
-        let (mut pages, mut rest) = (PageCount::ZERO, range);
-        while !rest.is_empty() {
-            let Ok((n, end)) = self.scanner.scan(rest, query, &mut found) else { break };
-            pages += found[..n].iter().map(|r| r.range().pages()).sum();
-            match PageRange::between(end, range.end()) {
-                Some(next) if next.pages() < rest.pages() => rest = next,
-                _ => break,
-            }
-        }
+        let mut pages = PageCount::ZERO;
+        self.each_present(range, |part| pages += part.pages());
         pages
     }
 
-    fn has_present_page(&self, range: PageRange) -> bool {
-        let (present, pages) = self.same_presence(range);
-        present || pages < range.pages()
+    /// Calls `visit` with each run of pages of `range` that are in memory and mapped. Where the page map can't be read, all
+    /// are.
+    fn each_present(&self, range: PageRange, mut visit: impl FnMut(PageRange)) {
+        let query = ScanQuery { any_of: Categories::PRESENT, report: Categories::PRESENT, ..ScanQuery::default() };
+        let mut found = [Scanned::default(); 64];
+        let mut rest = range;
+        while !rest.is_empty() {
+            let Ok((n, end)) = self.scanner.scan(rest, query, &mut found) else { return visit(rest) };
+            found[..n].iter().for_each(|part| visit(part.range()));
+            match PageRange::between(end, range.end()) {
+                Some(next) if next.pages() < rest.pages() => rest = next,
+                _ => return,
+            }
+        }
+    }
+
+    /// How many pages from the start of `range` on lie in one mapping that is registered and accepts pages: a MOVE into it
+    /// is tried, of pages that don't exist. The kernel looks at the mapping first (`mm/userfaultfd.c`, `validate_move_areas`).
+    ///
+    /// The registration was asked for earlier, for what was mapped then; the program may have mapped something else since.
+    fn trapped_prefix(&self, path: FaultPath, range: PageRange) -> Result<PageCount, KeptReason> {
+        let mut pages = range.pages().min(BLOCK);
+        loop {
+            // SAFETY: there is no page at the source, so nothing moves.
+            let probe = unsafe {
+                self.contexts.program(path).move_pages(
+                    range.start(),
+                    self.nowhere.range().start(),
+                    pages,
+                    MoveFlags::DONT_WAKE,
+                )
+            };
+            match probe.stop {
+                Some(Errno::NOENT) => return Ok(pages),
+                Some(Errno::AGAIN) => return Err(KeptReason::Raced),
+                // Not one mapping, or not one that can be moved from.
+                Some(_) if pages > PageCount::ONE => pages = PageCount::new(pages.get() / 2),
+                Some(_) | None => return Err(KeptReason::Unsupported),
+            }
+        }
+    }
+
+    /// Drops the pages that were found where holes were expected. No lock is held, and the handler thread is another.
+    pub(crate) fn sweep(&self) {
+        for page in std::mem::take(&mut *lock(&self.stale)) {
+            self.discard(page, PageCount::ONE);
+        }
     }
 
     fn put_stop(&self, page: VirtAddr, errno: Errno) -> PutStop {
@@ -172,7 +238,11 @@ impl UserMemory {
             Errno::NOENT | Errno::SRCH | Errno::INVAL | Errno::FAULT if !is_mapped(PageRange::page_of(page)) => {
                 PutStop::Gone
             }
-            _ => PutStop::Refused,
+            _ => {
+                // Relaxed: a hint for the last word.
+                self.refusal.store(errno.raw_os_error(), Ordering::Relaxed);
+                PutStop::Refused
+            }
         }
     }
 
@@ -183,38 +253,46 @@ impl UserMemory {
 }
 
 impl Host for UserMemory {
-    fn take_out(&self, from: PageRange, to: VirtAddr) -> Taken {
+    fn is_trapped(&self, range: PageRange) -> bool {
+        self.traps.is_trapped(range)
+    }
+
+    fn take_out(&self, path: FaultPath, from: PageRange, to: VirtAddr) -> Taken {
         let mut done = PageCount::ZERO;
-        let mut cleared = None;
         while done < from.pages() {
             let rest = from.slice(done, from.pages());
-            let target = to.add_pages(done);
-            // SAFETY: the engine takes pages out of trapped ranges only, so that touches wait until the page is back; the
-            // destination is hetmem's own.
-            let moved =
-                unsafe { self.contexts.window.move_pages(target, rest.start(), rest.pages(), MoveFlags::DONT_WAKE) };
+            let trapped = match self.trapped_prefix(path, rest) {
+                Ok(pages) => rest.slice(PageCount::ZERO, pages),
+                Err(reason) => return Taken { pages: done, stop: Some((reason, PageCount::ONE)) },
+            };
+            // SAFETY: touches of the range wait until the page is back, as was just asked; the destination is hetmem's own.
+            let moved = unsafe {
+                self.contexts.thread.move_pages(
+                    to.add_pages(done),
+                    trapped.start(),
+                    trapped.pages(),
+                    MoveFlags::DONT_WAKE,
+                )
+            };
             done += moved.done;
+            let rest = from.slice(done, from.pages());
             let stop = match moved.stop {
-                None => break,
-                Some(Errno::NOENT) => {
-                    let (present, pages) = self.same_presence(from.slice(done, from.pages()));
+                None => continue,
+                Some(Errno::NOENT) => match self.same_presence(rest) {
+                    (false, pages) => (KeptReason::Hole, pages),
                     // Present after all: it came between the two looks.
-                    if present { (KeptReason::Raced, PageCount::ONE) } else { (KeptReason::Hole, pages) }
-                }
-                Some(Errno::EXIST) if cleared != Some(done) => {
+                    (true, _) => (KeptReason::Raced, PageCount::ONE),
+                },
+                Some(Errno::EXIST) => {
                     // The place is populated, as the kernel fills up huge pages; its content is nobody's.
-                    self.discard(to.add_pages(done), PageCount::ONE);
-                    cleared = Some(done);
-                    continue;
+                    lock(&self.stale).push(to.add_pages(done));
+                    (KeptReason::Raced, PageCount::ONE)
                 }
-                Some(Errno::BUSY) => {
-                    // After a fork whole runs are shared.
-                    let (_, pages) = self.same_presence(from.slice(done, from.pages()));
-                    (KeptReason::Shared, pages)
-                }
+                // After a fork whole runs are shared.
+                Some(Errno::BUSY) => (KeptReason::Shared, self.same_presence(rest).1),
                 Some(Errno::AGAIN) => (KeptReason::Raced, PageCount::ONE),
                 Some(Errno::NOMEM) => (KeptReason::NoMemory, PageCount::ONE),
-                Some(_) => (KeptReason::Unsupported, from.pages() - done),
+                Some(_) => (KeptReason::Unsupported, PageCount::ONE),
             };
             return Taken { pages: done, stop: Some(stop) };
         }
@@ -223,18 +301,25 @@ impl Host for UserMemory {
 
     fn put_in(&self, path: FaultPath, to: PageRange, from: VirtAddr, how: Install) -> PutIn {
         let uffd = self.contexts.program(path);
-        let progress = match how {
-            Install::Move => {
+        let mut pages = to.pages();
+        loop {
+            let progress = match how {
                 // SAFETY: the source is a frame of hetmem's that the engine has references to; the destination is a page whose
                 // bytes these are, in a trapped range.
-                unsafe { uffd.move_pages(to.start(), from, to.pages(), MoveFlags::NONE) }
-            }
-            Install::Copy => {
+                Install::Move => unsafe { uffd.move_pages(to.start(), from, pages, MoveFlags::NONE) },
                 // SAFETY: as above.
-                unsafe { uffd.copy(to.start(), from, to.pages(), CopyFlags::NONE) }
+                Install::Copy => unsafe { uffd.copy(to.start(), from, pages, CopyFlags::NONE) },
+            };
+            // The kernel fills one mapping at a time, and refuses a run that goes on into the next as a whole.
+            if progress.done.is_zero()
+                && pages > PageCount::ONE
+                && matches!(progress.stop, Some(Errno::INVAL | Errno::NOENT))
+            {
+                pages = PageCount::new(pages.get() / 2);
+                continue;
             }
-        };
-        self.put_in_result(to, progress)
+            return self.put_in_result(to, progress);
+        }
     }
 
     fn zero_fill(&self, path: FaultPath, range: PageRange) -> PutIn {
@@ -263,17 +348,21 @@ impl Host for UserMemory {
         self.events.wait();
     }
 
+    fn present_parts(&self, range: PageRange) -> Vec<PageRange> {
+        let mut parts = Vec::new();
+        self.each_present(range, |part| parts.push(part));
+        parts
+    }
+
     fn removal_is_over(&self, range: PageRange, looks: u32) -> bool {
         let mut pending = lock(&self.removals);
         pending.retain(|(r, _)| looks > 0 || *r != range);
-        // A page that is absent was removed already, or will be found absent: nothing can come back.
-        if !self.has_present_page(range) {
-            pending.retain(|(r, _)| *r != range);
-            return true;
-        }
-        // One that is present is either not yet removed or written anew. The removal is over once every thread was seen
+        // The pages that are there are either not yet removed or written anew. The removal is over once every thread was seen
         // outside the system call: one that enters it later announces itself anew.
         if !pending.iter().any(|(r, _)| *r == range) {
+            if pending.len() == MAX_REMOVALS {
+                return false;
+            }
             let own = hetmem_sys::thread::current_tid();
             pending.push((range, hetmem_sys::thread::threads().into_iter().filter(|tid| *tid != own).collect()));
         }
@@ -288,20 +377,20 @@ impl Host for UserMemory {
 
     fn stop_the_program(&self, page: VirtAddr, why: &'static str) -> ! {
         if !self.stopping.swap(true, Ordering::SeqCst) {
-            let mut line = [0; 160];
-            (self.on_fatal)(format_line(&mut line, page, why));
+            let mut line = [0; 240];
+            (self.on_fatal)(format_line(&mut line, page, why, self.refusal.load(Ordering::Relaxed)));
         }
         hetmem_sys::process::die()
     }
 }
 
 /// `page 0x…: why`, without an allocation.
-fn format_line<'a>(line: &'a mut [u8; 160], page: VirtAddr, why: &'a str) -> &'a str {
+fn format_line<'a>(line: &'a mut [u8; 240], page: VirtAddr, why: &'a str, errno: i32) -> &'a str {
     use std::io::Write as _;
     let capacity = line.len();
     let mut rest = &mut line[..];
     // What does not fit is cut off.
-    let _ = write!(rest, "page {page} can't be given back to the program: {why}");
+    let _ = write!(rest, "page {page} can't be given back to the program: {why} (last errno {errno})");
     let left = rest.len();
     std::str::from_utf8(&line[..capacity - left]).unwrap_or(why)
 }

@@ -88,13 +88,14 @@ impl Inner {
         for (extent, _) in &extents {
             self.release(*extent);
         }
-        self.engine.trim_pool();
+        host.sweep();
         outcomes
     }
 
     /// Lets the extent's registration fall as far as what is in it allows.
     pub(crate) fn release(&self, extent: PageRange) {
         let host = &self.engine.host;
+        let _installing = self.engine.space.gate.install();
         host.traps.release(&host.contexts, extent, || self.engine.away_in(extent));
     }
 
@@ -148,6 +149,7 @@ impl Inner {
 
     /// Ends every registration of `range`, whose pages are home.
     pub(crate) fn unregister(&self, range: PageRange) {
+        let _installing = self.engine.space.gate.install();
         self.engine.host.traps.forget(&self.engine.host.contexts, range);
     }
 

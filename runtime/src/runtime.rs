@@ -360,6 +360,17 @@ impl Mapping {
         std::ptr::with_exposed_provenance_mut(address)
     }
 
+    /// Its contents. Words are atomic, as other threads may use the pointer; a touch of a page that is on a private device brings
+    /// it home.
+    #[must_use]
+    #[expect(unsafe_code, reason = "memory named by number is lent")]
+    pub fn words(&self) -> &[std::sync::atomic::AtomicU64] {
+        let first = self.as_ptr().cast::<std::sync::atomic::AtomicU64>().cast_const();
+        // SAFETY: readable and writable memory of that length, aligned to a page, which lives as long as the mapping; any bytes are
+        // valid. Pages leave and come back with their contents, which no touch can tell from their having stayed.
+        unsafe { std::slice::from_raw_parts(first, self.len() / 8) }
+    }
+
     /// Its length in bytes.
     #[must_use]
     pub fn len(&self) -> usize {

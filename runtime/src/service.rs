@@ -135,10 +135,7 @@ fn serve(inner: &Inner, fault: Fault) -> Option<Fault> {
         FaultResolution::NoMemory if fault.read_at.elapsed() > MEMORY_PATIENCE => {
             engine.host.stop_the_program(page.start(), "the host has no memory for it")
         }
-        FaultResolution::NoMemory => {
-            engine.trim_pool();
-            Some(fault)
-        }
+        FaultResolution::NoMemory => Some(fault),
     }
 }
 

@@ -60,7 +60,13 @@ impl Traps {
         }
     }
 
-    /// Ends a request's claim on `extent`. If no other has one, and `away` says that nothing in it is away, the range becomes watched
+    /// Whether all of `range` is trapped.
+    pub(crate) fn is_trapped(&self, range: PageRange) -> bool {
+        let table = lock(&self.table);
+        [FaultPath::Thread, FaultPath::Sigbus].into_iter().any(|path| is_trapped(&table.traps, range, path))
+    }
+
+    /// Ends a request's claim on `extent`; the gate is held. If no other has one, and `away` says that nothing in it is away, the range becomes watched
     /// if coherent frames are mapped in it, else free.
     pub(crate) fn release(
         &self,
@@ -82,16 +88,12 @@ impl Traps {
         let parts: Vec<(PageRange, Trap)> =
             table.traps.overlapping(extent).filter_map(|(r, t)| Some((r.intersect(extent)?, *t))).collect();
         for (part, trap) in parts {
-            let Trap::Trapped(path) = trap else {
-                continue;
-            };
-            let uffd = contexts.program(path);
-            if uffd.unregister(part).is_err() {
-                // The range changed under us; its event will say how.
+            let Trap::Trapped(path) = trap else { continue };
+            if !unregister(contexts, path, part) {
                 continue;
             }
             table.traps.remove(part);
-            if !mapped.is_zero() && uffd.register(part, Mode::WP).is_ok() {
+            if !mapped.is_zero() && contexts.program(path).register(part, Mode::WP).is_ok() {
                 table.traps.insert(part, Trap::Watched(path));
             }
         }
@@ -102,8 +104,9 @@ impl Traps {
         let mut table = lock(&self.table);
         for (part, trap) in table.traps.remove(range) {
             let (Trap::Watched(path) | Trap::Trapped(path)) = trap;
-            // A part that is gone needs no unregistering.
-            let _ = contexts.program(path).unregister(part);
+            if !unregister(contexts, path, part) {
+                table.traps.insert(part, Trap::Trapped(path));
+            }
         }
     }
 
@@ -130,6 +133,28 @@ impl Traps {
         let trapped = table.traps.iter().filter(|(_, t)| matches!(t, Trap::Trapped(..)));
         trapped.map(|(r, _)| r).filter(|r| !table.active.iter().any(|a| a.overlaps(*r))).collect()
     }
+}
+
+/// Ends the registration of `part`; `false` if it was kept.
+///
+/// The kernel unregisters what is mapped there at the moment, which may be another mapping than the one that the books speak
+/// of: one that `mremap` has just moved there, with pages that are away. So the registration stays if the program is
+/// changing a mapping before or after. The gate is held, so that no event is read between the two looks, and the change of a
+/// registered mapping shows until its event is read.
+fn unregister(contexts: &Contexts, path: FaultPath, part: PageRange) -> bool {
+    if contexts.is_changing(path) {
+        return false;
+    }
+    if contexts.program(path).unregister(part).is_err() {
+        // The range is no longer what it was; an event will say how.
+        return false;
+    }
+    if !contexts.is_changing(path) {
+        return true;
+    }
+    // Trapped again before the changer goes on: it waits for the event. A failure means that nothing is mapped there.
+    let _ = contexts.program(path).register(part, Mode::MISSING);
+    false
 }
 
 fn is_trapped(traps: &RangeMap<Trap>, extent: PageRange, path: FaultPath) -> bool {

@@ -15,6 +15,7 @@
 //! thread   threads on given stacks, with signals blocked and descriptors of their own; futexes
 //! sigbus   the handler for faults that are reported as signals
 //! probe    what this kernel and this process can do
+//! yardstick  what measurements compare hetmem with
 //! ```
 //!
 //! *Limits:* Linux on x86-64 and arm64 with glibc and 4 KiB pages.
@@ -36,3 +37,4 @@ mod raw;
 pub mod sigbus;
 pub mod thread;
 pub mod uffd;
+pub mod yardstick;

@@ -1,22 +1,124 @@
-//! `hetmem bench`: measurements. Under construction.
+//! `hetmem bench`: what moving pages costs on this host, against the least that it could cost.
+//!
+//! ```text
+//! mod ── migrate ─┐
+//!        fault    │   each runs its contenders by turns ── rounds
+//!        touch    ├─► and returns a Section ── report (rows, ratios, targets; JSON) ── table
+//!        steady   │                              └─ samples (median, spread)
+//!        bookkeeping ┘                             machine (what it was measured on), progress
+//! ```
+//!
+//! Absolute figures of two runs can't be compared: machines are shared, clocks change. So whatever is compared is measured
+//! in the same run, in turns (A B A B …), and a ratio is the median of the ratios of each round, with its spread.
+//!
+//! *Limits:* targets are reported and never decide the exit status. Devices are emulated: their memory is this machine's.
 
-use std::path::PathBuf;
+mod bookkeeping;
+mod fault;
+mod machine;
+mod migrate;
+mod progress;
+mod report;
+mod rounds;
+mod samples;
+mod setup;
+mod steady;
+mod table;
+mod touch;
+
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use crate::failure::Failure;
+use crate::run::output::Output;
+use progress::Progress;
+use report::{Report, Section};
+use rounds::Plan;
 
-/// Measure migration and faults on this host.
+/// Measure migration and faults on this host, against the least that each could cost
+///
+/// Everything that is compared is measured in the same run, by turns. Whether a target is met never changes the exit
+/// status.
 #[derive(clap::Args, Debug)]
 pub(crate) struct Args {
-    /// Write the results to this file, as JSON
+    /// Write the results to this file, as JSON, with every sample
     #[arg(long, value_name = "FILE")]
     pub(crate) json: Option<PathBuf>,
+
+    /// Measure little, to see that it works: the figures mean nothing
+    #[arg(long)]
+    pub(crate) quick: bool,
+
     /// The measurements to make [default: all]
-    #[arg(value_name = "NAME")]
-    pub(crate) names: Vec<String>,
+    #[arg(value_name = "NAME", value_enum)]
+    pub(crate) names: Vec<Name>,
+}
+
+/// A measurement.
+#[derive(clap::ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Name {
+    /// Migration to a device and back, against memcpy and the plain way
+    Migrate,
+    /// CPU faults on private memory, against a bare handler
+    Fault,
+    /// Touching private memory in order and at random
+    Touch,
+    /// Using coherent-resident memory, against native memory
+    Steady,
+    /// Bytes of books for each page on a device
+    Bookkeeping,
+}
+
+impl Name {
+    const ALL: [Self; 5] = [Self::Migrate, Self::Fault, Self::Touch, Self::Steady, Self::Bookkeeping];
+
+    fn run(self, plan: &Plan, progress: &Progress) -> Result<Section, Failure> {
+        match self {
+            Self::Migrate => migrate::run(plan, progress),
+            Self::Fault => fault::run(plan, progress),
+            Self::Touch => touch::run(plan, progress),
+            Self::Steady => steady::run(plan, progress),
+            Self::Bookkeeping => bookkeeping::run(plan, progress),
+        }
+    }
 }
 
 /// Makes the measurements.
 pub(crate) fn run(args: &Args) -> Result<u8, Failure> {
-    let Args { json: _, names: _ } = args;
-    Err(Failure::Bench("no measurement is there yet".to_owned()))
+    let output = match &args.json {
+        None => None,
+        Some(path) => {
+            let prepared = Output::prepare(path).map_err(|error| unwritable(path, &error))?;
+            Some((prepared, path))
+        }
+    };
+    let plan = Plan::new(args.quick);
+    let mut report = Report::new(machine::Machine::look(), &plan);
+    print(&table::head(&report))?;
+    for name in Name::ALL.into_iter().filter(|name| args.names.is_empty() || args.names.contains(name)) {
+        let (progress, start) = (Progress::new(), Instant::now());
+        let mut section = name.run(&plan, &progress)?;
+        drop(progress);
+        section.seconds = start.elapsed().as_secs_f64();
+        print(&table::section(&section))?;
+        report.sections.push(section);
+    }
+    if let Some((output, path)) = output {
+        let mut text = serde_json::to_vec_pretty(&report)
+            .map_err(|error| Failure::Bench(format!("the results can't be put into JSON: {error}")))?;
+        text.push(b'\n');
+        output.write(&text).map_err(|error| unwritable(path, &error))?;
+    }
+    Ok(0)
+}
+
+fn unwritable(path: &Path, error: &std::io::Error) -> Failure {
+    Failure::Bench(format!("results can't be written to {}: {error}", path.display()))
+}
+
+fn print(text: &str) -> Result<(), Failure> {
+    let mut out = std::io::stdout().lock();
+    let written = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+    written.map_err(|source| Failure::Output { what: "the results", source })
 }

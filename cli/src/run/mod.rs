@@ -10,7 +10,7 @@
 //! Nothing is started unless all checks pass. Once the program runs, its exit status is the result, with two exceptions: its
 //! agent refused, or statistics could not be written although it succeeded; both are 125.
 
-mod output;
+pub(crate) mod output;
 mod program;
 mod report;
 mod supervise;

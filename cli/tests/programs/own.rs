@@ -8,9 +8,9 @@ use crate::{host, trial};
 
 /// Name, arguments, and the pages that must move under chaos.
 const PROGRAMS: &[(&str, &[&str], u64)] = &[
-    ("threads", &["150"], 100_000),
+    ("threads", &["24"], 100_000),
     ("forks", &["40", "2048"], 10_000),
-    ("spawns", &["12"], 1_000),
+    ("spawns", &["6"], 1_000),
     ("mappings", &["2000"], 100_000),
     ("syscalls", &["100"], 10_000),
     ("signals", &["2000"], 10_000),
@@ -41,7 +41,7 @@ fn own(name: &'static str, arguments: &'static [&'static str], setting: Setting,
 
 pub(crate) fn trials() -> Vec<Trial> {
     let under_chaos = PROGRAMS.iter().map(|&(name, arguments, least)| own(name, arguments, Setting::Chaos, least));
-    let under_limit = [own("threads", &["30"], Setting::Limit, 1_000), own("forks", &["10"], Setting::Limit, 1_000)];
+    let under_limit = [own("threads", &["24"], Setting::Limit, 1_000), own("forks", &["10"], Setting::Limit, 1_000)];
     let endings = trial("chaos::endings", || {
         let binary = host::compiled("endings")?;
         for how in ENDINGS {

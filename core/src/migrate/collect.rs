@@ -56,18 +56,24 @@ impl<'e, H: Host> Collected<'e, H> {
         if !engine.space.is_managed(range, path) {
             return Self { batch };
         }
-        if engine.space.is_being_removed(range, |r, looks| engine.host.removal_is_over(r, looks)) {
+        if !engine.host.is_trapped(range) {
             return Self { batch };
         }
+        let suspects = engine.space.being_removed(
+            range,
+            |part| engine.host.present_parts(part),
+            |announced, looks| engine.host.removal_is_over(announced, looks),
+        );
         let excluded = engine.space.excluded();
         let block = crate::sync::Arc::clone(&batch.block);
         let mut state = block.lock();
         let plan = |state: &BlockState, page: VirtAddr| {
             match plan_page(engine, state.slot(page.index_in_block()), request) {
+                _ if suspects.get(page).is_some() => Plan::Keep(KeptReason::Raced),
                 // What is out already may go home, and nowhere else.
                 Plan::Hold(frame) if request.target == Target::System => Plan::Hold(frame),
                 _ if excluded.get(page).is_some() => Plan::Keep(KeptReason::ThreadState),
-                plan => plan,
+                plan @ (Plan::Keep(_) | Plan::TakeSystem | Plan::TakeMapped(_) | Plan::Hold(_)) => plan,
             }
         };
         let mut at = PageCount::ZERO;
@@ -179,17 +185,12 @@ fn take_system<H: Host>(batch: &mut Batch<'_, H>, state: &mut BlockState, run: P
     let engine = batch.engine;
     let mut rest = run;
     while !rest.is_empty() {
-        let place = engine.pool.take_empty(rest.pages(), rest.start()).or_else(|| {
-            // Room is short: the stock of populated pages gives way to pages in transit.
-            let run = engine.pool.take_stocked(rest.pages(), rest.start(), crate::pool::Purpose::Migration)?;
-            engine.host.discard(engine.pool.address(run), run.pages);
-            Some(run)
-        });
+        let place = engine.pool.take_empty(rest.pages(), rest.start());
         let Some(place) = place.map(|run| Held { device: DeviceId::new(u8::MAX), run }) else {
             return batch.set_outcome(rest, PageOutcome::Kept(KeptReason::NoMemory));
         };
         let part = rest.slice(PageCount::ZERO, place.run.pages);
-        let taken = engine.host.take_out(part, engine.pool.address(place.run));
+        let taken = engine.host.take_out(batch.path, part, engine.pool.address(place.run));
         let out = part.slice(PageCount::ZERO, taken.pages);
         if !out.is_empty() {
             let bytes = place.slice(PageCount::ZERO, taken.pages);
@@ -219,7 +220,7 @@ fn take_mapped<H: Host>(batch: &mut Batch<'_, H>, state: &mut BlockState, run: P
         let rest = run.slice(at, run.pages());
         let bytes = frames.slice(at, rest.pages());
         let to = engine.address(bytes).expect("mapped frames are a coherent device's, which have an address");
-        let taken = engine.host.take_out(rest, to);
+        let taken = engine.host.take_out(batch.path, rest, to);
         if !taken.pages.is_zero() {
             let out = rest.slice(PageCount::ZERO, taken.pages);
             let bytes = bytes.slice(PageCount::ZERO, taken.pages);

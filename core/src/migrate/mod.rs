@@ -202,6 +202,7 @@ impl<H: Host> Engine<H> {
     }
 
     pub(crate) fn migrate_batch(&self, batch: PageRange, region: Region, request: Request) -> Outcomes {
+        self.make_room(batch.pages());
         match Collected::collect(self, batch, region, request).copy() {
             Ok(copied) => copied.finalize(),
             Err((collected, why)) => collected.all_kept(why),

@@ -76,7 +76,7 @@ fn cut(range: PageRange, done: Done) -> (PageRange, PageCount) {
 }
 
 impl Host for ModelHost {
-    fn take_out(&self, from: PageRange, to: VirtAddr) -> Taken {
+    fn take_out(&self, _path: FaultPath, from: PageRange, to: VirtAddr) -> Taken {
         let failure = self.0.step(StepKind::TakeOut);
         let mut memory = self.0.lock();
         if !memory.events.is_empty() {
@@ -151,6 +151,9 @@ impl Host for ModelHost {
     }
 
     fn discard(&self, at: VirtAddr, pages: PageCount) {
+        // The kernel tells the handler thread of it first, which needs the gate: nobody may hold it here.
+        self.0.step(StepKind::Discard);
+        drop(self.0.engine().space.gate.events());
         let mut memory = self.0.lock();
         for i in 0..pages.get() {
             memory.own.remove(&nth(at, i).get());
@@ -163,6 +166,20 @@ impl Host for ModelHost {
         } else {
             self.0.deliver();
         }
+    }
+
+    fn present_parts(&self, range: PageRange) -> Vec<PageRange> {
+        let memory = self.0.lock();
+        let present = |page: u64| memory.pages.get(&page).is_some_and(|entry| entry.content.is_some());
+        let (mut parts, mut rest) = (Vec::new(), range);
+        while !rest.is_empty() {
+            let absent = run_of(rest, |page| !present(page));
+            rest = rest.slice(absent, rest.pages());
+            let part = rest.slice(PageCount::ZERO, run_of(rest, present));
+            rest = rest.slice(part.pages(), rest.pages());
+            parts.extend((!part.is_empty()).then_some(part));
+        }
+        parts
     }
 
     fn removal_is_over(&self, range: PageRange, _looks: u32) -> bool {

@@ -16,6 +16,7 @@ pub(crate) enum StepKind {
     CopyOut,
     HostCopy,
     RemovalIsOver,
+    Discard,
 }
 
 /// Why the kernel may refuse to take a page out.
@@ -64,14 +65,14 @@ impl StepKind {
                 .collect(),
             Self::ZeroFill => PUT_STOPS.map(|stop| Failure::Put(stop, Done::None)).to_vec(),
             Self::CopyIn | Self::CopyOut => vec![Failure::Device],
-            Self::HostCopy => Vec::new(),
+            Self::HostCopy | Self::Discard => Vec::new(),
             Self::RemovalIsOver => vec![Failure::NotOver],
         }
     }
 
     /// Whether the engine holds no lock during such a call, so that events are read and faults served meanwhile.
     const fn is_unlocked(self) -> bool {
-        matches!(self, Self::CopyIn | Self::CopyOut | Self::HostCopy)
+        matches!(self, Self::CopyIn | Self::CopyOut | Self::HostCopy | Self::Discard)
     }
 }
 
@@ -108,8 +109,8 @@ pub(crate) struct Chaos {
 pub(crate) struct Injector {
     /// Steps so far.
     pub(crate) kinds: Vec<StepKind>,
-    /// The step to fail, how, and whether all later ones of its kind fail too.
-    pub(crate) fail_at: Option<(usize, Failure, bool)>,
+    /// The step to fail, how, and how many more of its kind fail after it.
+    pub(crate) fail_at: Option<(usize, Failure, usize)>,
     pub(crate) chaos: Option<Chaos>,
     /// What the program does at which step.
     pub(crate) script: Vec<(usize, Action)>,
@@ -118,9 +119,10 @@ pub(crate) struct Injector {
 impl Injector {
     fn failure(&mut self, kind: StepKind) -> Option<Failure> {
         let step = self.kinds.len() - 1;
-        if let Some((at, failure, sticky)) = self.fail_at {
-            let same_kind = self.kinds.get(at) == Some(&kind);
-            return (step == at || sticky && step > at && same_kind).then_some(failure);
+        if let Some((at, failure, more)) = &mut self.fail_at {
+            let again = step > *at && self.kinds[*at] == kind && *more > 0;
+            *more -= usize::from(again);
+            return (step == *at || again).then_some(*failure);
         }
         let chaos = self.chaos.as_mut()?;
         // Knuth's generator; the high bits are the good ones.
@@ -196,8 +198,8 @@ impl Memory {
         self.inject = Injector::default();
     }
 
-    pub(crate) fn fail_at(&mut self, step: usize, failure: Failure, sticky: bool) {
-        self.inject.fail_at = Some((step, failure, sticky));
+    pub(crate) fn fail_at(&mut self, step: usize, failure: Failure, more: usize) {
+        self.inject.fail_at = Some((step, failure, more));
     }
 
     pub(crate) fn set_chaos(&mut self, chaos: Option<Chaos>) {

@@ -94,7 +94,7 @@ pub(crate) struct Fork {
 #[derive(Clone, Debug)]
 pub(crate) struct Zap {
     pub(crate) range: PageRange,
-    /// Pages that were there at the announcement and have not been mapped anew since: they read as zeros in the end.
+    /// Pages that were there at the announcement and have not been written or mapped anew since: they read as zeros in the end.
     sure: BTreeSet<u64>,
 }
 

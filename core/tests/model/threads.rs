@@ -7,7 +7,7 @@ use hetmem_core::fault::FaultResolution;
 use hetmem_core::port::FaultPath;
 use hetmem_core::units::{PageRange, VirtAddr};
 
-use super::{Event, Memory, Model, Token, Truth, ZERO};
+use super::{Memory, Model, Token, Truth, ZERO};
 
 /// How long a thread may sleep before that counts as forever.
 const FOREVER: Duration = Duration::from_secs(20);
@@ -64,7 +64,7 @@ impl Model {
         }
     }
 
-    /// The next zap, carried out by the thread that announced it.
+    /// Carries out a removal, in the thread that announced it.
     pub(crate) fn zap_own(&self, range: PageRange) {
         let mut memory = self.lock();
         let at = memory.zaps.iter().position(|zap| zap.range == range).expect("it was announced");
@@ -105,9 +105,4 @@ impl Model {
         self.lock().stop_handler = true;
         self.changed.notify_all();
     }
-}
-
-/// Whether an event tells of a removal.
-pub(crate) const fn is_removal(event: &Event) -> bool {
-    matches!(event, Event::Remove(_))
 }

@@ -20,7 +20,7 @@ pub(crate) const POOL: VirtAddr = VirtAddr::new(1 << 40);
 const ARENAS: u64 = 1 << 41;
 /// The first block of the program.
 pub(crate) const BASE: VirtAddr = VirtAddr::new(64 * BLOCK_SIZE);
-const POOL_PAGES: PageCount = PageCount::new(512);
+const POOL_PAGES: PageCount = PageCount::new(256);
 
 pub(crate) const PRIVATE: DeviceId = DeviceId::new(0);
 pub(crate) const COHERENT: DeviceId = DeviceId::new(1);
@@ -83,15 +83,19 @@ impl World {
         Self { model, engine }
     }
 
-    /// Maps and manages `count` pages from page `first` of the program on, all written.
-    pub(crate) fn with_pages(self, first: u64, count: u64) -> Self {
+    /// Maps and manages `count` pages from page `first` of the program on.
+    pub(crate) fn with_nothing_in(self, first: u64, count: u64) -> Self {
         let range = self.at(first, count);
         self.model.map(range, false);
         assert!(self.model.adopt(range, Region::default()), "nothing is unread at the start");
-        for page in range.iter() {
-            self.model.write(page);
-        }
         self
+    }
+
+    /// The same, with all pages written.
+    pub(crate) fn with_pages(self, first: u64, count: u64) -> Self {
+        let world = self.with_nothing_in(first, count);
+        world.at(first, count).iter().for_each(|page| world.model.write(page));
+        world
     }
 
     /// `count` pages from page `first` of the program on.
@@ -148,13 +152,17 @@ impl World {
         }
     }
 
-    /// Settles, then reads every page and settles again.
+    /// Reads what is unread and serves what waits; compares every page with the truth where it lies, then by a touch, and checks
+    /// every structure.
     pub(crate) fn verify(&self) {
         self.model.lock().calm();
-        self.model.settle();
+        self.model.deliver();
+        self.model.serve(false);
+        self.model.deliver();
         self.model.zap_all();
-        self.model.settle();
+        self.model.compare_in_place();
+        self.engine.check();
         self.model.read_all();
-        self.model.settle();
+        self.engine.check();
     }
 }

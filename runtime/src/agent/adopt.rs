@@ -16,8 +16,10 @@ use crate::mappings;
 
 /// Brings the regions up to date with the program's mappings and returns what is managed now.
 pub(super) fn refresh(inner: &Inner) -> Vec<PageRange> {
-    let found = eligible();
     let space = &inner.engine.space;
+    let mut alone: Vec<PageRange> = set_aside().collect();
+    alone.extend(space.exclusions());
+    let found = eligible(&alone);
     let mut known = RangeMap::default();
     for (range, region) in space.regions() {
         known.insert(range, region);
@@ -43,9 +45,8 @@ pub(super) fn refresh(inner: &Inner) -> Vec<PageRange> {
     found
 }
 
-/// The program's private anonymous memory, in order of address.
-fn eligible() -> Vec<PageRange> {
-    let own: Vec<PageRange> = set_aside().collect();
+/// The program's private anonymous memory without what is to be left `alone`, in order of address.
+fn eligible(alone: &[PageRange]) -> Vec<PageRange> {
     let mut found = Vec::new();
     let mut last_file: Option<(VirtAddr, bool)> = None;
     let mut program = Vec::new();
@@ -67,7 +68,7 @@ fn eligible() -> Vec<PageRange> {
         if !mappings::is_private_anonymous(mapping) || !mapping.perms.contains(Perms::READ | Perms::WRITE) {
             return;
         }
-        subtract(mapping.range, &own, &mut found);
+        subtract(mapping.range, alone, &mut found);
     });
     found
 }

@@ -1,0 +1,340 @@
+//! Each call of the host and of a device fails once, in each way it can: the program must not notice.
+#![cfg(not(loom))]
+
+mod model;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use hetmem_core::engine::Residency;
+use hetmem_core::fault::FaultResolution;
+use hetmem_core::migrate::{Collected, Request, Target};
+use hetmem_core::outcome::{KeptReason, Outcomes, PageOutcome};
+use hetmem_core::port::{FaultPath, PutStop};
+use hetmem_core::units::{DeviceId, PageCount, PageRange};
+use model::{Action, COHERENT, COHERENT_B, Failure, PRIVATE, PRIVATE_B, STOPPED, StepKind, World};
+
+/// The batch ends one block and begins the next.
+const FIRST: u64 = 506;
+const COUNT: u64 = 12;
+const CAPACITY: u64 = 64;
+
+const EVERYWHERE: [Target; 5] = [
+    Target::System,
+    Target::Device(PRIVATE),
+    Target::Device(COHERENT),
+    Target::Device(PRIVATE_B),
+    Target::Device(COHERENT_B),
+];
+
+fn batch(world: &World) -> PageRange {
+    world.at(FIRST, COUNT)
+}
+
+fn world(place: Target) -> World {
+    let world = World::new(CAPACITY).with_pages(FIRST, COUNT);
+    if place != Target::System {
+        world.place(batch(&world), place);
+    }
+    world.model.lock().calm();
+    world
+}
+
+/// The same, with no page mapped: pages of system memory are left in the pool, those of a coherent device in their frames, by
+/// a batch that could not put them back.
+fn away(place: Target) -> World {
+    let world = world(place);
+    {
+        let collected: Vec<_> = [world.at(FIRST, 6), world.at(512, 6)].map(|range| collect(&world, range)).into();
+        let step = world.model.lock().steps().len();
+        world.model.lock().fail_at(step, StepKind::PutIn.failures()[1], usize::MAX);
+        drop(collected);
+    }
+    world.model.lock().calm();
+    assert_eq!(world.engine.away_in(batch(&world)).0, PageCount::new(COUNT));
+    world
+}
+
+fn collect(world: &World, range: PageRange) -> Collected<'_, model::ModelHost> {
+    let (_, region) = world.engine.space.region_at(range.start()).expect("it is managed");
+    // No page is on its way to where it is already.
+    let nowhere = Target::Device(DeviceId::new(9));
+    Collected::collect(&world.engine, range, region, Request::all_to(nowhere))
+}
+
+fn residency_at(place: Target) -> Residency {
+    match place {
+        Target::System => Residency::System,
+        Target::Device(id) => Residency::Device(id),
+    }
+}
+
+/// So many more steps of the same kind fail after the first: none, or some, but less than the engine has patience for.
+const SOME: [usize; 2] = [0, 5];
+/// The same, and all of them.
+const ALL: [usize; 3] = [0, 5, usize::MAX];
+
+/// Runs `work` once for each step that it takes and each way in which that step can fail, alone and with later ones.
+fn fail_each_step<T>(more: &[usize], setup: impl Fn() -> World, work: impl Fn(&World) -> T, judge: impl Fn(&World, T)) {
+    let dry = setup();
+    let result = work(&dry);
+    let steps = dry.model.lock().steps().to_vec();
+    judge(&dry, result);
+    dry.verify();
+    for (step, kind) in steps.iter().enumerate() {
+        for failure in kind.failures() {
+            for &more in more {
+                // An event that is announced for ever and never there is no failure, but a broken kernel.
+                if more == usize::MAX && matches!(failure, Failure::Put(PutStop::EventsPending, _)) {
+                    continue;
+                }
+                let world = setup();
+                world.model.lock().fail_at(step, failure, more);
+                let result = work(&world);
+                world.model.lock().calm();
+                judge(&world, result);
+                world.verify();
+            }
+        }
+    }
+}
+
+/// Each page is where its outcome says.
+fn agrees(world: &World, place: Target, target: Target, outcomes: &Outcomes) {
+    let range = batch(world);
+    assert_eq!(outcomes.as_slice().len(), range.pages().as_usize());
+    for (outcome, now) in outcomes.as_slice().iter().zip(world.residency(range)) {
+        match outcome {
+            PageOutcome::Moved => assert_eq!(now, residency_at(target)),
+            // Out of a coherent device's mapping and back into its frame, or home in the pool: whole either way.
+            PageOutcome::Kept(_) => assert_eq!(now, residency_at(place), "{outcome:?}"),
+        }
+    }
+}
+
+#[test]
+fn a_migration_survives_each_failure() {
+    for place in EVERYWHERE {
+        for target in EVERYWHERE {
+            if place == target {
+                continue;
+            }
+            fail_each_step(
+                &ALL,
+                || world(place),
+                |world| world.migrate(batch(world), target),
+                |world, outcomes| agrees(world, place, target, &outcomes),
+            );
+        }
+    }
+}
+
+#[test]
+fn a_failure_is_named_in_the_outcome_of_its_page() {
+    for (kind, reason) in [(StepKind::CopyIn, KeptReason::DeviceError), (StepKind::TakeOut, KeptReason::Pinned)] {
+        let world = world(Target::System);
+        let failure = kind.failures()[0];
+        let steps = {
+            let dry = self::world(Target::System);
+            let _ = dry.migrate(batch(&dry), Target::Device(PRIVATE));
+            dry.model.lock().steps().to_vec()
+        };
+        let step = steps.iter().position(|k| *k == kind).unwrap();
+        world.model.lock().fail_at(step, failure, usize::MAX);
+        let outcomes = world.migrate(batch(&world), Target::Device(PRIVATE));
+        assert_eq!(outcomes.kept(reason), PageCount::new(COUNT), "{outcomes:?}");
+        world.verify();
+    }
+}
+
+#[test]
+fn a_fault_survives_each_failure() {
+    for place in EVERYWHERE {
+        let touch = |world: &World| world.model.touch(batch(world).start());
+        fail_each_step(&SOME, || away(place), touch, |_, got| assert!(got.is_some()));
+    }
+}
+
+#[test]
+fn a_stream_of_faults_survives_each_failure() {
+    for place in EVERYWHERE {
+        fail_each_step(&SOME, || away(place), |world| world.model.read_all(), |_, ()| {});
+    }
+}
+
+#[test]
+fn a_first_touch_survives_each_failure() {
+    let setup = || {
+        let world = World::new(CAPACITY).with_pages(FIRST, COUNT);
+        let fresh = world.at(FIRST + COUNT, COUNT);
+        world.model.map(fresh, false);
+        assert!(world.model.adopt(fresh, hetmem_core::space::Region::default()));
+        world.model.lock().calm();
+        world
+    };
+    fail_each_step(&SOME, setup, |world| world.model.read_all(), |_, ()| {});
+}
+
+/// A touch that comes while the page is busy is served in the end, whatever fails.
+#[test]
+fn a_touch_in_flight_survives_each_failure() {
+    for place in EVERYWHERE {
+        for target in EVERYWHERE {
+            let dry = world(place);
+            let _ = dry.migrate(batch(&dry), target);
+            let steps = dry.model.lock().steps().to_vec();
+            let copies =
+                steps.iter().enumerate().filter(|(_, kind)| matches!(kind, StepKind::CopyIn | StepKind::CopyOut));
+            for (copy, _) in copies {
+                let setup = || {
+                    let world = world(place);
+                    for page in batch(&world).iter() {
+                        world.model.lock().at_step(copy, Action::Touch(page));
+                    }
+                    world
+                };
+                let work = |world: &World| {
+                    let outcomes = world.migrate(batch(world), target);
+                    world.model.serve(false);
+                    outcomes
+                };
+                fail_each_step(&SOME, setup, work, |_, _| {});
+            }
+        }
+    }
+}
+
+#[test]
+fn bringing_all_home_survives_each_failure() {
+    for place in EVERYWHERE {
+        fail_each_step(
+            &ALL,
+            || away(place),
+            |world| world.engine.bring_all_home(),
+            |world, left| {
+                let (away, mapped) = world.engine.away_in(batch(world));
+                assert!(left <= away, "what is reported as left is away: {left:?} of {away:?}, {mapped:?} are mapped");
+            },
+        );
+    }
+}
+
+#[test]
+fn a_fork_survives_each_failure() {
+    for place in EVERYWHERE {
+        let work = |world: &World| {
+            let outcomes = world.migrate(batch(world), Target::Device(PRIVATE_B));
+            world.model.fork(batch(world));
+            world.model.deliver();
+            outcomes
+        };
+        fail_each_step(&SOME, || away(place), work, |_, _| {});
+    }
+}
+
+#[test]
+fn a_dropped_phase_puts_everything_back() {
+    for place in EVERYWHERE {
+        for target in EVERYWHERE {
+            let drop_collected = |world: &World| drop(one_batch(world, target));
+            let drop_copied = |world: &World| drop(one_batch(world, target).copy());
+            let untouched = |world: &World, ()| {
+                assert!(world.residency(batch(world)).iter().all(|now| *now == residency_at(place)));
+            };
+            let works: [&dyn Fn(&World); 2] = [&drop_collected, &drop_copied];
+            for work in works {
+                let world = world(place);
+                work(&world);
+                untouched(&world, ());
+                world.verify();
+                fail_each_step(&ALL, || self::world(place), work, untouched);
+            }
+        }
+    }
+}
+
+fn one_batch(world: &World, target: Target) -> Collected<'_, model::ModelHost> {
+    let range = world.at(FIRST, 6);
+    let (_, region) = world.engine.space.region_at(range.start()).expect("it is managed");
+    Collected::collect(&world.engine, range, region, Request::all_to(target))
+}
+
+#[test]
+fn without_frames_the_rest_of_the_pages_is_kept() {
+    for place in EVERYWHERE {
+        for target in [PRIVATE, COHERENT, PRIVATE_B, COHERENT_B] {
+            for left in [0, 1, 5] {
+                if place == Target::Device(target) {
+                    continue;
+                }
+                let world = world(place);
+                let hogged = world.hog_device(target, left);
+                let outcomes = world.migrate(batch(&world), Target::Device(target));
+                assert_eq!(outcomes.moved(), PageCount::new(left));
+                assert_eq!(outcomes.kept(KeptReason::NoFrame), PageCount::new(COUNT - left), "{outcomes:?}");
+                agrees(&world, place, Target::Device(target), &outcomes);
+                world.unhog_device(target, hogged);
+                world.verify();
+            }
+        }
+    }
+}
+
+#[test]
+fn without_room_in_the_pool_pages_are_kept_and_faults_still_served() {
+    for place in EVERYWHERE {
+        for target in EVERYWHERE {
+            // Of the reserve of 128 places migrations get none.
+            for left in [0, 1, 128, 129, 133] {
+                if place == target {
+                    continue;
+                }
+                let world = world(place);
+                let hogged = world.hog_pool(left);
+                let outcomes = world.migrate(batch(&world), target);
+                agrees(&world, place, target, &outcomes);
+                if left > 0 {
+                    world.model.read_all();
+                } else {
+                    let page = batch(&world).start();
+                    let private = matches!(place, Target::Device(PRIVATE | PRIVATE_B));
+                    if private && target == Target::System {
+                        assert_eq!(world.engine.fault(page, FaultPath::Thread), FaultResolution::NoMemory);
+                    }
+                }
+                world.unhog_pool(hogged);
+                world.verify();
+            }
+        }
+    }
+}
+
+#[test]
+fn a_device_that_never_gives_a_page_back_stops_the_program() {
+    let world = world(Target::Device(PRIVATE));
+    world.model.lock().fail_at(0, Failure::Device, usize::MAX);
+    let page = batch(&world).start();
+    let stopped = catch_unwind(AssertUnwindSafe(|| world.engine.fault(page, FaultPath::Thread)));
+    let panic = stopped.expect_err("zeros in place of the page would be the alternative");
+    assert!(panic.downcast_ref::<String>().is_some_and(|message| message.starts_with(STOPPED)));
+}
+
+#[test]
+fn a_page_that_is_there_twice_stops_the_program() {
+    let world = world(Target::Device(COHERENT));
+    let range = batch(&world);
+    let (_, region) = world.engine.space.region_at(range.start()).unwrap();
+    let request = Request::all_to(Target::Device(PRIVATE));
+    let stopped = catch_unwind(AssertUnwindSafe(|| {
+        let collected = Collected::collect(&world.engine, world.at(FIRST, 1), region, request);
+        let Ok(copied) = collected.copy() else { panic!("nothing fails here") };
+        drop(copied);
+        let request = Request::all_to(Target::Device(DeviceId::new(3)));
+        let Ok(copied) = Collected::collect(&world.engine, world.at(FIRST, 1), region, request).copy() else {
+            panic!("nothing fails here")
+        };
+        world.model.lock().pages.get_mut(&range.start().get()).unwrap().content = Some(7);
+        copied.finalize()
+    }));
+    let panic = stopped.expect_err("one of the two would be lost");
+    assert!(panic.downcast_ref::<String>().is_some_and(|message| message.starts_with(STOPPED)));
+}

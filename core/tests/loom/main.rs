@@ -1,0 +1,239 @@
+//! The small protocols, in every interleaving of two or three threads; where there are too many, with a bound on involuntary switches.
+//!
+//! ```text
+//! RUSTFLAGS="--cfg loom" cargo test -p hetmem-core --release --test loom
+//! ```
+#![cfg(loom)]
+
+mod world;
+
+use hetmem_core::fault::FaultResolution;
+use hetmem_core::frame::{FrameDescriptor, FrameTable, Put};
+use hetmem_core::migrate::{Collected, Request, Target};
+use hetmem_core::port::{FaultPath, Host};
+use hetmem_core::slot::{Frame, Slot};
+use hetmem_core::space::{Block, Region};
+use hetmem_core::sync::atomic::{AtomicU64, Ordering};
+use hetmem_core::sync::{Arc, lock};
+use hetmem_core::units::{FrameIndex, PageCount};
+use loom::thread;
+use world::{COHERENT, CONTENT, Event, PAGE, PRIVATE, World, page};
+
+/// More involuntary switches than any of these tests has room for.
+const ANY: usize = 30;
+
+/// Explores all interleavings with at most so many involuntary switches.
+fn explore(switches: usize, test: impl Fn() + Sync + Send + 'static) {
+    let mut model = loom::model::Builder::new();
+    model.preemption_bound = Some(switches);
+    model.max_branches = 100_000;
+    model.check(test);
+}
+
+// ---- descriptors ------------------------------------------------------------------------------------------------------
+
+#[test]
+fn the_last_holder_of_a_frame_sees_what_all_others_did() {
+    explore(ANY, || {
+        let frame = Arc::new((FrameDescriptor::default(), [AtomicU64::new(0), AtomicU64::new(0)]));
+        frame.0.allocate(PAGE);
+        assert!(frame.0.get());
+        let hold = |(descriptor, work): &(FrameDescriptor, [AtomicU64; 2]), who: usize| {
+            work[who].store(1, Ordering::Relaxed);
+            let last = descriptor.put() == Put::Last;
+            if last {
+                // The next use of the frame needs no ordering of its own.
+                assert_eq!(work[1 - who].load(Ordering::Relaxed), 1);
+            }
+            last
+        };
+        let other = {
+            let frame = Arc::clone(&frame);
+            thread::spawn(move || hold(&frame, 0))
+        };
+        let mine = hold(&frame, 1);
+        assert!(mine ^ other.join().unwrap(), "exactly one is the last");
+        assert_eq!(frame.0.count(), 0);
+    });
+}
+
+#[test]
+fn a_reference_to_a_frame_is_taken_in_time_or_not_at_all() {
+    explore(ANY, || {
+        let frame = Arc::new(FrameDescriptor::default());
+        frame.allocate(PAGE);
+        let reader = {
+            let frame = Arc::clone(&frame);
+            thread::spawn(move || frame.get() && frame.put() == Put::Last)
+        };
+        let last = frame.put() == Put::Last;
+        assert!(last ^ reader.join().unwrap(), "exactly one gives it back to the free set");
+        frame.allocate(PAGE);
+    });
+}
+
+#[test]
+fn a_frame_belongs_to_one_page_at_a_time() {
+    explore(ANY, || {
+        let table = Arc::new((FrameTable::new(PageCount::ONE), AtomicU64::new(0)));
+        let user = |table: &(FrameTable, AtomicU64)| {
+            let Some(run) = table.0.allocate(PageCount::ONE, PAGE) else { return };
+            assert_eq!(table.1.swap(1, Ordering::Relaxed), 0, "nobody else has it");
+            table.1.store(0, Ordering::Relaxed);
+            assert_eq!(table.0.put(run), PageCount::ONE);
+        };
+        let other = {
+            let table = Arc::clone(&table);
+            thread::spawn(move || user(&table))
+        };
+        user(&table);
+        other.join().unwrap();
+        table.0.check();
+        assert!(table.0.used().is_zero());
+    });
+}
+
+// ---- blocks -----------------------------------------------------------------------------------------------------------
+
+#[test]
+fn who_waits_for_a_busy_page_is_notified() {
+    explore(ANY, || {
+        let frame = Frame { device: PRIVATE, index: FrameIndex::new(0) };
+        let block = Arc::new(Block::default());
+        for page in [0, 1] {
+            block.lock().set(page, Slot::Unmapped { frame, busy: false });
+            block.lock().set(page, Slot::Unmapped { frame, busy: true });
+        }
+        // Page 0 settles while page 1 is still busy, then page 1.
+        let waiters = [0, 1].map(|page| {
+            let block = Arc::clone(&block);
+            thread::spawn(move || {
+                let mut state = block.lock();
+                while matches!(state.slot(page), Slot::Unmapped { busy: true, .. }) {
+                    state = block.wait_settled(state);
+                }
+            })
+        });
+        for page in [0, 1] {
+            let mut state = block.lock();
+            state.set(page, Slot::System);
+            if state.take_waited() {
+                block.notify_settled();
+            }
+        }
+        for waiter in waiters {
+            waiter.join().unwrap();
+        }
+        block.lock().check();
+    });
+}
+
+// ---- the engine -------------------------------------------------------------------------------------------------------
+
+#[test]
+fn a_touch_during_a_migration_finds_the_page() {
+    for device in [PRIVATE, COHERENT] {
+        explore(ANY, move || {
+            let world = World::new();
+            let migration = world.spawn(move |world| world.migrate(Target::Device(device)));
+            assert_eq!(world.touch(), CONTENT);
+            migration.join().unwrap();
+            world.engine.check();
+            assert_eq!(world.touch(), CONTENT);
+        });
+    }
+}
+
+#[test]
+fn a_touch_by_signal_during_a_migration_finds_the_page() {
+    explore(ANY, || {
+        let world = World::on_device(PRIVATE);
+        let migration = world.spawn(|world| world.migrate(Target::System));
+        assert_eq!(world.touch_by_signal(), CONTENT);
+        migration.join().unwrap();
+        world.engine.check();
+    });
+}
+
+#[test]
+fn a_touch_while_a_phase_is_dropped_finds_the_page() {
+    for copied in [false, true] {
+        explore(ANY, move || {
+            let world = World::new();
+            let request = Request::all_to(Target::Device(PRIVATE));
+            let rollback = world.spawn(move |world| {
+                let collected = Collected::collect(&world.engine, page(), Region::default(), request);
+                if copied {
+                    drop(collected.copy());
+                }
+            });
+            assert_eq!(world.touch(), CONTENT);
+            rollback.join().unwrap();
+            world.engine.check();
+            assert_eq!(world.slot(), Slot::System);
+        });
+    }
+}
+
+#[test]
+fn two_touches_of_one_page_make_one_migration() {
+    explore(ANY, || {
+        let world = World::on_device(PRIVATE);
+        let other = world.spawn(World::touch);
+        assert_eq!(world.touch(), CONTENT);
+        assert_eq!(other.join().unwrap(), CONTENT);
+        assert_eq!(world.engine.counters.pages_migrated_to_system.load(Ordering::Relaxed), 1);
+        world.engine.check();
+    });
+}
+
+#[test]
+fn an_unmapping_during_a_migration_leaves_nothing_behind() {
+    for (from, to) in [(None, COHERENT), (Some(PRIVATE), COHERENT), (Some(COHERENT), PRIVATE)] {
+        explore(ANY, move || {
+            let world = from.map_or_else(World::new, World::on_device);
+            let migration = world.spawn(move |world| world.migrate(Target::Device(to)));
+            world.call(Event::Unmap(page()));
+            migration.join().unwrap();
+            assert_eq!(world.slot(), Slot::System);
+            assert!(world.engine.devices().iter().all(|device| device.pagemap().frames.used().is_zero()));
+            world.engine.check();
+        });
+    }
+}
+
+#[test]
+fn an_unmapping_during_a_touch_wakes_the_toucher() {
+    explore(ANY, || {
+        let world = World::on_device(PRIVATE);
+        let unmapping = world.spawn(|world| world.call(Event::Unmap(page())));
+        // The touch as far as the kernel goes; what it finds afterwards is a page or a segmentation fault.
+        lock(&world.shared.memory).waiters.insert(PAGE.get());
+        while world.engine.fault(PAGE, FaultPath::Thread) == FaultResolution::EventsPending {
+            world.engine.host.await_events();
+        }
+        let mut memory = lock(&world.shared.memory);
+        while memory.waiters.contains(&PAGE.get()) {
+            memory = world.shared.changed.wait(memory).unwrap();
+        }
+        drop(memory);
+        unmapping.join().unwrap();
+        world.engine.check();
+    });
+}
+
+#[test]
+fn a_removed_page_never_comes_back() {
+    for device in [PRIVATE, COHERENT] {
+        explore(5, move || {
+            let world = World::new();
+            let migration = world.spawn(move |world| world.migrate(Target::Device(device)));
+            world.call(Event::Remove(page()));
+            world.zap();
+            assert_eq!(world.touch(), 0);
+            migration.join().unwrap();
+            assert_eq!(world.touch(), 0);
+            world.engine.check();
+        });
+    }
+}

@@ -1,0 +1,292 @@
+//! One page, two devices of one frame each, and an engine, small enough for the model checker.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use hetmem_core::engine::{CountersAt, Engine, Residency};
+use hetmem_core::fault::FaultResolution;
+use hetmem_core::migrate::{Request, Target};
+use hetmem_core::outcome::KeptReason;
+use hetmem_core::physmap::{MemoryType, Owner, Pagemap};
+use hetmem_core::pool::SystemPool;
+use hetmem_core::port::{Device, DeviceError, FaultPath, Host, Install, PutIn, PutStop, Taken};
+use hetmem_core::run_set::FrameRun;
+use hetmem_core::slot::Slot;
+use hetmem_core::space::Region;
+use hetmem_core::sync::{Arc, Condvar, Mutex, lock};
+use hetmem_core::units::{BLOCK_SIZE, DeviceId, PageCount, PageRange, VirtAddr};
+use loom::thread;
+
+pub(crate) const PAGE: VirtAddr = VirtAddr::new(4 * BLOCK_SIZE);
+const POOL: u64 = 1 << 40;
+const ARENA: u64 = 1 << 41;
+pub(crate) const PRIVATE: DeviceId = DeviceId::new(0);
+pub(crate) const COHERENT: DeviceId = DeviceId::new(1);
+
+/// What the page holds at the start.
+pub(crate) const CONTENT: u64 = 77;
+
+pub(crate) fn page() -> PageRange {
+    PageRange::page_of(PAGE)
+}
+
+#[derive(Clone, Copy)]
+pub(crate) enum Event {
+    Unmap(PageRange),
+    Remove(PageRange),
+}
+
+/// The program's pages and hetmem's own, and who sleeps.
+#[derive(Default)]
+pub(crate) struct Memory {
+    pub(crate) mapped: BTreeSet<u64>,
+    pub(crate) present: BTreeMap<u64, u64>,
+    pub(crate) own: BTreeMap<u64, u64>,
+    pub(crate) private: BTreeMap<u32, u64>,
+    pub(crate) events: VecDeque<Event>,
+    pub(crate) removing: bool,
+    pub(crate) waiters: BTreeSet<u64>,
+}
+
+#[derive(Default)]
+pub(crate) struct Shared {
+    pub(crate) memory: Mutex<Memory>,
+    pub(crate) changed: Condvar,
+}
+
+pub(crate) struct ModelHost(Arc<Shared>);
+
+impl ModelHost {
+    fn put(&self, to: PageRange, mut content: impl FnMut(&mut Memory, u64) -> u64) -> PutIn {
+        let memory = &mut *lock(&self.0.memory);
+        let mut done = 0;
+        let stop = 'pages: {
+            if !memory.events.is_empty() {
+                break 'pages Some(PutStop::EventsPending);
+            }
+            for page in to.iter() {
+                if !memory.mapped.contains(&page.get()) {
+                    break 'pages Some(PutStop::Gone);
+                }
+                if memory.present.contains_key(&page.get()) {
+                    break 'pages Some(PutStop::Occupied);
+                }
+                let content = content(memory, done);
+                memory.present.insert(page.get(), content);
+                memory.waiters.remove(&page.get());
+                done += 1;
+            }
+            None
+        };
+        self.0.changed.notify_all();
+        PutIn { pages: PageCount::new(done), stop }
+    }
+}
+
+impl Host for ModelHost {
+    fn take_out(&self, _path: FaultPath, from: PageRange, to: VirtAddr) -> Taken {
+        let mut memory = lock(&self.0.memory);
+        let mut done = PageCount::ZERO;
+        let stop = 'pages: {
+            if !memory.events.is_empty() {
+                break 'pages Some((KeptReason::Raced, from.pages()));
+            }
+            for page in from.iter() {
+                assert!(memory.mapped.contains(&page.get()), "what is managed and without an event is mapped");
+                let Some(content) = memory.present.remove(&page.get()) else {
+                    break 'pages Some((KeptReason::Hole, PageCount::ONE));
+                };
+                memory.own.insert(to.add_pages(done).get(), content);
+                done += PageCount::ONE;
+            }
+            None
+        };
+        Taken { pages: done, stop }
+    }
+
+    fn put_in(&self, _path: FaultPath, to: PageRange, from: VirtAddr, how: Install) -> PutIn {
+        self.put(to, |memory, i| {
+            let at = from.add_pages(PageCount::new(i)).get();
+            match how {
+                Install::Move => memory.own.remove(&at).expect("no hole is moved in"),
+                Install::Copy => memory.own[&at],
+            }
+        })
+    }
+
+    fn zero_fill(&self, _path: FaultPath, range: PageRange) -> PutIn {
+        // The neighbours are of no interest here, and not mapped.
+        self.put(range.slice(PageCount::ZERO, PageCount::ONE), |_, _| 0)
+    }
+
+    fn wake(&self, _path: FaultPath, range: PageRange) {
+        lock(&self.0.memory).waiters.retain(|page| !range.contains(VirtAddr::new(*page)));
+        self.0.changed.notify_all();
+    }
+
+    fn copy(&self, from: VirtAddr, to: VirtAddr, _pages: PageCount) {
+        let mut memory = lock(&self.0.memory);
+        let content = memory.own[&from.get()];
+        memory.own.insert(to.get(), content);
+    }
+
+    fn discard(&self, at: VirtAddr, _pages: PageCount) {
+        lock(&self.0.memory).own.remove(&at.get());
+    }
+
+    fn await_events(&self) {
+        let mut memory = lock(&self.0.memory);
+        while !memory.events.is_empty() {
+            memory = self.0.changed.wait(memory).unwrap();
+        }
+    }
+
+    fn removal_is_over(&self, _range: PageRange, _looks: u32) -> bool {
+        !lock(&self.0.memory).removing
+    }
+
+    fn stop_the_program(&self, page: VirtAddr, why: &'static str) -> ! {
+        panic!("the program is stopped over {page}: {why}")
+    }
+}
+
+struct ModelDevice {
+    pagemap: Pagemap,
+    shared: Arc<Shared>,
+}
+
+impl Device for ModelDevice {
+    fn pagemap(&self) -> &Pagemap {
+        &self.pagemap
+    }
+
+    fn frames_start(&self) -> Option<VirtAddr> {
+        (self.pagemap.memory_type == MemoryType::DeviceCoherent).then_some(VirtAddr::new(ARENA))
+    }
+
+    fn copy_in(&self, to: FrameRun, from: VirtAddr) -> Result<(), DeviceError> {
+        let mut memory = lock(&self.shared.memory);
+        let content = memory.own[&from.get()];
+        match self.frames_start() {
+            Some(arena) => memory.own.insert(arena.add_pages(PageCount::new(u64::from(to.first.get()))).get(), content),
+            None => memory.private.insert(to.first.get(), content),
+        };
+        Ok(())
+    }
+
+    fn copy_out(&self, from: FrameRun, to: VirtAddr) -> Result<(), DeviceError> {
+        let mut memory = lock(&self.shared.memory);
+        let content = match self.frames_start() {
+            Some(arena) => memory.own[&arena.add_pages(PageCount::new(u64::from(from.first.get()))).get()],
+            None => memory.private[&from.first.get()],
+        };
+        memory.own.insert(to.get(), content);
+        Ok(())
+    }
+}
+
+#[derive(Clone)]
+pub(crate) struct World {
+    pub(crate) engine: Arc<Engine<ModelHost>>,
+    pub(crate) shared: Arc<Shared>,
+}
+
+impl World {
+    /// One page, written.
+    pub(crate) fn new() -> Self {
+        let shared = Arc::new(Shared::default());
+        {
+            let mut memory = lock(&shared.memory);
+            memory.mapped.insert(PAGE.get());
+            memory.present.insert(PAGE.get(), CONTENT);
+        }
+        let kinds = [(PRIVATE, MemoryType::DevicePrivate), (COHERENT, MemoryType::DeviceCoherent)];
+        let device = |(id, memory_type)| {
+            let pagemap = Pagemap::new(id, memory_type, Owner::new(1), PageCount::ONE);
+            Box::new(ModelDevice { pagemap, shared: Arc::clone(&shared) }) as Box<dyn Device>
+        };
+        let devices = kinds.into_iter().map(device).collect();
+        let pool = SystemPool::new(VirtAddr::new(POOL), PageCount::new(3), PageCount::ONE);
+        let host = ModelHost(Arc::clone(&shared));
+        let engine = Engine::new(host, devices, pool, CountersAt::Own(Box::default()));
+        engine.space.add_region(page(), Region::default());
+        Self { engine: Arc::new(engine), shared }
+    }
+
+    pub(crate) fn on_device(device: DeviceId) -> Self {
+        let world = Self::new();
+        world.migrate(Target::Device(device));
+        assert_eq!(world.engine.residency(page()), [Residency::Device(device)]);
+        world
+    }
+
+    pub(crate) fn migrate(&self, target: Target) {
+        let _ = self.engine.migrate(page(), Request::all_to(target));
+    }
+
+    pub(crate) fn spawn<T: 'static>(&self, work: impl FnOnce(&Self) -> T + 'static) -> thread::JoinHandle<T> {
+        let world = self.clone();
+        thread::spawn(move || work(&world))
+    }
+
+    /// A touch, with a handler thread that has nothing else to do.
+    pub(crate) fn touch(&self) -> u64 {
+        let mut memory = lock(&self.shared.memory);
+        loop {
+            if let Some(content) = memory.present.get(&PAGE.get()) {
+                return *content;
+            }
+            memory.waiters.insert(PAGE.get());
+            drop(memory);
+            while self.engine.fault(PAGE, FaultPath::Thread) == FaultResolution::EventsPending {
+                self.engine.host.await_events();
+            }
+            memory = lock(&self.shared.memory);
+            while memory.waiters.contains(&PAGE.get()) {
+                memory = self.shared.changed.wait(memory).unwrap();
+            }
+        }
+    }
+
+    /// A touch that is served in the touching thread.
+    pub(crate) fn touch_by_signal(&self) -> u64 {
+        loop {
+            if let Some(content) = lock(&self.shared.memory).present.get(&PAGE.get()) {
+                return *content;
+            }
+            if self.engine.fault(PAGE, FaultPath::Sigbus) == FaultResolution::EventsPending {
+                self.engine.host.await_events();
+            }
+        }
+    }
+
+    /// The program's call and the handler thread's answer to it.
+    pub(crate) fn call(&self, event: Event) {
+        {
+            let mut memory = lock(&self.shared.memory);
+            if let Event::Unmap(range) = event {
+                memory.mapped.retain(|page| !range.contains(VirtAddr::new(*page)));
+                memory.present.retain(|page, _| !range.contains(VirtAddr::new(*page)));
+            }
+            memory.removing |= matches!(event, Event::Remove(_));
+            memory.events.push_back(event);
+        }
+        let events = self.engine.space.gate.events();
+        let event = lock(&self.shared.memory).events.pop_front();
+        self.shared.changed.notify_all();
+        match event {
+            Some(Event::Unmap(range)) => self.engine.unmapped(&events, range),
+            Some(Event::Remove(range)) => self.engine.removed(&events, range),
+            None => {}
+        }
+    }
+
+    pub(crate) fn zap(&self) {
+        let mut memory = lock(&self.shared.memory);
+        memory.present.clear();
+        memory.removing = false;
+    }
+
+    pub(crate) fn slot(&self) -> Slot {
+        self.engine.space.existing_block(PAGE.block()).map_or(Slot::System, |b| b.lock().slot(PAGE.index_in_block()))
+    }
+}

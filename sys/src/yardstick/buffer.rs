@@ -1,0 +1,85 @@
+//! Populated memory, and copies between two pieces of it.
+#![expect(unsafe_code, reason = "memory named by number is lent as atomic words, and copied")]
+
+use std::sync::atomic::AtomicU64;
+
+use hetmem_core::units::{PAGE_SIZE, PageCount, PageRange};
+
+use crate::copy::{address, copy_pages};
+use crate::errno::Errno;
+use crate::mapping::{Arena, ArenaOptions, HugePages, Prefault};
+
+/// Pages to be copied from one buffer to the other, by their places in both.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct CopyRun {
+    /// The first page's place in the source.
+    pub from: PageCount,
+    /// The first page's place in the destination.
+    pub to: PageCount,
+    /// How many pages.
+    pub pages: PageCount,
+}
+
+impl CopyRun {
+    /// The same pages the other way.
+    #[must_use]
+    pub const fn back(self) -> Self {
+        Self { from: self.to, to: self.from, pages: self.pages }
+    }
+}
+
+/// Anonymous memory whose pages were all made present.
+#[derive(Debug)]
+pub struct Buffer {
+    arena: Arena,
+}
+
+impl Buffer {
+    /// `pages` pages that read as zeros.
+    pub fn new(pages: PageCount, huge_pages: HugePages) -> Result<Self, Errno> {
+        let options = ArenaOptions {
+            huge_pages,
+            prefault: Prefault::All,
+            name: Some(c"hetmem:yardstick"),
+            ..ArenaOptions::default()
+        };
+        Ok(Self { arena: Arena::reserve(pages, &options)? })
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub const fn range(&self) -> PageRange {
+        self.arena.range()
+    }
+
+    /// Its contents.
+    #[must_use]
+    pub fn words(&self) -> &[AtomicU64] {
+        let first: *const AtomicU64 = std::ptr::with_exposed_provenance(address(self.range().start()));
+        let words = self.range().pages().as_usize() * (PAGE_SIZE / 8) as usize;
+        // SAFETY: readable and writable memory of that length, aligned to a page, which lives as long as the buffer; any
+        // bytes are valid, and while the borrow lasts it is accessed by atomic operations, or by the kernel, only.
+        unsafe { std::slice::from_raw_parts(first, words) }
+    }
+
+    /// Copies `runs` from this buffer to `to`, each by a call of its own.
+    ///
+    /// # Panics
+    ///
+    /// If a run does not lie in both buffers.
+    pub fn copy_runs(&mut self, to: &mut Self, runs: &[CopyRun]) {
+        for run in runs {
+            let (source, target) = (self.part(run.from, run.pages), to.part(run.to, run.pages));
+            // SAFETY: both are parts of buffers, which are two as they are borrowed for writing, and nobody has words of
+            // them while they are.
+            unsafe { copy_pages(target.start(), source.start(), run.pages) };
+        }
+    }
+
+    /// The `pages` pages at place `first`.
+    pub(super) fn part(&self, first: PageCount, pages: PageCount) -> PageRange {
+        let part = self.range().slice(first, pages);
+        assert_eq!(part.pages(), pages, "the run lies inside the buffer");
+        part
+    }
+}

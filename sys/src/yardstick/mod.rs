@@ -1,0 +1,24 @@
+//! What measurements compare hetmem with: the same work done by the plainest means, with nothing decided and nothing
+//! kept in books.
+//!
+//! ```text
+//! Buffer      populated memory, and copies between two of them         the floor of a migration: memcpy
+//! PlainMover  UFFDIO_COPY in, copy and MADV_DONTNEED out               what other user-space movers do
+//! FaultFloor  a handler that answers each fault with one UFFDIO_MOVE   the floor of a fault, on either path
+//! heap_bytes  what the C library's allocator has given out             the size of the books
+//! ```
+//!
+//! Memory is lent as `&[AtomicU64]`: its pages come and go under the borrow, and atomic words may change at any time.
+//! Copies take their buffers by `&mut`, so that nobody has words of them meanwhile.
+//!
+//! *Limits:* made for `hetmem bench` and tests; failures end in an errno, and in the handlers in the end of the process.
+
+mod buffer;
+mod floor;
+mod heap;
+mod plain;
+
+pub use buffer::{Buffer, CopyRun};
+pub use floor::{FaultFloor, FloorPath, SigbusTurn};
+pub use heap::heap_bytes;
+pub use plain::PlainMover;
