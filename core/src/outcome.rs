@@ -56,6 +56,8 @@ kept_reasons! {
     Raced = "raced",
     /// The device has no free frame.
     NoFrame = "no_frame",
+    /// Where the page was to rest while it moves, another had come to be; there is room elsewhere the next time.
+    Occupied = "occupied",
     /// The host has no memory to spare.
     NoMemory = "no_memory",
     /// Another userfaultfd of the program watches this memory.

@@ -70,10 +70,14 @@ pub enum Install {
 
 /// The program's memory, as the host lets hetmem change it.
 pub trait Host: Send + Sync {
-    /// Whether touches of missing pages of `range` wait, for all of it. Asked with the gate held, so that no event can
-    /// make the answer stale before the pages are out.
-    fn is_trapped(&self, _range: PageRange) -> bool {
-        true
+    /// From how many pages of `range`, counted from its start, pages can be taken out: touches of missing ones certainly wait. Asked
+    /// with the gate held, so that no event can make the answer stale before the pages are out.
+    ///
+    /// # Errors
+    ///
+    /// The reason why the first page must stay.
+    fn trapped(&self, _path: FaultPath, range: PageRange) -> Result<PageCount, KeptReason> {
+        Ok(range.pages())
     }
 
     /// Makes the pages of `from` missing in the program and puts their bytes at `to`, page by page atomically: a touch

@@ -105,6 +105,8 @@ fn agrees(world: &World, place: Target, target: Target, outcomes: &Outcomes) {
     for (outcome, now) in outcomes.as_slice().iter().zip(world.residency(range)) {
         match outcome {
             PageOutcome::Moved => assert_eq!(now, residency_at(target)),
+            // A coherent frame whose place was taken is given up: the page stays, as one of system memory.
+            PageOutcome::Kept(KeptReason::Occupied) => assert!([residency_at(place), Residency::System].contains(&now)),
             // Out of a coherent device's mapping and back into its frame, or home in the pool: whole either way.
             PageOutcome::Kept(_) => assert_eq!(now, residency_at(place), "{outcome:?}"),
         }

@@ -7,7 +7,7 @@ use hetmem_core::fault::FaultResolution;
 use hetmem_core::migrate::{Collected, Request, Target};
 use hetmem_core::port::FaultPath;
 use hetmem_core::space::Region;
-use hetmem_core::units::{DeviceId, PageRange};
+use hetmem_core::units::{DeviceId, PageCount, PageRange};
 use model::{Action, COHERENT, COHERENT_B, PRIVATE, PRIVATE_B, World};
 
 /// Pages of the program: the end of one block and the start of the next.
@@ -295,4 +295,27 @@ fn a_page_that_is_excluded_while_it_is_away_comes_home_and_stays() {
     assert!(world.migrate(range, Target::Device(PRIVATE)).moved().is_zero());
     world.engine.space.add_region(world.at(300, 1), Region::default());
     world.verify();
+}
+
+/// While nobody watches, coherent pages are dropped and written anew: their slots are hints.
+#[test]
+fn mapped_pages_that_were_dropped_unseen_are_found_out() {
+    for place in [COHERENT, COHERENT_B] {
+        for target in TARGETS {
+            for touch_first in [false, true] {
+                let world = world(Target::Device(place));
+                let range = world.at(FIRST, COUNT);
+                world.model.drop_unseen(range.slice(PageCount::ONE, PageCount::new(3)));
+                world.model.write_present(range.start());
+                if touch_first {
+                    world.model.read_all();
+                }
+                let _ = world.migrate(range, target);
+                world.verify();
+                assert!(world.engine.bring_all_home().is_zero());
+                let _ = world.migrate(range, Target::Device(PRIVATE));
+                world.verify();
+            }
+        }
+    }
 }

@@ -13,7 +13,7 @@
 //! mapping, or put into one, that is not the one the books speak of.
 //!
 //! The arenas are registered too, so dropping pages of them raises an event that the handler thread must read: it is done with
-//! no lock held, and never by that thread ([`UserMemory::sweep`]).
+//! no lock held, and never by that thread.
 //!
 //! *Limits:* a page of a range served by SIGBUS is taken out by `thread`, which doesn't know of changes to that range: a program that
 //! maps other memory over such a range while another thread migrates it has that race itself.
@@ -31,7 +31,9 @@ use hetmem_sys::copy::copy_pages;
 use hetmem_sys::errno::Errno;
 use hetmem_sys::mapping::{Arena, ArenaOptions, HugePages, OnFork, discard, is_mapped};
 use hetmem_sys::pagemap::{Categories, PagemapScanner, Region as Scanned, ScanQuery};
-use hetmem_sys::uffd::{Access, CopyFlags, Features, Mode, MoveFlags, OpenError, Progress, Userfaultfd, Wake};
+use hetmem_sys::uffd::{
+    Access, CopyFlags, Features, Mode, MoveFlags, OpenError, Progress, Userfaultfd, Wake, WriteProtect,
+};
 
 use crate::traps::Traps;
 
@@ -120,8 +122,6 @@ pub(crate) struct UserMemory {
     scanner: PagemapScanner,
     /// Announced removals, and the threads that may still be at them.
     removals: Mutex<Vec<(PageRange, Vec<u32>)>>,
-    /// Pages of arenas that are there and should not be.
-    stale: Mutex<Vec<VirtAddr>>,
     /// Address space that is never populated.
     nowhere: Arena,
     /// The error behind the last [`PutStop::Refused`].
@@ -144,7 +144,6 @@ impl UserMemory {
             events: EventCount::default(),
             scanner: PagemapScanner::open()?,
             removals: Mutex::default(),
-            stale: Mutex::default(),
             refusal: AtomicI32::new(0),
             nowhere: Arena::reserve(BLOCK, &nowhere)?,
             on_fatal,
@@ -201,7 +200,7 @@ impl UserMemory {
     /// is tried, of pages that don't exist. The kernel looks at the mapping first (`mm/userfaultfd.c`, `validate_move_areas`).
     ///
     /// The registration was asked for earlier, for what was mapped then; the program may have mapped something else since.
-    fn trapped_prefix(&self, path: FaultPath, range: PageRange) -> Result<PageCount, KeptReason> {
+    fn registered_prefix(&self, path: FaultPath, range: PageRange) -> Result<PageCount, KeptReason> {
         let mut pages = range.pages().min(BLOCK);
         loop {
             // SAFETY: there is no page at the source, so nothing moves.
@@ -220,13 +219,6 @@ impl UserMemory {
                 Some(_) if pages > PageCount::ONE => pages = PageCount::new(pages.get() / 2),
                 Some(_) | None => return Err(KeptReason::Unsupported),
             }
-        }
-    }
-
-    /// Drops the pages that were found where holes were expected. No lock is held, and the handler thread is another.
-    pub(crate) fn sweep(&self) {
-        for page in std::mem::take(&mut *lock(&self.stale)) {
-            self.discard(page, PageCount::ONE);
         }
     }
 
@@ -253,50 +245,34 @@ impl UserMemory {
 }
 
 impl Host for UserMemory {
-    fn is_trapped(&self, range: PageRange) -> bool {
-        self.traps.is_trapped(range)
+    fn trapped(&self, path: FaultPath, range: PageRange) -> Result<PageCount, KeptReason> {
+        let pages = self.registered_prefix(path, range)?;
+        // Registered for missing pages, or only watched? The latter answers a request that has no effect.
+        let watched = range.slice(PageCount::ZERO, PageCount::ONE);
+        match self.contexts.program(path).write_protect(watched, WriteProtect::ResolveNoWake) {
+            Err(Errno::NOENT) => Ok(pages),
+            Ok(()) | Err(_) => Err(KeptReason::Raced),
+        }
     }
 
-    fn take_out(&self, path: FaultPath, from: PageRange, to: VirtAddr) -> Taken {
-        let mut done = PageCount::ZERO;
-        while done < from.pages() {
-            let rest = from.slice(done, from.pages());
-            let trapped = match self.trapped_prefix(path, rest) {
-                Ok(pages) => rest.slice(PageCount::ZERO, pages),
-                Err(reason) => return Taken { pages: done, stop: Some((reason, PageCount::ONE)) },
-            };
-            // SAFETY: touches of the range wait until the page is back, as was just asked; the destination is hetmem's own.
-            let moved = unsafe {
-                self.contexts.thread.move_pages(
-                    to.add_pages(done),
-                    trapped.start(),
-                    trapped.pages(),
-                    MoveFlags::DONT_WAKE,
-                )
-            };
-            done += moved.done;
-            let rest = from.slice(done, from.pages());
-            let stop = match moved.stop {
-                None => continue,
-                Some(Errno::NOENT) => match self.same_presence(rest) {
-                    (false, pages) => (KeptReason::Hole, pages),
-                    // Present after all: it came between the two looks.
-                    (true, _) => (KeptReason::Raced, PageCount::ONE),
-                },
-                Some(Errno::EXIST) => {
-                    // The place is populated, as the kernel fills up huge pages; its content is nobody's.
-                    lock(&self.stale).push(to.add_pages(done));
-                    (KeptReason::Raced, PageCount::ONE)
-                }
-                // After a fork whole runs are shared.
-                Some(Errno::BUSY) => (KeptReason::Shared, self.same_presence(rest).1),
-                Some(Errno::AGAIN) => (KeptReason::Raced, PageCount::ONE),
-                Some(Errno::NOMEM) => (KeptReason::NoMemory, PageCount::ONE),
-                Some(_) => (KeptReason::Unsupported, PageCount::ONE),
-            };
-            return Taken { pages: done, stop: Some(stop) };
-        }
-        Taken { pages: done, stop: None }
+    fn take_out(&self, _path: FaultPath, from: PageRange, to: VirtAddr) -> Taken {
+        // SAFETY: touches of the range wait until the page is back, as the engine asked; the destination is hetmem's own.
+        let moved = unsafe { self.contexts.thread.move_pages(to, from.start(), from.pages(), MoveFlags::DONT_WAKE) };
+        let rest = from.slice(moved.done, from.pages());
+        let stop = moved.stop.map(|errno| match errno {
+            Errno::NOENT => match self.same_presence(rest) {
+                (false, pages) => (KeptReason::Hole, pages),
+                // Present after all: it came between the two looks.
+                (true, _) => (KeptReason::Raced, PageCount::ONE),
+            },
+            Errno::EXIST => (KeptReason::Occupied, PageCount::ONE),
+            // After a fork whole runs are shared.
+            Errno::BUSY => (KeptReason::Shared, self.same_presence(rest).1),
+            Errno::AGAIN => (KeptReason::Raced, PageCount::ONE),
+            Errno::NOMEM => (KeptReason::NoMemory, PageCount::ONE),
+            _ => (KeptReason::Unsupported, PageCount::ONE),
+        });
+        Taken { pages: moved.done, stop }
     }
 
     fn put_in(&self, path: FaultPath, to: PageRange, from: VirtAddr, how: Install) -> PutIn {

@@ -82,13 +82,13 @@ impl Inner {
         let host = &self.engine.host;
         let mut refused = Vec::new();
         for (extent, path) in &extents {
+            let _installing = self.engine.space.gate.install();
             refused.extend(host.traps.trap(&host.contexts, *extent, *path));
         }
         let outcomes = ranges.iter().map(|range| self.migrate_trapped(*range, request, &refused)).collect();
         for (extent, _) in &extents {
             self.release(*extent);
         }
-        host.sweep();
         outcomes
     }
 

@@ -44,26 +44,25 @@ pub(crate) struct Traps {
 }
 
 impl Traps {
-    /// Traps `extent` until [`Traps::release`]. What can't be trapped is returned, with the reason.
+    /// Traps `extent` until [`Traps::release`]; the gate is held. What can't be trapped is returned, with the reason.
     pub(crate) fn trap(&self, contexts: &Contexts, extent: PageRange, path: FaultPath) -> Vec<(PageRange, KeptReason)> {
         let mut table = lock(&self.table);
         table.active.push(extent);
         if is_trapped(&table.traps, extent, path) {
             return Vec::new();
         }
-        match contexts.program(path).register(extent, Mode::MISSING) {
+        let registered = contexts.program(path).register(extent, Mode::MISSING);
+        if contexts.is_changing(path) {
+            // What was registered may not be what an unread event is about to move here: not counted on.
+            return Vec::new();
+        }
+        match registered {
             Ok(()) => {
                 table.traps.insert(extent, Trap::Trapped(path));
                 Vec::new()
             }
             Err(_) => trap_each_mapping(&mut table, contexts, extent, path),
         }
-    }
-
-    /// Whether all of `range` is trapped.
-    pub(crate) fn is_trapped(&self, range: PageRange) -> bool {
-        let table = lock(&self.table);
-        [FaultPath::Thread, FaultPath::Sigbus].into_iter().any(|path| is_trapped(&table.traps, range, path))
     }
 
     /// Ends a request's claim on `extent`; the gate is held. If no other has one, and `away` says that nothing in it is away, the range becomes watched
@@ -93,9 +92,16 @@ impl Traps {
                 continue;
             }
             table.traps.remove(part);
-            if !mapped.is_zero() && contexts.program(path).register(part, Mode::WP).is_ok() {
-                table.traps.insert(part, Trap::Watched(path));
+            if mapped.is_zero() || contexts.program(path).register(part, Mode::WP).is_err() {
+                continue;
             }
+            let mut now = Trap::Watched(path);
+            if contexts.is_changing(path) {
+                // As in `unregister`: another mapping may have been moved there, whose missing pages must stay trapped.
+                let _ = contexts.program(path).register(part, Mode::MISSING);
+                now = Trap::Trapped(path);
+            }
+            table.traps.insert(part, now);
         }
     }
 

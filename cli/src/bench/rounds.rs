@@ -74,7 +74,7 @@ mod tests {
         let mut plan = Plan { notes: Vec::new(), ..Plan::new(false) };
         plan.data = ByteLen::new(256 << 20);
         plan.fit(ByteLen::new(1 << 30));
-        assert!(plan.data < ByteLen::new(90 << 20) && plan.data.get() % BLOCK_SIZE == 0);
+        assert!(plan.data < ByteLen::new(90 << 20) && plan.data.get().is_multiple_of(BLOCK_SIZE));
         assert_eq!(plan.notes.len(), 1);
         let mut plan = Plan { notes: Vec::new(), data: ByteLen::new(256 << 20), ..plan };
         plan.fit(ByteLen::new(64 << 30));

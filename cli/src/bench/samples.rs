@@ -24,7 +24,8 @@ impl Samples {
     }
 
     /// The figures, in the order of the rounds.
-    pub(super) fn values(&self) -> &[f64] {
+    #[cfg(test)]
+    fn values(&self) -> &[f64] {
         &self.0
     }
 

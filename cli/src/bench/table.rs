@@ -15,6 +15,9 @@ pub(super) fn head(report: &Report) -> String {
     if report.quick {
         text.push_str("quick: these figures show that it works, and no more\n");
     }
+    if let Some(load) = m.load_average_1min.filter(|load| *load > 0.5) {
+        let _infallible = writeln!(text, "note: others use the machine (load average {load:.1}): spreads will be wide");
+    }
     for note in &report.notes {
         let _infallible = writeln!(text, "note: {note}");
     }

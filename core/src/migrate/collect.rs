@@ -4,7 +4,7 @@ use crate::engine::{Engine, Held};
 use crate::migrate::{Batch, Copied, Origin, Piece, Request, Select, Target};
 use crate::outcome::{KeptReason, Outcomes, PageOutcome};
 use crate::physmap::MemoryType;
-use crate::port::{Host, Taken};
+use crate::port::{FaultPath, Host, Taken};
 use crate::run_set::FrameRun;
 use crate::slot::{Frame, SYSTEM_POOL, Slot};
 use crate::space::{BlockState, Region, kept_by_advice};
@@ -56,9 +56,6 @@ impl<'e, H: Host> Collected<'e, H> {
         if !engine.space.is_managed(range, path) {
             return Self { batch };
         }
-        if !engine.host.is_trapped(range) {
-            return Self { batch };
-        }
         let suspects = engine.space.being_removed(
             range,
             |part| engine.host.present_parts(part),
@@ -76,11 +73,19 @@ impl<'e, H: Host> Collected<'e, H> {
                 plan @ (Plan::Keep(_) | Plan::TakeSystem | Plan::TakeMapped(_) | Plan::Hold(_)) => plan,
             }
         };
+        let mut trapped = Trapped::default();
         let mut at = PageCount::ZERO;
         while at < range.pages() {
-            let first = plan(&state, range.start().add_pages(at));
+            let mut first = plan(&state, range.start().add_pages(at));
+            let mut end = range.pages();
+            if matches!(first, Plan::TakeSystem | Plan::TakeMapped(_)) {
+                match trapped.ask(engine, path, range, at) {
+                    Ok(until) => end = until,
+                    Err(reason) => (first, end) = (Plan::Keep(reason), at + PageCount::ONE),
+                }
+            }
             let mut n = 1;
-            while at + PageCount::new(n) < range.pages()
+            while at + PageCount::new(n) < end
                 && first.continues(plan(&state, range.start().add_pages(at + PageCount::new(n))), n)
             {
                 n += 1;
@@ -127,6 +132,37 @@ impl<'e, H: Host> Collected<'e, H> {
             self.batch.put_back(piece, reason);
         }
         std::mem::take(&mut self.batch.outcomes)
+    }
+}
+
+/// How far pages of a batch can be taken out, asked once for each mapping. After a refusal the next question is further on each
+/// time, so that a range that is refused as a whole costs little.
+#[derive(Default)]
+struct Trapped {
+    until: PageCount,
+    refused: Option<KeptReason>,
+    refusals: u32,
+}
+
+impl Trapped {
+    fn ask<H: Host>(
+        &mut self,
+        engine: &Engine<H>,
+        path: FaultPath,
+        range: PageRange,
+        at: PageCount,
+    ) -> Result<PageCount, KeptReason> {
+        if at >= self.until {
+            match engine.host.trapped(path, range.slice(at, range.pages())) {
+                Ok(pages) => *self = Self { until: at + pages, refused: None, refusals: 0 },
+                Err(reason) => {
+                    self.until = at + PageCount::new(1 << self.refusals.min(9));
+                    self.refused = Some(reason);
+                    self.refusals += 1;
+                }
+            }
+        }
+        self.refused.map_or(Ok(self.until), Err)
     }
 }
 
@@ -198,15 +234,23 @@ fn take_system<H: Host>(batch: &mut Batch<'_, H>, state: &mut BlockState, run: P
             mark_busy(state, out, bytes);
             batch.pieces.push(Piece { at: out, bytes, origin: Origin::System });
         }
-        let unused = part.pages() - taken.pages;
-        if !unused.is_zero() {
-            engine.put_moved(place.slice(taken.pages, unused));
-        }
+        let mut unused = place.run.pages - taken.pages;
         let mut done = taken.pages;
-        if let Some((reason, pages)) = why_stopped(taken, part.pages()) {
-            let kept = rest.slice(taken.pages, pages.max(PageCount::ONE));
-            batch.set_outcome(kept, PageOutcome::Kept(reason));
-            done += kept.pages();
+        match why_stopped(taken, part.pages()) {
+            None => {}
+            Some((KeptReason::Occupied, _)) => {
+                // The place has a page already: it belongs to the stock. The next round takes another place.
+                engine.put(place.slice(taken.pages, PageCount::ONE));
+                unused = unused - PageCount::ONE;
+            }
+            Some((reason, pages)) => {
+                let kept = rest.slice(taken.pages, pages.max(PageCount::ONE));
+                batch.set_outcome(kept, PageOutcome::Kept(reason));
+                done += kept.pages();
+            }
+        }
+        if !unused.is_zero() {
+            engine.put_moved(place.slice(place.run.pages - unused, unused));
         }
         rest = rest.slice(done, rest.pages());
     }
@@ -231,8 +275,9 @@ fn take_mapped<H: Host>(batch: &mut Batch<'_, H>, state: &mut BlockState, run: P
         at += taken.pages;
         if let Some((reason, pages)) = why_stopped(taken, rest.pages()) {
             let kept = run.slice(at, pages.max(PageCount::ONE));
-            if reason == KeptReason::Hole {
-                // The program dropped the page while nobody watched; the frame holds nothing now.
+            if matches!(reason, KeptReason::Hole | KeptReason::Occupied) {
+                // The program dropped the page while nobody watched, and may have another there now, which is the system's. The
+                // frame holds nothing of the program's.
                 for page in kept.iter() {
                     state.set(page.index_in_block(), Slot::System);
                 }

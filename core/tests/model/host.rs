@@ -76,6 +76,14 @@ fn cut(range: PageRange, done: Done) -> (PageRange, PageCount) {
 }
 
 impl Host for ModelHost {
+    fn trapped(&self, _path: FaultPath, range: PageRange) -> Result<PageCount, KeptReason> {
+        match self.0.step(StepKind::Trapped) {
+            Some(Failure::NotTrapped(reason)) => Err(reason),
+            Some(Failure::TrappedOne) => Ok(PageCount::ONE),
+            _ => Ok(range.pages()),
+        }
+    }
+
     fn take_out(&self, _path: FaultPath, from: PageRange, to: VirtAddr) -> Taken {
         let failure = self.0.step(StepKind::TakeOut);
         let mut memory = self.0.lock();
@@ -87,9 +95,13 @@ impl Host for ModelHost {
             Some(Failure::Take(reason, done)) => {
                 let (part, kept) = cut(from, done);
                 let taken = memory.take(part, to);
+                if reason == KeptReason::Occupied && taken.stop.is_none() {
+                    // The kernel has populated the place, as it does to make huge pages.
+                    memory.own.insert(to.add_pages(taken.pages).get(), super::GARBAGE);
+                }
                 Taken { pages: taken.pages, stop: taken.stop.or(Some((reason, kept))) }
             }
-            Some(Failure::Put(..) | Failure::Device | Failure::NotOver) | None => memory.take(from, to),
+            _ => memory.take(from, to),
         }
     }
 
@@ -114,7 +126,7 @@ impl Host for ModelHost {
                 let put = memory.put(cut(to, done).0, how, content);
                 PutIn { pages: put.pages, stop: put.stop.or(Some(stop)) }
             }
-            Some(Failure::Take(..) | Failure::Device | Failure::NotOver) | None => memory.put(to, how, content),
+            _ => memory.put(to, how, content),
         };
         self.0.changed.notify_all();
         put
@@ -128,9 +140,7 @@ impl Host for ModelHost {
         }
         let put = match failure {
             Some(Failure::Put(stop, _)) => PutIn { pages: PageCount::ZERO, stop: Some(stop) },
-            Some(Failure::Take(..) | Failure::Device | Failure::NotOver) | None => {
-                memory.put(range, Install::Copy, |_, _| ZERO)
-            }
+            _ => memory.put(range, Install::Copy, |_, _| ZERO),
         };
         self.0.changed.notify_all();
         put

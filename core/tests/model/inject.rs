@@ -17,6 +17,7 @@ pub(crate) enum StepKind {
     HostCopy,
     RemovalIsOver,
     Discard,
+    Trapped,
 }
 
 /// Why the kernel may refuse to take a page out.
@@ -29,6 +30,8 @@ const TAKE_REASONS: [KeptReason; 7] = [
     KeptReason::ForeignUserfaultfd,
     KeptReason::Unsupported,
 ];
+/// Why touches of a mapping may not be trapped.
+const TRAP_REASONS: [KeptReason; 3] = [KeptReason::ForeignUserfaultfd, KeptReason::Unsupported, KeptReason::NoMemory];
 const PUT_STOPS: [PutStop; 3] = [PutStop::EventsPending, PutStop::NoMemory, PutStop::Refused];
 
 /// How much of a call is done before it fails.
@@ -49,6 +52,10 @@ pub(crate) enum Failure {
     Put(PutStop, Done),
     Device,
     NotOver,
+    /// The first page can't be trapped.
+    NotTrapped(KeptReason),
+    /// Only the first page is.
+    TrappedOne,
 }
 
 impl StepKind {
@@ -58,6 +65,7 @@ impl StepKind {
             Self::TakeOut => [Done::None, Done::NoneAtAll, Done::Half]
                 .into_iter()
                 .flat_map(|done| TAKE_REASONS.map(|reason| Failure::Take(reason, done)))
+                .chain([Done::None, Done::Half].map(|done| Failure::Take(KeptReason::Occupied, done)))
                 .collect(),
             Self::PutIn => [Done::None, Done::Half]
                 .into_iter()
@@ -67,6 +75,7 @@ impl StepKind {
             Self::CopyIn | Self::CopyOut => vec![Failure::Device],
             Self::HostCopy | Self::Discard => Vec::new(),
             Self::RemovalIsOver => vec![Failure::NotOver],
+            Self::Trapped => TRAP_REASONS.map(Failure::NotTrapped).into_iter().chain([Failure::TrappedOne]).collect(),
         }
     }
 

@@ -153,6 +153,12 @@ impl Model {
         go.iter().for_each(|zap| memory.carry_out(zap));
     }
 
+    /// Drops the contents of `range` with nobody told, as in the moment between two registrations.
+    pub(crate) fn drop_unseen(&self, range: PageRange) {
+        let sure = range.iter().map(VirtAddr::get).collect();
+        self.lock().carry_out(&Zap { range, sure });
+    }
+
     /// Forks; the child's pages of `within` will be compared with what the parent had now.
     pub(crate) fn fork(&self, within: PageRange) {
         let mut memory = self.lock();
