@@ -130,7 +130,7 @@ fn the_statistics_have_every_field() {
 }
 
 #[test]
-#[ignore = "the agent is not there yet"]
+
 fn a_managed_run_counts_its_processes_and_says_so_unless_asked_not_to() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("stats.json");

@@ -213,7 +213,8 @@ impl UserMemory {
                 )
             };
             match probe.stop {
-                Some(Errno::NOENT) => return Ok(pages),
+                // The latter where a huge page is.
+                Some(Errno::NOENT | Errno::EXIST) => return Ok(pages),
                 Some(Errno::AGAIN) => return Err(KeptReason::Raced),
                 // Not one mapping, or not one that can be moved from.
                 Some(_) if pages > PageCount::ONE => pages = PageCount::new(pages.get() / 2),
