@@ -5,6 +5,8 @@
 //! | `fork`, `_Fork`, `daemon` | pages come home before, and the child gets an agent of its own |
 //! | `pthread_create` | the new thread's stack is kept from migration |
 //! | `ioctl` (`UFFDIO_REGISTER`) | a range that the program watches itself is let go of |
+//! | `mremap` | a mapping that was divided by its registration is whole again |
+//! | `vmsplice`, `send`, `sendto`, `sendmsg` (`MSG_ZEROCOPY`) | pages that a pipe or socket refers to stay in place |
 //!
 //! Forks that the C library makes itself pass through the handlers of `pthread_atfork`; those that a program makes by a bare system call
 //! are noticed by userfaultfd's fork event, where the privilege for it is there.
@@ -128,6 +130,11 @@ static NEXT_BARE_FORK: Next = Next::new(c"_Fork");
 static NEXT_DAEMON: Next = Next::new(c"daemon");
 static NEXT_PTHREAD_CREATE: Next = Next::new(c"pthread_create");
 static NEXT_IOCTL: Next = Next::new(c"ioctl");
+static NEXT_MREMAP: Next = Next::new(c"mremap");
+static NEXT_VMSPLICE: Next = Next::new(c"vmsplice");
+static NEXT_SEND: Next = Next::new(c"send");
+static NEXT_SENDTO: Next = Next::new(c"sendto");
+static NEXT_SENDMSG: Next = Next::new(c"sendmsg");
 
 type ForkFn = unsafe extern "C" fn() -> libc::pid_t;
 
@@ -254,4 +261,125 @@ unsafe extern "C" fn ioctl(fd: c_int, request: c_ulong, arg: *mut c_void) -> c_i
     }
     // SAFETY: as the caller promised.
     unsafe { next(fd, request, arg) }
+}
+
+/// `mremap(2)`.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn mremap(
+    old: *mut c_void,
+    old_size: usize,
+    new_size: usize,
+    flags: c_int,
+    new: *mut c_void,
+) -> *mut c_void {
+    type MremapFn = unsafe extern "C" fn(*mut c_void, usize, usize, c_int, *mut c_void) -> *mut c_void;
+    // SAFETY: the symbol is a function of this type; where the caller passed four arguments, the fifth is not looked at.
+    let next = unsafe { std::mem::transmute::<*mut c_void, MremapFn>(NEXT_MREMAP.get()) };
+    // SAFETY: as the caller promised.
+    let moved = unsafe { next(old, old_size, new_size, flags, new) };
+    if moved != libc::MAP_FAILED || !agent::is_running() || errno() != libc::EFAULT {
+        return moved;
+    }
+    // A range that spans two mappings is refused: those of the program, or one that a registration has divided.
+    match pages_of(old, old_size) {
+        // SAFETY: as the caller promised.
+        Some(range) => agent::undivided(range, || unsafe { next(old, old_size, new_size, flags, new) }),
+        None => moved,
+    }
+}
+
+/// `vmsplice(2)`.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn vmsplice(fd: c_int, iov: *const libc::iovec, count: usize, flags: libc::c_uint) -> isize {
+    type VmspliceFn = unsafe extern "C" fn(c_int, *const libc::iovec, usize, libc::c_uint) -> isize;
+    // SAFETY: the symbol is a function of this type.
+    let next = unsafe { std::mem::transmute::<*mut c_void, VmspliceFn>(NEXT_VMSPLICE.get()) };
+    // SAFETY: as the caller promised.
+    unsafe { keep_vectors(iov, count) };
+    // SAFETY: as the caller promised.
+    unsafe { next(fd, iov, count, flags) }
+}
+
+/// `send(2)`.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn send(fd: c_int, data: *const c_void, size: usize, flags: c_int) -> isize {
+    type SendFn = unsafe extern "C" fn(c_int, *const c_void, usize, c_int) -> isize;
+    // SAFETY: the symbol is a function of this type.
+    let next = unsafe { std::mem::transmute::<*mut c_void, SendFn>(NEXT_SEND.get()) };
+    keep_if_referred(data, size, flags);
+    // SAFETY: as the caller promised.
+    unsafe { next(fd, data, size, flags) }
+}
+
+/// `sendto(2)`.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn sendto(
+    fd: c_int,
+    data: *const c_void,
+    size: usize,
+    flags: c_int,
+    to: *const libc::sockaddr,
+    to_size: libc::socklen_t,
+) -> isize {
+    type SendtoFn =
+        unsafe extern "C" fn(c_int, *const c_void, usize, c_int, *const libc::sockaddr, libc::socklen_t) -> isize;
+    // SAFETY: the symbol is a function of this type.
+    let next = unsafe { std::mem::transmute::<*mut c_void, SendtoFn>(NEXT_SENDTO.get()) };
+    keep_if_referred(data, size, flags);
+    // SAFETY: as the caller promised.
+    unsafe { next(fd, data, size, flags, to, to_size) }
+}
+
+/// `sendmsg(2)`.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn sendmsg(fd: c_int, message: *const libc::msghdr, flags: c_int) -> isize {
+    type SendmsgFn = unsafe extern "C" fn(c_int, *const libc::msghdr, c_int) -> isize;
+    // SAFETY: the symbol is a function of this type.
+    let next = unsafe { std::mem::transmute::<*mut c_void, SendmsgFn>(NEXT_SENDMSG.get()) };
+    if flags & libc::MSG_ZEROCOPY != 0 && !message.is_null() {
+        // SAFETY: the caller's message, which the call below reads as well.
+        let (iov, count) = unsafe { ((*message).msg_iov, (*message).msg_iovlen) };
+        // SAFETY: as the caller promised.
+        unsafe { keep_vectors(iov, count) };
+    }
+    // SAFETY: as the caller promised.
+    unsafe { next(fd, message, flags) }
+}
+
+fn keep_if_referred(data: *const c_void, size: usize, flags: c_int) {
+    if flags & libc::MSG_ZEROCOPY != 0
+        && let Some(range) = pages_of(data.cast_mut(), size)
+    {
+        agent::keep_in_place(range);
+    }
+}
+
+/// Keeps the buffers of `iov` in place, for good: nobody says when the kernel has let go of them.
+///
+/// # Safety
+///
+/// `iov` is null or points to `count` vectors.
+unsafe fn keep_vectors(iov: *const libc::iovec, count: usize) {
+    if iov.is_null() || !agent::is_running() {
+        return;
+    }
+    for i in 0..count.min(1024) {
+        // SAFETY: inside the caller's array; at most as many as the system call takes (`UIO_MAXIOV`).
+        let vector = unsafe { iov.add(i).read_unaligned() };
+        if let Some(range) = pages_of(vector.iov_base, vector.iov_len) {
+            agent::keep_in_place(range);
+        }
+    }
+}
+
+/// The pages that hold `size` bytes from `start` on.
+fn pages_of(start: *mut c_void, size: usize) -> Option<PageRange> {
+    let first = VirtAddr::new(start.addr() as u64);
+    let end = VirtAddr::new(first.get().checked_add(size as u64)?).page_up()?;
+    PageRange::between(first.page_down(), end).filter(|range| !range.is_empty())
+}
+
+fn errno() -> c_int {
+    // SAFETY: the C library's variable of this thread.
+    unsafe { *libc::__errno_location() }
 }

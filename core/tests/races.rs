@@ -250,6 +250,31 @@ fn a_lost_page(place: Target, target: Target, end: End, second: Target, written:
     world.verify();
 }
 
+/// Frames stay filled until a batch that lost its pages has let go of them.
+#[test]
+fn a_batch_that_lost_a_page_may_still_read_its_frame() {
+    for place in PLACES {
+        for target in TARGETS {
+            for second in TARGETS {
+                let world = world(place);
+                let (model, engine) = (&world.model, &world.engine);
+                let page = world.at(FIRST, 1);
+                let away = world.at(200, 1).start();
+                let (_, region) = engine.space.region_at(page.start()).expect("it is managed");
+                let stale = Collected::collect(engine, page, region, Request::all_to(target));
+                model.remap(page, away);
+                model.deliver();
+                let _ = world.migrate(PageRange::page_of(away), second);
+                model.write(away);
+                if let Ok(stale) = stale.copy() {
+                    let _ = stale.finalize();
+                }
+                world.verify();
+            }
+        }
+    }
+}
+
 /// Waiters of a page that is settled early are not forgotten while the rest of its batch waits for an event.
 #[test]
 fn a_waiter_is_woken_although_the_batch_goes_on_waiting() {

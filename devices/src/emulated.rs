@@ -13,7 +13,7 @@ use hetmem_core::port::{Device, DeviceError};
 use hetmem_core::run_set::FrameRun;
 use hetmem_core::sync::atomic::{AtomicU64, Ordering};
 use hetmem_core::units::{ByteLen, DeviceId, PageCount, VirtAddr};
-use hetmem_sys::copy::copy_pages;
+use hetmem_sys::copy::{copy_pages, stream_pages};
 use hetmem_sys::errno::Errno;
 use hetmem_sys::mapping::{Arena, ArenaOptions, HugePages, OnFork};
 
@@ -67,16 +67,20 @@ impl Emulated {
     }
 
     #[expect(unsafe_code, reason = "the frames are memory of this process")]
-    fn copy(&self, to: VirtAddr, from: VirtAddr, pages: PageCount) -> Result<(), DeviceError> {
+    fn copy(&self, to: VirtAddr, from: VirtAddr, pages: PageCount, next: NextUser) -> Result<(), DeviceError> {
         // Relaxed: the count is only for choosing which copies fail.
         let number = self.copies.fetch_add(1, Ordering::Relaxed) + 1;
         if self.fail_every.is_some_and(|every| number.is_multiple_of(every.get())) {
             return Err(DeviceError);
         }
         let due = self.injected(pages).map(|delay| (Instant::now(), delay));
-        // SAFETY: one side is frames of this device, which the caller has references to; the other, by the contract of
-        // the trait, is memory of hetmem that nobody else uses meanwhile.
-        unsafe { copy_pages(to, from, pages) };
+        match next {
+            // SAFETY: one side is frames of this device, which the caller has references to; the other, by the contract of
+            // the trait, is memory of hetmem that nobody else uses meanwhile.
+            NextUser::Cpu => unsafe { copy_pages(to, from, pages) },
+            // SAFETY: as above.
+            NextUser::Nobody => unsafe { stream_pages(to, from, pages) },
+        }
         if let Some((start, delay)) = due {
             wait_until(start, delay);
         }
@@ -93,6 +97,16 @@ impl Emulated {
         (!delay.is_zero()).then_some(delay)
     }
 }
+
+/// Who uses pages next after they were copied.
+#[derive(Clone, Copy)]
+enum NextUser {
+    Cpu,
+    Nobody,
+}
+
+/// Copies of more pages than this are no fault's ([`hetmem_core::fault::MAX_AROUND`]).
+const FEW: PageCount = PageCount::new(hetmem_core::fault::MAX_AROUND as u64);
 
 /// Waits until `delay` after `start`. The system's sleep is too coarse for the microseconds that devices take, so the end
 /// of the wait is spun away: this models the time in which a processor waits for its own load or store.
@@ -125,10 +139,12 @@ impl Device for Emulated {
     }
 
     fn copy_in(&self, to: FrameRun, from: VirtAddr) -> Result<(), DeviceError> {
-        self.copy(self.frame_address(to), from, to.pages)
+        self.copy(self.frame_address(to), from, to.pages, NextUser::Nobody)
     }
 
     fn copy_out(&self, from: FrameRun, to: VirtAddr) -> Result<(), DeviceError> {
-        self.copy(to, self.frame_address(from), from.pages)
+        // A fault brings few pages, and somebody waits for them; a migration home brings many.
+        let next = if from.pages > FEW { NextUser::Nobody } else { NextUser::Cpu };
+        self.copy(to, self.frame_address(from), from.pages, next)
     }
 }

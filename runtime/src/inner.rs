@@ -153,6 +153,22 @@ impl Inner {
         self.engine.host.traps.forget(&self.engine.host.contexts, range);
     }
 
+    /// Ends every registration of the mappings that `range` touches, known or not; no page of them is away.
+    pub(crate) fn unregister_around(&self, range: PageRange) {
+        let mut hull = range;
+        for (extent, _) in self.extents(range) {
+            let (start, end) = (hull.start().min(extent.start()), hull.end().max(extent.end()));
+            hull = PageRange::between(start, end).unwrap_or(hull);
+        }
+        self.unregister(hull);
+        for mapping in crate::mappings::anonymous_in(hull) {
+            for (uffd, _) in self.engine.host.program_contexts() {
+                // One that is not registered needs no unregistering.
+                let _ = uffd.unregister(mapping);
+            }
+        }
+    }
+
     /// Pages of `ranges` that are in memory and not on a device.
     pub(crate) fn resident(&self, ranges: &[PageRange]) -> PageCount {
         ranges

@@ -1,26 +1,132 @@
-//! Page copies.
-#![expect(unsafe_code, reason = "memory named by number is read and written")]
+//! Copying pages between ranges that are named by number.
+//!
+//! Two ways, of the same result: [`copy_pages`] for pages that the CPU is about to use, and [`stream_pages`] for pages that it is not:
+//! stores that go past the caches, which spares reading the destination first and leaves what is in the caches there.
+#![expect(unsafe_code, reason = "reads and writes memory that is named by number")]
 
-use hetmem_core::units::{PageCount, VirtAddr};
+use hetmem_core::units::{PAGE_SIZE, PageCount, VirtAddr};
 
-/// Copies `pages` pages from `src` to `dst`.
+/// Copies `pages` pages from `src` to `dst`. The bytes are copied as they are, by loads and stores of any size: a page
+/// that somebody changes meanwhile arrives torn.
 ///
 /// # Safety
 ///
-/// * Both ranges are mapped, `src` readable and `dst` writable, and they don't overlap.
-/// * Nobody writes to `src` and nobody reads or writes `dst` until the copy is done. This is what taking a page out, or
-///   write-protecting it, is for: a page in an arena that only hetmem addresses has no other reader or writer.
-/// * No touch of either range may wait for the calling thread.
+/// * Both are page boundaries; the pages from `src` on may be loaded from, those from `dst` on stored to.
+/// * The two ranges don't overlap.
+/// * Nobody stores to the source or accesses the destination meanwhile.
 pub unsafe fn copy_pages(dst: VirtAddr, src: VirtAddr, pages: PageCount) {
-    debug_assert!(dst.is_page_aligned() && src.is_page_aligned());
-    let from: *const u8 = std::ptr::with_exposed_provenance(address(src));
-    let to: *mut u8 = std::ptr::with_exposed_provenance_mut(address(dst));
-    // SAFETY: the caller vouches for both ranges; bytes have no alignment.
-    unsafe { std::ptr::copy_nonoverlapping(from, to, pages.as_usize() * 4096) }
+    let (to, from, bytes) = arguments(dst, src, pages);
+    // SAFETY: as the caller promised.
+    unsafe { std::ptr::copy_nonoverlapping(from, to, bytes) };
 }
 
-/// The address as a `usize`.
-#[expect(clippy::cast_possible_truncation, reason = "hetmem runs on 64-bit machines only")]
-pub(crate) const fn address(addr: VirtAddr) -> usize {
-    addr.get() as usize
+/// Like [`copy_pages`], for pages that the CPU is not about to use.
+///
+/// # Safety
+///
+/// As [`copy_pages`].
+pub unsafe fn stream_pages(dst: VirtAddr, src: VirtAddr, pages: PageCount) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        let (to, from, bytes) = arguments(dst, src, pages);
+        if std::arch::is_x86_feature_detected!("avx512f") {
+            // SAFETY: the processor has the instructions; the rest is as the caller promised.
+            return unsafe { stream_avx512(to, from, bytes) };
+        }
+        if std::arch::is_x86_feature_detected!("avx") {
+            // SAFETY: the processor has the instructions; the rest is as the caller promised.
+            return unsafe { stream_avx(to, from, bytes) };
+        }
+    }
+    // SAFETY: as the caller promised.
+    unsafe { copy_pages(dst, src, pages) };
+}
+
+fn arguments(dst: VirtAddr, src: VirtAddr, pages: PageCount) -> (*mut u8, *const u8, usize) {
+    debug_assert!(dst.is_page_aligned() && src.is_page_aligned());
+    let to = std::ptr::with_exposed_provenance_mut::<u8>(address(dst));
+    let from = std::ptr::with_exposed_provenance::<u8>(address(src));
+    (to, from, pages.as_usize() * usize::try_from(PAGE_SIZE).expect("the page fits"))
+}
+
+/// The address as the machine's word.
+pub(crate) fn address(at: VirtAddr) -> usize {
+    usize::try_from(at.get()).expect("hetmem runs on 64-bit machines only")
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f")]
+#[expect(clippy::multiple_unsafe_ops_per_block, reason = "loads and stores of one loop, inside the same two ranges")]
+unsafe fn stream_avx512(to: *mut u8, from: *const u8, bytes: usize) {
+    use std::arch::x86_64::{__m512i, _mm_sfence, _mm512_load_si512, _mm512_stream_si512};
+    for at in (0..bytes).step_by(256) {
+        // SAFETY: whole pages, so that each step of 256 bytes is inside both ranges and aligned to 64.
+        unsafe {
+            let source = from.add(at).cast::<__m512i>();
+            let target = to.add(at).cast::<__m512i>();
+            let (a, b) = (_mm512_load_si512(source), _mm512_load_si512(source.add(1)));
+            let (c, d) = (_mm512_load_si512(source.add(2)), _mm512_load_si512(source.add(3)));
+            _mm512_stream_si512(target, a);
+            _mm512_stream_si512(target.add(1), b);
+            _mm512_stream_si512(target.add(2), c);
+            _mm512_stream_si512(target.add(3), d);
+        }
+    }
+    // Streamed stores are ordered with those that follow only by a fence.
+    _mm_sfence();
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx")]
+#[expect(clippy::multiple_unsafe_ops_per_block, reason = "loads and stores of one loop, inside the same two ranges")]
+unsafe fn stream_avx(to: *mut u8, from: *const u8, bytes: usize) {
+    use std::arch::x86_64::{__m256i, _mm_sfence, _mm256_load_si256, _mm256_stream_si256};
+    for at in (0..bytes).step_by(128) {
+        // SAFETY: whole pages, so that each step of 128 bytes is inside both ranges and aligned to 32.
+        unsafe {
+            let source = from.add(at).cast::<__m256i>();
+            let target = to.add(at).cast::<__m256i>();
+            let (a, b) = (_mm256_load_si256(source), _mm256_load_si256(source.add(1)));
+            let (c, d) = (_mm256_load_si256(source.add(2)), _mm256_load_si256(source.add(3)));
+            _mm256_stream_si256(target, a);
+            _mm256_stream_si256(target.add(1), b);
+            _mm256_stream_si256(target.add(2), c);
+            _mm256_stream_si256(target.add(3), d);
+        }
+    }
+    // Streamed stores are ordered with those that follow only by a fence.
+    _mm_sfence();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mapping::{Arena, ArenaOptions};
+
+    type Copy = unsafe fn(VirtAddr, VirtAddr, PageCount);
+
+    #[test]
+    fn both_ways_copy_whole_pages_and_nothing_beside_them() {
+        for copy in [copy_pages as Copy, stream_pages as Copy] {
+            let pages = PageCount::new(5);
+            let arenas = [(); 2].map(|()| Arena::reserve(pages, &ArenaOptions::default()).unwrap());
+            let [from, to] = [0, 1].map(|i: usize| arenas[i].range().start());
+            let at = |base: VirtAddr, i: usize| {
+                std::ptr::with_exposed_provenance_mut::<u8>(usize::try_from(base.get()).unwrap() + i)
+            };
+            for i in 0..5 * 4096 {
+                // SAFETY: inside the arena.
+                unsafe { at(from, i).write(u8::try_from(i % 251).unwrap() + 1) };
+            }
+            let skip = |base: VirtAddr| base.add_pages(PageCount::ONE);
+            // SAFETY: three pages in the middle of arenas of five.
+            unsafe { copy(skip(to), skip(from), PageCount::new(3)) };
+            for i in 0..5 * 4096 {
+                // SAFETY: inside the arena.
+                let found = unsafe { at(to, i).read() };
+                let expected = if (4096..4 * 4096).contains(&i) { u8::try_from(i % 251).unwrap() + 1 } else { 0 };
+                assert_eq!(found, expected, "byte {i}");
+            }
+        }
+    }
 }

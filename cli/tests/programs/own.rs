@@ -11,7 +11,8 @@ const PROGRAMS: &[(&str, &[&str], u64)] = &[
     ("threads", &["24"], 100_000),
     ("forks", &["40", "2048"], 10_000),
     ("spawns", &["6"], 1_000),
-    ("mappings", &["2000"], 100_000),
+    ("mappings", &["400"], 20_000),
+    ("regrow", &["6000"], 100_000),
     ("syscalls", &["100"], 10_000),
     ("signals", &["2000"], 10_000),
     ("userfault", &["40"], 1_000),
@@ -41,7 +42,11 @@ fn own(name: &'static str, arguments: &'static [&'static str], setting: Setting,
 
 pub(crate) fn trials() -> Vec<Trial> {
     let under_chaos = PROGRAMS.iter().map(|&(name, arguments, least)| own(name, arguments, Setting::Chaos, least));
-    let under_limit = [own("threads", &["24"], Setting::Limit, 1_000), own("forks", &["10"], Setting::Limit, 1_000)];
+    // More memory than the limit of 32 MiB.
+    let under_limit = [
+        own("threads", &["12", "8", "16384"], Setting::Limit, 10_000),
+        own("forks", &["6", "12288"], Setting::Limit, 10_000),
+    ];
     let endings = trial("chaos::endings", || {
         let binary = host::compiled("endings")?;
         for how in ENDINGS {

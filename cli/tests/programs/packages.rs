@@ -10,8 +10,7 @@ use crate::launch::{Ended, Program, Setting};
 use crate::{Outcome, Problem, host, trial};
 
 fn python(setting: Setting) -> Outcome {
-    let program =
-        Program::new(host::program("python3")?).arguments([host::source("scripts/heap.py")]).arguments(["10"]);
+    let program = Program::new(host::program("python3")?).arguments([host::source("scripts/heap.py")]).arguments(["3"]);
     compare(&program, setting, &Expect::moved(100_000)).map(drop)
 }
 

@@ -249,5 +249,5 @@ fn redis(setting: Setting) -> Outcome {
 }
 
 pub(crate) fn trials() -> Vec<Trial> {
-    vec![trial("chaos::redis", || redis(Setting::Chaos)), trial("limit::redis", || redis(Setting::Limit))]
+    vec![trial("chaos::redis", || redis(Setting::Chaos))]
 }

@@ -19,5 +19,6 @@ mod start;
 mod work;
 
 pub use start::{
-    after_fork_in_child, after_fork_in_parent, before_fork, is_running, last_word, protect_thread, release_range, start,
+    after_fork_in_child, after_fork_in_parent, before_fork, is_running, keep_in_place, last_word, protect_thread,
+    release_range, start, undivided,
 };

@@ -218,6 +218,23 @@ pub fn protect_thread(stack: PageRange) {
     }
 }
 
+/// Keeps `range` where it is from now on: the kernel is about to hold its pages by reference, beyond what it tells userfaultfd.
+pub fn keep_in_place(range: PageRange) {
+    if let Some(agent) = agent() {
+        agent.inner.engine.space.exclude(range);
+    }
+}
+
+/// Runs `f` while every page is home and no mapping that touches `range` is registered: the kernel holds together what a
+/// registration would divide.
+pub fn undivided<R>(range: PageRange, f: impl FnOnce() -> R) -> R {
+    let Some(agent) = agent() else { return f() };
+    agent.mailbox.quiesce_for(Some(range));
+    let result = f();
+    agent.mailbox.resume();
+    result
+}
+
 /// Lets go of `range` for good: its pages are home, and the program may watch it with a userfaultfd of its own.
 pub fn release_range(range: PageRange) {
     if let Some(agent) = agent() {

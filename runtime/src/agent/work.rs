@@ -27,6 +27,8 @@ struct Wants {
     forks: u32,
     /// Whether the worker stands still for them, with nothing away.
     quiet: bool,
+    /// Ranges whose registrations must end before the worker stands still.
+    undivided: Vec<PageRange>,
     /// Ranges to be let go of for good.
     release: Vec<PageRange>,
     released: u64,
@@ -43,10 +45,16 @@ pub(super) struct Mailbox {
 impl Mailbox {
     /// Returns once the worker stands still and no page is away; [`Mailbox::resume`] lets it go on.
     pub(super) fn quiesce(&self) {
+        self.quiesce_for(None);
+    }
+
+    /// The same, and on return nothing that touches `undivided` is registered.
+    pub(super) fn quiesce_for(&self, undivided: Option<PageRange>) {
         let mut wants = lock(&self.wants);
         wants.forks += 1;
+        wants.undivided.extend(undivided);
         self.changed.notify_all();
-        while !wants.quiet {
+        while !wants.quiet || !wants.undivided.is_empty() {
             wants = self.changed.wait(wants).expect("no thread panicked while it held this lock");
         }
     }
@@ -191,6 +199,11 @@ impl Worker<'_> {
         wants.quiet = true;
         mailbox.changed.notify_all();
         while wants.forks > 0 {
+            if let Some(range) = wants.undivided.pop() {
+                self.inner.unregister_around(range);
+                mailbox.changed.notify_all();
+                continue;
+            }
             wants = mailbox.changed.wait(wants).expect("no thread panicked while it held this lock");
         }
         wants.quiet = false;
