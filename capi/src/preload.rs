@@ -228,8 +228,10 @@ unsafe extern "C-unwind" fn run_protected(routine: *mut c_void) -> *mut c_void {
 /// The calling thread's stack, with its control block.
 fn own_stack() -> Option<PageRange> {
     let mut attr = MaybeUninit::<libc::pthread_attr_t>::uninit();
+    // SAFETY: asks nothing of the caller.
+    let own = unsafe { libc::pthread_self() };
     // SAFETY: writes the attributes of this thread.
-    if unsafe { libc::pthread_getattr_np(libc::pthread_self(), attr.as_mut_ptr()) } != 0 {
+    if unsafe { libc::pthread_getattr_np(own, attr.as_mut_ptr()) } != 0 {
         return None;
     }
     let (mut lowest, mut size) = (std::ptr::null_mut(), 0);
@@ -338,7 +340,8 @@ unsafe extern "C" fn sendmsg(fd: c_int, message: *const libc::msghdr, flags: c_i
     let next = unsafe { std::mem::transmute::<*mut c_void, SendmsgFn>(NEXT_SENDMSG.get()) };
     if flags & libc::MSG_ZEROCOPY != 0 && !message.is_null() {
         // SAFETY: the caller's message, which the call below reads as well.
-        let (iov, count) = unsafe { ((*message).msg_iov, (*message).msg_iovlen) };
+        let message = unsafe { &*message };
+        let (iov, count) = (message.msg_iov, message.msg_iovlen);
         // SAFETY: as the caller promised.
         unsafe { keep_vectors(iov, count) };
     }
@@ -365,7 +368,7 @@ unsafe fn keep_vectors(iov: *const libc::iovec, count: usize) {
     }
     for i in 0..count.min(1024) {
         // SAFETY: inside the caller's array; at most as many as the system call takes (`UIO_MAXIOV`).
-        let vector = unsafe { iov.add(i).read_unaligned() };
+        let vector = unsafe { iov.wrapping_add(i).read_unaligned() };
         if let Some(range) = pages_of(vector.iov_base, vector.iov_len) {
             agent::keep_in_place(range);
         }
@@ -380,6 +383,8 @@ fn pages_of(start: *mut c_void, size: usize) -> Option<PageRange> {
 }
 
 fn errno() -> c_int {
+    // SAFETY: asks nothing of the caller.
+    let location = unsafe { libc::__errno_location() };
     // SAFETY: the C library's variable of this thread.
-    unsafe { *libc::__errno_location() }
+    unsafe { location.read() }
 }

@@ -58,6 +58,7 @@ fn options_show_in_the_mapping() {
         on_fork: OnFork::Omit,
         prefault: Prefault::All,
         name: Some(c"hetmem:test"),
+        ..ArenaOptions::default()
     };
     let arena = Arena::reserve(PageCount::new(6), &options).unwrap();
     assert_eq!(present(arena.range()), [true; 6]);

@@ -56,8 +56,12 @@ pub fn populated_pages(count: u64) -> Arena {
 
 /// One present huge page; `None`, with a report, if the machine has none to give.
 pub fn huge_page() -> Option<Arena> {
-    let options =
-        ArenaOptions { huge_pages: HugePages::Prefer, on_fork: OnFork::Omit, prefault: Prefault::All, name: None };
+    let options = ArenaOptions {
+        huge_pages: HugePages::Prefer,
+        on_fork: OnFork::Omit,
+        prefault: Prefault::All,
+        ..ArenaOptions::default()
+    };
     let arena = Arena::reserve(PageCount::new(BLOCK_PAGES), &options).ok();
     let huge = arena.filter(|arena| is_huge(arena.range()));
     if huge.is_none() {
