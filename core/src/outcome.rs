@@ -101,6 +101,15 @@ impl Outcomes {
         self.pages[index] = outcome;
     }
 
+    /// Takes over `pages` outcomes of `from`, those from its page `skip` on, as the outcomes from page `at` on.
+    ///
+    /// # Panics
+    ///
+    /// If either does not hold that many.
+    pub fn copy_from(&mut self, at: usize, from: &Self, skip: usize, pages: usize) {
+        self.pages[at..at + pages].copy_from_slice(&from.pages[skip..skip + pages]);
+    }
+
     /// Adds the outcomes of the range that follows.
     pub fn append(&mut self, mut next: Self) {
         self.pages.append(&mut next.pages);

@@ -29,6 +29,8 @@ enum Op {
         select: u8,
         owner: Option<u64>,
     },
+    /// Several ranges in one go, perhaps out of order, perhaps overlapping.
+    MigrateAll(Vec<(u64, u64)>, u8),
     Unmap(u64, u64),
     Map(u64, u64),
     Remap {
@@ -77,6 +79,7 @@ fn op() -> impl Strategy<Value = Op> {
             .prop_map(|(first, count, target, select, owner)| Op::Migrate { first, count, target, select, owner });
     prop_oneof![
         10 => migrate,
+        4 => (prop::collection::vec((page(), 1u64..8), 1..6), 0u8..6).prop_map(|(r, target)| Op::MigrateAll(r, target)),
         6 => program_op(),
         6 => (0usize..12, program_op()).prop_map(|(at, op)| Op::During(at, Box::new(op))),
         3 => page().prop_map(Op::Write),
@@ -116,6 +119,7 @@ impl Run {
             | Op::Stream(..)
             | Op::WriteAll(..)
             | Op::Migrate { .. }
+            | Op::MigrateAll(..)
             | Op::Map(..)
             | Op::Home
             | Op::Pin(..)
@@ -140,8 +144,12 @@ impl Run {
                     .map(|(_, s)| s)
                     .reduce(Select::union)
                     .unwrap_or(Select::ALL);
-                let target = if target < 4 { Target::Device(DeviceId::new(target)) } else { Target::System };
-                self.migrate(self.range(first, count), Request { target, select, owner: owner.map(Owner::new) });
+                let target = self.target(target);
+                self.migrate(&[self.range(first, count)], Request { target, select, owner: owner.map(Owner::new) });
+            }
+            Op::MigrateAll(ref ranges, target) => {
+                let ranges: Vec<PageRange> = ranges.iter().map(|(p, n)| self.range(*p, *n)).collect();
+                self.migrate(&ranges, Request::all_to(self.target(target)));
             }
             Op::Unmap(p, n) => model.unmap(self.range(p, n)),
             Op::Map(p, n) => {
@@ -191,29 +199,47 @@ impl Run {
         self.calm = memory.events.is_empty() && !memory.has_plans();
     }
 
-    fn migrate(&self, range: PageRange, request: Request) {
+    fn target(&self, number: u8) -> Target {
+        if number < 4 { Target::Device(DeviceId::new(number)) } else { Target::System }
+    }
+
+    fn migrate(&self, ranges: &[PageRange], request: Request) {
         let engine = &self.world.engine;
-        let before = engine.residency(range);
-        let outcomes = engine.migrate(range, request);
-        assert_eq!(outcomes.as_slice().len(), range.pages().as_usize());
-        let after = engine.residency(range);
-        if !self.calm {
-            return;
+        let all = self.range(0, SPACE);
+        let before = engine.residency(all);
+        let outcomes = engine.migrate_all(ranges, request);
+        assert_eq!(outcomes.len(), ranges.len());
+        let after = engine.residency(all);
+        for (range, outcomes) in ranges.iter().zip(&outcomes) {
+            assert_eq!(outcomes.as_slice().len(), range.pages().as_usize());
+            // A page that is named twice has one outcome for each time.
+            let once = |page| ranges.iter().filter(|r| r.contains(page)).count() == 1;
+            for (page, outcome) in range.iter().zip(outcomes.as_slice()) {
+                if self.calm && once(page) {
+                    let i = page.pages_since(all.start()).as_usize();
+                    self.judge(request, *outcome, before[i], after[i]);
+                }
+            }
         }
-        let owner_of = |id: DeviceId| engine.devices()[id.index()].pagemap().owner;
-        for (i, outcome) in outcomes.as_slice().iter().enumerate() {
-            let (before, after) = (before[i], after[i]);
-            match (outcome, request.target) {
-                (PageOutcome::Moved, Target::Device(id)) => assert_eq!(after, Residency::Device(id)),
-                (PageOutcome::Moved, Target::System) => assert_eq!(after, Residency::System),
-                (PageOutcome::Kept(KeptReason::Hole), _) => assert_eq!(after, Residency::System),
-                (PageOutcome::Kept(_), _) => assert_eq!(after, before, "{outcome:?}: a kept page stays"),
+    }
+
+    /// Whether what became of a page is what was asked, with nobody else at work.
+    fn judge(&self, request: Request, outcome: PageOutcome, before: Residency, after: Residency) {
+        let owner_of = |id: DeviceId| self.world.engine.devices()[id.index()].pagemap().owner;
+        match (outcome, request.target) {
+            (PageOutcome::Moved, Target::Device(id)) => assert_eq!(after, Residency::Device(id)),
+            (PageOutcome::Moved, Target::System) | (PageOutcome::Kept(KeptReason::Hole), _) => {
+                assert_eq!(after, Residency::System);
             }
-            if let (Residency::Device(id), Some(owner)) = (before, request.owner)
-                && owner_of(id) != owner
-            {
-                assert_eq!(after, before, "a page of another owner never moves");
+            (PageOutcome::Kept(KeptReason::Raced), _) => {
+                assert!(!self.world.model.lock().zaps.is_empty(), "nothing else goes on that the page could race with");
             }
+            (PageOutcome::Kept(_), _) => assert_eq!(after, before, "{outcome:?}: a kept page stays"),
+        }
+        if let (Residency::Device(id), Some(owner)) = (before, request.owner)
+            && owner_of(id) != owner
+        {
+            assert_eq!(after, before, "a page of another owner never moves");
         }
     }
 }

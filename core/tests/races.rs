@@ -302,6 +302,50 @@ fn a_waiter_is_woken_although_the_batch_goes_on_waiting() {
     }
 }
 
+/// The event takes the page from its batch. That batch is not the next to end: another one is, in the same block.
+#[test]
+fn a_waiter_of_a_page_that_an_event_took_is_woken() {
+    for place in PLACES {
+        for target in TARGETS {
+            for which in 0..4 {
+                let world = world(place);
+                let (a, b) = (world.at(FIRST, 1), world.at(FIRST + 1, 1));
+                let away = world.at(200, 1).start();
+                let action = [Action::Unmap(a), Action::Replace(a), Action::Remove(a), Action::Remap(a, away)][which];
+                let collect = |page: PageRange| {
+                    let (_, region) = world.engine.space.region_at(page.start()).expect("it is managed at the start");
+                    Collected::collect(&world.engine, page, region, Request::all_to(target))
+                };
+                let (first, second) = (collect(a), collect(b));
+                for page in [a, b] {
+                    world.model.act(Action::Touch(page.start()), true);
+                }
+                world.model.act(action, true);
+                world.model.deliver();
+                drop(second);
+                world.model.zap_all();
+                drop(first);
+                world.verify();
+            }
+        }
+    }
+}
+
+/// The unmapping of the destination fell into a moment in which nobody watched.
+#[test]
+fn a_remap_onto_pages_that_were_unmapped_unseen_replaces_them() {
+    for place in [COHERENT, COHERENT_B] {
+        for moved in PLACES {
+            let world = world(moved);
+            let elsewhere = world.at(ELSEWHERE, COUNT);
+            world.place(elsewhere, Target::Device(place));
+            world.model.unwatch(elsewhere);
+            world.model.act(Action::Remap(world.at(FIRST, COUNT), elsewhere.start()), true);
+            world.verify();
+        }
+    }
+}
+
 #[test]
 fn a_touch_of_memory_without_a_region_is_served() {
     let world = world(Target::System);

@@ -85,7 +85,17 @@ impl Inner {
             let _installing = self.engine.space.gate.install();
             refused.extend(host.traps.trap(&host.contexts, *extent, *path));
         }
-        let outcomes = ranges.iter().map(|range| self.migrate_trapped(*range, request, &refused)).collect();
+        let outcomes = if refused.is_empty() {
+            let mut all = self.engine.migrate_all(ranges, request);
+            for (range, outcomes) in ranges.iter().zip(&mut all) {
+                if !outcomes.kept(KeptReason::Shared).is_zero() {
+                    self.migrate_shared(*range, request, outcomes);
+                }
+            }
+            all
+        } else {
+            ranges.iter().map(|range| self.migrate_trapped(*range, request, &refused)).collect()
+        };
         for (extent, _) in &extents {
             self.release(*extent);
         }

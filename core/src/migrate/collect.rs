@@ -42,6 +42,17 @@ impl Plan {
 impl<'e, H: Host> Collected<'e, H> {
     /// Collects what `request` selects of `range`, which lies in one block and in `region`.
     pub fn collect(engine: &'e Engine<H>, range: PageRange, region: Region, request: Request) -> Self {
+        Self::collect_parts(engine, range, std::iter::once(range), region, request)
+    }
+
+    /// The same of several `parts` of `range`, in order of address.
+    pub fn collect_parts(
+        engine: &'e Engine<H>,
+        range: PageRange,
+        parts: impl Iterator<Item = PageRange>,
+        region: Region,
+        request: Request,
+    ) -> Self {
         let block = engine.space.block(range.start().block());
         let outcomes = Outcomes::all_kept(range.pages(), KeptReason::Raced);
         let path = region.path;
@@ -52,10 +63,6 @@ impl<'e, H: Host> Collected<'e, H> {
         }
         // The gate and the exclusions are held over decision and take-out: neither an event nor an exclusion can come between.
         let _installing = engine.space.gate.install();
-        // The region was looked up earlier. If an event has ended it since, nobody watches what lies there now.
-        if !engine.space.is_managed(range, path) {
-            return Self { batch };
-        }
         let suspects = engine.space.being_removed(
             range,
             |part| engine.host.present_parts(part),
@@ -74,35 +81,42 @@ impl<'e, H: Host> Collected<'e, H> {
             }
         };
         let mut trapped = Trapped::default();
-        let mut at = PageCount::ZERO;
-        while at < range.pages() {
-            let mut first = plan(&state, range.start().add_pages(at));
-            let mut end = range.pages();
-            if matches!(first, Plan::TakeSystem | Plan::TakeMapped(_)) {
-                match trapped.ask(engine, path, range, at) {
-                    Ok(until) => end = until,
-                    Err(reason) => (first, end) = (Plan::Keep(reason), at + PageCount::ONE),
+        for part in parts {
+            // The region was looked up earlier. If an event has ended it since, nobody watches what lies there now.
+            if !engine.space.is_managed(part, path) {
+                continue;
+            }
+            let mut at = part.start().pages_since(range.start());
+            let part_end = at + part.pages();
+            while at < part_end {
+                let mut first = plan(&state, range.start().add_pages(at));
+                let mut end = part_end;
+                if matches!(first, Plan::TakeSystem | Plan::TakeMapped(_)) {
+                    match trapped.ask(engine, path, range, at) {
+                        Ok(until) => end = until.min(part_end),
+                        Err(reason) => (first, end) = (Plan::Keep(reason), at + PageCount::ONE),
+                    }
                 }
-            }
-            let mut n = 1;
-            while at + PageCount::new(n) < end
-                && first.continues(plan(&state, range.start().add_pages(at + PageCount::new(n))), n)
-            {
-                n += 1;
-            }
-            let run = range.slice(at, PageCount::new(n));
-            match first {
-                Plan::Keep(reason) => batch.set_outcome(run, PageOutcome::Kept(reason)),
-                Plan::TakeSystem => take_system(&mut batch, &mut state, run),
-                Plan::TakeMapped(frame) => take_mapped(&mut batch, &mut state, run, frame),
-                Plan::Hold(frame) => {
-                    let bytes = held(frame, run.pages());
-                    engine.get(bytes);
-                    mark_busy(&mut state, run, bytes);
-                    batch.pieces.push(Piece { at: run, bytes, origin: Origin::Unmapped });
+                let mut n = 1;
+                while at + PageCount::new(n) < end
+                    && first.continues(plan(&state, range.start().add_pages(at + PageCount::new(n))), n)
+                {
+                    n += 1;
                 }
+                let run = range.slice(at, PageCount::new(n));
+                match first {
+                    Plan::Keep(reason) => batch.set_outcome(run, PageOutcome::Kept(reason)),
+                    Plan::TakeSystem => take_system(&mut batch, &mut state, run),
+                    Plan::TakeMapped(frame) => take_mapped(&mut batch, &mut state, run, frame),
+                    Plan::Hold(frame) => {
+                        let bytes = held(frame, run.pages());
+                        engine.get(bytes);
+                        mark_busy(&mut state, run, bytes);
+                        batch.pieces.push(Piece { at: run, bytes, origin: Origin::Unmapped });
+                    }
+                }
+                at += run.pages();
             }
-            at += run.pages();
         }
         drop(state);
         drop(excluded);

@@ -181,24 +181,80 @@ impl<H: Host> Engine<H> {
     /// The caller has the range trapped: touches of missing pages wait. Pages outside every region are kept as
     /// [`KeptReason::Unmanaged`].
     pub fn migrate(&self, range: PageRange, request: Request) -> Outcomes {
-        let mut all = Outcomes::default();
-        for (part, region) in self.space.regions_in(range) {
-            let Some(region) = region else {
-                all.append(Outcomes::all_kept(part.pages(), KeptReason::Unmanaged));
-                continue;
+        self.migrate_all(&[range], request).pop().unwrap_or_default()
+    }
+
+    /// The same for several ranges, in one go: ranges of one block that follow one another share a batch.
+    pub fn migrate_all(&self, ranges: &[PageRange], request: Request) -> Vec<Outcomes> {
+        let mut all: Vec<Outcomes> =
+            ranges.iter().map(|range| Outcomes::all_kept(range.pages(), KeptReason::Unmanaged)).collect();
+        // Parts of the batch under way, with the number of the range that each is of.
+        let mut batch: Vec<(PageRange, usize)> = Vec::new();
+        let mut batch_region = Region::default();
+        let mut known: Option<(PageRange, Region)> = None;
+        for (i, range) in ranges.iter().enumerate() {
+            let parts = match known {
+                Some((extent, region)) if extent.contains_range(*range) => vec![(*range, Some(region))],
+                _ => self.space.regions_in(*range),
             };
-            for (_, batch) in part.by_block() {
-                all.append(self.migrate_batch(batch, region, request));
+            known = self.space_region_of(*range, known);
+            for (part, region) in parts {
+                let Some(region) = region else { continue };
+                for (block, piece) in part.by_block() {
+                    let follows = batch.last().is_some_and(|(last, _)| {
+                        last.start().block() == block && last.end() <= piece.start() && batch_region == region
+                    });
+                    if !follows {
+                        self.migrate_parts(&mut batch, batch_region, request, ranges, &mut all);
+                    }
+                    batch_region = region;
+                    batch.push((piece, i));
+                }
             }
         }
-        self.counters.count_outcomes(&all);
-        let moved = all.moved().get();
+        self.migrate_parts(&mut batch, batch_region, request, ranges, &mut all);
+        for outcomes in &all {
+            self.counters.count_outcomes(outcomes);
+        }
+        let moved: PageCount = all.iter().map(Outcomes::moved).sum();
         match request.target {
-            Target::System => self.counters.pages_migrated_to_system.fetch_add(moved, Relaxed),
-            Target::Device(_) => self.counters.pages_migrated_to_device.fetch_add(moved, Relaxed),
+            Target::System => self.counters.pages_migrated_to_system.fetch_add(moved.get(), Relaxed),
+            Target::Device(_) => self.counters.pages_migrated_to_device.fetch_add(moved.get(), Relaxed),
         };
         self.trim_pool();
         all
+    }
+
+    /// The region around `range`, if one holds all of it; looked up only where `known` doesn't.
+    fn space_region_of(&self, range: PageRange, known: Option<(PageRange, Region)>) -> Option<(PageRange, Region)> {
+        match known {
+            Some((extent, _)) if extent.contains_range(range) => known,
+            _ => self.space.region_at(range.start()).filter(|(extent, _)| extent.contains_range(range)),
+        }
+    }
+
+    /// Migrates the parts of `batch`, which it empties, and writes their outcomes to those of their ranges.
+    fn migrate_parts(
+        &self,
+        batch: &mut Vec<(PageRange, usize)>,
+        region: Region,
+        request: Request,
+        ranges: &[PageRange],
+        all: &mut [Outcomes],
+    ) {
+        let (Some((first, _)), Some((last, _))) = (batch.first(), batch.last()) else { return };
+        let Some(hull) = PageRange::between(first.start(), last.end()) else { return };
+        self.make_room(hull.pages());
+        let parts = batch.iter().map(|(part, _)| *part);
+        let outcomes = match Collected::collect_parts(self, hull, parts, region, request).copy() {
+            Ok(copied) => copied.finalize(),
+            Err((collected, why)) => collected.all_kept(why),
+        };
+        for (part, i) in batch.drain(..) {
+            let at = part.start().pages_since(ranges[i].start()).as_usize();
+            let skip = part.start().pages_since(hull.start()).as_usize();
+            all[i].copy_from(at, &outcomes, skip, part.pages().as_usize());
+        }
     }
 
     pub(crate) fn migrate_batch(&self, batch: PageRange, region: Region, request: Request) -> Outcomes {

@@ -159,6 +159,14 @@ impl Model {
         self.lock().carry_out(&Zap { range, sure });
     }
 
+    /// Ends the registration of `range`: what happens to its mapping is not reported any more.
+    pub(crate) fn unwatch(&self, range: PageRange) {
+        let mut memory = self.lock();
+        for page in range.iter() {
+            memory.pages.get_mut(&page.get()).expect("the page is mapped").registered = false;
+        }
+    }
+
     /// Forks; the child's pages of `within` will be compared with what the parent had now.
     pub(crate) fn fork(&self, within: PageRange) {
         let mut memory = self.lock();
