@@ -175,6 +175,19 @@ fn a_touch_while_a_phase_is_dropped_finds_the_page() {
     }
 }
 
+/// The fault was reported before the page came by another thread's touch; the block comes into being at the same time.
+#[test]
+fn a_late_fault_puts_no_zeros_where_a_page_was_taken_out() {
+    explore(ANY, || {
+        let world = World::new();
+        let migration = world.spawn(|world| world.migrate(Target::Device(PRIVATE)));
+        let _ = world.engine.fault(PAGE, FaultPath::Thread);
+        migration.join().unwrap();
+        world.engine.check();
+        assert_eq!(world.touch(), CONTENT);
+    });
+}
+
 #[test]
 fn two_touches_of_one_page_make_one_migration() {
     explore(ANY, || {
