@@ -120,7 +120,8 @@ fn parse_perms(field: &[u8]) -> Option<Perms> {
 /// `buffer` is where the file is read to; [`BUFFER_SIZE`] is a good size. A name that doesn't fit is cut short; a
 /// buffer that can't hold the fields before the name gives `EINVAL`.
 pub fn for_each_mapping(buffer: &mut [u8], visit: impl FnMut(&Mapping<'_>) -> ControlFlow<()>) -> Result<(), Errno> {
-    let file = rustix::fs::open(c"/proc/self/maps", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+    // Not /proc/self: once the first thread has ended, that one shows an empty file.
+    let file = rustix::fs::open(c"/proc/thread-self/maps", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
     walk(buffer, |room| rustix::io::retry_on_intr(|| rustix::io::read(&file, &mut *room)), visit)
 }
 

@@ -189,7 +189,7 @@ pub struct PagemapScanner {
 impl PagemapScanner {
     /// Opens the page map of the calling process.
     pub fn open() -> Result<Self, Errno> {
-        let fd = rustix::fs::open(c"/proc/self/pagemap", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+        let fd = rustix::fs::open(c"/proc/thread-self/pagemap", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
         Ok(Self { fd })
     }
 
