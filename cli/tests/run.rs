@@ -232,16 +232,17 @@ fn ignored_and_blocked_signals_are_the_programs_too() {
     }
     let binary = hetmem().get_program().to_str().unwrap().to_owned();
     let managed = under(&[&binary, "run", "-q", "--"]);
-    // SIGCHLD is ignored by nobody who waits for a child.
-    let without_child = |text: String| {
+    // SIGCHLD is ignored by nobody who waits for a child. Signals 32 and 33 are the C library's own: it catches them in every
+    // program with threads, whatever they were before.
+    let comparable = |text: String| {
         text.lines()
             .map(|line| {
                 let (name, mask) = line.split_once(":\t").unwrap();
-                (name.to_owned(), u64::from_str_radix(mask, 16).unwrap() & !(1 << 16))
+                (name.to_owned(), u64::from_str_radix(mask, 16).unwrap() & !(1 << 16 | 3 << 31))
             })
             .collect::<Vec<_>>()
     };
-    assert_eq!(without_child(stdout(&managed)), without_child(stdout(&native)));
+    assert_eq!(comparable(stdout(&managed)), comparable(stdout(&native)));
     assert_eq!(status(&managed), 0);
 }
 
