@@ -315,6 +315,17 @@ fn without_room_in_the_pool_pages_are_kept_and_faults_still_served() {
 }
 
 #[test]
+fn a_page_that_cannot_be_moved_in_goes_home_by_copying() {
+    for place in [PRIVATE, PRIVATE_B] {
+        let world = world(Target::Device(place));
+        world.model.protect(batch(&world), true);
+        let outcomes = world.migrate(batch(&world), Target::System);
+        assert_eq!(outcomes.moved(), PageCount::new(COUNT), "{outcomes:?}");
+        world.verify();
+    }
+}
+
+#[test]
 fn a_device_that_never_gives_a_page_back_stops_the_program() {
     let world = world(Target::Device(PRIVATE));
     world.model.lock().fail_at(0, Failure::Device, usize::MAX);

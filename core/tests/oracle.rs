@@ -6,7 +6,7 @@ mod model;
 use hetmem_core::engine::Residency;
 use hetmem_core::migrate::{Request, Select, Target};
 use hetmem_core::outcome::{KeptReason, PageOutcome};
-use hetmem_core::physmap::Owner;
+use hetmem_core::physmap::{MemoryType, Owner};
 use hetmem_core::space::Region;
 use hetmem_core::units::{DeviceId, PageCount, PageRange};
 use model::{Action, Chaos, World};
@@ -225,7 +225,7 @@ impl Run {
 
     /// Whether what became of a page is what was asked, with nobody else at work.
     fn judge(&self, request: Request, outcome: PageOutcome, before: Residency, after: Residency) {
-        let owner_of = |id: DeviceId| self.world.engine.devices()[id.index()].pagemap().owner;
+        let pagemap = |id: DeviceId| self.world.engine.devices()[id.index()].pagemap();
         match (outcome, request.target) {
             (PageOutcome::Moved, Target::Device(id)) => assert_eq!(after, Residency::Device(id)),
             (PageOutcome::Moved, Target::System) | (PageOutcome::Kept(KeptReason::Hole), _) => {
@@ -236,10 +236,21 @@ impl Run {
             }
             (PageOutcome::Kept(_), _) => assert_eq!(after, before, "{outcome:?}: a kept page stays"),
         }
-        if let (Residency::Device(id), Some(owner)) = (before, request.owner)
-            && owner_of(id) != owner
-        {
-            assert_eq!(after, before, "a page of another owner never moves");
+        match before {
+            Residency::Device(id) => {
+                let kind = match pagemap(id).memory_type {
+                    MemoryType::DevicePrivate => Select::DEVICE_PRIVATE,
+                    MemoryType::DeviceCoherent => Select::DEVICE_COHERENT,
+                };
+                let foreign = request.owner.is_some_and(|owner| owner != pagemap(id).owner);
+                if foreign || !request.select.contains(kind) {
+                    assert_eq!(after, before, "a page of another owner, or one not selected, never moves");
+                }
+            }
+            Residency::System if !request.select.contains(Select::SYSTEM) => {
+                assert_eq!(after, before, "system memory is not selected");
+            }
+            Residency::System | Residency::Migrating => {}
         }
     }
 }

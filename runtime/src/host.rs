@@ -258,7 +258,9 @@ impl Host for UserMemory {
 
     fn take_out(&self, _path: FaultPath, from: PageRange, to: VirtAddr) -> Taken {
         // SAFETY: touches of the range wait until the page is back, as the engine asked; the destination is hetmem's own.
-        let moved = unsafe { self.contexts.thread.move_pages(to, from.start(), from.pages(), MoveFlags::DONT_WAKE) };
+        let moved = unsafe {
+            self.contexts.thread.move_pages_settled(&self.scanner, to, from.start(), from.pages(), MoveFlags::DONT_WAKE)
+        };
         let rest = from.slice(moved.done, from.pages());
         let stop = moved.stop.map(|errno| match errno {
             Errno::NOENT => match self.same_presence(rest) {
@@ -283,7 +285,9 @@ impl Host for UserMemory {
             let progress = match how {
                 // SAFETY: the source is a frame of hetmem's that the engine has references to; the destination is a page whose
                 // bytes these are, in a trapped range.
-                Install::Move => unsafe { uffd.move_pages(to.start(), from, pages, MoveFlags::NONE) },
+                Install::Move => unsafe {
+                    uffd.move_pages_settled(&self.scanner, to.start(), from, pages, MoveFlags::NONE)
+                },
                 // SAFETY: as above.
                 Install::Copy => unsafe { uffd.copy(to.start(), from, pages, CopyFlags::NONE) },
             };

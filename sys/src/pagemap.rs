@@ -220,6 +220,12 @@ impl PagemapScanner {
         })
     }
 
+    /// Whether any page of `range` is there, in memory or in swap.
+    pub fn is_there(&self, range: PageRange) -> Result<bool, Errno> {
+        let query = ScanQuery { any_of: Categories::PRESENT | Categories::SWAPPED, ..ScanQuery::default() };
+        Ok(self.scan(range, query, &mut [Region::default()])?.0 > 0)
+    }
+
     /// Reads the words of the pages of `range` into `out`; returns how many, which is less than asked for only where
     /// `out` is shorter than the range.
     pub fn entries(&self, range: PageRange, out: &mut [PagemapEntry]) -> Result<usize, Errno> {

@@ -4,10 +4,13 @@
 
 mod common;
 
+use std::sync::Barrier;
+
 use common::{MOVES, check, entries, fill, open, page, pages, populated_pages, present, protect, read};
-use hetmem_core::units::{PageCount, PageRange};
+use hetmem_core::units::{BLOCK_PAGES, PageCount, PageRange};
 use hetmem_sys::errno::Errno;
 use hetmem_sys::mapping::Arena;
+use hetmem_sys::pagemap::PagemapScanner;
 use hetmem_sys::uffd::{Event, EventBuffer, Mode, MoveFlags, Progress, Userfaultfd, Wake};
 use rustix::mm::MprotectFlags;
 
@@ -85,6 +88,59 @@ fn a_page_at_the_destination_stops_the_run_at_its_page() {
     arena.populate(page(arena.range(), 5)).unwrap();
     assert_eq!(move_range(&window, arena.range(), memory.range(), MoveFlags::NONE), stopped(5, Errno::EXIST));
     assert_eq!(present(memory.range()), [false, false, false, false, false, true, true, true]);
+}
+
+/// Moves all of `src` to the start of `dst`, and knows what has moved.
+fn move_settled(uffd: &Userfaultfd, dst: PageRange, src: PageRange) -> Progress {
+    let pagemap = PagemapScanner::open().unwrap();
+    // SAFETY: the tests move pages of their own arenas and hold no references into them.
+    unsafe { uffd.move_pages_settled(&pagemap, dst.start(), src.start(), src.pages(), MoveFlags::NONE) }
+}
+
+#[test]
+fn a_page_in_the_way_is_told_from_one_that_has_moved() {
+    let Some(Scene { window, memory, arena, .. }) = scene(8) else { return };
+    arena.populate(page(arena.range(), 5)).unwrap();
+    assert_eq!(move_settled(&window, arena.range(), memory.range()), stopped(5, Errno::EXIST));
+    assert_eq!(present(memory.range()), [false, false, false, false, false, true, true, true]);
+    // Page 5 again, which has no source any more: as the kernel reports a page that it moved at the second attempt.
+    memory.discard(page(memory.range(), 5)).unwrap();
+    let rest = |range: PageRange| range.slice(PageCount::new(5), PageCount::new(3));
+    assert_eq!(move_settled(&window, rest(arena.range()), rest(memory.range())), complete(3));
+}
+
+#[test]
+fn threads_that_move_pages_of_one_huge_page_lose_none() {
+    const ROUNDS: usize = 200;
+    let Some(window) = open(MOVES) else { return };
+    let Some(huge) = common::huge_page() else { return };
+    let arena = pages(BLOCK_PAGES);
+    window.register(arena.range(), Mode::WP).unwrap();
+    let start = Barrier::new(2);
+    let half = |range: PageRange, n: u64| range.slice(PageCount::new(n * 256), PageCount::new(8));
+    for _ in 0..ROUNDS {
+        huge.populate(huge.range()).unwrap();
+        std::thread::scope(|scope| {
+            for n in 0..2 {
+                let (dst, src) = (half(arena.range(), n), half(huge.range(), n));
+                fill(src, n);
+                let (window, start) = (&window, &start);
+                scope.spawn(move || {
+                    start.wait();
+                    for (dst, src) in dst.iter().zip(src.iter()) {
+                        let (dst, src) = (PageRange::page_of(dst), PageRange::page_of(src));
+                        assert_eq!(move_settled(window, dst, src), complete(1));
+                    }
+                });
+            }
+        });
+        for n in 0..2 {
+            assert_eq!(present(half(huge.range(), n)), [false; 8]);
+            check(half(arena.range(), n), n);
+        }
+        huge.discard(huge.range()).unwrap();
+        arena.discard(arena.range()).unwrap();
+    }
 }
 
 #[test]

@@ -236,6 +236,26 @@ fn an_unmapping_during_a_touch_wakes_the_toucher() {
 }
 
 #[test]
+fn a_removed_page_does_not_come_back_by_a_touch_under_way() {
+    for device in [PRIVATE, COHERENT] {
+        explore(3, move || {
+            let world = World::on_device(device);
+            let other = world.spawn(World::touch);
+            let handler = world.spawn(World::handle);
+            world.raise(Event::Remove(page()));
+            // The removal is carried out as soon as the event was read, be it applied or not.
+            world.engine.host.await_events();
+            world.zap();
+            assert_eq!(world.touch(), 0);
+            other.join().unwrap();
+            handler.join().unwrap();
+            world.engine.check();
+            assert_eq!(world.touch(), 0);
+        });
+    }
+}
+
+#[test]
 fn a_removed_page_never_comes_back() {
     for device in [PRIVATE, COHERENT] {
         explore(5, move || {

@@ -259,17 +259,25 @@ impl World {
         }
     }
 
-    /// The program's call and the handler thread's answer to it.
-    pub(crate) fn call(&self, event: Event) {
-        {
-            let mut memory = lock(&self.shared.memory);
-            if let Event::Unmap(range) = event {
-                memory.mapped.retain(|page| !range.contains(VirtAddr::new(*page)));
-                memory.present.retain(|page, _| !range.contains(VirtAddr::new(*page)));
-            }
-            memory.removing |= matches!(event, Event::Remove(_));
-            memory.events.push_back(event);
+    /// The program's call, as far as it goes before the event is read.
+    pub(crate) fn raise(&self, event: Event) {
+        let mut memory = lock(&self.shared.memory);
+        if let Event::Unmap(range) = event {
+            memory.mapped.retain(|page| !range.contains(VirtAddr::new(*page)));
+            memory.present.retain(|page, _| !range.contains(VirtAddr::new(*page)));
         }
+        memory.removing |= matches!(event, Event::Remove(_));
+        memory.events.push_back(event);
+        self.shared.changed.notify_all();
+    }
+
+    /// The handler thread reads an event and applies it. The program goes on as soon as it is read.
+    pub(crate) fn handle(&self) {
+        let mut memory = lock(&self.shared.memory);
+        while memory.events.is_empty() {
+            memory = self.shared.changed.wait(memory).unwrap();
+        }
+        drop(memory);
         let events = self.engine.space.gate.events();
         let event = lock(&self.shared.memory).events.pop_front();
         self.shared.changed.notify_all();
@@ -278,6 +286,12 @@ impl World {
             Some(Event::Remove(range)) => self.engine.removed(&events, range),
             None => {}
         }
+    }
+
+    /// The program's call and the handler thread's answer to it.
+    pub(crate) fn call(&self, event: Event) {
+        self.raise(event);
+        self.handle();
     }
 
     pub(crate) fn zap(&self) {

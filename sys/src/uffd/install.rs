@@ -13,6 +13,7 @@ use super::abi;
 use super::fd::Userfaultfd;
 use crate::errno::Errno;
 use crate::flags::flags;
+use crate::pagemap::PagemapScanner;
 
 flags! {
     /// How pages are moved (`UFFDIO_MOVE_MODE_*`).
@@ -81,6 +82,10 @@ impl Userfaultfd {
     /// shared with a forked process or pinned, `EINVAL` where a mapping is not private, anonymous and writable, or the
     /// two differ in protection or `mlock` state.
     ///
+    /// *Erratum:* since Linux 6.18 a page that took the kernel a second attempt is moved and then reported as `EEXIST` at that
+    /// page (`mm/userfaultfd.c`, `move_pages`: the `EAGAIN` of the first attempt outlives the second). Two threads that move
+    /// pages of one huge page are enough. [`Self::move_pages_settled`] tells such a page from one that was in the way.
+    ///
     /// # Safety
     ///
     /// Either nobody reads or writes `src` through a reference until a page with the right contents is back there, or
@@ -98,6 +103,42 @@ impl Userfaultfd {
             let result = unsafe { abi::call::<{ abi::UFFDIO_MOVE }, _>(self.as_fd(), &mut arg) };
             (result, arg.moved)
         })
+    }
+
+    /// [`Self::move_pages`], with the erratum made good: `EEXIST` where the source is a hole means that the page has moved.
+    /// So it must be certain that the destination had no pages, or that those which a stray touch may have left there read as
+    /// zeros like the hole.
+    ///
+    /// # Safety
+    ///
+    /// As for [`Self::move_pages`].
+    pub unsafe fn move_pages_settled(
+        &self,
+        pagemap: &PagemapScanner,
+        dst: VirtAddr,
+        src: VirtAddr,
+        pages: PageCount,
+        flags: MoveFlags,
+    ) -> Progress {
+        let mut done = PageCount::ZERO;
+        loop {
+            let (to, from) = (dst.add_pages(done), src.add_pages(done));
+            // SAFETY: the caller answers for both ranges.
+            let progress = unsafe { self.move_pages(to, from, pages - done, flags) };
+            done += progress.done;
+            let at = |start: VirtAddr| PageRange::page_of(start.add_pages(progress.done));
+            if progress.stop != Some(Errno::EXIST) || pagemap.is_there(at(from)) != Ok(false) {
+                return Progress { done, stop: progress.stop };
+            }
+            if !flags.contains(MoveFlags::DONT_WAKE) {
+                // The only error is a malformed range.
+                let _ = self.wake(at(to));
+            }
+            done += PageCount::ONE;
+            if done == pages {
+                return Progress { done, stop: None };
+            }
+        }
     }
 
     /// Fills `pages` holes from `dst` on with copies of the pages at `src`. The destination may have any protection; it
