@@ -153,16 +153,30 @@ impl<H: Host> Engine<H> {
             self.fetch(run, done, to);
             let _installing = self.space.gate.install();
             let mut state = block.lock();
-            match self.put_around(&mut state, path, run, done, to) {
-                (n, None) => done += n,
-                (n, Some(stop)) => {
-                    done += n;
-                    result = stop;
-                    break;
-                }
+            let (n, stop) = self.put_around(&mut state, path, run, done, to);
+            done += n;
+            if let Some(stop) = stop {
+                result = stop;
+                break;
+            }
+            if done == run.pages() {
+                self.release_waiters(block, &mut state, path, run.range());
             }
         }
-        // What did not come home is no longer busy; the waiter of the page itself, if that is among them, tries again.
+        if done < run.pages() {
+            self.give_up(block, path, run, done);
+        }
+        if done.is_zero() {
+            return result;
+        }
+        self.counters.cpu_faults.fetch_add(1, Relaxed);
+        self.counters.pages_migrated_to_system.fetch_add(done.get(), Relaxed);
+        self.continue_stream(run, done);
+        FaultResolution::Home(done)
+    }
+
+    /// What did not come home is no longer busy; the waiter of the page itself, if that is among them, tries again.
+    fn give_up(&self, block: &Block, path: FaultPath, run: &Around, done: PageCount) {
         let _installing = self.space.gate.install();
         let mut state = block.lock();
         let mut at = done;
@@ -176,14 +190,6 @@ impl<H: Host> Engine<H> {
             at += PageCount::ONE;
         }
         self.release_waiters(block, &mut state, path, run.range());
-        drop(state);
-        if done.is_zero() {
-            return result;
-        }
-        self.counters.cpu_faults.fetch_add(1, Relaxed);
-        self.counters.pages_migrated_to_system.fetch_add(done.get(), Relaxed);
-        self.continue_stream(run, done);
-        FaultResolution::Home(done)
     }
 
     /// Copies the frames of pages `from` on into `to`. A device that goes on failing leaves no place for the page: the
@@ -387,7 +393,11 @@ impl Around {
         let sequential = usize::from(state.stream.next) == first && state.stream.window > 0;
         let window = if sequential { (state.stream.window * 4).min(MAX_AROUND) } else { 1 };
         let mut this = Self { start: page, len: 0, window, frames: [none; MAX_AROUND as usize] };
-        let region = engine.space.region_at(page).map_or(PageRange::page_of(page), |(range, _)| range);
+        // The page itself needs no look at its region.
+        let region = match window {
+            1 => PageRange::page_of(page),
+            _ => engine.space.region_at(page).map_or(PageRange::page_of(page), |(range, _)| range),
+        };
         while this.len < window {
             let index = first + usize::from(this.len);
             if index as u64 == BLOCK_PAGES || !region.contains(page.add_pages(PageCount::new(u64::from(this.len)))) {
