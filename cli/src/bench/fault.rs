@@ -1,5 +1,8 @@
 //! CPU faults on private memory, one page each, against a bare handler that answers each with one `UFFDIO_MOVE`.
 //!
+//! With one toucher on the handler thread's path, both run on one processor: where the scheduler puts them otherwise decides more
+//! than what is measured here, by an order of magnitude where processors sleep deeply or are virtual.
+//!
 //! Threads touch the pages of a range in random order, so that fault-around finds no sequence, and time each touch. Between
 //! rounds everything is sent out again, which isn't timed. The bare handler only moves a page in from a pool; hetmem's also
 //! copies the page out of the device, which is the work that the floor leaves out.
@@ -11,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use hetmem::{FaultPath, Mapping, Runtime};
 use hetmem_sys::yardstick::{FaultFloor, FloorPath, SigbusTurn};
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 use super::progress::Progress;
 use super::report::{Row, Section, Target};
@@ -31,6 +35,8 @@ pub(super) fn run(plan: &Plan, progress: &Progress) -> Result<Section, Failure> 
     for (path, floor_path, path_name) in PATHS {
         for touchers in TOUCHERS {
             progress.begin(&format!("fault: {path_name}, {touchers} touching"), plan.rounds + 1);
+            let _together =
+                if path == FaultPath::Thread && touchers == 1 { Some(OneProcessor::begin()?) } else { None };
             let mut contest = Contest::new(plan, path, floor_path)?;
             for round in 0..=plan.rounds {
                 contest.round(round, touchers)?;
@@ -39,8 +45,30 @@ pub(super) fn run(plan: &Plan, progress: &Progress) -> Result<Section, Failure> 
             contest.report(&format!("{path_name} {touchers}t"), &mut section);
         }
     }
+    section.notes.push("thread 1t: toucher and handler on one processor".to_owned());
     section.notes.push("1t, 2t: touching threads; floor: poll, read (or the signal), one UFFDIO_MOVE".to_owned());
     Ok(section)
+}
+
+/// A time in which this thread and those that it starts stay on one processor.
+struct OneProcessor(CpuSet);
+
+impl OneProcessor {
+    fn begin() -> Result<Self, Failure> {
+        let before = sched_getaffinity(None).map_err(failed("the processors can't be asked for"))?;
+        let mut one = CpuSet::new();
+        let first = (0..CpuSet::MAX_CPU).find(|cpu| before.is_set(*cpu)).unwrap_or(0);
+        one.set(first);
+        sched_setaffinity(None, &one).map_err(failed("no processor can be chosen"))?;
+        Ok(Self(before))
+    }
+}
+
+impl Drop for OneProcessor {
+    fn drop(&mut self) {
+        // What was allowed before is allowed again.
+        let _ = sched_setaffinity(None, &self.0);
+    }
 }
 
 #[derive(Default)]

@@ -1,8 +1,10 @@
 //! Migration to each type of device and back, against memcpy and the plain way.
 //!
-//! A unit is a run of consecutive pages. Units of 4 KiB and 64 KiB are every other run of a buffer twice as large, so that
-//! no two of them are neighbours and none can be moved together; units of 2 MiB are whole huge pages. Each contender gets
-//! all units in one request, or one loop:
+//! A unit is a run of consecutive pages, and each is a range of its own in the request. Units of 2 MiB are whole huge pages. For
+//! the smaller ones huge pages are turned off, for all contenders: they show what small pages cost. They come twice: one after
+//! the other, and as every other run of a buffer twice as large (*apart*), so that no two can be moved together.
+//!
+//! Each contender gets all units in one request, or one loop:
 //!
 //! | contender | out | back |
 //! | --- | --- | --- |
@@ -16,7 +18,7 @@
 use std::time::Duration;
 
 use hetmem::{FaultPath, Mapping, Request, Runtime};
-use hetmem_core::units::{ByteLen, PageCount, PageRange};
+use hetmem_core::units::{BLOCK_PAGES, ByteLen, PageCount, PageRange};
 use hetmem_sys::mapping::HugePages;
 use hetmem_sys::yardstick::{Buffer, CopyRun, PlainMover};
 
@@ -33,14 +35,22 @@ struct Unit {
     pages: PageCount,
     /// How far apart units begin, in units.
     stride: u64,
-    of_memcpy: f64,
+    of_memcpy: Option<f64>,
     of_plain: Option<f64>,
 }
 
-const UNITS: [Unit; 3] = [
-    Unit { name: "2 MiB", pages: PageCount::new(512), stride: 1, of_memcpy: 0.85, of_plain: Some(2.0) },
-    Unit { name: "64 KiB", pages: PageCount::new(16), stride: 2, of_memcpy: 0.6, of_plain: Some(2.0) },
-    Unit { name: "4 KiB", pages: PageCount::new(1), stride: 2, of_memcpy: 0.4, of_plain: None },
+impl Unit {
+    const fn is_huge(&self) -> bool {
+        self.pages.get() == BLOCK_PAGES
+    }
+}
+
+const UNITS: [Unit; 5] = [
+    Unit { name: "2 MiB", pages: PageCount::new(512), stride: 1, of_memcpy: Some(0.85), of_plain: Some(2.0) },
+    Unit { name: "64 KiB", pages: PageCount::new(16), stride: 1, of_memcpy: Some(0.6), of_plain: Some(2.0) },
+    Unit { name: "4 KiB", pages: PageCount::new(1), stride: 1, of_memcpy: Some(0.4), of_plain: None },
+    Unit { name: "64 KiB apart", pages: PageCount::new(16), stride: 2, of_memcpy: None, of_plain: None },
+    Unit { name: "4 KiB apart", pages: PageCount::new(1), stride: 2, of_memcpy: None, of_plain: None },
 ];
 
 /// The types of the runtime's devices, in the order of their ids.
@@ -51,6 +61,7 @@ pub(super) fn run(plan: &Plan, progress: &Progress) -> Result<Section, Failure> 
     let mut section = Section::new("migrate", what);
     for unit in &UNITS {
         progress.begin(&format!("migrate in units of {}", unit.name), plan.rounds + 1);
+        let _small = if unit.is_huge() { None } else { Some(SmallPages::begin()?) };
         let mut contest = Contest::new(unit, plan.data)?;
         for round in 0..=plan.rounds {
             contest.round(round)?;
@@ -58,8 +69,27 @@ pub(super) fn run(plan: &Plan, progress: &Progress) -> Result<Section, Failure> 
         }
         contest.report(unit, &mut section);
     }
-    section.notes.push("units of 4 KiB and 64 KiB are every other run: none has a neighbour to move with".to_owned());
+    section
+        .notes
+        .push("4 KiB, 64 KiB: no huge pages; apart: every other unit, none has a neighbour to move with".to_owned());
     Ok(section)
+}
+
+/// A time without huge pages, for everybody in this process.
+struct SmallPages;
+
+impl SmallPages {
+    fn begin() -> Result<Self, Failure> {
+        rustix::thread::disable_transparent_huge_pages(true).map_err(failed("huge pages can't be turned off"))?;
+        Ok(Self)
+    }
+}
+
+impl Drop for SmallPages {
+    fn drop(&mut self) {
+        // What could be turned off can be turned on again.
+        let _ = rustix::thread::disable_transparent_huge_pages(false);
+    }
 }
 
 /// Times of one contender, a figure for each round.
@@ -185,7 +215,7 @@ impl Contest {
             let bases = self.memcpy.rows().into_iter().zip(self.plain_way.rows());
             for ((direction, samples), ((_, memcpy), (_, plain))) in speeds.rows().into_iter().zip(bases) {
                 let row = Row::new(format!("{} {kind} {direction}", unit.name), SPEED, samples.clone())
-                    .against("memcpy", memcpy, Some(Target::AtLeast(unit.of_memcpy)))
+                    .against("memcpy", memcpy, unit.of_memcpy.map(Target::AtLeast))
                     .against("plain way", plain, unit.of_plain.map(Target::AtLeast));
                 section.rows.push(row);
             }

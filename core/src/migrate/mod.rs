@@ -245,7 +245,11 @@ impl<H: Host> Engine<H> {
         let (Some((first, _)), Some((last, _))) = (batch.first(), batch.last()) else { return };
         let Some(hull) = PageRange::between(first.start(), last.end()) else { return };
         self.make_room(hull.pages());
-        let parts = batch.iter().map(|(part, _)| *part);
+        // Neighbours are taken out together, whichever ranges they are of.
+        let parts = batch.chunk_by(|(a, _), (b, _)| a.end() == b.start()).filter_map(|run| {
+            let ((first, _), (last, _)) = (run.first()?, run.last()?);
+            PageRange::between(first.start(), last.end())
+        });
         let outcomes = match Collected::collect_parts(self, hull, parts, region, request).copy() {
             Ok(copied) => copied.finalize(),
             Err((collected, why)) => collected.all_kept(why),
