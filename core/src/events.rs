@@ -15,6 +15,7 @@ impl<H: Host> Engine<H> {
         self.drop_pages(events, range);
         self.space.remove_region(range);
         self.space.forget_removals(range);
+        self.space.forget_blocks(events, range);
     }
 
     /// The contents of `range` are about to be dropped (`MADV_DONTNEED`, `MADV_FREE`): it will read as zeros.
@@ -59,6 +60,7 @@ impl<H: Host> Engine<H> {
         }
         self.space.move_regions(from, target);
         self.space.forget_removals(from);
+        self.space.forget_blocks(events, from);
     }
 
     /// Calls `put` with each stretch of pages that the program does not map, and with an address at which their bytes are.

@@ -45,15 +45,13 @@ impl<H: Host> Engine<H> {
     /// [`FaultResolution::Waiting`].
     pub fn fault(&self, addr: VirtAddr, path: FaultPath) -> FaultResolution {
         let page = addr.page_down();
+        let installing = self.space.gate.install();
         let Some(block) = self.space.existing_block(page.block()) else {
             let range = self.zero_range(page, None);
-            let zeroed = {
-                let _installing = self.space.gate.install();
-                self.space.while_absent(page.block(), || self.zero(path, range))
-            };
+            let zeroed = self.space.while_absent(page.block(), || self.zero(path, range));
+            drop(installing);
             return zeroed.unwrap_or_else(|| self.fault(addr, path));
         };
-        let installing = self.space.gate.install();
         let mut state = block.lock();
         match state.slot(page.index_in_block()) {
             Slot::Unmapped { busy: true, .. } => match path {

@@ -80,9 +80,20 @@ pub enum PageOutcome {
 /// The outcome of each page of a migrated range, in order.
 ///
 /// Zero moved pages is a result, not an error.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, PartialEq, Eq, Default)]
 pub struct Outcomes {
     pages: Vec<PageOutcome>,
+}
+
+impl std::fmt::Debug for Outcomes {
+    /// How many pages had which outcome, as a list of all would be unreadable.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mut counts = std::collections::BTreeMap::new();
+        for outcome in &self.pages {
+            *counts.entry(format!("{outcome:?}")).or_insert(0_u64) += 1;
+        }
+        write!(f, "Outcomes {counts:?}")
+    }
 }
 
 impl Outcomes {

@@ -265,6 +265,20 @@ impl Space {
         read(&self.index).range(range.start().block()..=last).map(|(no, b)| (*no, Arc::clone(b))).collect()
     }
 
+    /// Forgets the blocks of `range` whose pages are all the system's: the books hold nothing of memory that is gone. Whoever
+    /// looks a block up to act on it does so with the gate held, so that nobody acts on a forgotten one.
+    pub fn forget_blocks(&self, _events: &Events<'_>, range: PageRange) {
+        for (no, block) in self.blocks_in(range) {
+            let all_system = {
+                let state = block.lock();
+                state.unmapped() == 0 && state.mapped() == 0
+            };
+            if all_system {
+                write(&self.index).remove(&no);
+            }
+        }
+    }
+
     /// All existing blocks, in order.
     #[must_use]
     pub fn blocks(&self) -> Vec<(BlockNo, Arc<Block>)> {

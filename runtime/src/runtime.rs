@@ -295,7 +295,9 @@ impl Runtime {
 fn release(inner: &Inner, range: PageRange) -> Result<(), Error> {
     let space = &inner.engine.space;
     space.change_region(range, |region| region.pinned = false);
-    let outcomes = inner.migrate(&[range], Request::all_to(Target::System));
+    let parts: Vec<PageRange> =
+        space.blocks_in(range).into_iter().filter_map(|(no, _)| no.range().intersect(range)).collect();
+    let outcomes = inner.migrate(&parts, Request::all_to(Target::System));
     let (unmapped, mapped) = inner.engine.away_in(range);
     if !(unmapped + mapped).is_zero() {
         let reason = outcomes.iter().flat_map(|o| o.as_slice()).find_map(|o| match o {
@@ -314,6 +316,8 @@ fn release(inner: &Inner, range: PageRange) -> Result<(), Error> {
     inner.engine.counters.adopted_bytes.fetch_sub(managed, std::sync::atomic::Ordering::Relaxed);
     inner.release(range);
     space.remove_region(range);
+    let events = space.gate.events();
+    space.forget_blocks(&events, range);
     Ok(())
 }
 

@@ -53,6 +53,8 @@ impl<'e, H: Host> Collected<'e, H> {
         region: Region,
         request: Request,
     ) -> Self {
+        // The gate and the exclusions are held over decision and take-out: neither an event nor an exclusion can come between.
+        let _installing = engine.space.gate.install();
         let block = engine.space.block(range.start().block());
         let outcomes = Outcomes::all_kept(range.pages(), KeptReason::Raced);
         let path = region.path;
@@ -61,8 +63,6 @@ impl<'e, H: Host> Collected<'e, H> {
             batch.set_outcome(range, PageOutcome::Kept(reason));
             return Self { batch };
         }
-        // The gate and the exclusions are held over decision and take-out: neither an event nor an exclusion can come between.
-        let _installing = engine.space.gate.install();
         let suspects = engine.space.being_removed(
             range,
             |part| engine.host.present_parts(part),

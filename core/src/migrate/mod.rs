@@ -28,7 +28,7 @@ use crate::outcome::{KeptReason, Outcomes, PageOutcome};
 use crate::physmap::Owner;
 use crate::port::{FaultPath, Host, Install, PutStop};
 use crate::slot::{SYSTEM_POOL, Slot};
-use crate::space::{Block, BlockState, Region};
+use crate::space::{Block, BlockState, Region, kept_by_advice};
 use crate::sync::Arc;
 use crate::units::{DeviceId, PageCount, PageRange};
 
@@ -244,6 +244,15 @@ impl<H: Host> Engine<H> {
     ) {
         let (Some((first, _)), Some((last, _))) = (batch.first(), batch.last()) else { return };
         let Some(hull) = PageRange::between(first.start(), last.end()) else { return };
+        if request.target == Target::System && self.space.existing_block(hull.start().block()).is_none() {
+            // Nothing of the block was ever migrated.
+            let reason = kept_by_advice(&region).unwrap_or(KeptReason::AlreadyThere);
+            for (part, i) in batch.drain(..) {
+                let at = part.start().pages_since(ranges[i].start()).as_usize();
+                (at..at + part.pages().as_usize()).for_each(|page| all[i].set(page, PageOutcome::Kept(reason)));
+            }
+            return;
+        }
         self.make_room(hull.pages());
         // Neighbours are taken out together, whichever ranges they are of.
         let parts = batch.chunk_by(|(a, _), (b, _)| a.end() == b.start()).filter_map(|run| {

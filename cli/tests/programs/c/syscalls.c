@@ -81,6 +81,26 @@ static void through_vmsplice(uint64_t round) {
     CHECK(close(ends[0]) == 0 && close(ends[1]) == 0);
 }
 
+// What is written to pages that a pipe refers to shows at its other end: such pages must stay in place.
+static void through_vmsplice_later(uint64_t round) {
+    int ends[2];
+    CHECK(pipe(ends) == 0);
+    for (size_t at = 0; at < BUFFER_PAGES * PAGE; at += 8 * PAGE) {
+        struct iovec piece = {to + at, 8 * PAGE};
+        CHECK(vmsplice(ends[1], &piece, 1, 0) == (ssize_t)(8 * PAGE));
+        for (size_t i = 0; i < BUFFER_PAGES; i++) {
+            CHECK_PAGE(from + i * PAGE, round * BUFFER_PAGES + i + 1);
+        }
+        memcpy(to + at, from + at, 8 * PAGE);
+        unsigned char *seen = map_pages(8);
+        read_all(ends[0], seen, 8 * PAGE);
+        CHECK(memcmp(seen, from + at, 8 * PAGE) == 0);
+        CHECK(munmap(seen, 8 * PAGE) == 0);
+    }
+    check_target(round, "vmsplice, written later");
+    CHECK(close(ends[0]) == 0 && close(ends[1]) == 0);
+}
+
 static void through_socket(uint64_t round) {
     int ends[2];
     CHECK(socketpair(AF_UNIX, SOCK_STREAM, 0, ends) == 0);
@@ -243,6 +263,7 @@ int main(int argc, char **argv) {
         fill_source(round);
         through_pipe(round);
         through_vmsplice(round);
+        through_vmsplice_later(round);
         through_socket(round);
         through_vectors(round);
         through_file(round, 0);
