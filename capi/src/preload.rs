@@ -23,6 +23,7 @@ use runtime::agent::ledger::Ledger;
 use runtime::agent::{self};
 
 use crate::allocator;
+use crate::divided::{self, MremapFn};
 
 /// Run by the loader, before the program's own code and that of the libraries that it was linked with.
 #[used]
@@ -274,7 +275,6 @@ unsafe extern "C" fn mremap(
     flags: c_int,
     new: *mut c_void,
 ) -> *mut c_void {
-    type MremapFn = unsafe extern "C" fn(*mut c_void, usize, usize, c_int, *mut c_void) -> *mut c_void;
     // SAFETY: the symbol is a function of this type; where the caller passed four arguments, the fifth is not looked at.
     let next = unsafe { std::mem::transmute::<*mut c_void, MremapFn>(NEXT_MREMAP.get()) };
     // SAFETY: as the caller promised.
@@ -283,11 +283,19 @@ unsafe extern "C" fn mremap(
         return moved;
     }
     // A range that spans two mappings is refused: those of the program, or one that a registration has divided.
-    match pages_of(old, old_size) {
+    let Some(range) = pages_of(old, old_size) else { return moved };
+    agent::undivided(range, || {
         // SAFETY: as the caller promised.
-        Some(range) => agent::undivided(range, || unsafe { next(old, old_size, new_size, flags, new) }),
-        None => moved,
-    }
+        let moved = unsafe { next(old, old_size, new_size, flags, new) };
+        if moved != libc::MAP_FAILED || errno() != libc::EFAULT {
+            return moved;
+        }
+        // SAFETY: as the caller promised.
+        unsafe { divided::mremap(next, range, new_size, flags, new) }.unwrap_or_else(|| {
+            set_errno(libc::EFAULT);
+            moved
+        })
+    })
 }
 
 /// `vmsplice(2)`.
@@ -382,9 +390,16 @@ fn pages_of(start: *mut c_void, size: usize) -> Option<PageRange> {
     PageRange::between(first.page_down(), end).filter(|range| !range.is_empty())
 }
 
-fn errno() -> c_int {
+pub(crate) fn errno() -> c_int {
     // SAFETY: asks nothing of the caller.
     let location = unsafe { libc::__errno_location() };
     // SAFETY: the C library's variable of this thread.
     unsafe { location.read() }
+}
+
+pub(crate) fn set_errno(errno: c_int) {
+    // SAFETY: asks nothing of the caller.
+    let location = unsafe { libc::__errno_location() };
+    // SAFETY: the C library's variable of this thread.
+    unsafe { location.write(errno) };
 }

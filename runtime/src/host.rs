@@ -239,9 +239,20 @@ impl UserMemory {
         }
     }
 
-    fn put_in_result(&self, at: PageRange, progress: Progress) -> PutIn {
-        let stop = progress.stop.map(|errno| self.put_stop(at.start().add_pages(progress.done), errno));
-        PutIn { pages: progress.done, stop }
+    /// Fills `to`, or its first half, quarter, and so on: the kernel fills one mapping at a time, and refuses a run that goes on into
+    /// the next as a whole.
+    fn in_one_mapping(&self, to: PageRange, fill: impl Fn(PageRange) -> Progress) -> PutIn {
+        let mut part = to;
+        loop {
+            let progress = fill(part);
+            let refused = matches!(progress.stop, Some(Errno::INVAL | Errno::NOENT));
+            if progress.done.is_zero() && refused && part.pages() > PageCount::ONE {
+                part = part.slice(PageCount::ZERO, PageCount::new(part.pages().get() / 2));
+                continue;
+            }
+            let stop = progress.stop.map(|errno| self.put_stop(part.start().add_pages(progress.done), errno));
+            return PutIn { pages: progress.done, stop };
+        }
     }
 }
 
@@ -280,33 +291,20 @@ impl Host for UserMemory {
 
     fn put_in(&self, path: FaultPath, to: PageRange, from: VirtAddr, how: Install) -> PutIn {
         let uffd = self.contexts.program(path);
-        let mut pages = to.pages();
-        loop {
-            let progress = match how {
-                // SAFETY: the source is a frame of hetmem's that the engine has references to; the destination is a page whose
-                // bytes these are, in a trapped range.
-                Install::Move => unsafe {
-                    uffd.move_pages_settled(&self.scanner, to.start(), from, pages, MoveFlags::NONE)
-                },
-                // SAFETY: as above.
-                Install::Copy => unsafe { uffd.copy(to.start(), from, pages, CopyFlags::NONE) },
-            };
-            // The kernel fills one mapping at a time, and refuses a run that goes on into the next as a whole.
-            if progress.done.is_zero()
-                && pages > PageCount::ONE
-                && matches!(progress.stop, Some(Errno::INVAL | Errno::NOENT))
-            {
-                pages = PageCount::new(pages.get() / 2);
-                continue;
-            }
-            return self.put_in_result(to, progress);
-        }
+        self.in_one_mapping(to, |to| match how {
+            // SAFETY: the source is a frame of hetmem's that the engine has references to; the destination is a page whose
+            // bytes these are, in a trapped range.
+            Install::Move => unsafe {
+                uffd.move_pages_settled(&self.scanner, to.start(), from, to.pages(), MoveFlags::NONE)
+            },
+            // SAFETY: as above.
+            Install::Copy => unsafe { uffd.copy(to.start(), from, to.pages(), CopyFlags::NONE) },
+        })
     }
 
     fn zero_fill(&self, path: FaultPath, range: PageRange) -> PutIn {
         // SAFETY: the engine asks for pages of which nothing was ever taken out.
-        let progress = unsafe { self.contexts.program(path).zeropage(range, Wake::Now) };
-        self.put_in_result(range, progress)
+        self.in_one_mapping(range, |range| unsafe { self.contexts.program(path).zeropage(range, Wake::Now) })
     }
 
     fn wake(&self, path: FaultPath, range: PageRange) {

@@ -110,6 +110,25 @@ fn holes_read_as_zeros_and_are_kept_as_holes() {
 }
 
 #[test]
+fn holes_at_the_end_of_a_mapping_are_filled_as_far_as_it_goes() {
+    let runtime = runtime();
+    let mapping = runtime.map(ByteLen::new(64 * PAGE_SIZE), FaultPath::Thread).unwrap();
+    // SAFETY: inside the mapping.
+    unsafe { mapping.as_ptr().write_volatile(7) };
+    let half = mapping.as_ptr().wrapping_add(32 * 4096);
+    // SAFETY: the second half of the mapping, which holds no reference of anybody's.
+    unsafe { rustix::mm::mprotect(half.cast(), 32 * 4096, rustix::mm::MprotectFlags::READ) }.unwrap();
+    assert_eq!(runtime.migrate(mapping.range(), to(PRIVATE)).moved(), PageCount::ONE);
+    for page in (1..64).rev() {
+        // SAFETY: inside the mapping.
+        let found = unsafe { mapping.as_ptr().wrapping_add(page * 4096).read_volatile() };
+        assert_eq!(found, 0);
+    }
+    // SAFETY: inside the mapping.
+    assert_eq!(unsafe { mapping.as_ptr().read_volatile() }, 7);
+}
+
+#[test]
 fn unmanaged_and_pinned_pages_are_kept_with_the_reason() {
     let runtime = runtime();
     let mapping = runtime.map(ByteLen::new(8 * PAGE_SIZE), FaultPath::Thread).unwrap();
