@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use crate::physmap::MemoryType;
 use crate::pool::SystemPool;
-use crate::port::{Device, Host};
+use crate::port::{Device, Host, NoBacking};
 use crate::run_set::FrameRun;
 use crate::slot::{Frame, SYSTEM_POOL, Slot};
 use crate::space::Space;
@@ -169,6 +169,19 @@ impl<H: Host> Engine<H> {
         let run = self.device_of(device).pagemap().frames.allocate(want, page)?;
         self.counters.devices[device.index()].add(run.pages.bytes().get());
         Some(Held { device, run })
+    }
+
+    /// The same, ready to be filled.
+    pub(crate) fn allocate_ready(&self, id: DeviceId, want: PageCount, page: VirtAddr) -> Option<Held> {
+        let held = self.allocate(id, want, page)?;
+        let device = self.device_of(id);
+        let ready = device.prepare(held.run);
+        self.counters.devices[id.index()].stray_pages.store(device.strays(), Relaxed);
+        if let Err(NoBacking) = ready {
+            self.put(held);
+            return None;
+        }
+        Some(held)
     }
 
     pub(crate) fn count_copied(&self, pages: PageCount) {

@@ -123,6 +123,11 @@ pub trait Host: Send + Sync {
 #[error("the device reported an error while it copied")]
 pub struct DeviceError;
 
+/// A device has frames, but at present no memory behind them.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("there is no memory behind the device's frames")]
+pub struct NoBacking;
+
 /// A device: its frames, and how bytes get into and out of them.
 pub trait Device: Send + Sync {
     /// Its frames' descriptors.
@@ -131,6 +136,21 @@ pub trait Device: Send + Sync {
     /// Where frame 0 of a coherent device lies in this process while the program doesn't map it, all frames in order after
     /// it; `None` for a private device.
     fn frames_start(&self) -> Option<VirtAddr>;
+
+    /// Makes frames of `run`, which were just allocated, ready to be filled by whatever copies into them.
+    ///
+    /// # Errors
+    ///
+    /// [`NoBacking`] if there is no memory behind some of them now; the run is given back.
+    fn prepare(&self, run: FrameRun) -> Result<(), NoBacking> {
+        let _ = run;
+        Ok(())
+    }
+
+    /// Pages that turned out to be elsewhere than on the device, since it was made: somebody moved them behind its back.
+    fn strays(&self) -> u64 {
+        0
+    }
 
     /// Copies the pages from `from` on, which are not the program's, into the frames of `to`.
     ///

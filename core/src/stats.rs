@@ -20,6 +20,8 @@ pub struct DeviceCounters {
     pub used_bytes: AtomicU64,
     /// The largest value that `used_bytes` ever had.
     pub peak_used_bytes: AtomicU64,
+    /// Pages that were found elsewhere than on the device.
+    pub stray_pages: AtomicU64,
 }
 
 impl DeviceCounters {
@@ -92,11 +94,9 @@ impl Counters {
             (&self.errors, &other.errors),
         ];
         let kept = self.kept.iter().zip(&other.kept);
-        let devices = self
-            .devices
-            .iter()
-            .zip(&other.devices)
-            .flat_map(|(a, b)| [(&a.used_bytes, &b.used_bytes), (&a.peak_used_bytes, &b.peak_used_bytes)]);
+        let devices = self.devices.iter().zip(&other.devices).flat_map(|(a, b)| {
+            [(&a.used_bytes, &b.used_bytes), (&a.peak_used_bytes, &b.peak_used_bytes), (&a.stray_pages, &b.stray_pages)]
+        });
         for (to, from) in pairs.into_iter().chain(kept).chain(devices) {
             to.fetch_add(from.load(Relaxed), Relaxed);
         }

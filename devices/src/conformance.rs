@@ -19,6 +19,7 @@ pub fn check<D: Device>(make: impl Fn(PageCount) -> D) {
     describes_itself(&make(capacity), capacity);
     contents_survive(&make(capacity));
     frames_are_apart(&make(capacity));
+    frames_are_recycled(&make(capacity));
     runs_out_cleanly(&make(capacity), capacity);
 }
 
@@ -60,6 +61,7 @@ fn contents_survive(device: &impl Device) {
         let run =
             device.pagemap().frames.allocate(PageCount::new(pages), VirtAddr::default()).expect("frames are free");
         assert_eq!(run.pages.get(), pages, "a fresh device gives whole runs");
+        device.prepare(run).expect("a device that was made has memory for its frames");
         fill(from.range().start(), pages, pages);
         device.copy_in(run, from.range().start()).expect("nothing is injected");
         if let Some(start) = device.frames_start() {
@@ -79,6 +81,7 @@ fn frames_are_apart(device: &impl Device) {
     for seed in 0..64 {
         let run = device.pagemap().frames.allocate(PageCount::ONE, at).expect("frames are free");
         fill(at, 1, seed);
+        device.prepare(run).expect("a device that was made has memory for its frames");
         device.copy_in(run, at).expect("nothing is injected");
         frames.push(run);
     }
@@ -104,4 +107,23 @@ fn runs_out_cleanly(device: &impl Device, capacity: PageCount) {
     }
     assert!(frames.used().is_zero());
     frames.check();
+}
+
+/// Frames that are used again keep nothing of their last use, and what was prepared is ready however often it is asked for.
+fn frames_are_recycled(device: &impl Device) {
+    let page = buffer(16);
+    let at = page.range().start();
+    for round in 0..8 {
+        let run = device.pagemap().frames.allocate(PageCount::new(16), at).expect("frames are free");
+        for _ in 0..2 {
+            device.prepare(run).expect("a device that was made has memory for its frames");
+        }
+        fill(at, 16, round);
+        device.copy_in(run, at).expect("nothing is injected");
+        fill(at, 16, !round);
+        device.copy_out(run, at).expect("nothing is injected");
+        verify(at, 16, round);
+        let _freed = device.pagemap().frames.put(run);
+    }
+    assert_eq!(device.strays(), 0, "nobody moved a page behind the device's back");
 }

@@ -5,29 +5,20 @@
 //!
 //! *Limits:* each process has its own; the memory is that of the process that uses the device, in accounting too.
 
-use std::num::NonZeroU64;
-use std::time::{Duration, Instant};
-
 use hetmem_core::physmap::{MemoryType, Owner, Pagemap};
 use hetmem_core::port::{Device, DeviceError};
 use hetmem_core::run_set::FrameRun;
-use hetmem_core::sync::atomic::{AtomicU64, Ordering};
-use hetmem_core::units::{ByteLen, DeviceId, PageCount, VirtAddr};
-use hetmem_sys::copy::{copy_pages, stream_pages};
+use hetmem_core::units::{DeviceId, VirtAddr};
 use hetmem_sys::errno::Errno;
 use hetmem_sys::mapping::{Arena, ArenaOptions, HugePages, OnFork};
 
+use crate::frames::Frames;
 use crate::spec::DeviceSpec;
 
 /// See the module.
 pub struct Emulated {
-    // Invariant: frame i of the pagemap is page i of the arena.
-    pagemap: Pagemap,
-    arena: Arena,
-    latency: Duration,
-    bandwidth: Option<ByteLen>,
-    fail_every: Option<NonZeroU64>,
-    copies: AtomicU64,
+    frames: Frames,
+    _arena: Arena,
 }
 
 impl Emulated {
@@ -37,114 +28,40 @@ impl Emulated {
     ///
     /// If the host has no address space for it.
     pub fn new(device: DeviceId, owner: Owner, spec: &DeviceSpec) -> Result<Self, Errno> {
-        let capacity = spec.size.whole_pages().ok_or(Errno::INVAL)?;
-        let name = match spec.memory_type {
-            MemoryType::DevicePrivate => c"hetmem:private",
-            MemoryType::DeviceCoherent => c"hetmem:coherent",
-        };
-        let options = ArenaOptions {
-            huge_pages: HugePages::Prefer,
-            on_fork: OnFork::Omit,
-            name: Some(name),
-            ..ArenaOptions::default()
-        };
-        Ok(Self {
-            pagemap: Pagemap::new(device, spec.memory_type, owner, capacity),
-            arena: Arena::reserve(capacity, &options)?,
-            latency: spec.latency,
-            bandwidth: spec.bandwidth,
-            fail_every: spec.fail_every,
-            copies: AtomicU64::new(0),
-        })
-    }
-
-    fn frame_address(&self, run: FrameRun) -> VirtAddr {
-        assert!(
-            run.first.index() + run.pages.as_usize() <= self.arena.range().pages().as_usize(),
-            "the device has the frames"
-        );
-        self.arena.range().start().add_pages(PageCount::new(u64::from(run.first.get())))
-    }
-
-    #[expect(unsafe_code, reason = "the frames are memory of this process")]
-    fn copy(&self, to: VirtAddr, from: VirtAddr, pages: PageCount, next: NextUser) -> Result<(), DeviceError> {
-        // Relaxed: the count is only for choosing which copies fail.
-        let number = self.copies.fetch_add(1, Ordering::Relaxed) + 1;
-        if self.fail_every.is_some_and(|every| number.is_multiple_of(every.get())) {
-            return Err(DeviceError);
-        }
-        let due = self.injected(pages).map(|delay| (Instant::now(), delay));
-        match next {
-            // SAFETY: one side is frames of this device, which the caller has references to; the other, by the contract of
-            // the trait, is memory of hetmem that nobody else uses meanwhile.
-            NextUser::Cpu => unsafe { copy_pages(to, from, pages) },
-            // SAFETY: as above.
-            NextUser::Nobody => unsafe { stream_pages(to, from, pages) },
-        }
-        if let Some((start, delay)) = due {
-            wait_until(start, delay);
-        }
-        Ok(())
-    }
-
-    /// How long a copy of `pages` is to take, if that is not as long as it takes.
-    fn injected(&self, pages: PageCount) -> Option<Duration> {
-        let transfer = self.bandwidth.map_or(Duration::ZERO, |rate| {
-            let nanoseconds = u128::from(pages.bytes().get()) * 1_000_000_000 / u128::from(rate.get());
-            Duration::from_nanos(u64::try_from(nanoseconds).unwrap_or(u64::MAX))
-        });
-        let delay = self.latency + transfer;
-        (!delay.is_zero()).then_some(delay)
+        let arena = reserve(spec)?;
+        Ok(Self { frames: Frames::new(device, owner, spec, arena.range()), _arena: arena })
     }
 }
 
-/// Who uses pages next after they were copied.
-#[derive(Clone, Copy)]
-enum NextUser {
-    Cpu,
-    Nobody,
-}
-
-/// Copies of more pages than this are no fault's ([`hetmem_core::fault::MAX_AROUND`]).
-const FEW: PageCount = PageCount::new(hetmem_core::fault::MAX_AROUND as u64);
-
-/// Waits until `delay` after `start`. The system's sleep is too coarse for the microseconds that devices take, so the end
-/// of the wait is spun away: this models the time in which a processor waits for its own load or store.
-fn wait_until(start: Instant, delay: Duration) {
-    const COARSE: Duration = Duration::from_micros(200);
-    loop {
-        let left = delay.saturating_sub(start.elapsed());
-        if left.is_zero() {
-            return;
-        }
-        if left > COARSE {
-            let nanoseconds = (left - COARSE).as_nanos().min(999_999_999);
-            hetmem_sys::thread::backoff_sleep(u32::try_from(nanoseconds).unwrap_or(999_999_999));
-        } else {
-            std::hint::spin_loop();
-        }
-    }
+/// Memory for the frames of the device that `spec` describes, nothing of it populated.
+pub(crate) fn reserve(spec: &DeviceSpec) -> Result<Arena, Errno> {
+    let name = match spec.memory_type {
+        MemoryType::DevicePrivate => c"hetmem:private",
+        MemoryType::DeviceCoherent => c"hetmem:coherent",
+    };
+    let options = ArenaOptions {
+        huge_pages: HugePages::Prefer,
+        on_fork: OnFork::Omit,
+        name: Some(name),
+        ..ArenaOptions::default()
+    };
+    Arena::reserve(spec.size.whole_pages().ok_or(Errno::INVAL)?, &options)
 }
 
 impl Device for Emulated {
     fn pagemap(&self) -> &Pagemap {
-        &self.pagemap
+        &self.frames.pagemap
     }
 
     fn frames_start(&self) -> Option<VirtAddr> {
-        match self.pagemap.memory_type {
-            MemoryType::DeviceCoherent => Some(self.arena.range().start()),
-            MemoryType::DevicePrivate => None,
-        }
+        self.frames.start()
     }
 
     fn copy_in(&self, to: FrameRun, from: VirtAddr) -> Result<(), DeviceError> {
-        self.copy(self.frame_address(to), from, to.pages, NextUser::Nobody)
+        self.frames.copy_in(to, from)
     }
 
     fn copy_out(&self, from: FrameRun, to: VirtAddr) -> Result<(), DeviceError> {
-        // A fault brings few pages, and somebody waits for them; a migration home brings many.
-        let next = if from.pages > FEW { NextUser::Nobody } else { NextUser::Cpu };
-        self.copy(to, self.frame_address(from), from.pages, next)
+        self.frames.copy_out(from, to)
     }
 }

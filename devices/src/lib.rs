@@ -4,7 +4,12 @@
 //! backend must pass the [`conformance`] suite.
 
 pub mod conformance;
+pub mod dax;
 pub mod emulated;
+mod frames;
+pub mod node;
 pub mod spec;
 
+pub use dax::DaxStore;
 pub use emulated::Emulated;
+pub use node::NodeMemory;

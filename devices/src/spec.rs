@@ -3,20 +3,23 @@
 //! ```text
 //! coherent:emulated
 //! private:emulated,size=256M,latency=2us,bandwidth=4G,name=gpu0
+//! coherent:node=1,size=4G
+//! private:dax=/dev/dax0.0
 //! ```
 //!
 //! | key | value | without it |
 //! | --- | --- | --- |
-//! | `size` | capacity, a multiple of the page | 1 GiB, or a quarter of the machine's memory if that is less |
+//! | `size` | capacity, a multiple of the page | 1 GiB, or a quarter of the machine's (or the node's) memory if that is less; all of a DAX device |
 //! | `name` | up to 32 letters, digits, `_`, `-`, `.` | `coherent0`, `coherent1`, … and `private0`, `private1`, … |
 //! | `latency` | added to every copy: `ns`, `us`, `ms`, `s`, at most 10 s | none |
 //! | `bandwidth` | bytes a second that copies are slowed down to | not limited |
 //! | `fail` | every N-th copy fails with an injected device error | never |
 //!
 //! [`parse_all`] reads the specs of a whole command line: it gives each device its name and size and checks them against
-//! one another and the machine. A single [`DeviceSpec`] is read with [`str::parse`], and what it prints parses back to
+//! one another and the machine, which is asked what nodes and DAX devices it has. A single [`DeviceSpec`] is read with [`str::parse`], and what it prints parses back to
 //! itself, which is how specs travel to the agent.
 
+mod backend;
 pub mod quantity;
 
 use std::fmt;
@@ -29,6 +32,7 @@ use hetmem_core::stats::MAX_DEVICES;
 use hetmem_core::units::{ByteLen, PAGE_SIZE};
 use thiserror::Error;
 
+pub use backend::{Backend, HostProblem};
 use quantity::{Exact, QuantityError};
 
 /// A device's capacity when its spec gives none and memory is no concern.
@@ -39,26 +43,6 @@ pub const MAX_SIZE: ByteLen = ByteLen::new(PAGE_SIZE << 32);
 pub const MAX_LATENCY: Duration = Duration::from_secs(10);
 /// The longest device name.
 pub const MAX_NAME: usize = 32;
-
-/// What stands behind a device.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-#[non_exhaustive]
-pub enum Backend {
-    /// Ordinary memory of this machine.
-    Emulated,
-}
-
-impl Backend {
-    const ALL: &'static [Self] = &[Self::Emulated];
-
-    /// The backend's word in specs and statistics.
-    #[must_use]
-    pub const fn label(self) -> &'static str {
-        match self {
-            Self::Emulated => "emulated",
-        }
-    }
-}
 
 /// A device as asked for, complete.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -112,7 +96,7 @@ pub enum SpecProblem {
     #[error("unknown memory type `{0}`; the types are private and coherent")]
     UnknownType(String),
     /// No such backend.
-    #[error("unknown backend `{name}`; known: {known}", known = list(Backend::ALL.iter().map(|b| b.label())))]
+    #[error("unknown backend `{name}`; known: {known}", known = Backend::KNOWN)]
     UnknownBackend {
         /// What was written.
         name: String,
@@ -125,6 +109,22 @@ pub enum SpecProblem {
         /// What was given.
         argument: String,
     },
+    /// The node is no number.
+    #[error("node: `{0}` is not the number of a NUMA node; give node=N, as in coherent:node=1,size=1G")]
+    Node(String),
+    /// There is no path of a device.
+    #[error("dax: `{0}` is not the path of a device; give dax=/dev/daxX.Y")]
+    DaxPath(String),
+    /// A coherent device-DAX device.
+    #[error(
+        "pages of {0} can't be used in place: device-DAX memory is mapped shared and in blocks of its alignment only, which a program \
+         notices when it forks or unmaps a part; use private:dax={0}, or give the memory to the kernel as a node \
+         (daxctl reconfigure-device --mode=system-ram) and use coherent:node=N"
+    )]
+    CoherentDax(String),
+    /// This host has no memory for the device.
+    #[error(transparent)]
+    Host(#[from] HostProblem),
     /// A part that is no `key=value`.
     #[error("`{0}` is not of the form key=value")]
     NotKeyValue(String),
@@ -237,18 +237,7 @@ impl Written {
             .into_iter()
             .find(|t| t.label() == memory_type)
             .ok_or_else(|| SpecProblem::UnknownType(memory_type.to_owned()))?;
-        let (name, argument) = match backend.split_once('=') {
-            Some((name, argument)) => (name, Some(argument)),
-            None => (backend, None),
-        };
-        let backend = Backend::ALL
-            .iter()
-            .copied()
-            .find(|b| b.label() == name)
-            .ok_or_else(|| SpecProblem::UnknownBackend { name: name.to_owned() })?;
-        if let Some(argument) = argument {
-            return Err(SpecProblem::UnexpectedArgument { backend, argument: argument.to_owned() });
-        }
+        let backend = Backend::parse(backend, memory_type)?;
         let mut written =
             Self { memory_type, backend, name: None, size: None, latency: None, bandwidth: None, fail_every: None };
         for part in parts {
@@ -291,12 +280,12 @@ impl Written {
         if first { Ok(()) } else { Err(SpecProblem::DuplicateKey(key.label())) }
     }
 
-    fn complete(self, name: String, size: ByteLen) -> DeviceSpec {
+    fn complete(self, name: String, default: ByteLen) -> DeviceSpec {
         DeviceSpec {
             memory_type: self.memory_type,
             backend: self.backend,
             name: self.name.unwrap_or(name),
-            size: self.size.unwrap_or(size),
+            size: self.size.unwrap_or(default),
             latency: self.latency.unwrap_or_default(),
             bandwidth: self.bandwidth,
             fail_every: self.fail_every,
@@ -337,7 +326,7 @@ impl FromStr for DeviceSpec {
 impl fmt::Display for DeviceSpec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { memory_type, backend, name, size, latency, bandwidth, fail_every } = self;
-        write!(f, "{}:{},size={},name={name}", memory_type.label(), backend.label(), Exact(*size))?;
+        write!(f, "{}:{},size={},name={name}", memory_type.label(), backend, Exact(*size))?;
         if !latency.is_zero() {
             write!(f, ",latency={}", Exact(*latency))?;
         }
@@ -381,7 +370,12 @@ pub fn parse_all<S: AsRef<str>>(texts: &[S], memory: ByteLen) -> Result<Vec<Devi
             name = candidates.into_iter().find(|n| !taken.contains(n)).unwrap_or_default();
             taken.push(name.clone());
         }
-        specs.push(one.complete(name, default_size(memory)));
+        let text = texts[specs.len()].as_ref();
+        let host = |problem: HostProblem| SpecError { spec: text.to_owned(), problem: problem.into() };
+        let default = if one.size.is_some() { DEFAULT_SIZE } else { one.backend.default_size(memory).map_err(host)? };
+        let spec = one.complete(name, default);
+        spec.backend.check(spec.size).map_err(host)?;
+        specs.push(spec);
     }
     for (i, spec) in specs.iter().enumerate() {
         if specs[..i].iter().any(|earlier| earlier.name == spec.name) {
@@ -393,7 +387,7 @@ pub fn parse_all<S: AsRef<str>>(texts: &[S], memory: ByteLen) -> Result<Vec<Devi
     Ok(specs)
 }
 
-/// Checks that a machine with this much memory can have these devices, all of which take memory from it.
+/// Checks that a machine with this much memory can have these devices, as far as they take memory from it.
 ///
 /// # Errors
 ///
@@ -403,6 +397,9 @@ pub fn check(specs: &[DeviceSpec], memory: ByteLen) -> Result<(), (usize, SpecPr
     for (i, spec) in specs.iter().enumerate() {
         if i >= MAX_DEVICES {
             return Err((i, SpecProblem::TooMany));
+        }
+        if !spec.backend.takes_memory() {
+            continue;
         }
         if spec.size > memory {
             return Err((i, SpecProblem::LargerThanMemory { size: spec.size, memory }));

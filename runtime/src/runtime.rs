@@ -10,8 +10,8 @@ use hetmem_core::port::Device;
 use hetmem_core::space::Region as RegionEntry;
 use hetmem_core::stats::Counters;
 use hetmem_core::units::{BLOCK_PAGES, ByteLen, DeviceId, PAGE_SIZE, PageCount, PageRange, VirtAddr};
-use hetmem_devices::Emulated;
 use hetmem_devices::spec::{Backend, DeviceSpec};
+use hetmem_devices::{DaxStore, Emulated, NodeMemory};
 use hetmem_sys::mapping::{Arena, ArenaOptions, HugePages, OnFork, Whose};
 
 pub use hetmem_core::engine::Residency;
@@ -107,16 +107,22 @@ pub(crate) fn make_devices(specs: &[DeviceSpec]) -> Result<Vec<Box<dyn Device>>,
     }
     let mut devices: Vec<Box<dyn Device>> = Vec::new();
     for (id, spec) in (0..).zip(specs) {
-        let device = match spec.backend {
-            Backend::Emulated => Emulated::new(DeviceId::new(id), Owner::new(u64::from(id) + 1), spec),
-            _ => {
-                return Err(Error::invalid(format!("device {} has a backend that this version can't make", spec.name)));
-            }
-        };
-        let device = device.map_err(|errno| Error::os(format!("device {} can't be made", spec.name), errno))?;
-        devices.push(Box::new(device));
+        devices.push(make_device(DeviceId::new(id), Owner::new(u64::from(id) + 1), spec)?);
     }
     Ok(devices)
+}
+
+fn make_device(id: DeviceId, owner: Owner, spec: &DeviceSpec) -> Result<Box<dyn Device>, Error> {
+    let failed = |errno| Error::os(format!("device {} can't be made", spec.name), errno);
+    Ok(match &spec.backend {
+        Backend::Emulated => Box::new(Emulated::new(id, owner, spec).map_err(failed)?),
+        Backend::Node(node) => Box::new(NodeMemory::new(id, owner, spec, *node).map_err(failed)?),
+        Backend::Dax(path) => Box::new(
+            DaxStore::new(id, owner, spec, path)
+                .map_err(|error| Error::invalid(format!("device {}: {error}", spec.name)))?,
+        ),
+        _ => return Err(Error::invalid(format!("device {} has a backend that this version can't make", spec.name))),
+    })
 }
 
 /// Manages memory of this process: moves its pages to devices and back while threads use it.

@@ -11,7 +11,9 @@
 //! mapping  arenas of anonymous memory, memory shared between processes
 //! pagemap  which pages are there, and of which kind
 //! maps     which mappings there are
+//! numa     which node pages are on, and on which they are to be
 //! copy     page copies that race with nobody
+//! dax      memory that is a character device
 //! thread   threads on given stacks, with signals blocked and descriptors of their own; futexes
 //! sigbus   the handler for faults that are reported as signals
 //! probe    what this kernel and this process can do
@@ -26,10 +28,12 @@ compile_error!("hetmem runs on Linux with glibc, on little-endian machines");
 compile_error!("hetmem runs on x86-64 and arm64");
 
 pub mod copy;
+pub mod dax;
 pub mod errno;
 mod flags;
 pub mod mapping;
 pub mod maps;
+pub mod numa;
 pub mod pagemap;
 pub mod probe;
 pub mod process;

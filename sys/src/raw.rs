@@ -5,14 +5,14 @@
 
 use crate::errno::Errno;
 
-/// Makes system call `number` with five arguments.
+/// Makes system call `number` with up to six arguments.
 ///
 /// # Safety
 ///
 /// The arguments must be what the system call asks for, and its effects on memory and descriptors must be ones that
 /// the caller may cause.
 #[cfg(target_arch = "x86_64")]
-pub(crate) unsafe fn syscall5(number: libc::c_long, args: [usize; 5]) -> Result<usize, Errno> {
+pub(crate) unsafe fn syscall6(number: libc::c_long, args: [usize; 6]) -> Result<usize, Errno> {
     let ret: i64;
     // SAFETY: the kernel keeps all registers but rax, rcx and r11; the caller answers for the call's effects.
     unsafe {
@@ -24,6 +24,7 @@ pub(crate) unsafe fn syscall5(number: libc::c_long, args: [usize; 5]) -> Result<
             in("rdx") args[2],
             in("r10") args[3],
             in("r8") args[4],
+            in("r9") args[5],
             lateout("rcx") _,
             lateout("r11") _,
             options(nostack, preserves_flags),
@@ -32,14 +33,14 @@ pub(crate) unsafe fn syscall5(number: libc::c_long, args: [usize; 5]) -> Result<
     decode(ret)
 }
 
-/// Makes system call `number` with five arguments.
+/// Makes system call `number` with up to six arguments.
 ///
 /// # Safety
 ///
 /// The arguments must be what the system call asks for, and its effects on memory and descriptors must be ones that
 /// the caller may cause.
 #[cfg(target_arch = "aarch64")]
-pub(crate) unsafe fn syscall5(number: libc::c_long, args: [usize; 5]) -> Result<usize, Errno> {
+pub(crate) unsafe fn syscall6(number: libc::c_long, args: [usize; 6]) -> Result<usize, Errno> {
     let ret: i64;
     // SAFETY: the kernel keeps all registers but x0; the caller answers for the call's effects.
     unsafe {
@@ -51,10 +52,22 @@ pub(crate) unsafe fn syscall5(number: libc::c_long, args: [usize; 5]) -> Result<
             in("x2") args[2],
             in("x3") args[3],
             in("x4") args[4],
+            in("x5") args[5],
             options(nostack, preserves_flags),
         );
     }
     decode(ret)
+}
+
+/// [`syscall6`] with five arguments.
+///
+/// # Safety
+///
+/// As there.
+pub(crate) unsafe fn syscall5(number: libc::c_long, args: [usize; 5]) -> Result<usize, Errno> {
+    let [a, b, c, d, e] = args;
+    // SAFETY: the caller's; a call of five arguments looks at no sixth.
+    unsafe { syscall6(number, [a, b, c, d, e, 0]) }
 }
 
 /// Splits what the kernel returned: −4095 to −1 is an errno, all else is the result.

@@ -45,6 +45,7 @@ struct DeviceReport {
     capacity_bytes: u64,
     used_bytes: u64,
     peak_used_bytes: u64,
+    stray_pages: u64,
 }
 
 /// In microseconds; zero if there was no fault.
@@ -80,6 +81,7 @@ impl Report {
             capacity_bytes: spec.size.get(),
             used_bytes: load(&used.used_bytes),
             peak_used_bytes: load(&used.peak_used_bytes),
+            stray_pages: load(&used.stray_pages),
         };
         let kept = KeptReason::ALL.iter().map(|reason| (reason.label(), counters.kept(*reason)));
         Self {
@@ -133,7 +135,12 @@ impl fmt::Display for Summary<'_> {
             let (used, peak) = (short(device.used_bytes), short(device.peak_used_bytes));
             let capacity = short(device.capacity_bytes);
             let kind = device.memory_type;
-            writeln!(f, "  {:<width$}  {kind}, {capacity}: {used} used at the end, {peak} at the peak", device.name)?;
+            write!(f, "  {:<width$}  {kind}, {capacity}: {used} used at the end, {peak} at the peak", device.name)?;
+            // Only where somebody moved pages behind hetmem's back.
+            match device.stray_pages {
+                0 => writeln!(f)?,
+                strays => writeln!(f, ", {} pages astray", grouped(strays))?,
+            }
         }
         let (out, home) = (grouped(report.pages_migrated_to_device), grouped(report.pages_migrated_to_system));
         let adopted = short(report.adopted_bytes);
@@ -244,7 +251,7 @@ mod tests {
             json["devices"][1],
             serde_json::json!({
                 "name": "gpu", "memory_type": "private", "backend": "emulated", "capacity_bytes": 1 << 30,
-                "used_bytes": 1_572_864, "peak_used_bytes": 1_572_864,
+                "used_bytes": 1_572_864, "peak_used_bytes": 1_572_864, "stray_pages": 0,
             })
         );
         assert_eq!(json["pages_kept"], serde_json::json!({"hole": 5, "thread_state": 1000}));

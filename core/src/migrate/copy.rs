@@ -64,7 +64,7 @@ impl<H: Host> Batch<'_, H> {
         }
         let (want, page) = (piece.at.pages(), piece.at.start());
         let copy = match self.request.target {
-            Target::Device(device) => engine.allocate(device, want, page).ok_or(KeptReason::NoFrame),
+            Target::Device(device) => engine.allocate_ready(device, want, page).ok_or(KeptReason::NoFrame),
             Target::System => engine
                 .pool
                 .take_stocked(want, page, Purpose::Migration)

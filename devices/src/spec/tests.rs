@@ -40,6 +40,13 @@ fn each_mistake_is_named() {
         problem("private:emulated=0"),
         SpecProblem::UnexpectedArgument { backend: Backend::Emulated, argument: "0".into() }
     );
+    for number in ["", "x", "-1", "+1", "1024", "99999999999"] {
+        assert_eq!(problem(&format!("coherent:node={number}")), SpecProblem::Node(number.into()));
+    }
+    assert_eq!(problem("coherent:node"), SpecProblem::Node(String::new()));
+    assert_eq!(problem("private:dax"), SpecProblem::DaxPath(String::new()));
+    assert_eq!(problem("private:dax=dax0.0"), SpecProblem::DaxPath("dax0.0".into()));
+    assert_eq!(problem("coherent:dax=/dev/dax0.0"), SpecProblem::CoherentDax("/dev/dax0.0".into()));
     assert_eq!(problem("private:emulated,size"), SpecProblem::NotKeyValue("size".into()));
     assert_eq!(problem("private:emulated,"), SpecProblem::NotKeyValue(String::new()));
     assert_eq!(problem("private:emulated,colour=red"), SpecProblem::UnknownKey { name: "colour".into() });
@@ -72,11 +79,39 @@ fn messages_are_one_line_and_say_what_would_be_right() {
         message("private:emulated,size=1GB"),
         "device `private:emulated,size=1GB`: size: unknown unit `GB` in `1GB`; sizes take K, M, G or T (powers of 1024)"
     );
-    assert_eq!(message("private:foo"), "device `private:foo`: unknown backend `foo`; known: emulated");
+    assert_eq!(
+        message("private:foo"),
+        "device `private:foo`: unknown backend `foo`; known: emulated, node=N, dax=/dev/daxX.Y"
+    );
     assert_eq!(
         message("private:emulated,a=b"),
         "device `private:emulated,a=b`: unknown key `a`; known: size, name, latency, bandwidth, fail"
     );
+}
+
+#[test]
+fn what_this_host_does_not_have_is_named() {
+    let message = |text: &str| parse_all(&[text], ByteLen::new(1 << 50)).unwrap_err().to_string();
+    let said = message("coherent:node=1023,size=1G");
+    assert!(
+        said.starts_with("device `coherent:node=1023,size=1G`: there is no node 1023; this machine has 0"),
+        "{said}"
+    );
+    let said = message("coherent:node=0,size=8T");
+    assert!(said.starts_with("device `coherent:node=0,size=8T`: size 8 TiB is more than node 0 has ("), "{said}");
+    assert_eq!(
+        message("private:dax=/dev/null"),
+        "device `private:dax=/dev/null`: /dev/null is no device-DAX device (a character device of the dax bus)"
+    );
+    let said = message("private:dax=/dev/dax99.7,size=2M");
+    assert!(said.contains("/dev/dax99.7 can't be opened: No such file or directory"), "{said}");
+}
+
+#[test]
+fn a_node_without_a_size_gets_a_part_of_the_nodes_memory() {
+    let specs = parse_all(&["coherent:node=0"], ByteLen::new(1 << 50)).unwrap();
+    let Backend::Node(node) = specs[0].backend else { panic!("{specs:?}") };
+    assert_eq!(specs[0].size, default_size(node.memory().unwrap()));
 }
 
 #[test]
@@ -118,10 +153,19 @@ fn any_spec() -> impl Strategy<Value = DeviceSpec> {
     let fail = proptest::option::of(1_u64..).prop_map(|n| n.and_then(NonZeroU64::new));
     let size = (1..=MAX_SIZE.get() / PAGE_SIZE).prop_map(|pages| ByteLen::new(pages * PAGE_SIZE));
     let name = "[A-Za-z0-9][A-Za-z0-9_.-]{0,31}";
-    (any::<bool>(), size, name, latency, bandwidth, fail).prop_map(
-        |(private, size, name, latency, bandwidth, fail_every)| DeviceSpec {
-            memory_type: if private { MemoryType::DevicePrivate } else { MemoryType::DeviceCoherent },
-            backend: Backend::Emulated,
+    let backend = prop_oneof![
+        Just("emulated".to_owned()),
+        (0..hetmem_sys::numa::MAX_NODES).prop_map(|node| format!("node={node}")),
+        "/dev/dax[0-9]{1,3}\\.[0-9]{1,3}".prop_map(|path| format!("dax={path}")),
+    ];
+    (any::<bool>(), backend, size, name, latency, bandwidth, fail).prop_map(
+        |(private, backend, size, name, latency, bandwidth, fail_every)| DeviceSpec {
+            memory_type: if private || backend.starts_with("dax") {
+                MemoryType::DevicePrivate
+            } else {
+                MemoryType::DeviceCoherent
+            },
+            backend: Backend::parse(&backend, MemoryType::DevicePrivate).unwrap(),
             name,
             size,
             latency,
@@ -138,7 +182,7 @@ proptest! {
     }
 
     #[test]
-    fn no_text_makes_the_parser_panic(text in "(private|coherent|.*)[:,=](emulated|.*)(,[a-z]*=.*)*") {
+    fn no_text_makes_the_parser_panic(text in "(private|coherent|.*)[:,=](emulated|node=.*|dax=.*|.*)(,[a-z]*=.*)*") {
         let _ = text.parse::<DeviceSpec>();
         let _ = parse_all(&[&text, &text], MEMORY);
     }

@@ -19,6 +19,7 @@ use std::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
 use hetmem_core::engine::CountersAt;
 use hetmem_core::sync::{Condvar, Mutex, lock};
 use hetmem_core::units::{PageCount, PageRange, VirtAddr};
+use hetmem_devices::spec::Backend;
 use hetmem_sys::errno::Errno;
 use hetmem_sys::mapping::{Arena, ArenaOptions, HugePages};
 use hetmem_sys::thread::{current_tid, dtv_extent, spawn_on, unshare_files};
@@ -74,6 +75,10 @@ impl Startup {
 ///
 /// One line that says what is missing and what would fix it; the program is unmanaged then.
 pub fn start(config: Config) -> Result<(), String> {
+    if config.devices.iter().any(|spec| matches!(spec.backend, Backend::Node(_))) {
+        // Before the program has threads. Where it is refused, strays are found and counted.
+        let _ = hetmem_sys::numa::keep_from_balancing();
+    }
     let startup: &'static Startup = Box::leak(Box::new(Startup { config: Some(config), ..Startup::default() }));
     let arg = ptr::from_ref(startup).cast_mut().cast::<c_void>();
     spawn_thread(0, serve, arg).map_err(|errno| format!("the agent's thread can't be started: {errno}"))?;

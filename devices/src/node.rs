@@ -1,0 +1,133 @@
+//! A NUMA node that plays device memory, in both types: CXL or HBM memory that the kernel has made a node of, or the memory of another
+//! socket.
+//!
+//! Frames are anonymous pages of an arena that prefers the node. Whether a frame's page *is* on the node is asked each time the frame
+//! is about to be filled ([`Device::prepare`]), and mended or refused there:
+//!
+//! | the page is | then |
+//! | --- | --- |
+//! | on the node | it is used |
+//! | not there, or the zero page (the kernel leaves those where it divides a huge page) | it is made present, whole huge pages where the node has them, and asked for again |
+//! | elsewhere | the kernel is asked to move it; it is counted as a stray unless it was new |
+//! | elsewhere still | the node is full: the page is dropped, and the frame refused |
+//!
+//! A page that a migration moves into the program keeps its frame: the kernel allocates nothing then, and the policy of the
+//! *program's* mapping is not asked. It stays on the node as long as nobody moves it:
+//!
+//! * NUMA balancing doesn't, in programs under `hetmem run`
+//!   ([`keep_from_balancing`](hetmem_sys::numa::keep_from_balancing)); others turn it off (`kernel.numa_balancing=0`).
+//! * Administrators, other programs (`migratepages`, `move_pages` of another process) and the end of a node do; so does demotion under pressure
+//!   (`numa/demotion_enabled`) and, where a huge page is made of pages of several nodes, khugepaged. Such strays are found when their frame
+//!   is used again, and counted.
+//!
+//! *Limits:* each process has frames of its own, so processes together may want more than the node has; what doesn't fit stays in
+//! system memory.
+
+use hetmem_core::physmap::{Owner, Pagemap};
+use hetmem_core::port::{Device, DeviceError, NoBacking};
+use hetmem_core::run_set::FrameRun;
+use hetmem_core::sync::atomic::{AtomicU64, Ordering};
+use hetmem_core::units::{DeviceId, PageRange, VirtAddr};
+use hetmem_sys::errno::Errno;
+use hetmem_sys::mapping::Arena;
+use hetmem_sys::numa::{Node, Place, nodes_of};
+
+use crate::emulated::reserve;
+use crate::frames::Frames;
+use crate::spec::DeviceSpec;
+
+/// See the module.
+pub struct NodeMemory {
+    frames: Frames,
+    arena: Arena,
+    node: Node,
+    strays: AtomicU64,
+}
+
+/// Where the pages of a run of frames are.
+#[derive(Default)]
+struct Survey {
+    /// The first run of pages that are not there.
+    hole: Option<PageRange>,
+    /// Pages that are not on the node.
+    astray: Vec<VirtAddr>,
+}
+
+impl NodeMemory {
+    /// The device that `spec` describes, on `node`, with `device` as its id and `owner` as the owner of its pages.
+    ///
+    /// # Errors
+    ///
+    /// If the host has no address space for it, or has no such node for this process.
+    pub fn new(device: DeviceId, owner: Owner, spec: &DeviceSpec, node: Node) -> Result<Self, Errno> {
+        let arena = reserve(spec)?;
+        node.prefer_for(arena.range())?;
+        Ok(Self { frames: Frames::new(device, owner, spec, arena.range()), arena, node, strays: AtomicU64::new(0) })
+    }
+
+    fn survey(&self, range: PageRange) -> Result<Survey, Errno> {
+        let mut survey = Survey::default();
+        nodes_of(range, |page, place| match place {
+            Place::On(node) if node == self.node => {}
+            // The zero page is no page of the device's either; populating takes its place, too.
+            Place::Hole | Place::Zero => {
+                let end = PageRange::page_of(page).end();
+                survey.hole = match survey.hole {
+                    None => Some(PageRange::page_of(page)),
+                    Some(hole) if hole.end() == page => PageRange::between(hole.start(), end),
+                    later => later,
+                };
+            }
+            Place::On(_) | Place::Unknown(_) => survey.astray.push(page),
+        })?;
+        Ok(survey)
+    }
+
+    /// Makes the pages of `range` present, on the node.
+    fn settle(&self, range: PageRange) -> Result<(), Errno> {
+        let mut survey = self.survey(range)?;
+        // Relaxed: a number for people.
+        self.strays.fetch_add(survey.astray.len() as u64, Ordering::Relaxed);
+        // Each round makes one run of holes present; there can be no more of them than pages.
+        for _ in 0..range.pages().get() {
+            let Some(hole) = survey.hole else { break };
+            self.arena.populate(hole)?;
+            survey = self.survey(range)?;
+        }
+        if survey.astray.is_empty() {
+            return Ok(());
+        }
+        self.node.bring(&survey.astray)?;
+        let left = self.survey(range)?;
+        for page in &left.astray {
+            self.arena.discard(PageRange::page_of(*page))?;
+        }
+        if left.astray.is_empty() && left.hole.is_none() { Ok(()) } else { Err(Errno::NOMEM) }
+    }
+}
+
+impl Device for NodeMemory {
+    fn pagemap(&self) -> &Pagemap {
+        &self.frames.pagemap
+    }
+
+    fn frames_start(&self) -> Option<VirtAddr> {
+        self.frames.start()
+    }
+
+    fn prepare(&self, run: FrameRun) -> Result<(), NoBacking> {
+        self.settle(self.frames.place(run)).map_err(|_| NoBacking)
+    }
+
+    fn strays(&self) -> u64 {
+        self.strays.load(Ordering::Relaxed)
+    }
+
+    fn copy_in(&self, to: FrameRun, from: VirtAddr) -> Result<(), DeviceError> {
+        self.frames.copy_in(to, from)
+    }
+
+    fn copy_out(&self, from: FrameRun, to: VirtAddr) -> Result<(), DeviceError> {
+        self.frames.copy_out(from, to)
+    }
+}

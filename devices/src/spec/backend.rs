@@ -1,0 +1,161 @@
+//! What stands behind a device, as specs name it.
+
+use std::fmt;
+
+use hetmem_core::physmap::MemoryType;
+use hetmem_core::units::ByteLen;
+use hetmem_sys::dax::{DaxDevice, DaxError};
+use hetmem_sys::numa::{Node, NodeError};
+use thiserror::Error;
+
+use super::{SpecProblem, default_size};
+
+/// What stands behind a device.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+#[non_exhaustive]
+pub enum Backend {
+    /// Ordinary memory of this machine.
+    Emulated,
+    /// Memory of a NUMA node.
+    Node(Node),
+    /// A device-DAX device, by its path.
+    Dax(String),
+}
+
+/// Why this host has no memory for a backend.
+#[derive(Clone, PartialEq, Eq, Debug, Error)]
+#[non_exhaustive]
+pub enum HostProblem {
+    /// The node can't be used.
+    #[error(transparent)]
+    Node(#[from] NodeError),
+    /// The node is smaller than the device.
+    #[error("size {size} is more than node {node} has ({have})")]
+    NodeTooSmall {
+        /// The node.
+        node: Node,
+        /// The device's size.
+        size: ByteLen,
+        /// The node's.
+        have: ByteLen,
+    },
+    /// The DAX device can't be used.
+    #[error(transparent)]
+    Dax(#[from] DaxError),
+    /// The DAX device is smaller than what is asked for.
+    #[error("size {size} is more than {path} has ({have})")]
+    DaxTooSmall {
+        /// The device.
+        path: String,
+        /// What is asked for.
+        size: ByteLen,
+        /// What it has.
+        have: ByteLen,
+    },
+    /// The size is no multiple of the DAX device's alignment.
+    #[error("size {size} is not a multiple of the alignment of {path}, {align}")]
+    DaxAlign {
+        /// The device.
+        path: String,
+        /// What is asked for.
+        size: ByteLen,
+        /// The alignment.
+        align: ByteLen,
+    },
+}
+
+impl Backend {
+    pub(super) const KNOWN: &'static str = "emulated, node=N, dax=/dev/daxX.Y";
+
+    /// The backend's word in specs and statistics.
+    #[must_use]
+    pub const fn label(&self) -> &'static str {
+        match self {
+            Self::Emulated => "emulated",
+            Self::Node(_) => "node",
+            Self::Dax(_) => "dax",
+        }
+    }
+
+    pub(super) fn parse(text: &str, memory_type: MemoryType) -> Result<Self, SpecProblem> {
+        let (name, argument) = match text.split_once('=') {
+            Some((name, argument)) => (name, Some(argument)),
+            None => (text, None),
+        };
+        match (name, argument) {
+            ("emulated", None) => Ok(Self::Emulated),
+            ("emulated", Some(argument)) => {
+                Err(SpecProblem::UnexpectedArgument { backend: Self::Emulated, argument: argument.to_owned() })
+            }
+            ("node", argument) => {
+                let number = argument.unwrap_or_default();
+                // `parse` would take a sign.
+                let digits = number.chars().all(|c| c.is_ascii_digit()).then(|| number.parse().ok()).flatten();
+                let node = digits.and_then(Node::new).ok_or_else(|| SpecProblem::Node(number.to_owned()))?;
+                Ok(Self::Node(node))
+            }
+            ("dax", path) => {
+                let path = path.unwrap_or_default();
+                if !path.starts_with('/') {
+                    return Err(SpecProblem::DaxPath(path.to_owned()));
+                }
+                if memory_type == MemoryType::DeviceCoherent {
+                    return Err(SpecProblem::CoherentDax(path.to_owned()));
+                }
+                Ok(Self::Dax(path.to_owned()))
+            }
+            _ => Err(SpecProblem::UnknownBackend { name: name.to_owned() }),
+        }
+    }
+
+    /// The size of a device whose spec gives none, on a machine with this much memory.
+    pub(super) fn default_size(&self, memory: ByteLen) -> Result<ByteLen, HostProblem> {
+        Ok(match self {
+            Self::Emulated => default_size(memory),
+            Self::Node(node) => default_size(node.memory()?),
+            Self::Dax(path) => DaxDevice::find(path)?.size,
+        })
+    }
+
+    /// Whether its frames are a part of the machine's memory (`MemTotal`).
+    pub(super) const fn takes_memory(&self) -> bool {
+        match self {
+            Self::Emulated | Self::Node(_) => true,
+            Self::Dax(_) => false,
+        }
+    }
+
+    /// Checks that this host has `size` of it.
+    pub(super) fn check(&self, size: ByteLen) -> Result<(), HostProblem> {
+        match self {
+            Self::Emulated => {}
+            Self::Node(node) => {
+                let have = node.memory()?;
+                if size > have {
+                    return Err(HostProblem::NodeTooSmall { node: *node, size, have });
+                }
+            }
+            Self::Dax(path) => {
+                let device = DaxDevice::find(path)?;
+                if size > device.size {
+                    return Err(HostProblem::DaxTooSmall { path: path.clone(), size, have: device.size });
+                }
+                if !size.get().is_multiple_of(device.align.get()) {
+                    return Err(HostProblem::DaxAlign { path: path.clone(), size, align: device.align });
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Printed as in specs.
+impl fmt::Display for Backend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Emulated => f.write_str(self.label()),
+            Self::Node(node) => write!(f, "node={node}"),
+            Self::Dax(path) => write!(f, "dax={path}"),
+        }
+    }
+}

@@ -1,0 +1,111 @@
+//! Memory of NUMA nodes as a device: on every node that this machine has, also if that is one.
+
+mod common;
+
+use common::skip;
+use hetmem_core::physmap::{MemoryType, Owner};
+use hetmem_core::port::Device;
+use hetmem_core::run_set::FrameRun;
+use hetmem_core::units::{ByteLen, DeviceId, PageCount, PageRange, VirtAddr};
+use hetmem_devices::spec::{Backend, parse_all};
+use hetmem_devices::{NodeMemory, conformance};
+use hetmem_sys::mapping::{Arena, ArenaOptions};
+use hetmem_sys::numa::{Node, Place, nodes_of, nodes_with_memory};
+use hetmem_sys::pagemap::{Categories, PagemapScanner, Region, ScanQuery};
+
+fn device(spec: &str) -> NodeMemory {
+    let specs = parse_all(&[spec], ByteLen::new(1 << 40)).unwrap();
+    let Backend::Node(node) = specs[0].backend else { panic!("{spec} is no node") };
+    NodeMemory::new(DeviceId::new(0), Owner::new(1), &specs[0], node).unwrap()
+}
+
+/// Frames of a coherent device that are ready and filled, and where they are.
+fn filled(device: &NodeMemory, pages: u64) -> (FrameRun, PageRange) {
+    let from = Arena::reserve(PageCount::new(pages), &ArenaOptions::default()).unwrap();
+    let run = device.pagemap().frames.allocate(PageCount::new(pages), VirtAddr::default()).unwrap();
+    assert_eq!(run.pages.get(), pages);
+    device.prepare(run).unwrap();
+    device.copy_in(run, from.range().start()).unwrap();
+    let start = device.frames_start().unwrap().add_pages(PageCount::new(u64::from(run.first.get())));
+    (run, PageRange::new(start, run.pages).unwrap())
+}
+
+fn places(range: PageRange) -> Vec<Place> {
+    let mut places = Vec::new();
+    nodes_of(range, |_, place| places.push(place)).unwrap();
+    places
+}
+
+#[test]
+fn both_types_conform_on_every_node() {
+    for node in nodes_with_memory() {
+        for kind in [MemoryType::DevicePrivate, MemoryType::DeviceCoherent] {
+            conformance::check(|capacity| {
+                device(&format!("{}:node={node},size={}", kind.label(), capacity.bytes().get()))
+            });
+        }
+    }
+}
+
+#[test]
+fn every_filled_frame_is_on_its_node() {
+    for node in nodes_with_memory() {
+        let device = device(&format!("coherent:node={node},size=8M"));
+        for pages in [1, 7, 300, 512] {
+            let (_, range) = filled(&device, pages);
+            assert_eq!(places(range), vec![Place::On(node); range.pages().as_usize()]);
+        }
+        assert_eq!(device.strays(), 0);
+    }
+}
+
+#[test]
+fn frames_that_nobody_has_asked_for_take_no_memory() {
+    let node = nodes_with_memory()[0];
+    let device = device(&format!("coherent:node={node},size=8M"));
+    let start = device.frames_start().unwrap();
+    assert_eq!(places(PageRange::page_of(start)), [Place::Hole]);
+}
+
+#[test]
+fn blocks_of_frames_are_whole_huge_pages() {
+    let enabled = std::fs::read_to_string("/sys/kernel/mm/transparent_hugepage/enabled").unwrap_or_default();
+    if !enabled.contains("[always]") && !enabled.contains("[madvise]") {
+        return skip("this machine has no transparent huge pages");
+    }
+    for node in nodes_with_memory() {
+        let device = device(&format!("coherent:node={node},size=8M"));
+        let (_, range) = filled(&device, 512);
+        let query = ScanQuery { all_of: Categories::HUGE, report: Categories::HUGE, ..ScanQuery::default() };
+        let mut found = [Region::default(); 1];
+        match PagemapScanner::open().unwrap().scan(range, query, &mut found) {
+            Ok((1, _)) => assert_eq!(found[0].range(), range),
+            Ok(_) => skip(&format!("node {node} has no huge page to give now")),
+            Err(errno) => skip(&format!("the page map can't be scanned: {errno}")),
+        }
+    }
+}
+
+#[test]
+fn a_page_that_was_moved_away_is_brought_back_and_counted() {
+    let nodes = nodes_with_memory();
+    let [node, other] = match nodes[..] {
+        [node, other, ..] => [node, other],
+        _ => return skip("this machine has one NUMA node"),
+    };
+    let device = device(&format!("coherent:node={node},size=8M"));
+    let (run, range) = filled(&device, 4);
+    other.bring(&[range.start(), range.slice(PageCount::new(2), PageCount::ONE).start()]).unwrap();
+    assert_eq!(places(range), [other, node, other, node].map(Place::On));
+    device.prepare(run).unwrap();
+    assert_eq!(places(range), vec![Place::On(node); 4]);
+    assert_eq!(device.strays(), 2);
+}
+
+#[test]
+fn a_node_that_cannot_be_has_no_device() {
+    let mut specs = parse_all(&["coherent:node=0,size=2M"], ByteLen::new(1 << 40)).unwrap();
+    let absent = Node::new(1023).unwrap();
+    specs[0].backend = Backend::Node(absent);
+    assert!(NodeMemory::new(DeviceId::new(0), Owner::new(1), &specs[0], absent).is_err());
+}
