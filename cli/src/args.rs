@@ -8,7 +8,7 @@ use hetmem::agent::config::PolicyName;
 use hetmem_core::units::ByteLen;
 use hetmem_devices::spec::quantity;
 
-use crate::bench;
+use crate::{bench, topology};
 
 /// Heterogeneous memory management in user space: pages of unmodified programs move between system memory and device
 /// memory while the programs run.
@@ -27,6 +27,8 @@ pub(crate) enum Command {
     Doctor(DoctorArgs),
     /// Measure migration and faults on this host
     Bench(bench::Args),
+    /// Say what memory this machine has, who claims it, and which devices hetmem can make of it
+    Topology(topology::Args),
 }
 
 /// Run a program, unmodified, with its private anonymous memory managed by hetmem.
@@ -135,7 +137,7 @@ fn parse_from(args: impl IntoIterator<Item = OsString>) -> Result<Command, Stop>
 /// The error that clap explains in paragraphs, in one line: what is wrong, what may have been meant, where help is.
 fn in_one_line(error: &clap::Error) -> String {
     if error.kind() == clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
-        return "no command is given: run, doctor or bench; see `hetmem --help`".to_owned();
+        return "no command is given: run, doctor, bench or topology; see `hetmem --help`".to_owned();
     }
     let text = error.to_string();
     let paragraphs = text.split("\n\n").map(|p| p.split_whitespace().collect::<Vec<_>>().join(" "));

@@ -60,6 +60,9 @@ pub(crate) enum Failure {
     /// Output other than statistics can't be written.
     #[error("can't write {what}")]
     Output { what: &'static str, source: io::Error },
+    /// The picture can't be written.
+    #[error("the picture can't be written to {}: {source}", .path.display())]
+    Picture { path: PathBuf, source: io::Error },
     /// A measurement failed.
     #[error("bench: {0}")]
     Bench(String),
@@ -79,6 +82,7 @@ impl Failure {
             | Self::Ledger(_)
             | Self::Supervise { .. }
             | Self::Output { .. }
+            | Self::Picture { .. }
             | Self::Bench(_) => REFUSED,
         }
     }

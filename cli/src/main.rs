@@ -1,10 +1,11 @@
-//! The `hetmem` command: runs programs with their pages on devices, says what the host allows, and measures.
+//! The `hetmem` command: runs programs with their pages on devices, says what the host allows and has, and measures.
 //!
 //! ```text
 //! main ── args        what can be asked for
 //!      ├─ run         preflight → program → supervise → report
 //!      ├─ doctor      what hetmem can use on this host
 //!      ├─ bench       measurements
+//!      ├─ topology    what memory there is, and who claims it
 //!      └─ failure     everything that can go wrong before and around a program, with its exit status
 //! ```
 //!
@@ -17,6 +18,7 @@ mod doctor;
 mod failure;
 mod host;
 mod run;
+mod topology;
 
 use std::process::ExitCode;
 
@@ -28,6 +30,7 @@ fn main() -> ExitCode {
         Ok(Command::Run(args)) => run::run(&args),
         Ok(Command::Doctor(args)) => doctor::run(&args),
         Ok(Command::Bench(args)) => bench::run(&args),
+        Ok(Command::Topology(args)) => topology::run(&args),
         Err(args::Stop::Shown) => return ExitCode::SUCCESS,
         Err(args::Stop::Usage(message)) => Err(Failure::Usage(message)),
     };

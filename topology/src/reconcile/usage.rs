@@ -1,0 +1,79 @@
+//! Which devices of `hetmem run` use a range, and what would let one.
+
+use crate::facts::Facts;
+use crate::model::{Claim, ClaimKind, DaxDevice};
+use crate::read::dax;
+
+/// Nodes with less free memory than this are no devices.
+const LEAST: u64 = 2 << 20;
+
+/// The spec of the device that takes the free memory of `node`, in whole GiB or MiB.
+pub(super) fn node_spec(node: u32, free: u64) -> Option<String> {
+    let size = match (free >> 30, free >> 20) {
+        (gib, _) if gib >= 1 => format!("{gib}G"),
+        (_, mib) if free >= LEAST => format!("{}M", mib & !1),
+        _ => return None,
+    };
+    Some(format!("coherent:node={node},size={size}"))
+}
+
+fn dax_specs(name: &str) -> Vec<String> {
+    ["coherent", "private"].map(|kind| format!("{kind}:dax=/dev/{name}")).to_vec()
+}
+
+/// The specs that use what `claim` holds on `node`.
+pub(super) fn specs(facts: &Facts, claim: &Claim, node: Option<u32>) -> Vec<String> {
+    match (claim.kind, &claim.by) {
+        (ClaimKind::Dax, Some(name)) => dax_specs(name),
+        (kind, _) if kind.is_ram() => {
+            let found = node.and_then(|node| facts.nodes.iter().find(|found| found.id == node));
+            found.and_then(|node| node_spec(node.id, node.free?)).into_iter().collect()
+        }
+        _ => Vec::new(),
+    }
+}
+
+/// What would let hetmem use what `claim` holds.
+pub(super) fn hint(claim: &Claim) -> Option<String> {
+    let name = claim.by.as_deref().unwrap_or("daxX.Y");
+    #[expect(clippy::wildcard_enum_match_arm, reason = "only these wait for something that their owner can do")]
+    match claim.kind {
+        ClaimKind::SoftReserved => {
+            Some("modprobe dax_hmem device_dax: it becomes /dev/daxX.Y, unless kmem takes it as a node".to_owned())
+        }
+        ClaimKind::DaxUnbound => {
+            Some(format!("daxctl reconfigure-device --mode=devdax {name}: it becomes /dev/{name}"))
+        }
+        ClaimKind::CxlRegion => Some("modprobe dax_cxl device_dax: it becomes /dev/daxX.Y".to_owned()),
+        ClaimKind::CxlWindow => Some("cxl create-region, if a memory device has capacity left".to_owned()),
+        _ => None,
+    }
+}
+
+/// A DAX device, as it is printed.
+pub(super) fn dax_device(device: &dax::Device) -> DaxDevice {
+    DaxDevice {
+        name: device.name.clone(),
+        driver: device.driver.clone(),
+        size_bytes: device.size,
+        align_bytes: device.align,
+        node: device.target_node,
+        addresses_known: !device.spans.is_empty(),
+        specs: match device.driver.as_deref() {
+            Some("device_dax") => dax_specs(&device.name),
+            _ => Vec::new(),
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_nodes_spec_takes_what_is_free_in_whole_units() {
+        assert_eq!(node_spec(2, (5 << 30) + 4096).as_deref(), Some("coherent:node=2,size=5G"));
+        assert_eq!(node_spec(0, (7 << 20) + 4096).as_deref(), Some("coherent:node=0,size=6M"));
+        assert_eq!(node_spec(0, 1 << 20), None);
+    }
+}

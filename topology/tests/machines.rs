@@ -1,0 +1,241 @@
+//! Recorded machines: what is concluded of each.
+//!
+//! The trees below `fixtures` are in the form of real ones, shortened: memory blocks of 2 GiB, few devices. Their ACPI tables are
+//! written by `tables`; with `HETMEM_WRITE_FIXTURES` set, the test that compares them writes them anew.
+
+mod tables;
+
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+
+use hetmem_topology::model::{ClaimKind, Range};
+use hetmem_topology::{Root, SourceId, SourceState, Topology};
+
+fn fixtures() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures")
+}
+
+fn look(machine: &str) -> Topology {
+    hetmem_topology::look(&Root::open(&fixtures().join(machine)).unwrap())
+}
+
+fn state(found: &Topology, id: SourceId) -> SourceState {
+    found.sources.iter().find(|source| source.id == id).unwrap().state
+}
+
+/// The ranges that are memory or could be, a line each: addresses, firmware, holder, descriptors, `pfn_valid`, direct map, whether
+/// a driver could make coherent and private memory of it, node, and the specs.
+fn summary(found: &Topology) -> String {
+    let mut text = String::new();
+    for range in &found.ranges {
+        let little = matches!(
+            range.claim.kind,
+            ClaimKind::Reserved | ClaimKind::Acpi | ClaimKind::Platform | ClaimKind::PciWindow
+        ) || range.size_bytes < 2 << 20;
+        if !little {
+            writeln!(text, "{}", line(range)).unwrap();
+        }
+    }
+    text
+}
+
+fn line(range: &Range) -> String {
+    let firmware = range.firmware.map_or("-", |firmware| firmware.kind.label());
+    let by = range.claim.by.as_ref().map_or_else(String::new, |by| format!(" {by}"));
+    let inferred = if range.claim.inferred { "*" } else { "" };
+    let node = range.node.map_or_else(|| "-".to_owned(), |node| node.to_string());
+    format!(
+        "{} | {firmware} | {}{by}{inferred} | {} {} {} | {} {} | {node} | {}",
+        range.span().unwrap(),
+        range.claim.kind.label(),
+        range.struct_pages.label(),
+        range.pfn_valid.label(),
+        range.direct_map.label(),
+        range.device_source.coherent.label(),
+        range.device_source.private.label(),
+        range.specs.join(" ")
+    )
+    .trim_end()
+    .to_owned()
+}
+
+#[track_caller]
+fn is(machine: &str, expected: &str) {
+    let found = look(machine);
+    let expected: String = expected.trim().lines().map(|line| format!("{}\n", line.trim())).collect();
+    assert_eq!(summary(&found), expected, "{machine}");
+}
+
+const RAM: &str = "\
+00100000-7dffffff | system ram | System RAM | online yes yes | no no | 0 | coherent:node=0,size=5G
+100000000-27fffffff | system ram | System RAM | online yes yes | no no | 0 | coherent:node=0,size=5G
+";
+
+/// The kernel knows the range and gave it no descriptors; the firmware's tables say which node it would make, and how fast.
+#[test]
+fn soft_reserved_memory_before_the_claim_has_no_valid_pfns() {
+    let line = "280000000-47fffffff | soft reserved | nobody: Soft Reserved | none no no | yes yes | 1 |";
+    is("soft-reserved", &format!("{RAM}{line}"));
+    let found = look("soft-reserved");
+    assert_eq!(found.disagreements, []);
+    let soft = found.ranges.iter().find(|range| range.claim.kind == ClaimKind::SoftReserved).unwrap();
+    let figures = soft.performance.unwrap();
+    assert_eq!((figures.read_latency_ns, figures.write_bandwidth_mb_s), (Some(160), Some(40_000)));
+    assert!(soft.hint.as_ref().unwrap().contains("dax_hmem"));
+}
+
+/// From Linux 7.0 on `/proc/iomem` has no "Soft Reserved": the other sources must do.
+#[test]
+fn soft_reserved_memory_is_found_without_iomem() {
+    assert_eq!(summary(&look("soft-reserved-7.0")), summary(&look("soft-reserved")));
+}
+
+#[test]
+fn soft_reserved_memory_claimed_by_dax_has_zone_device_pages() {
+    let specs = "coherent:dax=/dev/dax0.0 private:dax=/dev/dax0.0";
+    let line = "280000000-47fffffff | soft reserved | device_dax dax0.0 | ZONE_DEVICE yes yes | later later | 1 |";
+    is("soft-reserved-dax", &format!("{RAM}{line} {specs}"));
+    assert_eq!(look("soft-reserved-dax").disagreements, []);
+}
+
+#[test]
+fn soft_reserved_memory_onlined_by_kmem_is_a_node() {
+    let line = "280000000-47fffffff | soft reserved | kmem dax0.0 | online yes yes | later later | 1 |";
+    is("soft-reserved-kmem", &format!("{RAM}{line} coherent:node=1,size=7G"));
+    let found = look("soft-reserved-kmem");
+    // HMAT and what the kernel made of it agree.
+    assert_eq!(found.disagreements, []);
+    assert_eq!(found.nodes[1].performance.len(), 2);
+    assert_eq!(found.nodes[1].cpus, "");
+}
+
+/// A region in a window, half of it offline; the rest of the window is free. The window's domain is 7, and its node 1.
+#[test]
+fn cxl_memory_is_named_by_its_region_and_window() {
+    is(
+        "cxl",
+        "
+        00100000-7dffffff | system ram | System RAM | online yes yes | no no | 0 | coherent:node=0,size=5G
+        100000000-27fffffff | system ram | System RAM | online yes yes | no no | 0 | coherent:node=0,size=5G
+        280000000-37fffffff | - | kmem dax0.0 | online yes yes | later later | 1 | coherent:node=1,size=3G
+        380000000-47fffffff | - | kmem dax0.0 | offline yes yes | later later | 1 | coherent:node=1,size=3G
+        480000000-67fffffff | - | CXL window CXL Window 0 | none no no | no no | 1 |
+    ",
+    );
+    let found = look("cxl");
+    assert_eq!(found.disagreements, []);
+    assert_eq!(found.cxl_memories[0].volatile_bytes, Some(16 << 30));
+    let window = found.ranges.last().unwrap();
+    let said: Vec<_> = window.evidence.iter().map(|evidence| evidence.says.as_str()).collect();
+    assert_eq!(said, ["CXL Window 0", "decoder0.0", "proximity domain 7, hot-pluggable, specific-purpose"]);
+    // HMAT has no figures for memory that came later; sysfs has.
+    assert_eq!(found.nodes[1].performance[0].read_latency_ns, Some(250));
+}
+
+#[test]
+fn hbm_in_flat_mode_is_a_node_without_processors() {
+    is(
+        "hbm-flat",
+        "
+        00100000-7dffffff | system ram | System RAM | online yes yes | no no | 0 | coherent:node=0,size=5G
+        100000000-27fffffff | system ram | System RAM | online yes yes | no no | 0 | coherent:node=0,size=5G
+        280000000-37fffffff | system ram | System RAM | online yes yes | no no | 1 | coherent:node=1,size=3G
+    ",
+    );
+    let found = look("hbm-flat");
+    assert_eq!(found.nodes[1].performance[0].read_bandwidth_mb_s, Some(400_000));
+    assert_eq!(found.nodes[0].memory_side_cache_bytes, Some(64 << 20));
+}
+
+#[test]
+fn a_gpus_memory_on_a_node_is_its_drivers() {
+    is(
+        "gpu-node",
+        "
+        80000000-fffeffff | - | System RAM | online yes yes | no no | 0 | coherent:node=0,size=6G
+        100000000-27fffffff | - | System RAM | online yes yes | no no | 0 | coherent:node=0,size=6G
+        28000000000-28000ffffff | - | PCI 0009:01:00.0 BAR 0 (nvidia) | none no no | no yes | 0 |
+        28002000000-28003ffffff | - | PCI 0009:01:00.0 BAR 1 (nvidia) | none no no | no yes | 0 |
+        42000000000-421ffffffff | - | RAM by driver NVIDIA | online yes yes | no no | 1 | coherent:node=1,size=7G
+    ",
+    );
+}
+
+#[test]
+fn private_pages_of_a_gpu_have_descriptors_and_no_direct_map() {
+    is(
+        "gpu-private",
+        "
+        00100000-7dffffff | system ram | System RAM | online yes yes | no no | 0 | coherent:node=0,size=5G
+        90800000-90ffffff | - | PCI 0000:41:00.0 BAR 0 (nvidia) | none no no | no no | 0 |
+        100000000-27fffffff | system ram | System RAM | online yes yes | no no | 0 | coherent:node=0,size=5G
+        4000000000-43ffffffff | - | PCI 0000:41:00.0 BAR 1 (nvidia) | none no no | no yes | 0 |
+        4400000000-4401ffffff | - | PCI 0000:41:00.0 BAR 3 (nvidia) | none no no | no yes | 0 |
+        3ffc00000000-3fffffffffff | - | DEVICE_PRIVATE nvidia-uvm-hmm | ZONE_DEVICE yes no | no yes | - |
+    ",
+    );
+}
+
+/// A user sees zeros in `/proc/iomem`: what memory there is follows from the firmware's map and the memory blocks.
+#[test]
+fn without_privilege_memory_is_inferred_and_marked_so() {
+    is(
+        "laptop",
+        "
+        00100000-6bffffff | system ram | System RAM* | online yes yes | no no | 0 | coherent:node=0,size=1G
+        100000000-17fffffff | system ram | System RAM* | online yes yes | no no | 0 | coherent:node=0,size=1G
+        4000000000-400fffffff | - | PCI 0000:00:02.0 BAR 2 (i915)* | none no no | no yes | - |
+        6000000000-6000ffffff | - | PCI 0000:00:02.0 BAR 0 (i915)* | none no no | no no | - |
+    ",
+    );
+    assert_eq!(state(&look("laptop"), SourceId::Iomem), SourceState::Hidden);
+}
+
+/// The ends of the range share their sections with memory of the boot: there pfns are valid before any claim.
+#[test]
+fn the_command_line_makes_memory_special_and_explains_the_disagreement() {
+    is(
+        "vm-memmap",
+        "
+        00100000-23ffffff | system ram | System RAM | online yes yes | no no | 0 | coherent:node=0,size=400M
+        24000000-27ffffff | system ram | nobody: Soft Reserved | boot section yes no | yes yes | - |
+        28000000-2fffffff | system ram | nobody: Soft Reserved | none no no | yes yes | - |
+        30000000-33ffffff | system ram | nobody: Soft Reserved | boot section yes no | yes yes | - |
+        34000000-3ffdffff | system ram | System RAM | online yes yes | no no | 0 | coherent:node=0,size=400M
+    ",
+    );
+    let found = look("vm-memmap");
+    let [only] = &found.disagreements[..] else { panic!("{:?}", found.disagreements) };
+    assert!(only.text.contains("memmap=256M%0x24000000-1+0xefffffff"), "{}", only.text);
+    assert_eq!(only.sources, [SourceId::FirmwareMap, SourceId::Iomem]);
+    assert_eq!((only.start.unwrap().get(), only.end.unwrap().get()), (0x2400_0000, 0x3400_0000));
+}
+
+#[test]
+fn a_container_with_nothing_is_no_error() {
+    let found = look("container");
+    assert!(found.ranges.is_empty() && found.nodes.is_empty());
+    assert!(found.sources.iter().all(|source| source.state == SourceState::Absent), "{:?}", found.sources);
+}
+
+#[test]
+fn ranges_are_in_order_and_never_overlap() {
+    for entry in std::fs::read_dir(fixtures()).unwrap() {
+        let machine = entry.unwrap().file_name().into_string().unwrap();
+        let found = look(&machine);
+        assert!(found.ranges.windows(2).all(|pair| pair[0].end <= pair[1].start), "{machine}");
+        assert!(found.ranges.iter().all(|range| range.end.get() - range.start.get() == range.size_bytes), "{machine}");
+    }
+}
+
+#[test]
+fn the_tables_of_the_fixtures_are_those_of_the_generator() {
+    for (machine, table, bytes) in tables::of_fixtures() {
+        let path = fixtures().join(machine).join("sys/firmware/acpi/tables").join(table);
+        if std::env::var_os("HETMEM_WRITE_FIXTURES").is_some() {
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(&path, &bytes).unwrap();
+        }
+        assert_eq!(std::fs::read(&path).unwrap(), bytes, "{}", path.display());
+    }
+}
