@@ -33,6 +33,9 @@ pub struct Topology {
     pub cxl_memories: Vec<CxlMemory>,
     /// Where sources disagree, each in one line.
     pub disagreements: Vec<Disagreement>,
+    /// What could not be measured, and why, each in one line.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub measurement_notes: Vec<String>,
 }
 
 /// Yes, no, or not known.
@@ -330,7 +333,7 @@ pub struct Performance {
     /// Nanoseconds to write.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub write_latency_ns: Option<u64>,
-    /// Megabytes (10^6) a second that can be read. A measured figure counts the reads and the writes of a copy.
+    /// Megabytes (10^6) a second that can be read.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub read_bandwidth_mb_s: Option<u64>,
     /// Megabytes (10^6) a second that can be written.

@@ -118,7 +118,7 @@ fn cxl_memory_is_named_by_its_region_and_window() {
         00100000-7dffffff | system ram | System RAM | online yes yes | no no | 0 | coherent:node=0,size=5G
         100000000-27fffffff | system ram | System RAM | online yes yes | no no | 0 | coherent:node=0,size=5G
         280000000-37fffffff | - | kmem dax0.0 | online yes yes | later later | 1 | coherent:node=1,size=3G
-        380000000-47fffffff | - | kmem dax0.0 | offline yes yes | later later | 1 | coherent:node=1,size=3G
+        380000000-47fffffff | - | kmem dax0.0 | offline yes yes | later later | 1 |
         480000000-67fffffff | - | CXL window CXL Window 0 | none no no | no no | 1 |
     ",
     );

@@ -3,6 +3,7 @@
 //! The crate `hetmem-topology` reads and concludes; here it is shown.
 
 mod figures;
+mod measure;
 mod picture;
 mod table;
 mod tree;
@@ -31,6 +32,10 @@ pub(crate) struct Args {
     /// Draw the physical address space into this file, as SVG
     #[arg(long, value_name = "FILE")]
     svg: Option<PathBuf>,
+
+    /// Measure the latency and bandwidth of each node's memory, from the processors next to it; about a second a node
+    #[arg(long, conflicts_with = "root")]
+    measure: bool,
 }
 
 /// Looks, and prints; the result is the exit status.
@@ -39,7 +44,10 @@ pub(crate) fn run(args: &Args) -> Result<u8, Failure> {
         Some(directory) => Root::open(directory).map_err(|error| Failure::Usage(format!("--root: {error}")))?,
         None => Root::this_machine(),
     };
-    let found = hetmem_topology::look(&root);
+    let mut found = hetmem_topology::look(&root);
+    if args.measure {
+        measure::measure(&mut found);
+    }
     let name = if args.root.is_some() { format!("recorded machine {}", found.root) } else { "this machine".to_owned() };
     if let Some(path) = &args.svg {
         picture::write(&found, &name, path)?;
@@ -62,7 +70,13 @@ pub(crate) fn run(args: &Args) -> Result<u8, Failure> {
 
 /// All of it, for people.
 fn text(found: &Topology, name: &str) -> String {
-    let parts = [tree::tree(found, name), table::ranges(found), table::disagreements(found), table::sources(found)];
+    let parts = [
+        tree::tree(found, name),
+        table::measurement_notes(found),
+        table::ranges(found),
+        table::disagreements(found),
+        table::sources(found),
+    ];
     let text = parts.into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join("\n");
     // What is read may hold anything; a terminal must not obey it.
     text.chars().map(|c| if c.is_control() && c != '\n' { char::REPLACEMENT_CHARACTER } else { c }).collect()

@@ -1,6 +1,6 @@
 //! The picture: the physical address space from its first address down to its last, as SVG that needs nothing else.
 //!
-//! A range is a box as high as the logarithm of its size; what lies between ranges is a dashed line, however long it is. The colour is the
+//! A range is a box as high as the logarithm of its size; a gap between two is a dashed line, however long it is. The colour is the
 //! holder's, and the words in the box say the same.
 
 use std::path::Path;
@@ -14,7 +14,7 @@ use super::figures::{performance, size};
 use super::table::{holder, is_listed};
 use crate::failure::Failure;
 
-const WIDTH: u64 = 980;
+const WIDTH: u64 = 1120;
 const MARGIN: u64 = 24;
 /// Where the boxes begin and how wide they are; addresses stand left of them, words right of them.
 const BOX: (u64, u64) = (190, 310);
@@ -22,7 +22,7 @@ const WORDS: u64 = BOX.0 + BOX.1 + 16;
 const GAP: u64 = 40;
 const LINE: u64 = 17;
 /// The most characters that fit into a box, and beside it.
-const FIT: (usize, usize) = (40, 66);
+const FIT: (usize, usize) = (40, 88);
 
 /// Draws `found` into a file.
 pub(super) fn write(found: &Topology, name: &str, path: &Path) -> Result<(), Failure> {
@@ -32,7 +32,7 @@ pub(super) fn write(found: &Topology, name: &str, path: &Path) -> Result<(), Fai
 
 fn draw(found: &Topology, name: &str) -> Document {
     let ranges: Vec<_> = found.ranges.iter().filter(|range| is_listed(range)).collect();
-    let title = format!("Physical address space of {}", printable(name, usize::MAX));
+    let title = format!("Physical address space of {}", printable(name, 70));
     let mut picture = Document::new()
         .set("width", WIDTH)
         .set("font-family", "DejaVu Sans Mono, Menlo, Consolas, monospace")
@@ -119,6 +119,7 @@ fn beside(range: &Range) -> Vec<String> {
         range.firmware.map_or_else(Vec::new, |firmware| vec![format!("firmware: {}", firmware.kind.label())]);
     first.push(format!("pages: {}", range.struct_pages.label()));
     first.push(format!("pfn valid: {}", range.pfn_valid.label()));
+    first.push(format!("direct map: {}", range.direct_map.label()));
     first.extend(range.node.map(|node| format!("node {node}")));
     let mut lines = vec![first.join(" · ")];
     lines.extend(
@@ -132,7 +133,7 @@ fn gap(picture: Document, y: u64, bytes: u64) -> Document {
     let line = Line::new().set("x1", x).set("x2", x).set("y1", y + 3).set("y2", y + GAP - 3);
     picture
         .add(line.set("stroke", "#888888").set("stroke-width", 2).set("stroke-dasharray", "2 4"))
-        .add(words(x + 12, y + GAP / 2 + 4, &format!("{} of nothing", size(bytes))).set("fill", "#777777"))
+        .add(words(x + 12, y + GAP / 2 + 4, &format!("gap of {}", size(bytes))).set("fill", "#777777"))
 }
 
 fn legend(mut picture: Document, ranges: &[&Range], mut y: u64) -> (Document, u64) {

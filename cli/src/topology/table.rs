@@ -122,6 +122,11 @@ pub(super) fn disagreements(found: &Topology) -> String {
     text
 }
 
+/// What could not be measured.
+pub(super) fn measurement_notes(found: &Topology) -> String {
+    found.measurement_notes.iter().map(|note| format!("not measured: {note}\n")).collect()
+}
+
 /// How well each source could be read, with what is wrong with it below.
 pub(super) fn sources(found: &Topology) -> String {
     let rows: Vec<_> = found

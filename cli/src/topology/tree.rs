@@ -121,7 +121,11 @@ fn group(claim: &Claim, ranges: &[&Range]) -> Branch {
     if !claim.kind.is_ram() {
         branch.below.extend(specs.iter().map(|spec| Branch::new(format!("→ --device {spec}"))));
     }
-    branch.below.extend(ranges.first().and_then(|range| range.hint.as_ref()).map(|hint| Branch::new(hint.clone())));
+    let hinted = ranges.iter().find(|range| range.hint.is_some());
+    branch.below.extend(hinted.and_then(|range| {
+        let place = if ranges.len() > 1 { format!("{}: ", range.span()?) } else { String::new() };
+        Some(Branch::new(format!("{place}{}", range.hint.as_ref()?)))
+    }));
     branch
 }
 

@@ -7,7 +7,8 @@ use hetmem_core::units::{PAGE_SIZE, PageCount, PageRange};
 
 use crate::copy::{address, copy_pages};
 use crate::errno::Errno;
-use crate::mapping::{Arena, ArenaOptions, HugePages, Prefault};
+use crate::mapping::{Arena, ArenaOptions, HugePages, Prefault, populate_write};
+use crate::numa::Node;
 
 /// Pages to be copied from one buffer to the other, by their places in both.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -44,6 +45,16 @@ impl Buffer {
             ..ArenaOptions::default()
         };
         Ok(Self { arena: Arena::reserve(pages, &options)? })
+    }
+
+    /// `pages` pages of `node` that read as zeros. A node that is full or may not be used gives pages of others:
+    /// [`numa::nodes_of`](crate::numa::nodes_of) says.
+    pub fn on_node(pages: PageCount, huge_pages: HugePages, node: Node) -> Result<Self, Errno> {
+        let options = ArenaOptions { huge_pages, name: Some(c"hetmem:yardstick"), ..ArenaOptions::default() };
+        let arena = Arena::reserve(pages, &options)?;
+        node.prefer_for(arena.range())?;
+        populate_write(arena.range())?;
+        Ok(Self { arena })
     }
 
     /// Where it is.

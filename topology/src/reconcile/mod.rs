@@ -37,6 +37,7 @@ pub(crate) fn reconcile(root: &Path, facts: Facts) -> Topology {
         dax_devices: facts.dax.iter().map(usage::dax_device).collect(),
         cxl_memories: facts.cxl.memories,
         disagreements,
+        measurement_notes: Vec::new(),
         sources: facts.sources,
     }
 }
@@ -113,11 +114,7 @@ fn range(facts: &Facts, domains: &Domains, nodes: &[Node], boot: &[Span], at: Sp
     let is_memory = claim.kind.is_ram()
         || matches!(
             claim.kind,
-            ClaimKind::SoftReserved
-                | ClaimKind::Dax
-                | ClaimKind::DaxUnbound
-                | ClaimKind::CxlRegion
-                | ClaimKind::CxlWindow
+            ClaimKind::SoftReserved | ClaimKind::Dax | ClaimKind::DaxUnbound | ClaimKind::CxlRegion
         );
     let of_node = node.filter(|_| is_memory).and_then(|node| nodes.iter().find(|found| found.node == node));
     Range {
@@ -131,8 +128,8 @@ fn range(facts: &Facts, domains: &Domains, nodes: &[Node], boot: &[Span], at: Sp
         device_source: pages::device_source(facts, at, &claim, firmware),
         node,
         performance: of_node.and_then(|node| node.performance.first().copied()),
-        specs: usage::specs(facts, &claim, node),
-        hint: usage::hint(&claim),
+        specs: usage::specs(facts, &claim, struct_pages, node),
+        hint: usage::hint(&claim, struct_pages),
         evidence: evidence(facts, at),
         claim,
     }

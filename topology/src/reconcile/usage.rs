@@ -1,7 +1,7 @@
 //! Which devices of `hetmem run` use a range, and what would let one.
 
 use crate::facts::Facts;
-use crate::model::{Claim, ClaimKind, DaxDevice};
+use crate::model::{Claim, ClaimKind, DaxDevice, StructPages};
 use crate::read::dax;
 
 /// Nodes with less free memory than this are no devices.
@@ -22,10 +22,10 @@ fn dax_specs(name: &str) -> Vec<String> {
 }
 
 /// The specs that use what `claim` holds on `node`.
-pub(super) fn specs(facts: &Facts, claim: &Claim, node: Option<u32>) -> Vec<String> {
+pub(super) fn specs(facts: &Facts, claim: &Claim, pages: StructPages, node: Option<u32>) -> Vec<String> {
     match (claim.kind, &claim.by) {
         (ClaimKind::Dax, Some(name)) => dax_specs(name),
-        (kind, _) if kind.is_ram() => {
+        (kind, _) if kind.is_ram() && pages == StructPages::Online => {
             let found = node.and_then(|node| facts.nodes.iter().find(|found| found.id == node));
             found.and_then(|node| node_spec(node.id, node.free?)).into_iter().collect()
         }
@@ -34,7 +34,12 @@ pub(super) fn specs(facts: &Facts, claim: &Claim, node: Option<u32>) -> Vec<Stri
 }
 
 /// What would let hetmem use what `claim` holds.
-pub(super) fn hint(claim: &Claim) -> Option<String> {
+pub(super) fn hint(claim: &Claim, pages: StructPages) -> Option<String> {
+    if claim.kind.is_ram() && pages == StructPages::Offline {
+        return Some(
+            "echo online_movable > /sys/devices/system/memory/memoryN/state, for each of its blocks".to_owned(),
+        );
+    }
     let name = claim.by.as_deref().unwrap_or("daxX.Y");
     #[expect(clippy::wildcard_enum_match_arm, reason = "only these wait for something that their owner can do")]
     match claim.kind {
