@@ -1,6 +1,7 @@
 //! Recorded machines: what is concluded of each.
 //!
-//! The trees below `fixtures` are in the form of real ones, shortened: memory blocks of 2 GiB, few devices. Their ACPI tables are
+//! `qemu-dax` was recorded from a virtual machine with a stock Linux 6.12. The other trees below `fixtures` are in the form of
+//! real ones, shortened: memory blocks of 2 GiB, few devices. Their ACPI tables are
 //! written by `tables`; with `HETMEM_WRITE_FIXTURES` set, the test that compares them writes them anew.
 
 mod tables;
@@ -209,6 +210,26 @@ fn the_command_line_makes_memory_special_and_explains_the_disagreement() {
     assert!(only.text.contains("memmap=256M%0x24000000-1+0xefffffff"), "{}", only.text);
     assert_eq!(only.sources, [SourceId::FirmwareMap, SourceId::Iomem]);
     assert_eq!((only.start.unwrap().get(), only.end.unwrap().get()), (0x2400_0000, 0x3400_0000));
+}
+
+/// Recorded, and not written: QEMU's tables and Linux's own numbers of nodes, beside the figures that Linux made of the tables.
+#[test]
+fn a_recorded_virtual_machine_is_understood() {
+    is("qemu-dax", "
+        00100000-3fffffff | system ram | System RAM | online yes yes | no no | 0 | coherent:node=0,size=918M
+        40000000-7ffdffff | system ram | System RAM | online yes yes | no no | 1 | coherent:node=1,size=926M
+        100000000-13fffffff | system ram | device_dax dax0.0 | ZONE_DEVICE yes yes | later later | 2 | coherent:dax=/dev/dax0.0 private:dax=/dev/dax0.0
+    ");
+    let found = look("qemu-dax");
+    for id in [SourceId::BootParams, SourceId::Srat, SourceId::Hmat] {
+        assert_eq!(state(&found, id), SourceState::Read, "{id:?}");
+    }
+    let [only] = &found.disagreements[..] else { panic!("{:?}", found.disagreements) };
+    assert!(only.text.contains("memmap=1G%4G-1+0xefffffff"), "{}", only.text);
+    // Two sources for each node of the system, which say the same; the third node is in the tables alone.
+    assert_eq!(found.nodes[1].performance.len(), 2);
+    assert_eq!(found.nodes[2].performance[0].read_latency_ns, Some(50));
+    assert!(!found.nodes[2].online);
 }
 
 #[test]

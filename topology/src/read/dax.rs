@@ -1,7 +1,7 @@
 //! DAX devices: `/sys/bus/dax/devices`. Their addresses are for root to read; their names, sizes and drivers are for all.
 
 use crate::read::{optional, optional_node};
-use crate::root::{Root, Unreadable};
+use crate::root::{Root, Unreadable, numbered};
 use crate::source::{MAX_ENTRIES, Problems, Source, SourceId, count};
 use crate::span::Span;
 
@@ -37,7 +37,8 @@ fn device(root: &Root, name: String, problems: &mut Problems) -> Device {
     let size = optional(root, &format!("{dir}/size"), problems);
     let mut spans = Vec::new();
     let mut denied = false;
-    for mapping in root.names(&dir).unwrap_or_default().iter().filter(|name| name.starts_with("mapping")) {
+    // `mapping` without a number is where new ones are asked for.
+    for mapping in root.names(&dir).unwrap_or_default().iter().filter(|name| numbered(name, "mapping").is_some()) {
         let ends = |end| root.number(&format!("{dir}/{mapping}/{end}"));
         match (ends("start"), ends("end")) {
             (Ok(start), Ok(end)) => match Span::inclusive(start, end) {

@@ -44,7 +44,7 @@ pub(super) fn hint(claim: &Claim, pages: StructPages) -> Option<String> {
     #[expect(clippy::wildcard_enum_match_arm, reason = "only these wait for something that their owner can do")]
     match claim.kind {
         ClaimKind::SoftReserved => {
-            Some("modprobe dax_hmem device_dax: it becomes /dev/daxX.Y, unless kmem takes it as a node".to_owned())
+            Some("modprobe dax_hmem device_dax: it becomes a DAX device, or a node if kmem takes it".to_owned())
         }
         ClaimKind::DaxUnbound => {
             Some(format!("daxctl reconfigure-device --mode=devdax {name}: it becomes /dev/{name}"))
