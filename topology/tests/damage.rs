@@ -101,17 +101,27 @@ fn sources_that_contradict_each_other_are_told() {
         iomem.replace("7e000000-7e7fffff : ACPI Tables", "7e000000-7e7fffff : System RAM"),
     )
     .unwrap();
-    fs::remove_dir_all(machine.file("sys/devices/system/memory/memory3")).unwrap();
-    fs::write(machine.file("sys/devices/system/memory/memory5/state"), "sleeping").unwrap();
+    for block in 2..=4 {
+        fs::remove_dir_all(machine.file(&format!("sys/devices/system/memory/memory{block}"))).unwrap();
+    }
     let found = machine.look();
     let told: Vec<_> = found.disagreements.iter().map(|d| d.text.as_str()).collect();
     for part in [
         "node 1: read latency is 160 ns in HMAT and 999 ns in sysfs",
         "acpi tables by the firmware, System RAM for the kernel",
+        "System RAM by /proc/iomem, without a memory block",
     ] {
         assert!(told.iter().any(|text| text.contains(part)), "no `{part}` in {told:#?}");
     }
+    // A source that is not all there contradicts nobody by what it lacks.
+    fs::write(machine.file("sys/devices/system/memory/memory5/state"), "sleeping").unwrap();
+    let found = machine.look();
     assert!(source(&found, SourceId::MemoryBlocks).problems[0].contains("`sleeping` is no state"));
+    assert!(
+        found.disagreements.iter().all(|d| !d.text.contains("without a memory block")),
+        "{:?}",
+        found.disagreements
+    );
 }
 
 #[test]
@@ -135,6 +145,52 @@ fn a_device_that_iomem_does_not_know_is_a_disagreement() {
     let found = machine.look();
     let told: Vec<_> = found.disagreements.iter().map(|d| d.text.as_str()).collect();
     assert_eq!(told, ["dax0.0 is bound to device_dax, and /proc/iomem has no dax0.0"]);
+}
+
+/// A user may see a DAX device's size and driver, and not where it is: if there is no choice, that follows.
+#[test]
+fn without_privilege_the_only_fitting_device_is_the_holder() {
+    let machine = Machine::of("soft-reserved-dax");
+    let device = machine.file("sys/bus/dax/devices/dax0.0");
+    fs::write(machine.file("proc/iomem"), "00000000-00000000 : Reserved\n").unwrap();
+    fs::remove_file(device.join("resource")).unwrap();
+    fs::remove_dir_all(device.join("mapping0")).unwrap();
+    let found = machine.look();
+    let last = found.ranges.last().unwrap();
+    assert_eq!((last.claim.kind.label(), last.claim.by.as_deref()), ("device_dax", Some("dax0.0")));
+    assert!(last.claim.inferred && !found.dax_devices[0].addresses_known);
+    assert_eq!(last.specs[0], "coherent:dax=/dev/dax0.0");
+    // With another size it may be a part of the range, or elsewhere: then nobody knows, and the device is named apart.
+    fs::write(device.join("size"), "4096\n").unwrap();
+    let found = machine.look();
+    let last = found.ranges.last().unwrap();
+    assert_eq!((last.claim.kind.label(), last.pfn_valid.label()), ("unknown", "?"));
+    assert_eq!(found.dax_devices[0].specs[0], "coherent:dax=/dev/dax0.0");
+}
+
+#[test]
+fn a_device_whose_memory_kmem_could_not_add_has_no_pages() {
+    let machine = Machine::of("soft-reserved-kmem");
+    let iomem = fs::read_to_string(machine.file("proc/iomem")).unwrap();
+    fs::write(machine.file("proc/iomem"), iomem.replace("    280000000-47fffffff : System RAM (kmem)\n", "")).unwrap();
+    for block in 5..=8 {
+        fs::remove_dir_all(machine.file(&format!("sys/devices/system/memory/memory{block}"))).unwrap();
+    }
+    let found = machine.look();
+    assert_eq!(found.ranges.last().unwrap().struct_pages.label(), "none");
+    let told: Vec<_> = found.disagreements.iter().map(|d| d.text.as_str()).collect();
+    assert_eq!(told, ["dax0.0 is bound to kmem, and none of it is online"]);
+}
+
+#[test]
+fn memory_on_another_node_than_the_table_says_is_a_disagreement() {
+    let machine = Machine::of("hbm-flat");
+    let block = machine.file("sys/devices/system/memory/memory3");
+    fs::remove_file(block.join("node0")).unwrap();
+    std::os::unix::fs::symlink("../../node/node1", block.join("node1")).unwrap();
+    let found = machine.look();
+    let told: Vec<_> = found.disagreements.iter().map(|d| d.text.as_str()).collect();
+    assert_eq!(told, ["proximity domain 0, which is node 0, by SRAT, and memory blocks of node 1"]);
 }
 
 #[test]

@@ -16,7 +16,7 @@ pfn: pfn_valid holds. map: in the direct map. coherent, private: a kernel driver
 DEVICE_PRIVATE memory of it (later: when its holder has given it back).
 ";
 /// The widest name of a holder in a table.
-const HOLDER: usize = 30;
+const HOLDER: usize = 27;
 
 /// Whether a range of a device or a reservation is worth a line.
 pub(super) fn is_large(range: &Range) -> bool {

@@ -142,6 +142,12 @@ fn by_other_sources(facts: &Facts, at: Span) -> Claim {
             Some(_) => {}
         }
     }
+    if !complete
+        && firmware == Some(FirmwareType::SoftReserved)
+        && let Some(device) = only_fitting_dax_device(facts, at)
+    {
+        return Claim { inferred: true, ..dax_claim(facts, &device.name) };
+    }
     for (parts, kind) in [(&facts.cxl.regions, ClaimKind::CxlRegion), (&facts.cxl.windows, ClaimKind::CxlWindow)] {
         if let Some(part) = parts.iter().find(|part| part.span.contains(at)) {
             return Claim { kind, by: Some(part.name.clone()), inferred: !complete };
@@ -160,6 +166,20 @@ fn by_other_sources(facts: &Facts, at: Span) -> Claim {
         None => ClaimKind::Unknown,
     };
     Claim { kind, by: None, inferred: !complete }
+}
+
+/// The DAX device that must be the soft-reserved range around `at`, although its address is not for users to see: it is the only one of
+/// that size, and the range the only one, too.
+fn only_fitting_dax_device(facts: &Facts, at: Span) -> Option<&dax::Device> {
+    let map = if facts.memmap.is_empty() { &facts.boot_params } else { &facts.memmap };
+    let soft = || map.iter().filter(|entry| entry.kind == FirmwareType::SoftReserved);
+    let around = soft().find(|entry| entry.span.contains(at))?;
+    let size = around.span.len().get();
+    let mut fitting = facts.dax.iter().filter(|device| device.spans.is_empty() && device.size == Some(size));
+    let device = fitting.next()?;
+    let unique = fitting.next().is_none() && soft().filter(|entry| entry.span.len().get() == size).count() == 1;
+    // What kmem holds shows in the memory blocks.
+    (unique && device.driver.as_deref() != Some("kmem")).then_some(device)
 }
 
 /// `0000:00:01.0`.

@@ -36,8 +36,7 @@ fn about(facts: &Facts, range: &Range, span: Span) -> Vec<Said> {
     let mut said = Vec::new();
     said.extend(maps(facts, span));
     said.extend(firmware_and_kernel(facts, range));
-    if range.claim.kind.is_ram()
-        && !range.claim.inferred
+    if super::pages::is_named_ram(facts, span)
         && facts.is_complete(SourceId::MemoryBlocks)
         && !facts.blocks.runs.iter().any(|run| run.span.intersect(span).is_some())
     {

@@ -26,7 +26,7 @@ impl Domains {
                 .blocks
                 .runs
                 .iter()
-                .filter(|run| memory.span.contains(run.span))
+                .filter(|run| memory.span.intersect(run.span).is_some())
                 .filter_map(|run| run.node)
                 .collect();
             if let (1, Some(node)) = (shown.len(), shown.first()) {
@@ -142,13 +142,15 @@ pub(super) fn disagreements(facts: &Facts, domains: &Domains) -> Vec<Disagreemen
     for memory in &facts.srat.memory {
         for run in &facts.blocks.runs {
             let (Some(told), Some(shown)) = (domains.node(memory.domain), run.node) else { continue };
-            if told != shown && memory.span.contains(run.span) {
+            // A block may reach into its neighbour; one that lies in the range as a whole may not.
+            let Some(both) = memory.span.intersect(run.span) else { continue };
+            if told != shown && facts.blocks.block_size.is_some_and(|block| both.len().get() >= block) {
                 let text = format!(
-                    "{}: SRAT has it in proximity domain {}, which is node {told}, and its memory blocks are of node {shown}",
-                    run.span, memory.domain
+                    "proximity domain {}, which is node {told}, by SRAT, and memory blocks of node {shown}",
+                    memory.domain
                 );
                 let sources = vec![SourceId::Srat, SourceId::MemoryBlocks];
-                let (start, end) = (Some(run.span.start()), Some(run.span.end()));
+                let (start, end) = (Some(both.start()), Some(both.end()));
                 found.push(Disagreement { sources, start, end, text });
             }
         }

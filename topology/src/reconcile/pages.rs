@@ -11,6 +11,7 @@
 use crate::facts::Facts;
 use crate::model::{Claim, ClaimKind, DeviceSource, FirmwareType, Known, Possible, StructPages};
 use crate::read::blocks::BlockState;
+use crate::read::iomem::SYSTEM_RAM;
 use crate::source::SourceId;
 use crate::span::Span;
 
@@ -28,6 +29,9 @@ pub(super) fn struct_pages(facts: &Facts, at: Span, claim: &Claim, boot: &[Span]
         return match block.map(|run| run.state) {
             Some(BlockState::Offline) => StructPages::Offline,
             Some(BlockState::Unknown) => StructPages::Unknown,
+            // A driver holds the range and could not add it as memory; or the sources contradict each other.
+            None if facts.is_complete(SourceId::MemoryBlocks) && !is_named_ram(facts, at) => StructPages::None,
+            None if facts.is_complete(SourceId::MemoryBlocks) => StructPages::Unknown,
             // A kernel without memory hot-plug has no blocks; its memory is all online.
             Some(BlockState::Online) | None => StructPages::Online,
         };
@@ -42,6 +46,12 @@ pub(super) fn struct_pages(facts: &Facts, at: Span, claim: &Claim, boot: &[Span]
     let untold = matches!(claim.kind, ClaimKind::Persistent | ClaimKind::Unknown);
     let no_memory_seen = boot.is_empty() && !facts.was_read(SourceId::Iomem);
     if untold || no_memory_seen { StructPages::Unknown } else { StructPages::None }
+}
+
+/// Whether `/proc/iomem` calls `at` System RAM, in words.
+pub(super) fn is_named_ram(facts: &Facts, at: Span) -> bool {
+    let name = super::claim::resource(facts, at).and_then(|resource| resource.path.last());
+    name.is_some_and(|name| name.starts_with(SYSTEM_RAM))
 }
 
 /// Whether the direct map covers `at`.
