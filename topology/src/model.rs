@@ -158,7 +158,8 @@ pub enum StructPages {
     Offline,
     /// There are, in ZONE_DEVICE: a driver owns the pages.
     ZoneDevice,
-    /// There are, because the range shares a section (128 MiB) with memory of the boot: reserved, and of no use.
+    /// There are, because the range shares a section (128 MiB) with memory of the boot: `pfn_valid` holds, and no more. The pages
+    /// are reserved, and `pfn_to_online_page` finds none that lies 2 MiB or more from memory.
     BootSection,
     /// There are none.
     None,

@@ -8,6 +8,7 @@ use hetmem_topology::Root;
 use hetmem_topology::model::StructPages;
 
 const PAGE: u64 = 4096;
+const SUBSECTION: u64 = 2 << 20;
 /// Bits of a page's word: there is no descriptor; the descriptor is reserved.
 const NO_PAGE: u64 = 1 << 20;
 const RESERVED: u64 = 1 << 32;
@@ -19,8 +20,10 @@ fn flags(file: &File, address: u64) -> Option<u64> {
     Some(u64::from_ne_bytes(word))
 }
 
-/// Pages of the boot's sections are reserved, where memory is there are pages, and where no descriptors are the kernel has none. (Newer
-/// kernels say 0 for no page, which a page in use may have too; ZONE_DEVICE is not in the file at all.)
+/// Where memory is there are pages, and where no descriptors are the kernel has none. What shares 2 MiB with memory of the boot is reserved.
+///
+/// The file shows no more: it asks for pages that are online, so the rest of the boot's sections, where `pfn_valid` holds as well, and ZONE_DEVICE
+/// are not in it. Newer kernels say 0 for no page, which a page in use may have too.
 #[test]
 fn descriptors_are_where_the_kernel_says() {
     let file = match File::open("/proc/kpageflags") {
@@ -28,6 +31,11 @@ fn descriptors_are_where_the_kernel_says() {
         other => return eprintln!("skipped: /proc/kpageflags can't be read: {other:?}"),
     };
     let found = hetmem_topology::look(&Root::this_machine());
+    let online: Vec<_> = found.ranges.iter().filter(|range| range.struct_pages == StructPages::Online).collect();
+    let near_memory = |address: u64| {
+        let around = address & !(SUBSECTION - 1);
+        online.iter().any(|range| range.start.get() < around + SUBSECTION && around < range.end.get())
+    };
     for range in found.ranges.iter().filter(|range| range.size_bytes >= 2 * PAGE) {
         // Whole pages inside it: its ends may share theirs with a neighbour.
         let first = range.start.get().next_multiple_of(PAGE);
@@ -37,7 +45,7 @@ fn descriptors_are_where_the_kernel_says() {
             #[expect(clippy::wildcard_enum_match_arm, reason = "of the others the file says nothing")]
             let right = match range.struct_pages {
                 StructPages::Online => word.is_some_and(|word| word & NO_PAGE == 0),
-                StructPages::BootSection => word.is_some_and(|word| word & RESERVED != 0),
+                StructPages::BootSection if near_memory(address) => word.is_some_and(|word| word & RESERVED != 0),
                 StructPages::None => word.is_none_or(|word| word == 0 || word & NO_PAGE != 0),
                 _ => true,
             };

@@ -3,7 +3,7 @@
 //! Facts about Linux on x86-64 that the conclusions rest on:
 //!
 //! * Memory of the boot has descriptors section by section. Whatever else lies in such a section has descriptors too, and
-//!   `pfn_valid` holds there.
+//!   `pfn_valid` holds there; `pfn_to_online_page`, and so `/proc/kpageflags`, go by units of 2 MiB and see less.
 //! * Memory that is added later (kmem, a driver's) has descriptors for what was added, in units of 2 MiB.
 //! * `device_dax` makes descriptors in ZONE_DEVICE when it binds; soft-reserved memory has none before.
 //! * The direct map covers what was added as memory and what ZONE_DEVICE types that the CPU addresses cover.
