@@ -104,6 +104,23 @@ fn json_has_every_documented_field() {
     assert_eq!(iomem["state"], "hidden");
 }
 
+/// What is printed can be pasted: each spec has the grammar of `--device`.
+#[test]
+fn each_spec_is_one_that_run_reads() {
+    let mut read = 0;
+    for machine in ["soft-reserved-dax", "soft-reserved-kmem", "cxl", "hbm-flat", "gpu-node", "qemu-dax"] {
+        let all = json(&recorded(machine, &["--json"]));
+        let ranges = all["ranges"].as_array().unwrap().iter().flat_map(|range| range["specs"].as_array().unwrap());
+        let nodes = all["nodes"].as_array().unwrap().iter().filter_map(|node| node.get("spec"));
+        for spec in ranges.chain(nodes) {
+            let spec = spec.as_str().unwrap();
+            spec.parse::<hetmem_devices::spec::DeviceSpec>().unwrap_or_else(|error| panic!("{spec}: {error}"));
+            read += 1;
+        }
+    }
+    assert!(read > 10, "{read}");
+}
+
 #[test]
 fn a_container_with_nothing_is_no_failure() {
     let text = said(&recorded("container", &[]));
@@ -174,7 +191,9 @@ fn this_machine_is_described_with_and_without_privilege() {
     let dir = tempfile::tempdir().unwrap();
     std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
     let copy = dir.path().join("hetmem");
-    std::fs::copy(env!("CARGO_BIN_EXE_hetmem"), &copy).unwrap();
+    // By another process: a child of a test beside this one would inherit the descriptor and keep the file busy.
+    let copied = Command::new("cp").arg(env!("CARGO_BIN_EXE_hetmem")).arg(&copy).status().unwrap();
+    assert!(copied.success());
     let run =
         Command::new(&copy).args(["topology", "--json"]).current_dir("/").uid(NOBODY).gid(NOBODY).output().unwrap();
     // The addresses of /proc/iomem are for CAP_SYS_ADMIN.

@@ -280,7 +280,7 @@ pub struct Range {
     pub performance: Option<Performance>,
     /// The devices of `hetmem run` that use it.
     pub specs: Vec<String>,
-    /// What would let hetmem use it, if it can't now.
+    /// What would let hetmem use it, if it can't now, or in another way.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub hint: Option<String>,
     /// What each source says.

@@ -159,13 +159,13 @@ fn without_privilege_the_only_fitting_device_is_the_holder() {
     let last = found.ranges.last().unwrap();
     assert_eq!((last.claim.kind.label(), last.claim.by.as_deref()), ("device_dax", Some("dax0.0")));
     assert!(last.claim.inferred && !found.dax_devices[0].addresses_known);
-    assert_eq!(last.specs[0], "coherent:dax=/dev/dax0.0");
+    assert_eq!(last.specs[0], "private:dax=/dev/dax0.0");
     // With another size it may be a part of the range, or elsewhere: then nobody knows, and the device is named apart.
     fs::write(device.join("size"), "4096\n").unwrap();
     let found = machine.look();
     let last = found.ranges.last().unwrap();
     assert_eq!((last.claim.kind.label(), last.pfn_valid.label()), ("unknown", "?"));
-    assert_eq!(found.dax_devices[0].specs[0], "coherent:dax=/dev/dax0.0");
+    assert_eq!(found.dax_devices[0].specs[0], "private:dax=/dev/dax0.0");
 }
 
 #[test]

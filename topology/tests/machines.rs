@@ -93,7 +93,7 @@ fn soft_reserved_memory_is_found_without_iomem() {
 
 #[test]
 fn soft_reserved_memory_claimed_by_dax_has_zone_device_pages() {
-    let specs = "coherent:dax=/dev/dax0.0 private:dax=/dev/dax0.0";
+    let specs = "private:dax=/dev/dax0.0";
     let line = "280000000-47fffffff | soft reserved | device_dax dax0.0 | ZONE_DEVICE yes yes | later later | 1 |";
     is("soft-reserved-dax", &format!("{RAM}{line} {specs}"));
     assert_eq!(look("soft-reserved-dax").disagreements, []);
@@ -218,7 +218,7 @@ fn a_recorded_virtual_machine_is_understood() {
     is("qemu-dax", "
         00100000-3fffffff | system ram | System RAM | online yes yes | no no | 0 | coherent:node=0,size=918M
         40000000-7ffdffff | system ram | System RAM | online yes yes | no no | 1 | coherent:node=1,size=926M
-        100000000-13fffffff | system ram | device_dax dax0.0 | ZONE_DEVICE yes yes | later later | 2 | coherent:dax=/dev/dax0.0 private:dax=/dev/dax0.0
+        100000000-13fffffff | system ram | device_dax dax0.0 | ZONE_DEVICE yes yes | later later | 2 | private:dax=/dev/dax0.0
     ");
     let found = look("qemu-dax");
     for id in [SourceId::BootParams, SourceId::Srat, SourceId::Hmat] {

@@ -17,8 +17,9 @@ pub(super) fn node_spec(node: u32, free: u64) -> Option<String> {
     Some(format!("coherent:node={node},size={size}"))
 }
 
+/// Mappings of a DAX device are shared and in blocks of its alignment, which no program may notice: it is private memory.
 fn dax_specs(name: &str) -> Vec<String> {
-    ["coherent", "private"].map(|kind| format!("{kind}:dax=/dev/{name}")).to_vec()
+    vec![format!("private:dax=/dev/{name}")]
 }
 
 /// The specs that use what `claim` holds on `node`.
@@ -33,7 +34,7 @@ pub(super) fn specs(facts: &Facts, claim: &Claim, pages: StructPages, node: Opti
     }
 }
 
-/// What would let hetmem use what `claim` holds.
+/// What would let hetmem use what `claim` holds, or use it in another way.
 pub(super) fn hint(claim: &Claim, pages: StructPages) -> Option<String> {
     if claim.kind.is_ram() && pages == StructPages::Offline {
         return Some(
@@ -45,6 +46,9 @@ pub(super) fn hint(claim: &Claim, pages: StructPages) -> Option<String> {
     match claim.kind {
         ClaimKind::SoftReserved => {
             Some("modprobe dax_hmem device_dax: it becomes a DAX device, or a node if kmem takes it".to_owned())
+        }
+        ClaimKind::Dax => {
+            Some(format!("daxctl reconfigure-device --mode=system-ram {name}: a node, for coherent:node=N"))
         }
         ClaimKind::DaxUnbound => {
             Some(format!("daxctl reconfigure-device --mode=devdax {name}: it becomes /dev/{name}"))
