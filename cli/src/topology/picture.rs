@@ -66,7 +66,8 @@ fn subtitle(found: &Topology, drawn: usize) -> String {
     let ram: u64 = found.ranges.iter().filter(|range| range.claim.kind.is_ram()).map(|range| range.size_bytes).sum();
     let hidden = found.ranges.len() - drawn;
     let more = if hidden == 0 { String::new() } else { format!("; {hidden} small ranges and PCI windows not drawn") };
-    format!("{} of System RAM, {} nodes; low addresses above{more}", size(ram), found.nodes.len())
+    let nodes = if found.nodes.len() == 1 { "1 node".to_owned() } else { format!("{} nodes", found.nodes.len()) };
+    format!("{} of System RAM, {nodes}; low addresses above{more}", size(ram))
 }
 
 /// Two lines of words for the smallest, some more for each doubling.

@@ -123,7 +123,9 @@ fn group(claim: &Claim, ranges: &[&Range]) -> Branch {
     }
     let hinted = ranges.iter().find(|range| range.hint.is_some());
     branch.below.extend(hinted.and_then(|range| {
-        let place = if ranges.len() > 1 { format!("{}: ", range.span()?) } else { String::new() };
+        // Offline blocks, say, of memory that is online otherwise.
+        let of_all = ranges.iter().all(|other| other.hint == range.hint);
+        let place = if of_all { String::new() } else { format!("{}: ", range.span()?) };
         Some(Branch::new(format!("{place}{}", range.hint.as_ref()?)))
     }));
     branch
