@@ -278,15 +278,18 @@ unsafe extern "C" fn mremap(
     // SAFETY: the symbol is a function of this type; where the caller passed four arguments, the fifth is not looked at.
     let next = unsafe { std::mem::transmute::<*mut c_void, MremapFn>(NEXT_MREMAP.get()) };
     // SAFETY: as the caller promised.
-    let moved = unsafe { next(old, old_size, new_size, flags, new) };
-    if moved != libc::MAP_FAILED || !agent::is_running() || errno() != libc::EFAULT {
-        return moved;
+    let call = || unsafe { next(old, old_size, new_size, flags, new) };
+    let Some(range) = pages_of(old, old_size).filter(|_| agent::is_running()) else { return call() };
+    // To a fixed place Linux 6.17 and newer move several mappings one by one, and stop half-way at one that is registered.
+    if flags & libc::MREMAP_FIXED == 0 {
+        let moved = call();
+        if moved != libc::MAP_FAILED || errno() != libc::EFAULT {
+            return moved;
+        }
     }
     // A range that spans two mappings is refused: those of the program, or one that a registration has divided.
-    let Some(range) = pages_of(old, old_size) else { return moved };
     agent::undivided(range, || {
-        // SAFETY: as the caller promised.
-        let moved = unsafe { next(old, old_size, new_size, flags, new) };
+        let moved = call();
         if moved != libc::MAP_FAILED || errno() != libc::EFAULT {
             return moved;
         }
