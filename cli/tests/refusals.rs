@@ -198,7 +198,7 @@ fn without_permission_for_userfaultfd_both_cures_are_named() {
     // A place that everybody may enter: the target folder may lie in a home.
     let dir = tempfile::tempdir().unwrap();
     std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
-    let copy = file(dir.path(), "hetmem", &std::fs::read(binary()).unwrap(), 0o755);
+    let copy = copy_of_hetmem(dir.path());
     let unprivileged = |args: &[&str]| output(Command::new(&copy).args(args).current_dir("/").uid(NOBODY).gid(NOBODY));
     let run = unprivileged(&["run", "--", "/bin/true"]);
     one_line(&run, 125, &["userfaultfd", "vm.unprivileged_userfaultfd", "/dev/userfaultfd"]);
@@ -207,10 +207,19 @@ fn without_permission_for_userfaultfd_both_cures_are_named() {
     assert!(stdout(&doctor).contains("vm.unprivileged_userfaultfd=1"), "{}", stdout(&doctor));
 }
 
+/// Copied by another process: this one forks on other threads, and a child that holds the copy open for writing would make
+/// its execution fail.
+fn copy_of_hetmem(to: &Path) -> PathBuf {
+    let copy = to.join("hetmem");
+    let copied = Command::new("cp").arg(binary()).arg(&copy).status().unwrap();
+    assert!(copied.success(), "cp: {copied}");
+    copy
+}
+
 #[test]
 fn a_missing_agent_library_is_named() {
     let dir = tempfile::tempdir().unwrap();
-    let copy = file(dir.path(), "hetmem", &std::fs::read(binary()).unwrap(), 0o755);
+    let copy = copy_of_hetmem(dir.path());
     let run = output(Command::new(&copy).args(["run", "--", "true"]));
     one_line(&run, 125, &["libhetmem.so", dir.path().to_str().unwrap()]);
 }
