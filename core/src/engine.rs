@@ -6,12 +6,13 @@
 use std::ops::Deref;
 use std::sync::atomic::Ordering::Relaxed;
 
+use crate::notifier::{EmptyRange, Event, Invalidation, Notice, Notifiers, Subscription};
 use crate::physmap::MemoryType;
 use crate::pool::SystemPool;
 use crate::port::{Device, Host, NoBacking};
 use crate::run_set::FrameRun;
 use crate::slot::{Frame, SYSTEM_POOL, Slot};
-use crate::space::Space;
+use crate::space::{Installing, Space};
 use crate::stats::Counters;
 use crate::units::{DeviceId, PageCount, PageRange, VirtAddr};
 
@@ -75,6 +76,8 @@ pub struct Engine<H> {
     pub pool: SystemPool,
     /// Counters.
     pub counters: CountersAt,
+    /// Who is told of changes.
+    pub notifiers: Notifiers,
     devices: Vec<Box<dyn Device>>,
 }
 
@@ -89,7 +92,34 @@ impl<H: Host> Engine<H> {
         for (i, device) in devices.iter().enumerate() {
             assert_eq!(device.pagemap().device.index(), i, "a device's id is its place");
         }
-        Self { host, space: Space::default(), pool, counters, devices }
+        Self { host, space: Space::default(), pool, counters, notifiers: Notifiers::default(), devices }
+    }
+
+    /// Subscribes `callback` to changes in `range`. On return nothing changes pages there that does not know of it.
+    ///
+    /// # Errors
+    ///
+    /// If the range has no page.
+    pub fn subscribe(
+        &self,
+        range: PageRange,
+        callback: impl Fn(&Notice<'_>) + Send + Sync + 'static,
+    ) -> Result<Subscription, EmptyRange> {
+        let subscription = self.notifiers.subscribe(range, callback)?;
+        // Whoever found no subscription acts upon that with the gate held.
+        drop(self.space.gate.events());
+        Ok(subscription)
+    }
+
+    /// The gate, to take pages of `range` out, which mirrors may know of: they are told first, with no lock held.
+    pub(crate) fn install_noticed(&self, range: PageRange, event: Event) -> (Installing<'_>, Option<Invalidation<'_>>) {
+        let installing = self.space.gate.install();
+        if self.notifiers.is_empty() {
+            return (installing, None);
+        }
+        drop(installing);
+        let notice = self.notifiers.start(range, event, true);
+        (self.space.gate.install(), Some(notice))
     }
 
     /// The devices, in the order of their ids.

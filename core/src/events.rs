@@ -1,8 +1,10 @@
 //! What the program does to its own mappings, applied to the slots.
 //!
-//! Each is called with the gate held alone, right after the event was read and before anything else is installed.
+//! Each is called with the gate held alone, right after the event was read and before anything else is installed. Mirrors are told
+//! before it is applied, which is after the program's change was made: their callbacks may not wait for accesses by address.
 
 use crate::engine::{Engine, Held};
+use crate::notifier::Event;
 use crate::pool::Purpose;
 use crate::port::{DeviceError, FaultPath, Host};
 use crate::slot::Slot;
@@ -12,6 +14,7 @@ use crate::units::{PageCount, PageRange, VirtAddr};
 impl<H: Host> Engine<H> {
     /// `range` was unmapped: its pages and its management are gone.
     pub fn unmapped(&self, events: &Events<'_>, range: PageRange) {
+        let _notice = self.notifiers.start_if_any(range, Event::Unmap, false);
         self.drop_pages(events, range);
         self.space.remove_region(range);
         self.space.forget_removals(range);
@@ -27,6 +30,7 @@ impl<H: Host> Engine<H> {
         if self.space.regions_in(range).iter().all(|(_, region)| region.is_none()) {
             return;
         }
+        let _notice = self.notifiers.start_if_any(range, Event::Clear, false);
         self.drop_pages(events, range);
         self.space.add_removal(range);
     }
@@ -34,6 +38,7 @@ impl<H: Host> Engine<H> {
     /// The pages of `from` are now at `to` (`mremap`).
     pub fn remapped(&self, events: &Events<'_>, from: PageRange, to: VirtAddr) {
         let Some(target) = PageRange::new(to, from.pages()) else { return };
+        let _notices = [from, target].map(|range| self.notifiers.start_if_any(range, Event::Unmap, false));
         self.drop_pages(events, target);
         for (no, block) in self.space.blocks_in(from) {
             let Some(part) = from.intersect(no.range()) else { continue };
@@ -61,6 +66,11 @@ impl<H: Host> Engine<H> {
         self.space.move_regions(from, target);
         self.space.forget_removals(from);
         self.space.forget_blocks(events, from);
+    }
+
+    /// The program forked: what pages of it allow has changed, as the child has them too.
+    pub fn forked(&self, _events: &Events<'_>) {
+        drop(self.notifiers.start_if_any(PageRange::ALL, Event::ProtectionPage, false));
     }
 
     /// Calls `put` with each stretch of pages that the program does not map, and with an address at which their bytes are.

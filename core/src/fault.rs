@@ -9,6 +9,7 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use crate::engine::{Engine, Held};
 use crate::migrate::{Origin, Piece, PutFailure};
+use crate::notifier::{Event, Invalidation};
 use crate::outcome::KeptReason;
 use crate::pool::Purpose;
 use crate::port::{FaultPath, Host, Install, PutStop};
@@ -36,39 +37,66 @@ pub enum FaultResolution {
     EventsPending,
     /// The host has no memory for the page now: call again later.
     NoMemory,
+    /// A mirror must be told first, which a signal handler can't do: have another thread call [`Engine::fault`].
+    Mirrored,
 }
 
 impl<H: Host> Engine<H> {
     /// Serves a touch at `addr`.
     ///
-    /// On [`FaultPath::Sigbus`] it waits itself for pages that are busy, so that it never returns
-    /// [`FaultResolution::Waiting`].
+    /// On [`FaultPath::Sigbus`] it waits itself for pages that are busy, unless a mirror had to be told: then it returns
+    /// [`FaultResolution::Waiting`], and is to be called again.
     pub fn fault(&self, addr: VirtAddr, path: FaultPath) -> FaultResolution {
+        let resolution = self.fault_unless_mirrored(addr, path, None);
+        if resolution != FaultResolution::Mirrored {
+            return resolution;
+        }
+        let notice = self.notifiers.start(Around::reach(addr.page_down()), Event::Migrate(None), false);
+        self.fault_unless_mirrored(addr, path, Some(&notice))
+    }
+
+    /// The same in a signal handler, where no callback may run: [`FaultResolution::Mirrored`] if one would have to.
+    pub fn fault_in_signal(&self, addr: VirtAddr) -> FaultResolution {
+        self.fault_unless_mirrored(addr, FaultPath::Sigbus, None)
+    }
+
+    /// Serves a touch; what mirrors may know of only with a `notice` to them.
+    fn fault_unless_mirrored(
+        &self,
+        addr: VirtAddr,
+        path: FaultPath,
+        notice: Option<&Invalidation<'_>>,
+    ) -> FaultResolution {
         let page = addr.page_down();
         let installing = self.space.gate.install();
         let Some(block) = self.space.existing_block(page.block()) else {
             let range = self.zero_range(page, None);
             let zeroed = self.space.while_absent(page.block(), || self.zero(path, range));
             drop(installing);
-            return zeroed.unwrap_or_else(|| self.fault(addr, path));
+            return zeroed.unwrap_or_else(|| self.fault_unless_mirrored(addr, path, notice));
         };
         let mut state = block.lock();
         match state.slot(page.index_in_block()) {
-            Slot::Unmapped { busy: true, .. } => match path {
-                FaultPath::Thread => {
+            Slot::Unmapped { busy: true, .. } => match (path, notice) {
+                // Nobody waits between the start and the end of a notice.
+                (FaultPath::Thread, _) | (FaultPath::Sigbus, Some(_)) => {
                     state.note_waiter();
                     FaultResolution::Waiting
                 }
-                FaultPath::Sigbus => {
+                (FaultPath::Sigbus, None) => {
                     // The gate is let go: events must not wait for this thread.
                     drop(installing);
                     drop(block.wait_settled(state));
-                    self.fault(addr, path)
+                    self.fault_unless_mirrored(addr, path, notice)
                 }
             },
             Slot::Unmapped { frame, .. } => {
                 if self.address(Held::single(frame)).is_some() {
                     return self.move_in(&block, &mut state, path, page, frame);
+                }
+                // The device whose frame it is may use it. No other state is one that a mirror uses and a fault changes.
+                if notice.is_none() && self.notifiers.any_in(Around::reach(page)) {
+                    return FaultResolution::Mirrored;
                 }
                 let mut run = Around::plan(self, &mut state, page);
                 run.mark(self, &mut state);
@@ -383,6 +411,12 @@ struct Around {
 }
 
 impl Around {
+    /// The pages that a touch of `page` can bring home at most.
+    fn reach(page: VirtAddr) -> PageRange {
+        let block = page.block().range();
+        block.slice(page.pages_since(block.start()), PageCount::new(u64::from(MAX_AROUND)))
+    }
+
     /// The page at `page` and its neighbours, as the block's stream suggests.
     fn plan<H: Host>(engine: &Engine<H>, state: &mut BlockState, page: VirtAddr) -> Self {
         let first = page.index_in_block();

@@ -6,6 +6,8 @@ pub mod events;
 pub mod fault;
 pub mod frame;
 pub mod migrate;
+pub mod mirror;
+pub mod notifier;
 pub mod outcome;
 pub mod physmap;
 pub mod policy;

@@ -118,6 +118,64 @@ pub trait Host: Send + Sync {
     fn stop_the_program(&self, page: VirtAddr, why: &'static str) -> !;
 }
 
+/// A mapping of the program, and what it allows.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct MappedRange {
+    /// Its pages.
+    pub range: PageRange,
+    /// Whether they can be read.
+    pub readable: bool,
+    /// Whether they can be written.
+    pub writable: bool,
+    /// Whether writes reach others who map the same.
+    pub shared: bool,
+    /// Its pages are mapped 2^order at a time, whatever is seen of them.
+    pub order: u8,
+}
+
+/// Pages that are present, as far as the host can tell.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Present {
+    /// Which.
+    pub range: PageRange,
+    /// Whether a write needs no fault.
+    pub writable: bool,
+    /// Whether they are the page of zeros that all share.
+    pub zero: bool,
+    /// They are mapped 2^order at a time.
+    pub order: u8,
+}
+
+/// A kind of touch.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Access {
+    /// A load.
+    Read,
+    /// A store.
+    Write,
+}
+
+/// A touch would end in a signal, or there is no memory for the page.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("the page can't be faulted in")]
+pub struct CannotFault;
+
+/// What mirrors ask of the program's memory, managed or not.
+pub trait MirrorHost: Host {
+    /// The mapping at `addr`, or the next one after it.
+    fn mapping_from(&self, addr: VirtAddr) -> Option<MappedRange>;
+
+    /// Calls `visit` with each run of present pages of `range`, which lies in `mapping`, in order.
+    fn presence(&self, mapping: &MappedRange, range: PageRange, visit: &mut dyn FnMut(Present));
+
+    /// Does what touches of all pages of `range` do. The caller holds no lock; other threads serve what is away.
+    ///
+    /// # Errors
+    ///
+    /// If one of them would end in a signal; those before it may have been done.
+    fn fault_in(&self, range: PageRange, access: Access) -> Result<(), CannotFault>;
+}
+
 /// A device could not copy.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 #[error("the device reported an error while it copied")]

@@ -235,6 +235,9 @@ pub struct PageRange {
 }
 
 impl PageRange {
+    /// Every page of the address space but its last.
+    pub const ALL: Self = Self { start: VirtAddr(0), pages: PageCount((1 << (64 - PAGE_SHIFT)) - 1) };
+
     /// `pages` pages from `start`; `None` if `start` is not a multiple of the page or the end overflows.
     #[must_use]
     pub fn new(start: VirtAddr, pages: PageCount) -> Option<Self> {

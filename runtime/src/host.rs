@@ -31,6 +31,7 @@ use hetmem_sys::copy::copy_pages;
 use hetmem_sys::errno::Errno;
 use hetmem_sys::mapping::{Arena, ArenaOptions, HugePages, OnFork, discard, is_mapped};
 use hetmem_sys::pagemap::{Categories, PagemapScanner, Region as Scanned, ScanQuery};
+use hetmem_sys::procmap::MappingQuery;
 use hetmem_sys::uffd::{
     Access, CopyFlags, Features, Mode, MoveFlags, OpenError, Progress, Userfaultfd, Wake, WriteProtect,
 };
@@ -119,7 +120,9 @@ pub(crate) struct UserMemory {
     pub(crate) contexts: Contexts,
     pub(crate) traps: Traps,
     pub(crate) events: EventCount,
-    scanner: PagemapScanner,
+    pub(crate) scanner: PagemapScanner,
+    /// Mappings by address; `None` before Linux 6.11.
+    pub(crate) mappings: Option<MappingQuery>,
     /// Announced removals, and the threads that may still be at them.
     removals: Mutex<Vec<(PageRange, Vec<u32>)>>,
     /// Address space that is never populated.
@@ -143,6 +146,7 @@ impl UserMemory {
             traps: Traps::default(),
             events: EventCount::default(),
             scanner: PagemapScanner::open()?,
+            mappings: MappingQuery::open().ok(),
             removals: Mutex::default(),
             refusal: AtomicI32::new(0),
             nowhere: Arena::reserve(BLOCK, &nowhere)?,

@@ -9,6 +9,7 @@ use hetmem_core::units::{BLOCK_PAGES, ByteLen, PageCount, PageRange};
 use hetmem_sys::errno::Errno;
 use hetmem_sys::mapping::{Arena, ArenaOptions, HugePages, OnFork};
 
+use crate::delegate::Delegated;
 use crate::host::{Contexts, UserMemory};
 
 /// Room in the pool for pages in transit, beside the stock.
@@ -17,6 +18,7 @@ const TRANSIT: PageCount = PageCount::new(64 * BLOCK_PAGES);
 /// See the module.
 pub(crate) struct Inner {
     pub(crate) engine: Engine<UserMemory>,
+    pub(crate) delegated: Delegated,
     /// The pool's memory, which lives as long as the engine that uses it.
     _pool_arena: Arena,
 }
@@ -48,7 +50,8 @@ impl Inner {
             }
         }
         let pool = SystemPool::new(pool_arena.range().start(), capacity, stock);
-        Ok(Self { engine: Engine::new(host, devices, pool, counters), _pool_arena: pool_arena })
+        let engine = Engine::new(host, devices, pool, counters);
+        Ok(Self { engine, delegated: Delegated::new()?, _pool_arena: pool_arena })
     }
 
     /// The extents that must be trapped for `range`: every region that overlaps it, joined with the neighbours that touch it, as
@@ -106,7 +109,20 @@ impl Inner {
     pub(crate) fn release(&self, extent: PageRange) {
         let host = &self.engine.host;
         let _installing = self.engine.space.gate.install();
-        host.traps.release(&host.contexts, extent, || self.engine.away_in(extent));
+        let mirrored = self.engine.notifiers.any_in(extent);
+        host.traps.release(&host.contexts, extent, mirrored, || self.engine.away_in(extent));
+    }
+
+    /// Has the program's changes to what is managed in `range` reported, for mirrors. What can't be registered is not.
+    pub(crate) fn watch(&self, range: PageRange) {
+        let host = &self.engine.host;
+        for (extent, path) in self.extents(range) {
+            {
+                let _installing = self.engine.space.gate.install();
+                let _refused = host.traps.trap(&host.contexts, extent, path);
+            }
+            self.release(extent);
+        }
     }
 
     fn migrate_trapped(&self, range: PageRange, request: Request, refused: &[(PageRange, KeptReason)]) -> Outcomes {

@@ -1,11 +1,14 @@
 #![doc = include_str!("../../README.md")]
 
 pub mod agent;
+mod delegate;
 mod error;
 mod fast;
 mod host;
 mod inner;
 mod mappings;
+pub mod mirror;
+mod mirror_host;
 mod runtime;
 mod service;
 mod traps;

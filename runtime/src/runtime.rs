@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use hetmem_core::engine::CountersAt;
+use hetmem_core::notifier::Event;
 use hetmem_core::physmap::{MemoryType, Owner};
 use hetmem_core::port::Device;
 use hetmem_core::space::Region as RegionEntry;
@@ -129,7 +130,7 @@ fn make_device(id: DeviceId, owner: Owner, spec: &DeviceSpec) -> Result<Box<dyn 
 ///
 /// Dropping the runtime brings every page home and ends the management; memory from [`Runtime::map`] must be gone before.
 pub struct Runtime {
-    inner: Arc<Inner>,
+    pub(crate) inner: Arc<Inner>,
     stop: OwnedFd,
     service: Option<JoinHandle<()>>,
     sigbus: bool,
@@ -224,6 +225,9 @@ impl Runtime {
             .counters
             .adopted_bytes
             .fetch_add(range.pages().bytes().get(), std::sync::atomic::Ordering::Relaxed);
+        if self.inner.engine.notifiers.any_in(range) {
+            self.inner.watch(range);
+        }
     }
 
     /// Brings the pages of `range` home and ends its management.
@@ -282,6 +286,12 @@ impl Runtime {
         &self.inner.engine.counters
     }
 
+    /// Whose the pages of `device` are, if there is such a device.
+    #[must_use]
+    pub fn owner(&self, device: DeviceId) -> Option<Owner> {
+        self.inner.engine.device(device).map(|device| device.pagemap().owner)
+    }
+
     /// The type of each device, in the order of the ids.
     #[must_use]
     pub fn devices(&self) -> Vec<MemoryType> {
@@ -333,6 +343,7 @@ fn errno_of(error: &std::io::Error) -> hetmem_sys::errno::Errno {
 
 impl Drop for Runtime {
     fn drop(&mut self) {
+        drop(self.inner.engine.notifiers.start(PageRange::ALL, Event::Release, true));
         let regions: Vec<PageRange> = self.inner.engine.space.regions().into_iter().map(|(range, _)| range).collect();
         for range in regions {
             // A page that can't come home keeps its frame, and with it the runtime's memory, until the process ends.

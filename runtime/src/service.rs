@@ -21,6 +21,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::Ordering::Relaxed;
 
+use crate::delegate::Delegated;
 use crate::inner::Inner;
 
 /// How long a fault may wait for memory before the program is stopped.
@@ -44,9 +45,12 @@ pub(crate) fn run(inner: &Inner, stop: &OwnedFd) {
     let mut later: Vec<Fault> = Vec::with_capacity(256);
     loop {
         let timeout = if queue.is_empty() { None } else { Some(&RETRY_AFTER) };
-        let asked_to_stop = wait(inner, stop, timeout);
+        let Woken { asked_to_stop, delegated } = wait(inner, stop, timeout);
         for (uffd, path) in inner.engine.host.program_contexts() {
             read(inner, uffd, path, &mut buffer, &mut queue);
+        }
+        if delegated {
+            Delegated::serve(inner);
         }
         for fault in queue.drain(..) {
             later.extend(serve(inner, fault));
@@ -62,20 +66,28 @@ pub(crate) fn run(inner: &Inner, stop: &OwnedFd) {
     }
 }
 
-/// Waits for something to read; says whether that is the request to stop.
-fn wait(inner: &Inner, stop: &OwnedFd, timeout: Option<&Timespec>) -> bool {
+/// What else than userfaultfd has woken the thread.
+struct Woken {
+    asked_to_stop: bool,
+    delegated: bool,
+}
+
+/// Waits for something to read.
+fn wait(inner: &Inner, stop: &OwnedFd, timeout: Option<&Timespec>) -> Woken {
     let contexts = &inner.engine.host.contexts;
     let second = contexts.sigbus.as_ref().unwrap_or(&contexts.thread);
     let mut fds = [
         PollFd::new(&contexts.thread, PollFlags::IN),
         PollFd::from_borrowed_fd(stop.as_fd(), PollFlags::IN),
         PollFd::new(second, PollFlags::IN),
+        PollFd::new(&inner.delegated.posted, PollFlags::IN),
     ];
-    let n = if contexts.sigbus.is_some() { 3 } else { 2 };
-    match poll(&mut fds[..n], timeout) {
-        Ok(_) => fds[1].revents().contains(PollFlags::IN),
-        Err(_) => false,
-    }
+    // Only what is served by SIGBUS is left to this thread.
+    let n = if contexts.sigbus.is_some() { 4 } else { 2 };
+    // After an error nothing is said to be readable.
+    let _ = poll(&mut fds[..n], timeout);
+    let [_, stop, _, delegated] = fds.map(|fd| fd.revents().contains(PollFlags::IN));
+    Woken { asked_to_stop: stop, delegated }
 }
 
 /// Reads what is there, applies events, and queues faults.
@@ -106,7 +118,10 @@ fn read(inner: &Inner, uffd: &Userfaultfd, path: FaultPath, buffer: &mut EventBu
                     engine.host.traps.remapped(from, to);
                 }
             }
-            Event::Fork { fd } => fill_child(inner, &events, Userfaultfd::from_fork(fd)),
+            Event::Fork { fd } => {
+                engine.forked(&events);
+                fill_child(inner, &events, Userfaultfd::from_fork(fd));
+            }
         }
         changed = true;
     }
@@ -131,7 +146,7 @@ fn serve(inner: &Inner, fault: Fault) -> Option<Fault> {
             None
         }
         FaultResolution::Present | FaultResolution::Waiting => None,
-        FaultResolution::EventsPending => Some(fault),
+        FaultResolution::EventsPending | FaultResolution::Mirrored => Some(fault),
         FaultResolution::NoMemory if fault.read_at.elapsed() > MEMORY_PATIENCE => {
             engine.host.stop_the_program(page.start(), "the host has no memory for it")
         }
@@ -182,7 +197,11 @@ pub(crate) fn serve_sigbus(inner: &Inner, addr: VirtAddr) -> bool {
     }
     let start = Instant::now();
     loop {
-        match engine.fault(addr, FaultPath::Sigbus) {
+        match engine.fault_in_signal(addr) {
+            FaultResolution::Mirrored => {
+                inner.delegated.post(addr);
+                engine.host.await_events();
+            }
             FaultResolution::Home(PageCount::ZERO) | FaultResolution::EventsPending | FaultResolution::Waiting => {
                 engine.host.await_events();
             }

@@ -6,8 +6,8 @@
 //! | watched | for write protection | the kernel's business | events on munmap, mremap, madvise; none in use |
 //! | trapped | for missing pages | wait and are reported | first touches of holes are reported too |
 //!
-//! A range is trapped while something in it is in transit or away, watched while coherent frames are mapped in it, so that their loss
-//! is noticed, and free otherwise. Whole extents change state together: a mapping that was half registered would be two to the
+//! A range is trapped while something in it is in transit or away, watched while coherent frames are mapped in it or it is mirrored, so that their
+//! loss is noticed, and free otherwise. Whole extents change state together: a mapping that was half registered would be two to the
 //! kernel, and `mremap` refuses to span two.
 //!
 //! Falling from trapped to watched has a moment in which the range is free: the kernel has no single step for it. An event
@@ -66,11 +66,12 @@ impl Traps {
     }
 
     /// Ends a request's claim on `extent`; the gate is held. If no other has one, and `away` says that nothing in it is away, the range becomes watched
-    /// if coherent frames are mapped in it, else free.
+    /// if coherent frames are mapped in it or it is `mirrored`, else free.
     pub(crate) fn release(
         &self,
         contexts: &Contexts,
         extent: PageRange,
+        mirrored: bool,
         away: impl FnOnce() -> (PageCount, PageCount),
     ) {
         let mut table = lock(&self.table);
@@ -92,7 +93,7 @@ impl Traps {
                 continue;
             }
             table.traps.remove(part);
-            if mapped.is_zero() || contexts.program(path).register(part, Mode::WP).is_err() {
+            if (mapped.is_zero() && !mirrored) || contexts.program(path).register(part, Mode::WP).is_err() {
                 continue;
             }
             let mut now = Trap::Watched(path);

@@ -12,6 +12,7 @@
 //! pagemap  which pages are there, and of which kind
 //! maps     which mappings there are
 //! numa     which node pages are on, and on which they are to be
+//! procmap  which mapping is at an address
 //! copy     page copies that race with nobody
 //! dax      memory that is a character device
 //! thread   threads on given stacks, with signals blocked and descriptors of their own; futexes
@@ -37,6 +38,7 @@ pub mod numa;
 pub mod pagemap;
 pub mod probe;
 pub mod process;
+pub mod procmap;
 mod raw;
 pub mod sigbus;
 pub mod thread;

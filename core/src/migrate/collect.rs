@@ -2,6 +2,7 @@
 
 use crate::engine::{Engine, Held};
 use crate::migrate::{Batch, Copied, Origin, Piece, Request, Select, Target};
+use crate::notifier::Event;
 use crate::outcome::{KeptReason, Outcomes, PageOutcome};
 use crate::physmap::MemoryType;
 use crate::port::{FaultPath, Host, Taken};
@@ -54,7 +55,7 @@ impl<'e, H: Host> Collected<'e, H> {
         request: Request,
     ) -> Self {
         // The gate and the exclusions are held over decision and take-out: neither an event nor an exclusion can come between.
-        let _installing = engine.space.gate.install();
+        let (installing, notice) = engine.install_noticed(range, Event::Migrate(request.owner));
         let block = engine.space.block(range.start().block());
         let outcomes = Outcomes::all_kept(range.pages(), KeptReason::Raced);
         let path = region.path;
@@ -120,7 +121,9 @@ impl<'e, H: Host> Collected<'e, H> {
         }
         drop(state);
         drop(excluded);
-        drop(_installing);
+        drop(installing);
+        // What was taken out is busy now, which no mirror uses. Where it goes from here needs no notice.
+        drop(notice);
         Self { batch }
     }
 

@@ -5,6 +5,7 @@
 //! ```
 #![cfg(loom)]
 
+mod mirror;
 mod world;
 
 use hetmem_core::fault::FaultResolution;

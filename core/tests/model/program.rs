@@ -278,6 +278,7 @@ impl Model {
                     memory.touches.iter_mut().filter(|t| t.page == page).for_each(|t| t.told_to_wait = true);
                 }
                 FaultResolution::EventsPending => self.deliver(),
+                FaultResolution::Mirrored => panic!("only a signal handler is told so"),
                 FaultResolution::NoMemory => engine.trim_pool(),
                 resolution @ (FaultResolution::Home(_) | FaultResolution::Present) => {
                     let sleeps = self.lock().waiters.contains(&page);

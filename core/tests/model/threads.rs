@@ -96,6 +96,7 @@ impl Model {
                 FaultResolution::EventsPending | FaultResolution::NoMemory => {
                     self.lock().messages.push_back(page);
                 }
+                FaultResolution::Mirrored => panic!("only a signal handler is told so"),
                 FaultResolution::Home(_) | FaultResolution::Present => {}
             }
         }

@@ -35,6 +35,13 @@ pub fn populate_write(range: PageRange) -> Result<(), Errno> {
     rustix::io::retry_on_intr(|| unsafe { advise(range, Advice::LinuxPopulateWrite) })
 }
 
+/// Makes every page of `range` present as by a read (`MADV_POPULATE_READ`): never written pages of private memory become the
+/// zero page. It waits and fails as [`populate_write`] does.
+pub fn populate_read(range: PageRange) -> Result<(), Errno> {
+    // SAFETY: the contents of the range stay as they are.
+    rustix::io::retry_on_intr(|| unsafe { advise(range, Advice::LinuxPopulateRead) })
+}
+
 /// Drops the pages of `range` (`MADV_DONTNEED`): private anonymous memory becomes holes. `EINVAL` on locked memory.
 /// In a range that is registered with `EVENT_REMOVE` the call waits until the event is read.
 ///

@@ -2,7 +2,7 @@
 //!
 //! * [`Arena`]: anonymous private memory between two guard pages, for frames, stacks and transit windows.
 //! * [`SharedMemory`]: a file in memory that several processes map, for counters.
-//! * [`populate_write`] and [`discard`]: make pages present, or drop them, in any range of this process.
+//! * [`populate_read`], [`populate_write`] and [`discard`]: make pages present, or drop them, in any range of this process.
 
 mod advice;
 mod arena;
@@ -10,7 +10,7 @@ mod query;
 mod set_aside;
 mod shared;
 
-pub use advice::{discard, populate_write};
+pub use advice::{discard, populate_read, populate_write};
 pub use arena::{Arena, ArenaOptions, HugePages, OnFork, Prefault, Whose};
 pub use query::is_mapped;
 pub use set_aside::{forget_omitted, set_aside};

@@ -1,0 +1,110 @@
+//! Mirrors: how a device keeps a table of where the program's pages are, and is told before that changes.
+//!
+//! ```no_run
+//! use std::sync::{Arc, Mutex};
+//! use hetmem::mirror::{MirrorPage, RangeFault, RangeFaultError, Want};
+//! use hetmem::{FaultPath, Runtime};
+//! use hetmem_core::units::ByteLen;
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let runtime = Runtime::builder().start()?;
+//! let mapping = runtime.map(ByteLen::new(1 << 20), FaultPath::Thread)?;
+//! let range = mapping.range();
+//!
+//! // The device's table, and the callback that empties it before pages change.
+//! let table: Arc<Mutex<Vec<MirrorPage>>> = Arc::default();
+//! let subscription = runtime.subscribe(range, {
+//!     let table = Arc::clone(&table);
+//!     move |notice| {
+//!         let mut table = table.lock().unwrap();
+//!         notice.set_seq();
+//!         table.clear();
+//!     }
+//! })?;
+//!
+//! // Fill it: begin, ask, lock, changed meanwhile? use.
+//! let mut pages = vec![MirrorPage::default(); range.pages().as_usize()];
+//! loop {
+//!     let seq = subscription.read_begin();
+//!     let request = RangeFault { want: Want::Write, unless_changed: Some((&subscription, seq)), ..RangeFault::default() };
+//!     match runtime.range_fault(range, request, &mut pages) {
+//!         Err(RangeFaultError::Changed) => continue,
+//!         other => other?,
+//!     }
+//!     let mut table = table.lock().unwrap();
+//!     if !subscription.read_retry(seq) {
+//!         *table = pages;
+//!         break;
+//!     }
+//! }
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! What a callback may do is said in [`hetmem_core::notifier`]; what each page's answer means in [`hetmem_core::mirror`].
+//!
+//! # What is told, and when
+//!
+//! | change | told |
+//! | --- | --- |
+//! | a migration, a touch that brings a page home, eviction: all that hetmem does | before it |
+//! | what is announced by [`Runtime::announce`] | before it, and until it is done |
+//! | `munmap`, `mremap` of managed memory; `fork`, where the process may have fork events (`CAP_SYS_PTRACE`) | after it |
+//! | `MADV_DONTNEED`, `MADV_FREE` of managed memory | about when it happens |
+//! | `mprotect`; anything in memory that is not managed | never: announce it, or look again before each use |
+//!
+//! What is told after it is told before hetmem does anything else to the range, and perhaps after the system call has returned: the kernel lets
+//! the caller go on as soon as its event was read. [`Runtime::announce`] leaves no such gap.
+
+use hetmem_core::units::PageRange;
+
+pub use hetmem_core::mirror::{MirrorPage, Place, RangeFault, RangeFaultError, Want};
+pub use hetmem_core::notifier::{Event, Notice, Seq, Subscription};
+
+use crate::error::Error;
+use crate::runtime::Runtime;
+
+impl Runtime {
+    /// Has `callback` called before pages of `range`, managed or not, change. Managed memory in it is watched from now on, so that what
+    /// the program does to its mappings is told too. The subscription ends when it is dropped.
+    ///
+    /// # Errors
+    ///
+    /// If the range is empty.
+    pub fn subscribe(
+        &self,
+        range: PageRange,
+        callback: impl Fn(&Notice<'_>) + Send + Sync + 'static,
+    ) -> Result<Subscription, Error> {
+        let subscription =
+            self.inner.engine.subscribe(range, callback).map_err(|error| Error::invalid(error.to_string()))?;
+        self.inner.watch(range);
+        Ok(subscription)
+    }
+
+    /// Says of each page of `range` where it is and what it allows, and faults pages in as far as `request` asks for that. The answers may be used
+    /// only under the rule of [`hetmem_core::notifier`]. Not to be called by a callback, or with a lock held that a callback takes.
+    ///
+    /// # Errors
+    ///
+    /// If a page is not as it was asked for, and can't be made so.
+    ///
+    /// # Panics
+    ///
+    /// If `out` has not one place for each page.
+    pub fn range_fault(
+        &self,
+        range: PageRange,
+        request: RangeFault<'_>,
+        out: &mut [MirrorPage],
+    ) -> Result<(), RangeFaultError> {
+        self.inner.engine.range_fault(range, request, out)
+    }
+
+    /// Makes a `change` to mappings in `range` that hetmem can't see, or sees too late: `mprotect`, `munmap` of memory in use by a device,
+    /// anything in memory that is not managed. Mirrors are told before, and fill no table until it is done.
+    pub fn announce<R>(&self, range: PageRange, event: Event, change: impl FnOnce() -> R) -> R {
+        let _invalidation = self.inner.engine.notifiers.start(range, event, true);
+        change()
+    }
+}

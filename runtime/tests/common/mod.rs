@@ -1,0 +1,153 @@
+//! What the tests of mirrors and accelerators have in common.
+#![allow(dead_code, reason = "each test uses a part")]
+
+use hetmem::{FaultPath, Mapping, Request, Runtime, Target};
+use hetmem_core::units::{ByteLen, DeviceId, PAGE_SIZE, PageCount, PageRange, VirtAddr};
+use hetmem_devices::spec::parse_all;
+
+pub(crate) const PRIVATE: DeviceId = DeviceId::new(0);
+pub(crate) const COHERENT: DeviceId = DeviceId::new(1);
+
+pub(crate) fn runtime() -> Runtime {
+    let specs = parse_all(&["private:emulated,size=64M", "coherent:emulated,size=64M"], ByteLen::new(1 << 40)).unwrap();
+    specs.into_iter().fold(Runtime::builder().sigbus(), hetmem::Builder::device).start().unwrap()
+}
+
+pub(crate) fn to(device: DeviceId) -> Request {
+    Request::all_to(Target::Device(device))
+}
+
+pub(crate) fn map(runtime: &Runtime, pages: u64, path: FaultPath) -> Mapping {
+    runtime.map(ByteLen::new(pages * PAGE_SIZE), path).unwrap()
+}
+
+fn content(page: usize) -> u64 {
+    page as u64 ^ 0xabcd_ef01
+}
+
+pub(crate) fn fill(mapping: &Mapping) {
+    use std::sync::atomic::Ordering::Relaxed;
+    mapping.words().chunks(512).enumerate().for_each(|(i, page)| page[i % 512].store(content(i), Relaxed));
+}
+
+pub(crate) fn verify(mapping: &Mapping) {
+    use std::sync::atomic::Ordering::Relaxed;
+    let found = mapping.words().chunks(512).enumerate().find(|(i, page)| page[i % 512].load(Relaxed) != content(*i));
+    assert!(found.is_none(), "page {} is not what was written", found.unwrap().0);
+}
+
+/// Memory that hetmem knows nothing of.
+pub(crate) struct Raw {
+    range: PageRange,
+    owned: bool,
+}
+
+impl Raw {
+    fn map(pages: u64, flags: i32, fd: i32) -> Self {
+        // SAFETY: a new mapping, anywhere.
+        let at = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                usize::try_from(pages * PAGE_SIZE).unwrap(),
+                libc::PROT_READ | libc::PROT_WRITE,
+                flags,
+                fd,
+                0,
+            )
+        };
+        assert_ne!(at, libc::MAP_FAILED);
+        let range = PageRange::new(VirtAddr::new(at.expose_provenance() as u64), PageCount::new(pages)).unwrap();
+        Self { range, owned: true }
+    }
+
+    pub(crate) fn anonymous(pages: u64) -> Self {
+        Self::map(pages, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1)
+    }
+
+    /// A mapping of a file of `pages_in_file` pages.
+    pub(crate) fn file(pages: u64, pages_in_file: u64, shared: bool) -> Self {
+        use std::os::fd::AsRawFd;
+        let file = rustix::fs::memfd_create(c"mirror", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+        rustix::fs::ftruncate(&file, pages_in_file * PAGE_SIZE).unwrap();
+        Self::map(pages, if shared { libc::MAP_SHARED } else { libc::MAP_PRIVATE }, file.as_raw_fd())
+    }
+
+    /// A whole huge page, if the kernel gives one.
+    pub(crate) fn huge() -> Option<Self> {
+        let mut memory = Self::anonymous(1024);
+        // SAFETY: advice about that mapping.
+        unsafe { libc::madvise(memory.pointer(0).cast(), memory.bytes(1024), libc::MADV_HUGEPAGE) };
+        let start = memory.range.start().get().next_multiple_of(2 << 20);
+        let skip = (start - memory.range.start().get()) / PAGE_SIZE;
+        // SAFETY: inside the mapping.
+        unsafe { memory.pointer(skip).write_volatile(1) };
+        let smaps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+        let head = format!("{:x}-", memory.range.start().get());
+        let own = smaps.split_once(&head)?.1;
+        let kib: u64 = own.split_once("AnonHugePages:")?.1.split_ascii_whitespace().next()?.parse().ok()?;
+        (kib >= 2048).then(|| {
+            memory.unmap(0, skip);
+            memory.unmap(skip + 512, 512 - skip);
+            memory.range = memory.slice(skip, 512);
+            memory
+        })
+    }
+
+    /// Memory that somebody else unmaps.
+    pub(crate) const fn borrowed(range: PageRange) -> Self {
+        Self { range, owned: false }
+    }
+
+    pub(crate) const fn range(&self) -> PageRange {
+        self.range
+    }
+
+    pub(crate) fn slice(&self, first: u64, pages: u64) -> PageRange {
+        self.range.slice(PageCount::new(first), PageCount::new(pages))
+    }
+
+    pub(crate) fn page(&self, index: u64) -> VirtAddr {
+        self.range.start().add_pages(PageCount::new(index))
+    }
+
+    pub(crate) fn pointer(&self, index: u64) -> *mut u8 {
+        std::ptr::with_exposed_provenance_mut(usize::try_from(self.page(index).get()).unwrap())
+    }
+
+    fn bytes(&self, pages: u64) -> usize {
+        usize::try_from(pages * PAGE_SIZE).unwrap()
+    }
+
+    pub(crate) fn fill(&self) {
+        for i in 0..self.range.pages().get() {
+            // SAFETY: inside the mapping.
+            unsafe { self.pointer(i).write_volatile(u8::try_from(i % 251).unwrap() + 1) };
+        }
+    }
+
+    pub(crate) fn protect(&self, first: u64, pages: u64, prot: i32) {
+        // SAFETY: the test's own memory, which it touches accordingly.
+        assert_eq!(unsafe { libc::mprotect(self.pointer(first).cast(), self.bytes(pages), prot) }, 0);
+    }
+
+    pub(crate) fn unmap(&self, first: u64, pages: u64) {
+        if pages == 0 {
+            return;
+        }
+        // SAFETY: the test's own memory, which it does not touch afterwards.
+        assert_eq!(unsafe { libc::munmap(self.pointer(first).cast(), self.bytes(pages)) }, 0);
+    }
+
+    pub(crate) fn discard(&self, first: u64, pages: u64) {
+        // SAFETY: the test's own memory, whose contents it gives up.
+        assert_eq!(unsafe { libc::madvise(self.pointer(first).cast(), self.bytes(pages), libc::MADV_DONTNEED) }, 0);
+    }
+}
+
+impl Drop for Raw {
+    fn drop(&mut self) {
+        if self.owned {
+            self.unmap(0, self.range.pages().get());
+        }
+    }
+}
