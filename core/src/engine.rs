@@ -6,6 +6,7 @@
 use std::ops::Deref;
 use std::sync::atomic::Ordering::Relaxed;
 
+use crate::frame::FrameDescriptor;
 use crate::notifier::{EmptyRange, Event, Invalidation, Notice, Notifiers, Subscription};
 use crate::physmap::MemoryType;
 use crate::pool::SystemPool;
@@ -165,14 +166,17 @@ impl<H: Host> Engine<H> {
     /// and has not noticed yet. It may be reading the frame, and would take the page's next stay there for its own. So such a
     /// frame's page is copied in, never moved: the frame keeps its bytes until the last reference is gone.
     pub(crate) fn is_read_by_others(&self, held: Held, ours: u64) -> bool {
-        held.run.iter().any(|frame| {
-            let descriptor = if held.device == SYSTEM_POOL {
-                self.pool.descriptor(frame)
-            } else {
-                self.device_of(held.device).pagemap().frames.descriptor(frame)
-            };
-            descriptor.references() > ours
-        })
+        let single = |frame| Held { device: held.device, run: FrameRun::single(frame) };
+        held.run.iter().any(|frame| self.descriptor(single(frame)).references() > ours)
+    }
+
+    /// The descriptor of the first of the frames.
+    pub(crate) fn descriptor(&self, held: Held) -> &FrameDescriptor {
+        if held.device == SYSTEM_POOL {
+            self.pool.descriptor(held.run.first)
+        } else {
+            self.device_of(held.device).pagemap().frames.descriptor(held.run.first)
+        }
     }
 
     /// Gives one reference to the frames back, whose pages are still populated.

@@ -60,6 +60,7 @@ impl<H: Host> Engine<H> {
                 };
                 let new = to.add_pages(page.pages_since(from.start()));
                 self.space.block(new.block()).lock().set(new.index_in_block(), slot);
+                self.holds(slot, new);
             }
             self.wake_all(&block, part);
         }

@@ -47,62 +47,64 @@ impl<H: Host> Engine<H> {
     /// On [`FaultPath::Sigbus`] it waits itself for pages that are busy, unless a mirror had to be told: then it returns
     /// [`FaultResolution::Waiting`], and is to be called again.
     pub fn fault(&self, addr: VirtAddr, path: FaultPath) -> FaultResolution {
-        let resolution = self.fault_unless_mirrored(addr, path, None);
-        if resolution != FaultResolution::Mirrored {
-            return resolution;
+        let mut told: Option<(Notify, Invalidation<'_>)> = None;
+        loop {
+            let notify = match self.fault_if_told(addr, path, told.as_ref().map(|(notify, _)| *notify)) {
+                Ok(resolution) => return resolution,
+                Err(notify) => notify,
+            };
+            // The last notice ends first: nobody has acted on it.
+            drop(told.take());
+            told = Some((notify, self.notifiers.start(notify.range, notify.event, false)));
         }
-        let notice = self.notifiers.start(Around::reach(addr.page_down()), Event::Migrate(None), false);
-        self.fault_unless_mirrored(addr, path, Some(&notice))
     }
 
     /// The same in a signal handler, where no callback may run: [`FaultResolution::Mirrored`] if one would have to.
     pub fn fault_in_signal(&self, addr: VirtAddr) -> FaultResolution {
-        self.fault_unless_mirrored(addr, FaultPath::Sigbus, None)
+        self.fault_if_told(addr, FaultPath::Sigbus, None).unwrap_or(FaultResolution::Mirrored)
     }
 
-    /// Serves a touch; what mirrors may know of only with a `notice` to them.
-    fn fault_unless_mirrored(
-        &self,
-        addr: VirtAddr,
-        path: FaultPath,
-        notice: Option<&Invalidation<'_>>,
-    ) -> FaultResolution {
+    /// Serves a touch, or says what mirrors must be told first, unless that is what they were `told`.
+    fn fault_if_told(&self, addr: VirtAddr, path: FaultPath, told: Option<Notify>) -> Result<FaultResolution, Notify> {
         let page = addr.page_down();
         let installing = self.space.gate.install();
         let Some(block) = self.space.existing_block(page.block()) else {
             let range = self.zero_range(page, None);
             let zeroed = self.space.while_absent(page.block(), || self.zero(path, range));
             drop(installing);
-            return zeroed.unwrap_or_else(|| self.fault_unless_mirrored(addr, path, notice));
+            return zeroed.map_or_else(|| self.fault_if_told(addr, path, told), Ok);
         };
         let mut state = block.lock();
         match state.slot(page.index_in_block()) {
-            Slot::Unmapped { busy: true, .. } => match (path, notice) {
+            Slot::Unmapped { busy: true, .. } => match (path, told) {
                 // Nobody waits between the start and the end of a notice.
                 (FaultPath::Thread, _) | (FaultPath::Sigbus, Some(_)) => {
                     state.note_waiter();
-                    FaultResolution::Waiting
+                    Ok(FaultResolution::Waiting)
                 }
                 (FaultPath::Sigbus, None) => {
                     // The gate is let go: events must not wait for this thread.
                     drop(installing);
                     drop(block.wait_settled(state));
-                    self.fault_unless_mirrored(addr, path, notice)
+                    self.fault_if_told(addr, path, told)
                 }
             },
             Slot::Unmapped { frame, .. } => {
-                if self.address(Held::single(frame)).is_some() {
-                    return self.move_in(&block, &mut state, path, page, frame);
+                // A device may use the page in that frame: its own, or one that it holds exclusively. In no other state do mirrors use
+                // a page that a fault changes.
+                let has_address = self.address(Held::single(frame)).is_some();
+                let notify = Notify::of_touch(page, has_address);
+                if told != Some(notify) && self.notifiers.any_in(notify.range) {
+                    return Err(notify);
                 }
-                // The device whose frame it is may use it. No other state is one that a mirror uses and a fault changes.
-                if notice.is_none() && self.notifiers.any_in(Around::reach(page)) {
-                    return FaultResolution::Mirrored;
+                if has_address {
+                    return Ok(self.move_in(&block, &mut state, path, page, frame));
                 }
                 let mut run = Around::plan(self, &mut state, page);
                 run.mark(self, &mut state);
                 drop(state);
                 drop(installing);
-                self.bring_home(&block, path, &run)
+                Ok(self.bring_home(&block, path, &run))
             }
             Slot::Mapped(frame) => {
                 // Present, unless the program dropped the page while nobody watched.
@@ -111,13 +113,13 @@ impl<H: Host> Engine<H> {
                 if put.stop.is_none() {
                     state.set(page.index_in_block(), Slot::System);
                     self.put(Held::single(frame));
-                    return FaultResolution::Present;
+                    return Ok(FaultResolution::Present);
                 }
-                self.present_or(path, one, put.stop)
+                Ok(self.present_or(path, one, put.stop))
             }
             Slot::System => {
                 let range = self.zero_range(page, Some(&mut state));
-                self.zero(path, range)
+                Ok(self.zero(path, range))
             }
         }
     }
@@ -402,6 +404,26 @@ impl<H: Host> Engine<H> {
     }
 }
 
+/// What mirrors must be told before a touch is served.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Notify {
+    range: PageRange,
+    event: Event,
+}
+
+impl Notify {
+    /// A touch of `page` takes it from whoever holds it exclusively, in a frame with an address, or else brings it home with its
+    /// neighbours.
+    fn of_touch(page: VirtAddr, has_address: bool) -> Self {
+        if has_address {
+            return Self { range: PageRange::page_of(page), event: Event::Exclusive(None) };
+        }
+        let block = page.block().range();
+        let range = block.slice(page.pages_since(block.start()), PageCount::new(u64::from(MAX_AROUND)));
+        Self { range, event: Event::Migrate(None) }
+    }
+}
+
 /// A run of missing pages around a touched one, each in some private frame. It lies on the stack: faults don't allocate.
 struct Around {
     start: VirtAddr,
@@ -411,12 +433,6 @@ struct Around {
 }
 
 impl Around {
-    /// The pages that a touch of `page` can bring home at most.
-    fn reach(page: VirtAddr) -> PageRange {
-        let block = page.block().range();
-        block.slice(page.pages_since(block.start()), PageCount::new(u64::from(MAX_AROUND)))
-    }
-
     /// The page at `page` and its neighbours, as the block's stream suggests.
     fn plan<H: Host>(engine: &Engine<H>, state: &mut BlockState, page: VirtAddr) -> Self {
         let first = page.index_in_block();

@@ -13,7 +13,7 @@
 //! *Limits:* 2^32 frames a device (16 TiB), 2^16 − 1 references a frame.
 
 use crate::run_set::{FrameRun, RunSet};
-use crate::sync::atomic::{AtomicU64, Ordering};
+use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::sync::{Mutex, lock};
 use crate::units::{FrameIndex, PAGE_SHIFT, PageCount, VirtAddr};
 
@@ -105,6 +105,8 @@ impl FrameDescriptor {
 pub struct FrameTable {
     descriptors: Box<[FrameDescriptor]>,
     free: Mutex<RunSet>,
+    /// No frame is taken into use any more.
+    closed: AtomicBool,
 }
 
 impl FrameTable {
@@ -112,7 +114,7 @@ impl FrameTable {
     #[must_use]
     pub fn new(capacity: PageCount) -> Self {
         let descriptors = (0..capacity.get()).map(|_| FrameDescriptor::default()).collect();
-        Self { descriptors, free: Mutex::new(RunSet::full(capacity)) }
+        Self { descriptors, free: Mutex::new(RunSet::full(capacity)), closed: AtomicBool::new(false) }
     }
 
     /// How many frames the device has.
@@ -146,11 +148,29 @@ impl FrameTable {
     /// Takes a run of at most `want` free frames for the pages from `page` on, each with one reference.
     #[must_use]
     pub fn allocate(&self, want: PageCount, page: VirtAddr) -> Option<FrameRun> {
-        let run = lock(&self.free).take(want)?;
+        let mut free = lock(&self.free);
+        // Relaxed: set and read under that lock.
+        if self.closed.load(Ordering::Relaxed) {
+            return None;
+        }
+        let run = free.take(want)?;
+        drop(free);
         for (i, frame) in (0..).zip(run.iter()) {
             self.descriptor(frame).allocate(page.add_pages(PageCount::new(i)));
         }
         Some(run)
+    }
+
+    /// From now on no frame is taken into use, or again each may be.
+    pub fn close(&self, closed: bool) {
+        let _free = lock(&self.free);
+        self.closed.store(closed, Ordering::Relaxed);
+    }
+
+    /// The frames in use among `frames`, each with the page that it was last said to hold.
+    pub fn in_use(&self, frames: FrameRun) -> impl Iterator<Item = (FrameIndex, VirtAddr)> {
+        let known = frames.iter().filter(|frame| self.contains(*frame));
+        known.filter(|frame| self.descriptor(*frame).count() > 0).map(|frame| (frame, self.descriptor(frame).page()))
     }
 
     /// Takes another reference to each frame of `run`, which the caller knows to be in use.

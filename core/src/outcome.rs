@@ -77,6 +77,17 @@ pub enum PageOutcome {
     Kept(KeptReason),
 }
 
+impl PageOutcome {
+    /// Why the page was kept, if it was.
+    #[must_use]
+    pub const fn kept(self) -> Option<KeptReason> {
+        match self {
+            Self::Moved => None,
+            Self::Kept(reason) => Some(reason),
+        }
+    }
+}
+
 /// The outcome of each page of a migrated range, in order.
 ///
 /// Zero moved pages is a result, not an error.

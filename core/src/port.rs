@@ -210,6 +210,12 @@ pub trait Device: Send + Sync {
         0
     }
 
+    /// Where frame 0 lies for code that runs on the device, if such code runs in this process, all frames in order after it. Only who refers to
+    /// a frame may use it there, and a coherent one only while the program doesn't map it.
+    fn device_side(&self) -> Option<VirtAddr> {
+        None
+    }
+
     /// Copies the pages from `from` on, which are not the program's, into the frames of `to`.
     ///
     /// # Errors

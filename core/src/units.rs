@@ -109,6 +109,12 @@ impl BlockNo {
         self.0
     }
 
+    /// The next block.
+    #[must_use]
+    pub const fn after(self) -> Self {
+        Self(self.0 + 1)
+    }
+
     /// The block's first byte.
     #[must_use]
     pub const fn start(self) -> VirtAddr {

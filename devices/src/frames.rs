@@ -48,6 +48,11 @@ impl Frames {
         }
     }
 
+    /// As [`hetmem_core::port::Device::device_side`].
+    pub(crate) const fn device_side(&self) -> VirtAddr {
+        self.range.start()
+    }
+
     /// Where the frames of `run` are.
     ///
     /// # Panics

@@ -115,6 +115,10 @@ impl Device for NodeMemory {
         self.frames.start()
     }
 
+    fn device_side(&self) -> Option<VirtAddr> {
+        Some(self.frames.device_side())
+    }
+
     fn prepare(&self, run: FrameRun) -> Result<(), NoBacking> {
         self.settle(self.frames.place(run)).map_err(|_| NoBacking)
     }

@@ -56,7 +56,7 @@ impl Inner {
 
     /// The extents that must be trapped for `range`: every region that overlaps it, joined with the neighbours that touch it, as
     /// those are one mapping to the kernel.
-    fn extents(&self, range: PageRange) -> Vec<(PageRange, FaultPath)> {
+    pub(crate) fn extents(&self, range: PageRange) -> Vec<(PageRange, FaultPath)> {
         let mut extents: Vec<(PageRange, FaultPath)> = Vec::new();
         for (part, region) in self.engine.space.regions() {
             match extents.last_mut() {

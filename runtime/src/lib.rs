@@ -1,8 +1,10 @@
 #![doc = include_str!("../../README.md")]
 
+pub mod accelerator;
 pub mod agent;
 mod delegate;
 mod error;
+mod evict;
 mod fast;
 mod host;
 mod inner;

@@ -13,6 +13,7 @@
 //! maps     which mappings there are
 //! numa     which node pages are on, and on which they are to be
 //! procmap  which mapping is at an address
+//! access   loads, stores and copies beside other threads
 //! copy     page copies that race with nobody
 //! dax      memory that is a character device
 //! thread   threads on given stacks, with signals blocked and descriptors of their own; futexes
@@ -28,6 +29,7 @@ compile_error!("hetmem runs on Linux with glibc, on little-endian machines");
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
 compile_error!("hetmem runs on x86-64 and arm64");
 
+pub mod access;
 pub mod copy;
 pub mod dax;
 pub mod errno;

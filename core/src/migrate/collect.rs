@@ -1,8 +1,8 @@
 //! Collect: decide for each page, and take out those that will move.
 
 use crate::engine::{Engine, Held};
+use crate::migrate::exclusive::OUT;
 use crate::migrate::{Batch, Copied, Origin, Piece, Request, Select, Target};
-use crate::notifier::Event;
 use crate::outcome::{KeptReason, Outcomes, PageOutcome};
 use crate::physmap::MemoryType;
 use crate::port::{FaultPath, Host, Taken};
@@ -13,7 +13,7 @@ use crate::units::{DeviceId, PageCount, PageRange, VirtAddr};
 
 /// Pages that were taken out, or were missing already, and are busy on behalf of this migration.
 pub struct Collected<'e, H: Host> {
-    batch: Batch<'e, H>,
+    pub(super) batch: Batch<'e, H>,
 }
 
 /// What to do with consecutive pages.
@@ -55,7 +55,7 @@ impl<'e, H: Host> Collected<'e, H> {
         request: Request,
     ) -> Self {
         // The gate and the exclusions are held over decision and take-out: neither an event nor an exclusion can come between.
-        let (installing, notice) = engine.install_noticed(range, Event::Migrate(request.owner));
+        let (installing, notice) = engine.install_noticed(range, request.event());
         let block = engine.space.block(range.start().block());
         let outcomes = Outcomes::all_kept(range.pages(), KeptReason::Raced);
         let path = region.path;
@@ -200,7 +200,8 @@ fn plan_page<H: Host>(engine: &Engine<H>, slot: Slot, request: Request) -> Plan 
         if !request.select.contains(kind) {
             return Err(KeptReason::NotSelected);
         }
-        if request.owner.is_some_and(|owner| owner != pagemap.owner) {
+        // Who takes a page for itself leaves it in its frame.
+        if request.target != OUT && request.owner.is_some_and(|owner| owner != pagemap.owner) {
             return Err(KeptReason::ForeignOwner);
         }
         Ok(())

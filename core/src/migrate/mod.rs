@@ -16,6 +16,7 @@
 
 mod collect;
 mod copy;
+mod exclusive;
 mod finalize;
 
 pub use collect::Collected;

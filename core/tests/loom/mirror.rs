@@ -1,8 +1,10 @@
 //! A table that mirrors where a page is, against whoever moves it.
 
+use hetmem_core::device_table::{Await, DeviceTable, Entry, Reach};
 use hetmem_core::engine::Residency;
 use hetmem_core::migrate::Target;
 use hetmem_core::notifier::{Event, Notice, Notifiers, Subscription};
+use hetmem_core::port::Access;
 use hetmem_core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use hetmem_core::sync::{Arc, Mutex, lock};
 use hetmem_core::units::PageCount;
@@ -195,4 +197,31 @@ fn whoever_mirrors_while_the_engine_moves_a_page_has_no_stale_entry() {
             world.engine.check();
         });
     }
+}
+
+/// A use of a frame is over before its erasure returns: the frame may go to another page then.
+#[test]
+fn an_erasure_waits_for_uses_of_the_frame() {
+    explore(ANY, || {
+        let table = Arc::new(DeviceTable::default());
+        let notifiers = Notifiers::default();
+        let subscription = notifiers.subscribe(page(), |notice| notice.set_seq()).unwrap();
+        let seq = subscription.read_begin();
+        let entry = Entry { reach: Reach::Frame(PAGE), writable: true, exclusive: false };
+        assert!(table.program(&subscription, seq, std::iter::once((PAGE, entry))));
+        let taken = Arc::new(AtomicBool::new(false));
+        let user = {
+            let (table, taken) = (Arc::clone(&table), Arc::clone(&taken));
+            thread::spawn(move || {
+                let leaf = table.leaf(PAGE.block());
+                if let Some(_using) = leaf.enter(0, Access::Write) {
+                    assert!(!taken.load(Ordering::Relaxed), "the frame belongs to another page");
+                }
+            })
+        };
+        table.erase(page(), Await::Frames);
+        taken.store(true, Ordering::Relaxed);
+        user.join().unwrap();
+        assert_eq!(table.entry(PAGE), None);
+    });
 }

@@ -125,6 +125,48 @@ impl Raw {
         }
     }
 
+    fn word(&self, index: u64) -> &std::sync::atomic::AtomicU64 {
+        // SAFETY: inside the mapping, aligned to a page.
+        unsafe { std::sync::atomic::AtomicU64::from_ptr(self.pointer(index).cast()) }
+    }
+
+    /// The first word of a page.
+    pub(crate) fn get(&self, index: u64) -> u64 {
+        self.word(index).load(std::sync::atomic::Ordering::SeqCst)
+    }
+
+    pub(crate) fn set(&self, index: u64, value: u64) {
+        self.word(index).store(value, std::sync::atomic::Ordering::SeqCst);
+    }
+
+    /// Maps new memory over all of it.
+    pub(crate) fn remap_anew(&self) {
+        // SAFETY: the test's own memory, whose contents it gives up.
+        let at = unsafe {
+            libc::mmap(
+                self.pointer(0).cast(),
+                self.bytes(self.range.pages().get()),
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED,
+                -1,
+                0,
+            )
+        };
+        assert_eq!(at, self.pointer(0).cast());
+    }
+
+    /// Moves it to where `place` is.
+    pub(crate) fn remap_to(mut self, mut place: Self) -> Self {
+        self.owned = false;
+        place.owned = false;
+        let bytes = self.bytes(self.range.pages().get());
+        let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
+        // SAFETY: both are the test's own.
+        let at = unsafe { libc::mremap(self.pointer(0).cast(), bytes, bytes, flags, place.pointer(0)) };
+        assert_eq!(at, place.pointer(0).cast());
+        Self { range: place.range, owned: true }
+    }
+
     pub(crate) fn protect(&self, first: u64, pages: u64, prot: i32) {
         // SAFETY: the test's own memory, which it touches accordingly.
         assert_eq!(unsafe { libc::mprotect(self.pointer(first).cast(), self.bytes(pages), prot) }, 0);
