@@ -5,17 +5,20 @@
 //!
 //! Nothing here allocates, and no memory is touched but hetmem's own: this runs while memory of the program is away.
 
+mod notify;
+
 use std::sync::atomic::Ordering::Relaxed;
 
 use crate::engine::{Engine, Held};
 use crate::migrate::{Origin, Piece, PutFailure};
-use crate::notifier::{Event, Invalidation};
+use crate::notifier::Invalidation;
 use crate::outcome::KeptReason;
 use crate::pool::Purpose;
 use crate::port::{FaultPath, Host, Install, PutStop};
 use crate::slot::{Frame, SYSTEM_POOL, Slot};
 use crate::space::{Block, BlockState};
 use crate::units::{BLOCK_PAGES, DeviceId, FrameIndex, PageCount, PageRange, VirtAddr};
+use notify::Notify;
 
 /// Pages that one fault brings home at most.
 pub const MAX_AROUND: u16 = 64;
@@ -401,26 +404,6 @@ impl<H: Host> Engine<H> {
         }
         self.trim_pool();
         left
-    }
-}
-
-/// What mirrors must be told before a touch is served.
-#[derive(Clone, Copy, PartialEq, Eq)]
-struct Notify {
-    range: PageRange,
-    event: Event,
-}
-
-impl Notify {
-    /// A touch of `page` takes it from whoever holds it exclusively, in a frame with an address, or else brings it home with its
-    /// neighbours.
-    fn of_touch(page: VirtAddr, has_address: bool) -> Self {
-        if has_address {
-            return Self { range: PageRange::page_of(page), event: Event::Exclusive(None) };
-        }
-        let block = page.block().range();
-        let range = block.slice(page.pages_since(block.start()), PageCount::new(u64::from(MAX_AROUND)));
-        Self { range, event: Event::Migrate(None) }
     }
 }
 
