@@ -47,8 +47,8 @@ pub struct NodeMemory {
 /// Where the pages of a run of frames are.
 #[derive(Default)]
 struct Survey {
-    /// The first run of pages that are not there.
-    hole: Option<PageRange>,
+    /// Whether some are not there.
+    holes: bool,
     /// Pages that are not on the node.
     astray: Vec<VirtAddr>,
 }
@@ -70,14 +70,7 @@ impl NodeMemory {
         nodes_of(range, |page, place| match place {
             Place::On(node) if node == self.node => {}
             // The zero page is no page of the device's either; populating takes its place, too.
-            Place::Hole | Place::Zero => {
-                let end = PageRange::page_of(page).end();
-                survey.hole = match survey.hole {
-                    None => Some(PageRange::page_of(page)),
-                    Some(hole) if hole.end() == page => PageRange::between(hole.start(), end),
-                    later => later,
-                };
-            }
+            Place::Hole | Place::Zero => survey.holes = true,
             Place::On(_) | Place::Unknown(_) => survey.astray.push(page),
         })?;
         Ok(survey)
@@ -88,10 +81,9 @@ impl NodeMemory {
         let mut survey = self.survey(range)?;
         // Relaxed: a number for people.
         self.strays.fetch_add(survey.astray.len() as u64, Ordering::Relaxed);
-        // Each round makes one run of holes present; there can be no more of them than pages.
-        for _ in 0..range.pages().get() {
-            let Some(hole) = survey.hole else { break };
-            self.arena.populate(hole)?;
+        if survey.holes {
+            // A page that is there already is only looked at.
+            self.arena.populate(range)?;
             survey = self.survey(range)?;
         }
         if survey.astray.is_empty() {
@@ -102,7 +94,7 @@ impl NodeMemory {
         for page in &left.astray {
             self.arena.discard(PageRange::page_of(*page))?;
         }
-        if left.astray.is_empty() && left.hole.is_none() { Ok(()) } else { Err(Errno::NOMEM) }
+        if left.astray.is_empty() && !left.holes { Ok(()) } else { Err(Errno::NOMEM) }
     }
 }
 

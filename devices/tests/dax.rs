@@ -4,6 +4,7 @@
 mod common;
 
 use std::path::PathBuf;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use common::skip;
 use hetmem_core::physmap::Owner;
@@ -29,6 +30,13 @@ fn open(on: &DaxDevice, size: u64) -> Result<DaxStore, DaxError> {
     DaxStore::on(DeviceId::new(0), Owner::new(1), &spec(size), on)
 }
 
+/// One test at a time has the real device.
+static TURN: Mutex<()> = Mutex::new(());
+
+fn turn() -> MutexGuard<'static, ()> {
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 fn real() -> Option<DaxDevice> {
     let devices: Vec<PathBuf> = hetmem_sys::probe::Capabilities::probe().devdax;
     let found = devices.iter().find_map(|path| DaxDevice::find(path.to_str()?).ok());
@@ -46,12 +54,14 @@ fn a_file_in_its_place_conforms() {
 
 #[test]
 fn a_real_device_conforms() {
+    let _turn = turn();
     let Some(device) = real() else { return };
     conformance::check(|capacity| open(&device, capacity.bytes().get()).unwrap());
 }
 
 #[test]
 fn what_is_held_is_refused_until_it_is_given_back() {
+    let _turn = turn();
     let (_file, plain) = stand_in(8 << 20);
     for device in [Some(plain), real()].into_iter().flatten() {
         let all = device.size.get();
@@ -70,6 +80,7 @@ fn what_is_held_is_refused_until_it_is_given_back() {
 
 #[test]
 fn a_process_that_dies_gives_its_part_back() {
+    let _turn = turn();
     let (_file, plain) = stand_in(4 << 20);
     for device in [Some(plain), real()].into_iter().flatten() {
         let all = device.size.get();

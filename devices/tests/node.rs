@@ -96,10 +96,12 @@ fn a_page_that_was_moved_away_is_brought_back_and_counted() {
     let device = device(&format!("coherent:node={node},size=8M"));
     let (run, range) = filled(&device, 4);
     other.bring(&[range.start(), range.slice(PageCount::new(2), PageCount::ONE).start()]).unwrap();
-    assert_eq!(places(range), [other, node, other, node].map(Place::On));
+    // A huge page goes as a whole.
+    let moved = places(range).iter().filter(|place| **place == Place::On(other)).count() as u64;
+    assert!(moved == 2 || moved == 4, "{moved} pages moved");
     device.prepare(run).unwrap();
     assert_eq!(places(range), vec![Place::On(node); 4]);
-    assert_eq!(device.strays(), 2);
+    assert_eq!(device.strays(), moved);
 }
 
 #[test]

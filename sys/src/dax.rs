@@ -110,24 +110,30 @@ impl DaxDevice {
 
 fn open_error(path: &str, source: Errno) -> DaxError {
     let hint = match source {
-        Errno::NOENT => used_by_kernel(path).unwrap_or_default(),
+        // There is a file, or none; in both cases the device may be with another driver, or with none.
+        Errno::NOENT | Errno::NXIO => driven_by_others(path).unwrap_or_default(),
         Errno::ACCESS | Errno::PERM => "; give this user access to it, or run as root".to_owned(),
         _ => String::new(),
     };
     DaxError::Open { path: path.to_owned(), source, hint }
 }
 
-/// A device that the kernel uses as memory has no file.
-fn used_by_kernel(path: &str) -> Option<String> {
-    let sysfs = Path::new("/sys/bus/dax/devices").join(Path::new(path).file_name()?);
+/// A device of the dax bus that another driver has than the one that lets it be opened, or none.
+fn driven_by_others(path: &str) -> Option<String> {
+    let name = Path::new(path).file_name()?;
+    let sysfs = Path::new("/sys/bus/dax/devices").join(name);
     let driver = std::fs::read_link(sysfs.join("driver")).ok();
     let driver = driver.as_deref().and_then(Path::file_name).and_then(|name| name.to_str());
+    let name = name.to_str()?;
     match driver {
         Some("kmem") => {
             let node = std::fs::read_to_string(sysfs.join("target_node")).unwrap_or_default();
             Some(format!("; the kernel uses it as memory of a node: use coherent:node={}", node.trim()))
         }
-        _ if sysfs.exists() => Some("; no driver gives it a file: load device_dax".to_owned()),
+        _ if sysfs.exists() => Some(format!(
+            "; the driver device_dax does not have it: load that and give it the device \
+             (daxctl reconfigure-device --mode=devdax {name})"
+        )),
         _ => None,
     }
 }

@@ -25,6 +25,9 @@ const NODES: &str = "/sys/devices/system/node";
 /// Pages that are asked for in one system call.
 const CHUNK: usize = 128;
 
+/// Of `mbind(2)` and `move_pages(2)`: pages are moved.
+const MPOL_MF_MOVE: usize = 1 << 1;
+
 const WORDS: usize = (MAX_NODES / u64::BITS) as usize;
 
 /// The number of a node.
@@ -74,6 +77,12 @@ impl Node {
         self.0
     }
 
+    /// Its number, as lists of nodes have it.
+    #[must_use]
+    pub fn signed(self) -> i32 {
+        i32::try_from(self.0).unwrap_or(i32::MAX)
+    }
+
     fn mask(self) -> [u64; WORDS] {
         let mut mask = [0; WORDS];
         mask[(self.0 / u64::BITS) as usize] = 1 << (self.0 % u64::BITS);
@@ -109,18 +118,32 @@ impl Node {
     pub fn prefer_for(self, range: PageRange) -> Result<(), Errno> {
         const MPOL_PREFERRED: usize = 1;
         const MPOL_F_STATIC_NODES: usize = 1 << 15;
+        self.mbind(range, MPOL_PREFERRED | MPOL_F_STATIC_NODES, 0)
+    }
+
+    /// Binds `range` to this node (`MPOL_BIND`) and moves its pages there, as far as the kernel can: what hetmem is measured against.
+    pub fn claim(self, range: PageRange) -> Result<(), Errno> {
+        const MPOL_BIND: usize = 2;
+        self.mbind(range, MPOL_BIND, MPOL_MF_MOVE)
+    }
+
+    fn mbind(self, range: PageRange, mode: usize, flags: usize) -> Result<(), Errno> {
         let mask = self.mask();
         let args = [
             address(range.start()),
             range.pages().as_usize() * 4096,
-            MPOL_PREFERRED | MPOL_F_STATIC_NODES,
+            mode,
             mask.as_ptr().expose_provenance(),
             // The kernel reads one bit fewer than it is told.
             MAX_NODES as usize + 1,
-            0,
+            flags,
         ];
-        // SAFETY: reads the mask, which lives through the call and is as long as told; no page is changed.
-        ignore_no_numa(unsafe { raw::syscall6(libc::SYS_mbind, args) }.map(drop), self)
+        // SAFETY: reads the mask, which lives through the call and is as long as told; pages keep addresses and contents.
+        match unsafe { raw::syscall6(libc::SYS_mbind, args) } {
+            // A kernel without NUMA has one node.
+            Err(Errno::NOSYS) if self.0 == 0 => Ok(()),
+            other => other.map(drop),
+        }
     }
 
     /// Moves those of `pages` that are of another node to this one (`move_pages(2)`), as far as it has room; pages that are not there are
@@ -184,24 +207,34 @@ fn move_pages(
     target: Option<Node>,
     status: &mut [i32; CHUNK],
 ) -> Result<(), Errno> {
-    const MPOL_MF_MOVE: usize = 1 << 1;
     let mut addresses = [0_u64; CHUNK];
     let mut count = 0;
     for (place, page) in addresses.iter_mut().zip(pages) {
         *place = page.get();
         count += 1;
     }
-    let targets = target.map(|node| [i32::try_from(node.0).unwrap_or(i32::MAX); CHUNK]);
+    let targets = target.map(|node| [node.signed(); CHUNK]);
+    move_list(&addresses[..count], targets.as_ref().map(|targets| &targets[..count]), &mut status[..count])
+}
+
+/// `move_pages(2)` of this process's pages at `addresses`: each to its node of `targets`; without targets it only asks. What became
+/// of each is in `status`: its node, or an errno below zero.
+///
+/// # Panics
+///
+/// If the lists are not of one length.
+pub fn move_list(addresses: &[u64], targets: Option<&[i32]>, status: &mut [i32]) -> Result<(), Errno> {
+    assert!(status.len() == addresses.len() && targets.is_none_or(|targets| targets.len() == addresses.len()));
     let args = [
         0,
-        count,
+        addresses.len(),
         addresses.as_ptr().expose_provenance(),
-        targets.as_ref().map_or(0, |targets| targets.as_ptr().expose_provenance()),
+        targets.map_or(0, |targets| targets.as_ptr().expose_provenance()),
         status.as_mut_ptr().expose_provenance(),
-        if target.is_some() { MPOL_MF_MOVE } else { 0 },
+        if targets.is_some() { MPOL_MF_MOVE } else { 0 },
     ];
-    // SAFETY: all three arrays live through the call and are longer than `count`; the kernel writes numbers to `status`, and a
-    // page that it moves keeps its address and contents.
+    // SAFETY: all lists live through the call and are as long as told; the kernel writes numbers to `status`, and a page that it
+    // moves keeps its address and contents.
     unsafe { raw::syscall6(libc::SYS_move_pages, args) }.map(drop)
 }
 
@@ -224,13 +257,6 @@ pub fn keep_from_balancing() -> Result<bool, Errno> {
     // SAFETY: reads no mask, as the policy has none; no page is changed.
     unsafe { raw::syscall5(libc::SYS_set_mempolicy, [MPOL_LOCAL, 0, 0, 0, 0]) }?;
     Ok(true)
-}
-
-fn ignore_no_numa(result: Result<(), Errno>, node: Node) -> Result<(), Errno> {
-    match result {
-        Err(Errno::NOSYS) if node.0 == 0 => Ok(()),
-        other => other,
-    }
 }
 
 /// The nodes of which `file` speaks (`has_memory`, `has_cpu`, `online`), as the kernel writes them: `0-1,3`.

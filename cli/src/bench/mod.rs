@@ -5,16 +5,19 @@
 //!        fault    │   each runs its contenders by turns ── rounds
 //!        touch    ├─► and returns a Section ── report (rows, ratios, targets; JSON) ── table
 //!        steady   │                              └─ samples (median, spread)
-//!        bookkeeping ┘                             machine (what it was measured on), progress
+//!        bookkeeping │                             machine (what it was measured on), progress
+//!        kernel   ───┘
 //! ```
 //!
 //! Absolute figures of two runs can't be compared: machines are shared, clocks change. So whatever is compared is measured
 //! in the same run, in turns (A B A B …), and a ratio is the median of the ratios of each round, with its spread.
 //!
-//! *Limits:* targets are reported and never decide the exit status. Devices are emulated: their memory is this machine's.
+//! *Limits:* targets are reported and never decide the exit status. Devices are emulated, but for
+//! `kernel`: their memory is this machine's.
 
 mod bookkeeping;
 mod fault;
+mod kernel;
 mod machine;
 mod migrate;
 mod progress;
@@ -68,10 +71,12 @@ pub(crate) enum Name {
     Steady,
     /// Bytes of books for each page on a device
     Bookkeeping,
+    /// Migration between two NUMA nodes, against move_pages(2) and mbind(2)
+    Kernel,
 }
 
 impl Name {
-    const ALL: [Self; 5] = [Self::Migrate, Self::Fault, Self::Touch, Self::Steady, Self::Bookkeeping];
+    const ALL: [Self; 6] = [Self::Migrate, Self::Fault, Self::Touch, Self::Steady, Self::Bookkeeping, Self::Kernel];
 
     fn run(self, plan: &Plan, progress: &Progress) -> Result<Section, Failure> {
         match self {
@@ -80,6 +85,7 @@ impl Name {
             Self::Touch => touch::run(plan, progress),
             Self::Steady => steady::run(plan, progress),
             Self::Bookkeeping => bookkeeping::run(plan, progress),
+            Self::Kernel => kernel::run(plan, progress),
         }
     }
 }

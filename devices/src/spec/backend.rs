@@ -4,7 +4,7 @@ use std::fmt;
 
 use hetmem_core::physmap::MemoryType;
 use hetmem_core::units::ByteLen;
-use hetmem_sys::dax::{DaxDevice, DaxError};
+use hetmem_sys::dax::{DaxDevice, DaxError, DaxSlice};
 use hetmem_sys::numa::{Node, NodeError};
 use thiserror::Error;
 
@@ -143,6 +143,8 @@ impl Backend {
                 if !size.get().is_multiple_of(device.align.get()) {
                     return Err(HostProblem::DaxAlign { path: path.clone(), size, align: device.align });
                 }
+                // Whether there is a free part now. Each process takes its own when it starts.
+                drop(DaxSlice::claim(&device, size)?);
             }
         }
         Ok(())

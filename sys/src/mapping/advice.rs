@@ -42,6 +42,15 @@ pub fn populate_read(range: PageRange) -> Result<(), Errno> {
     rustix::io::retry_on_intr(|| unsafe { advise(range, Advice::LinuxPopulateRead) })
 }
 
+/// Keeps huge pages from being made of `range` from now on (`MADV_NOHUGEPAGE`). A kernel without huge pages has none to make.
+pub fn forbid_huge_pages(range: PageRange) -> Result<(), Errno> {
+    // SAFETY: the contents of the range stay as they are.
+    match unsafe { advise(range, Advice::LinuxNoHugepage) } {
+        Err(Errno::INVAL) => Ok(()),
+        other => other,
+    }
+}
+
 /// Drops the pages of `range` (`MADV_DONTNEED`): private anonymous memory becomes holes. `EINVAL` on locked memory.
 /// In a range that is registered with `EVENT_REMOVE` the call waits until the event is read.
 ///

@@ -10,7 +10,7 @@ mod query;
 mod set_aside;
 mod shared;
 
-pub use advice::{discard, populate_read, populate_write};
+pub use advice::{discard, forbid_huge_pages, populate_read, populate_write};
 pub use arena::{Arena, ArenaOptions, HugePages, OnFork, Prefault, Whose};
 pub use query::is_mapped;
 pub use set_aside::{forget_omitted, set_aside};

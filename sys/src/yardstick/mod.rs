@@ -5,6 +5,7 @@
 //! Buffer      populated memory, and copies between two of them         the floor of a migration: memcpy
 //! PlainMover  UFFDIO_COPY in, copy and MADV_DONTNEED out               what other user-space movers do
 //! FaultFloor  a handler that answers each fault with one UFFDIO_MOVE   the floor of a fault, on either path
+//! NodeMover   move_pages(2), mbind(2)                                  the kernel's own migration between nodes
 //! heap_bytes  what the C library's allocator has given out             the size of the books
 //! ```
 //!
@@ -16,9 +17,11 @@
 mod buffer;
 mod floor;
 mod heap;
+mod nodes;
 mod plain;
 
 pub use buffer::{Buffer, CopyRun};
 pub use floor::{FaultFloor, FloorPath, SigbusTurn};
 pub use heap::heap_bytes;
+pub use nodes::{KernelWay, NodeMover, pages_on};
 pub use plain::PlainMover;

@@ -1,0 +1,124 @@
+//! What runs in each machine. A command is for busybox's shell, with the functions of `functions.sh`.
+
+/// One test in the machine.
+#[derive(Debug)]
+pub(crate) struct Case {
+    pub(crate) name: &'static str,
+    /// After this many seconds it has failed.
+    pub(crate) seconds: u32,
+    pub(crate) command: &'static str,
+}
+
+const fn case(name: &'static str, seconds: u32, command: &'static str) -> Case {
+    Case { name, seconds, command }
+}
+
+/// Of the chaos, so that a run can be repeated.
+pub(crate) const SEED: u64 = 20_210_915;
+
+/// Programs of `tests/programs/c` that are taken along.
+pub(crate) const COMPILED: &[&str] = &["threads", "forks", "mappings", "syscalls", "regrow"];
+/// Programs of the host that are taken along, with their libraries.
+pub(crate) const INSTALLED: &[&str] = &["true", "cat", "sqlite3", "seq", "sort", "sha256sum"];
+
+/// Both backends, in a machine whose special-purpose memory is a device.
+pub(crate) const DAX: &[Case] = &[
+    case("nodes", 10, "grep . /sys/devices/system/node/has_memory; grep -qx 0-1 /sys/devices/system/node/has_memory"),
+    case(
+        "special_purpose_memory_is_a_device",
+        10,
+        "ls -l /dev/dax0.0; grep -qx 1073741824 /sys/bus/dax/devices/dax0.0/size",
+    ),
+    case("doctor", 30, "hetmem doctor"),
+    case(
+        "conformance_node",
+        120,
+        "/tests/device-node 2>&1 | tee log; ! grep skipped log && grep -q 'test result: ok' log",
+    ),
+    case(
+        "conformance_dax",
+        120,
+        "/tests/device-dax 2>&1 | tee log; ! grep skipped log && grep -q 'test result: ok' log",
+    ),
+    case("pages_are_on_their_node", 200, "/tests/runtime-node 2>&1 | tee log; grep -q 'test result: ok' log"),
+    case("threads", 100, "managed coherent:node=1,size=64M private:dax=/dev/dax0.0,size=64M -- threads 2"),
+    case("forks", 200, "copies=yes managed coherent:node=1,size=16M private:dax=/dev/dax0.0,size=16M -- forks 2 256"),
+    case("mappings", 100, "managed coherent:node=1,size=64M private:dax=/dev/dax0.0,size=64M -- mappings 12"),
+    case("syscalls", 100, "managed coherent:node=1,size=64M private:dax=/dev/dax0.0,size=64M -- syscalls 6"),
+    case("regrow", 100, "managed coherent:node=1,size=64M private:node=1,size=64M -- regrow 100"),
+    case(
+        "sqlite",
+        200,
+        "managed coherent:node=1,size=64M private:dax=/dev/dax0.0,size=64M -- sqlite3 :memory: 'CREATE TABLE t (i INTEGER PRIMARY KEY, \
+         s TEXT, b BLOB); INSERT INTO t WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 8000) SELECT i, \
+         hex(i * 7919), zeroblob(i % 900) FROM n; CREATE INDEX x ON t (s); UPDATE t SET b = s || i WHERE i % 3 = 0; \
+         SELECT count(*), sum(length(b)), max(s) FROM t; PRAGMA integrity_check;'",
+    ),
+    case(
+        "pipeline",
+        100,
+        "seq 1 20000 >numbers; \
+         managed coherent:node=1,size=16M private:dax=/dev/dax0.0,size=16M -- sort -r -S 8M numbers",
+    ),
+    // Of the program's own mappings, which have no policy of their own: those of hetmem have one.
+    case(
+        "memory_of_a_program_is_on_the_node",
+        60,
+        "hetmem run --quiet --policy chaos=$SEED --device coherent:node=1,size=32M -- threads 1000 >/dev/null & \
+         run=$!; until grep -E \"^[0-9a-f]+ (default|local) .* N1=\" /proc/[0-9]*/numa_maps 2>/dev/null; do \
+         kill -0 $run || fail \"the program has ended\"; done",
+    ),
+    case(
+        "a_second_opener_is_refused",
+        60,
+        "mkfifo held; hetmem run --quiet --device private:dax=/dev/dax0.0 -- cat held & exec 3>held; \
+         refused \"/dev/dax0.0 is in use\" private:dax=/dev/dax0.0,size=2M; exec 3>&-; wait; \
+         hetmem run --quiet --device private:dax=/dev/dax0.0 -- true",
+    ),
+    // Targets are for people to look at: the machine is an emulator, and shared. Contents and nodes are checked.
+    case("bench_kernel", 120, "hetmem bench --quick --json bench.json kernel && grep -q hetmem bench.json"),
+    case(
+        "refusals",
+        60,
+        "refused \"there is no node 2; this machine has 0-1\" coherent:node=2,size=2M; \
+         refused \"is more than node 1 has\" coherent:node=1,size=2G; \
+         refused \"use coherent:node=N\" coherent:dax=/dev/dax0.0; \
+         refused \"is more than /dev/dax0.0 has\" private:dax=/dev/dax0.0,size=3G; \
+         refused \"is not a multiple of the alignment of /dev/dax0.0\" private:dax=/dev/dax0.0,size=4K",
+    ),
+];
+
+/// The same memory, made a node by the kernel.
+pub(crate) const KMEM: &[Case] = &[
+    case(
+        "special_purpose_memory_is_a_node",
+        10,
+        "grep . /sys/devices/system/node/has_memory; grep -qx 0-2 /sys/devices/system/node/has_memory",
+    ),
+    case(
+        "conformance_node",
+        120,
+        "/tests/device-node 2>&1 | tee log; ! grep skipped log && grep -q 'test result: ok' log",
+    ),
+    case("pages_are_on_their_node", 200, "/tests/runtime-node 2>&1 | tee log; grep -q 'test result: ok' log"),
+    case("threads", 100, "managed coherent:node=2,size=64M private:node=1,size=64M -- threads 2"),
+    case("forks", 200, "copies=yes managed coherent:node=2,size=16M private:node=2,size=16M -- forks 2 256"),
+    case("the_device_is_named_as_the_node_it_is", 20, "refused \"use coherent:node=2\" private:dax=/dev/dax0.0"),
+];
+
+/// Without an HMAT a part of a node is a device, too.
+pub(crate) const FALLBACK: &[Case] = &[
+    case("a_part_of_a_node_is_a_device", 10, "ls -l /dev/dax0.0; grep -qx 268435456 /sys/bus/dax/devices/dax0.0/size"),
+    case(
+        "conformance_dax",
+        120,
+        "/tests/device-dax 2>&1 | tee log; ! grep skipped log && grep -q 'test result: ok' log",
+    ),
+    case("threads", 100, "managed coherent:node=1,size=64M private:dax=/dev/dax0.0,size=64M -- threads 2"),
+];
+
+/// With an HMAT it is none, and hetmem says so.
+pub(crate) const MIXED: &[Case] = &[
+    case("a_part_of_a_node_is_no_device", 10, "grep -i soft /proc/iomem; ! ls /dev/dax0.0"),
+    case("the_missing_device_is_named", 20, "refused \"/dev/dax0.0 can't be opened\" private:dax=/dev/dax0.0,size=2M"),
+];

@@ -1,0 +1,152 @@
+//! What this host has: QEMU, a kernel, tools, and the binaries that go into the machine.
+
+use std::env;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::{Outcome, Problem};
+
+/// The binary under test.
+pub(crate) const HETMEM: &str = env!("CARGO_BIN_EXE_hetmem");
+/// The folder of the crate.
+const CRATE: &str = env!("CARGO_MANIFEST_DIR");
+/// The tests of other crates that run in the machine: package, test, name there.
+const TESTS: [(&str, &str, &str); 3] = [
+    ("hetmem-devices", "node", "device-node"),
+    ("hetmem-devices", "dax", "device-dax"),
+    ("hetmem", "node", "runtime-node"),
+];
+
+/// Whether this is the project's CI, where nothing may be missing.
+pub(crate) fn in_ci() -> bool {
+    env::var_os("CI").is_some_and(|value| !value.is_empty() && value != "false")
+}
+
+/// A kernel and the folder of its modules.
+#[derive(Clone, Debug)]
+pub(crate) struct Kernel {
+    pub(crate) image: PathBuf,
+    pub(crate) modules: PathBuf,
+}
+
+/// The kernel to boot.
+pub(crate) fn kernel() -> Outcome<Kernel> {
+    let unpacked = Path::new(env!("CARGO_TARGET_TMPDIR")).join("../vm");
+    let (image, above) = match env::var_os("HETMEM_VM_KERNEL") {
+        Some(path) => (PathBuf::from(path), PathBuf::from("/")),
+        None => {
+            let boot = unpacked.join("boot");
+            let images = std::fs::read_dir(&boot).into_iter().flatten().flatten().map(|entry| entry.path());
+            let image = images.filter(|path| version(path).is_some()).max();
+            let missing = || Problem::Missing("no kernel to boot: `bash .ci/kernel` fetches Debian's".to_owned());
+            (image.ok_or_else(missing)?, unpacked.join("usr"))
+        }
+    };
+    if !image.is_file() {
+        return Err(Problem::Missing(format!("there is no kernel {}", image.display())));
+    }
+    let modules = match (env::var_os("HETMEM_VM_MODULES"), version(&image)) {
+        (Some(path), _) => PathBuf::from(path),
+        (None, Some(version)) => above.join("lib/modules").join(version),
+        (None, None) => return Err(Problem::Missing("HETMEM_VM_MODULES must name the kernel's modules".to_owned())),
+    };
+    Ok(Kernel { image, modules })
+}
+
+/// What follows `vmlinuz-` in the name of an image.
+fn version(image: &Path) -> Option<&str> {
+    image.file_name()?.to_str()?.strip_prefix("vmlinuz-")
+}
+
+/// A module of the kernel, unpacked.
+pub(crate) fn module(kernel: &Kernel, name: &str) -> Outcome<Vec<u8>> {
+    let plain = kernel.modules.join("kernel/drivers/dax").join(format!("{name}.ko"));
+    if plain.is_file() {
+        return Ok(std::fs::read(plain)?);
+    }
+    for (suffix, tool) in [("xz", "xz"), ("zst", "zstd")] {
+        let packed = plain.with_extension(format!("ko.{suffix}"));
+        if packed.is_file() {
+            let output = Command::new(program(tool)?).args(["-dc"]).arg(&packed).output()?;
+            if output.status.success() {
+                return Ok(output.stdout);
+            }
+        }
+    }
+    Err(Problem::Missing(format!("the kernel has no module {}", plain.display())))
+}
+
+/// The path of an installed program. The distribution's own folders come first: wrappers that a developer's PATH may hold
+/// are other programs.
+pub(crate) fn program(name: &str) -> Outcome<PathBuf> {
+    let path = env::var_os("PATH").unwrap_or_default();
+    ["/usr/bin", "/bin", "/usr/sbin"]
+        .iter()
+        .map(PathBuf::from)
+        .chain(env::split_paths(&path))
+        .map(|folder| folder.join(name))
+        .find(|file| file.is_file())
+        .ok_or_else(|| Problem::Missing(format!("{name} is not installed")))
+}
+
+/// Compiles the C program `programs/c/NAME.c` to `to`.
+pub(crate) fn compile(name: &str, to: &Path) -> Outcome {
+    let source = Path::new(CRATE).join("tests/programs/c").join(format!("{name}.c"));
+    let output =
+        Command::new(program("cc")?).args(["-std=gnu11", "-O2", "-pthread", "-o"]).arg(to).arg(source).output()?;
+    if output.status.success() { Ok(()) } else { Err(Problem::Wrong(text(&output.stderr))) }
+}
+
+/// A file beside this one.
+pub(crate) fn source(name: &str) -> PathBuf {
+    Path::new(CRATE).join("tests/vm").join(name)
+}
+
+/// Builds what goes into the machine beside the binary under test, in the same profile: the library, and tests of other crates.
+/// The result is pairs of a binary and its path in the machine.
+pub(crate) fn binaries() -> Outcome<Vec<(PathBuf, String)>> {
+    let beside = Path::new(HETMEM).parent().ok_or_else(|| Problem::Wrong("hetmem lies nowhere".to_owned()))?;
+    cargo(beside, &["build", "--quiet", "--package", "hetmem-capi"])?;
+    let mut found = vec![
+        (PathBuf::from(HETMEM), "hetmem/hetmem".to_owned()),
+        (beside.join("libhetmem.so"), "hetmem/libhetmem.so".to_owned()),
+    ];
+    let mut arguments = vec!["test", "--quiet", "--no-run", "--message-format=json"];
+    for (package, test, _) in TESTS {
+        arguments.extend(["--package", package, "--test", test]);
+    }
+    let built = cargo(beside, &arguments)?;
+    for (package, test, name) in TESTS {
+        let executable = built.lines().find_map(|line| {
+            let message: serde_json::Value = serde_json::from_str(line).ok()?;
+            let of = |value: &serde_json::Value| value.as_str().map(str::to_owned);
+            let package_id = of(&message["package_id"])?;
+            // `…/devices#hetmem-devices@0.1.0` or, where the folder has the package's name, `…/hetmem#0.1.0`.
+            let is_it = package_id.contains(&format!("#{package}@")) || package_id.contains(&format!("/{package}#"));
+            (is_it && of(&message["target"]["name"])? == test).then(|| of(&message["executable"]))?
+        });
+        let executable = executable.ok_or_else(|| Problem::Wrong(format!("cargo built no test {package}::{test}")))?;
+        found.push((PathBuf::from(executable), format!("tests/{name}")));
+    }
+    Ok(found)
+}
+
+/// Runs cargo for the profile and the target folder that `beside` is of; returns what it prints.
+fn cargo(beside: &Path, arguments: &[&str]) -> Outcome<String> {
+    let (Some(profile), Some(target)) = (beside.file_name(), beside.parent()) else {
+        return Err(Problem::Wrong(format!("{} is no target folder of cargo", beside.display())));
+    };
+    let profile = if profile == "debug" { "dev".into() } else { profile.to_owned() };
+    let output = Command::new(env::var_os("CARGO").unwrap_or_else(|| env!("CARGO").into()))
+        .args(arguments)
+        .args(["--manifest-path", concat!(env!("CARGO_MANIFEST_DIR"), "/../Cargo.toml"), "--profile"])
+        .arg(profile)
+        .arg("--target-dir")
+        .arg(target)
+        .output()?;
+    if output.status.success() { Ok(text(&output.stdout)) } else { Err(Problem::Wrong(text(&output.stderr))) }
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
