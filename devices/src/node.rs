@@ -27,10 +27,11 @@ use hetmem_core::physmap::{Owner, Pagemap};
 use hetmem_core::port::{Device, DeviceError, NoBacking};
 use hetmem_core::run_set::FrameRun;
 use hetmem_core::sync::atomic::{AtomicU64, Ordering};
-use hetmem_core::units::{DeviceId, PageRange, VirtAddr};
+use hetmem_core::units::{BLOCK_PAGES, DeviceId, PageRange, VirtAddr};
 use hetmem_sys::errno::Errno;
 use hetmem_sys::mapping::Arena;
 use hetmem_sys::numa::{Node, Place, nodes_of};
+use hetmem_sys::pagemap::{Categories, PagemapScanner, Region, ScanQuery};
 
 use crate::emulated::reserve;
 use crate::frames::Frames;
@@ -41,6 +42,7 @@ pub struct NodeMemory {
     frames: Frames,
     arena: Arena,
     node: Node,
+    scanner: PagemapScanner,
     strays: AtomicU64,
 }
 
@@ -62,7 +64,13 @@ impl NodeMemory {
     pub fn new(device: DeviceId, owner: Owner, spec: &DeviceSpec, node: Node) -> Result<Self, Errno> {
         let arena = reserve(spec)?;
         node.prefer_for(arena.range())?;
-        Ok(Self { frames: Frames::new(device, owner, spec, arena.range()), arena, node, strays: AtomicU64::new(0) })
+        Ok(Self {
+            frames: Frames::new(device, owner, spec, arena.range()),
+            arena,
+            node,
+            scanner: PagemapScanner::open()?,
+            strays: AtomicU64::new(0),
+        })
     }
 
     fn survey(&self, range: PageRange) -> Result<Survey, Errno> {
@@ -76,8 +84,27 @@ impl NodeMemory {
         Ok(survey)
     }
 
+    /// Whether `range` is one huge page on the node: the common case of large migrations, found out with two questions and not one
+    /// for each page.
+    fn is_settled_huge_page(&self, range: PageRange) -> bool {
+        if range.pages().get() != BLOCK_PAGES || range.start().index_in_block() != 0 {
+            return false;
+        }
+        let mut there = false;
+        let asked = nodes_of(PageRange::page_of(range.start()), |_, place| there = place == Place::On(self.node));
+        let query = ScanQuery { all_of: Categories::HUGE, report: Categories::HUGE, ..ScanQuery::default() };
+        let mut found = [Region::default(); 1];
+        asked.is_ok()
+            && there
+            && matches!(self.scanner.scan(range, query, &mut found), Ok((1, _)))
+            && found[0].range() == range
+    }
+
     /// Makes the pages of `range` present, on the node.
     fn settle(&self, range: PageRange) -> Result<(), Errno> {
+        if self.is_settled_huge_page(range) {
+            return Ok(());
+        }
         let mut survey = self.survey(range)?;
         // Relaxed: a number for people.
         self.strays.fetch_add(survey.astray.len() as u64, Ordering::Relaxed);
@@ -89,7 +116,8 @@ impl NodeMemory {
         if survey.astray.is_empty() {
             return Ok(());
         }
-        self.node.bring(&survey.astray)?;
+        // What it could not do shows in the next survey.
+        let _ = self.node.bring(&survey.astray);
         let left = self.survey(range)?;
         for page in &left.astray {
             self.arena.discard(PageRange::page_of(*page))?;

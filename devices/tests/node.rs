@@ -111,3 +111,28 @@ fn a_node_that_cannot_be_has_no_device() {
     specs[0].backend = Backend::Node(absent);
     assert!(NodeMemory::new(DeviceId::new(0), Owner::new(1), &specs[0], absent).is_err());
 }
+
+#[test]
+#[ignore = "fills a node; the tests in virtual machines run it"]
+fn a_full_node_refuses_frames_and_kills_nobody() {
+    let node = *nodes_with_memory().last().unwrap();
+    // More than is free: the kernel has some of it.
+    let device = device(&format!("coherent:node={node},size={}", node.memory().unwrap().get()));
+    let mut refused = 0;
+    while let Some(run) = device.pagemap().frames.allocate(PageCount::new(512), VirtAddr::default()) {
+        refused += u64::from(device.prepare(run).is_err());
+    }
+    assert!(refused > 0, "no frame was refused");
+    let frames = PageRange::new(device.frames_start().unwrap(), device.pagemap().frames.capacity()).unwrap();
+    let mut there = 0;
+    nodes_of(frames, |page, place| match place {
+        Place::On(on) => {
+            assert_eq!(on, node, "page {page}");
+            there += 1;
+        }
+        Place::Hole | Place::Zero => {}
+        Place::Unknown(errno) => panic!("page {page}: {errno}"),
+    })
+    .unwrap();
+    assert!(there > frames.pages().get() / 2, "{there} pages are there");
+}

@@ -14,7 +14,7 @@
 use std::time::Duration;
 
 use hetmem::{FaultPath, Mapping, Request, Runtime};
-use hetmem_core::units::{ByteLen, PageCount, PageRange};
+use hetmem_core::units::{BLOCK_SIZE, ByteLen, PageCount, PageRange};
 use hetmem_devices::spec::parse_all;
 use hetmem_sys::mapping::HugePages;
 use hetmem_sys::numa::{Node, keep_from_balancing, nodes_with_memory};
@@ -52,7 +52,7 @@ pub(super) fn run(plan: &Plan, progress: &Progress) -> Result<Section, Failure> 
     };
     // The kernel's balancing would move pages on its own account.
     keep_from_balancing().map_err(failed("NUMA balancing can't be kept away"))?;
-    let data = ByteLen::new(plan.data.get() / 4);
+    let data = ByteLen::new(plan.data.get() / 4 / BLOCK_SIZE * BLOCK_SIZE);
     section.what =
         format!("{data} from node {near} to node {far} and back; checked by content and by node after each way");
     for size in &SIZES {

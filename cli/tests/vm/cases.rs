@@ -75,8 +75,13 @@ pub(crate) const DAX: &[Case] = &[
          refused \"/dev/dax0.0 is in use\" private:dax=/dev/dax0.0,size=2M; exec 3>&-; wait; \
          hetmem run --quiet --device private:dax=/dev/dax0.0 -- true",
     ),
-    // Targets are for people to look at: the machine is an emulator, and shared. Contents and nodes are checked.
-    case("bench_kernel", 120, "hetmem bench --quick --json bench.json kernel && grep -q hetmem bench.json"),
+    // Targets are for people to look at: the machine is an emulator, and shared. Contents and nodes are checked. With
+    // `HETMEM_VM_BENCH` set, the measurement is made in full.
+    case(
+        "bench_kernel",
+        300,
+        "hetmem bench $BENCH --json bench.json kernel 2>said || fail $(tail -n 1 said); grep -q hetmem bench.json",
+    ),
     case(
         "refusals",
         60,
@@ -103,6 +108,11 @@ pub(crate) const KMEM: &[Case] = &[
     case("pages_are_on_their_node", 200, "/tests/runtime-node 2>&1 | tee log; grep -q 'test result: ok' log"),
     case("threads", 100, "managed coherent:node=2,size=64M private:node=1,size=64M -- threads 2"),
     case("forks", 200, "copies=yes managed coherent:node=2,size=16M private:node=2,size=16M -- forks 2 256"),
+    case(
+        "a_full_node_kills_nobody",
+        200,
+        "/tests/device-node --ignored 2>&1 | tee log; grep -q 'test result: ok. 1 passed' log",
+    ),
     case("the_device_is_named_as_the_node_it_is", 20, "refused \"use coherent:node=2\" private:dax=/dev/dax0.0"),
 ];
 

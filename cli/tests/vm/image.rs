@@ -70,7 +70,8 @@ impl Files {
 
     /// Packs the files with the cases of `boot` to `to`.
     pub(crate) fn pack(&self, boot: &Boot, to: &Path) -> Outcome {
-        let mut script = format!("export SEED={}\n{}\n", cases::SEED, boot.setup);
+        let bench = if std::env::var_os("HETMEM_VM_BENCH").is_some() { "" } else { "--quick" };
+        let mut script = format!("export SEED={} BENCH={bench}\n{}\n", cases::SEED, boot.setup);
         for case in boot.selected() {
             let command = case.command.replace('\'', "'\\''");
             let _infallible = writeln!(script, "case_ {} {} '{command}'", case.name, case.seconds);
