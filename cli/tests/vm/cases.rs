@@ -41,23 +41,23 @@ pub(crate) const DAX: &[Case] = &[
         "/tests/device-dax 2>&1 | tee log; ! grep skipped log && grep -q 'test result: ok' log",
     ),
     case("pages_are_on_their_node", 200, "/tests/runtime-node 2>&1 | tee log; grep -q 'test result: ok' log"),
-    case("threads", 100, "managed coherent:node=1,size=64M private:dax=/dev/dax0.0,size=64M -- threads 2"),
+    case("threads", 100, "managed coherent:node=1,size=64M private:dax=/dev/dax0.0,size=64M -- threads 10"),
     case("forks", 200, "copies=yes managed coherent:node=1,size=16M private:dax=/dev/dax0.0,size=16M -- forks 2 256"),
-    case("mappings", 100, "managed coherent:node=1,size=64M private:dax=/dev/dax0.0,size=64M -- mappings 12"),
+    case("mappings", 100, "managed coherent:node=1,size=64M private:dax=/dev/dax0.0,size=64M -- mappings 80"),
     case("syscalls", 100, "managed coherent:node=1,size=64M private:dax=/dev/dax0.0,size=64M -- syscalls 6"),
-    case("regrow", 100, "managed coherent:node=1,size=64M private:node=1,size=64M -- regrow 100"),
+    case("regrow", 100, "managed coherent:node=1,size=64M private:node=1,size=64M -- regrow 300"),
     case(
         "sqlite",
         200,
         "managed coherent:node=1,size=64M private:dax=/dev/dax0.0,size=64M -- sqlite3 :memory: 'CREATE TABLE t (i INTEGER PRIMARY KEY, \
-         s TEXT, b BLOB); INSERT INTO t WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 8000) SELECT i, \
+         s TEXT, b BLOB); INSERT INTO t WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 12000) SELECT i, \
          hex(i * 7919), zeroblob(i % 900) FROM n; CREATE INDEX x ON t (s); UPDATE t SET b = s || i WHERE i % 3 = 0; \
          SELECT count(*), sum(length(b)), max(s) FROM t; PRAGMA integrity_check;'",
     ),
     case(
         "pipeline",
         100,
-        "seq 1 20000 >numbers; \
+        "seq 1 200000 >numbers; \
          managed coherent:node=1,size=16M private:dax=/dev/dax0.0,size=16M -- sort -r -S 8M numbers",
     ),
     // Of the program's own mappings, which have no policy of their own: those of hetmem have one.
@@ -106,7 +106,7 @@ pub(crate) const KMEM: &[Case] = &[
         "/tests/device-node 2>&1 | tee log; ! grep skipped log && grep -q 'test result: ok' log",
     ),
     case("pages_are_on_their_node", 200, "/tests/runtime-node 2>&1 | tee log; grep -q 'test result: ok' log"),
-    case("threads", 100, "managed coherent:node=2,size=64M private:node=1,size=64M -- threads 2"),
+    case("threads", 100, "managed coherent:node=2,size=64M private:node=1,size=64M -- threads 10"),
     case("forks", 200, "copies=yes managed coherent:node=2,size=16M private:node=2,size=16M -- forks 2 256"),
     case(
         "a_full_node_kills_nobody",
@@ -124,7 +124,7 @@ pub(crate) const FALLBACK: &[Case] = &[
         120,
         "/tests/device-dax 2>&1 | tee log; ! grep skipped log && grep -q 'test result: ok' log",
     ),
-    case("threads", 100, "managed coherent:node=1,size=64M private:dax=/dev/dax0.0,size=64M -- threads 2"),
+    case("threads", 100, "managed coherent:node=1,size=64M private:dax=/dev/dax0.0,size=64M -- threads 10"),
 ];
 
 /// With an HMAT it is none, and hetmem says so.
