@@ -54,6 +54,11 @@ impl Files {
         Ok(files)
     }
 
+    /// Removes the folder. What is left of it is left to `cargo clean`.
+    pub(crate) fn remove(&self) {
+        let _ = std::fs::remove_dir_all(self.folder.path());
+    }
+
     /// The path of `name` in the folder, which there is then.
     fn place(&self, name: &str) -> Outcome<PathBuf> {
         let at = self.folder.path().join(name.trim_start_matches('/'));

@@ -229,9 +229,17 @@ pub(crate) fn result(number: usize, case: &str) -> Outcome {
     }
 }
 
+static SHARED: OnceLock<Outcome<(Files, host::Kernel)>> = OnceLock::new();
+
+/// Removes what all boots shared: nobody drops it.
+pub(crate) fn remove_shared() {
+    if let Some(Ok((files, _))) = SHARED.get() {
+        files.remove();
+    }
+}
+
 /// What all boots share, made once.
 fn shared() -> &'static Outcome<(Files, host::Kernel)> {
-    static SHARED: OnceLock<Outcome<(Files, host::Kernel)>> = OnceLock::new();
     SHARED.get_or_init(|| {
         host::program("qemu-system-x86_64")?;
         host::program("cpio")?;

@@ -61,5 +61,7 @@ fn main() -> ExitCode {
             }));
         }
     }
-    libtest_mimic::run(&arguments, trials).exit_code()
+    let conclusion = libtest_mimic::run(&arguments, trials);
+    machine::remove_shared();
+    conclusion.exit_code()
 }
