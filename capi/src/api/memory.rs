@@ -1,0 +1,223 @@
+//! Memory under management: mapped or adopted, released, advised about, and where its pages are.
+#![expect(unsafe_code, reason = "exports C functions")]
+
+use std::ffi::c_void;
+use std::mem::ManuallyDrop;
+use std::sync::{Arc, PoisonError};
+
+use hetmem_core::units::{ByteLen, DeviceId, PAGE_SIZE, PageCount, PageRange, VirtAddr};
+use hetmem_sys::mapping::set_aside;
+use runtime::{Advice, FaultPath, Mapping, Residency, Target};
+
+use super::failure::{Answer, Failure, answer};
+use super::instance::{Handle, Instance};
+use super::pointers::{Out, borrow, take};
+
+/// No address of a program lies above it: 56 bits on every machine that hetmem runs on.
+pub(crate) const ADDRESS_LIMIT: u64 = 1 << 56;
+/// Pages that are worked on at a time, so that what a call needs of the library's heap is bounded: a GiB.
+pub(crate) const AT_ONCE: PageCount = PageCount::new(1 << 18);
+
+/// `hetmem_place`: system memory is 0, device `n` is `n + 1`.
+pub(crate) type Place = u32;
+
+const SYSTEM: Place = 0;
+const MIGRATING: Place = u32::MAX;
+
+/// What `hetmem_mapping` points to. The runtime outlives the mapping.
+struct MappingHandle {
+    mapping: ManuallyDrop<Mapping>,
+    instance: Handle,
+}
+
+impl Drop for MappingHandle {
+    fn drop(&mut self) {
+        if self.instance.is_of_this_process() {
+            // SAFETY: dropped once, here.
+            unsafe { ManuallyDrop::drop(&mut self.mapping) };
+        }
+    }
+}
+
+/// The pages of a range that C names.
+pub(crate) fn pages(start: *const c_void, len: usize) -> Result<PageRange, Failure> {
+    // The address is used as a number, by the kernel; what it names stays the program's.
+    let start = VirtAddr::new(start.expose_provenance() as u64);
+    if !start.is_page_aligned() {
+        return Err(Failure::invalid(format!("address {start} is not a multiple of the page, {PAGE_SIZE} B")));
+    }
+    let len = ByteLen::new(len as u64);
+    let Some(pages) = len.whole_pages().filter(|pages| !pages.is_zero()) else {
+        return Err(Failure::invalid(format!(
+            "a length of {len} is not a positive multiple of the page, {PAGE_SIZE} B"
+        )));
+    };
+    PageRange::new(start, pages)
+        .filter(|range| range.end().get() <= ADDRESS_LIMIT)
+        .ok_or_else(|| Failure::invalid(format!("{len} from {start} on reach past the end of the address space")))
+}
+
+/// The parts of `range` that are worked on one after the other.
+pub(crate) fn parts(range: PageRange) -> impl Iterator<Item = PageRange> {
+    let mut rest = range;
+    std::iter::from_fn(move || {
+        let part = rest.slice(PageCount::ZERO, AT_ONCE);
+        rest = rest.slice(part.pages(), rest.pages());
+        (!part.is_empty()).then_some(part)
+    })
+}
+
+/// Where pages are asked to go, and on which device.
+pub(crate) fn target(instance: &Instance, place: Place) -> Result<Target, Failure> {
+    match place.checked_sub(1) {
+        None => Ok(Target::System),
+        Some(_) if place == MIGRATING => {
+            Err(Failure::invalid("HETMEM_MIGRATING is no place that pages can be sent to"))
+        }
+        Some(index) => {
+            let (id, _) = instance.device(usize::try_from(index).unwrap_or(usize::MAX))?;
+            Ok(Target::Device(id))
+        }
+    }
+}
+
+fn place(residency: Residency) -> Place {
+    let device = |id: DeviceId| u32::try_from(id.index()).map_or(MIGRATING, |index| index + 1);
+    match residency {
+        Residency::System => SYSTEM,
+        Residency::Device(id) => device(id),
+        Residency::Migrating => MIGRATING,
+    }
+}
+
+fn fault_path(path: u32) -> Result<FaultPath, Failure> {
+    match path {
+        0 => Ok(FaultPath::Thread),
+        1 => Ok(FaultPath::Sigbus),
+        other => Err(Failure::invalid(format!("there is no fault path {other}; they are 0 (thread) and 1 (SIGBUS)"))),
+    }
+}
+
+fn advice(instance: &Instance, advice: u32, place: Place) -> Result<Advice, Failure> {
+    let advice = match advice {
+        1 => {
+            return match target(instance, place)? {
+                Target::Device(device) => Ok(Advice::PreferredLocation(device)),
+                Target::System => Err(Failure::invalid("a preferred location is a device: HETMEM_DEVICE(index)")),
+            };
+        }
+        2 => Advice::NoPreference,
+        3 => Advice::Pin,
+        4 => Advice::Unpin,
+        other => return Err(Failure::invalid(format!("there is no advice {other}; they are 1 to 4"))),
+    };
+    if place == SYSTEM { Ok(advice) } else { Err(Failure::invalid("this advice takes no place; give HETMEM_SYSTEM")) }
+}
+
+/// # Safety
+///
+/// As for `hetmem_adopt`.
+unsafe fn adopt(instance: &Instance, range: PageRange, path: FaultPath) -> Result<(), Failure> {
+    let runtime = instance.runtime()?;
+    if let Some(own) = set_aside().find(|own| own.overlaps(range)) {
+        return Err(Failure::invalid(format!("{own} is memory of hetmem's own, and can't be adopted")));
+    }
+    let _adopting = instance.adopting.lock().unwrap_or_else(PoisonError::into_inner);
+    // SAFETY: as the caller promised; hetmem allocates from an arena of its own, which is set aside.
+    unsafe { runtime.adopt(range, path) }?;
+    Ok(())
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn hetmem_map(runtime: *const Handle, len: usize, path: u32, out: *mut *mut MappingHandle) -> Answer {
+    // SAFETY: the header's contract.
+    let instance = unsafe { borrow(runtime, "runtime") };
+    // SAFETY: the header's contract.
+    let out = unsafe { Out::one(out, "out") };
+    answer(instance.and_then(|instance| {
+        let (mut out, path) = (out?, fault_path(path)?);
+        let mapping = ManuallyDrop::new(instance.runtime()?.map(ByteLen::new(len as u64), path)?);
+        out.put(Box::into_raw(Box::new(MappingHandle { mapping, instance: Arc::clone(instance) })));
+        Ok(())
+    }))
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn hetmem_mapping_free(mapping: *mut MappingHandle) {
+    // SAFETY: the header's contract.
+    drop(unsafe { take(mapping) });
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn hetmem_mapping_address(mapping: *const MappingHandle) -> *mut c_void {
+    // SAFETY: the header's contract.
+    unsafe { mapping.as_ref() }.map_or(std::ptr::null_mut(), |handle| handle.mapping.as_ptr().cast())
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn hetmem_mapping_length(mapping: *const MappingHandle) -> usize {
+    // SAFETY: the header's contract.
+    unsafe { mapping.as_ref() }.map_or(0, |handle| handle.mapping.len())
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn hetmem_adopt(runtime: *const Handle, address: *mut c_void, len: usize, path: u32) -> Answer {
+    // SAFETY: the header's contract.
+    let instance = unsafe { borrow(runtime, "runtime") };
+    answer(instance.and_then(|instance| {
+        let (range, path) = (pages(address, len)?, fault_path(path)?);
+        // SAFETY: the header's contract.
+        unsafe { adopt(instance, range, path) }
+    }))
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn hetmem_release(runtime: *const Handle, address: *mut c_void, len: usize) -> Answer {
+    // SAFETY: the header's contract.
+    let instance = unsafe { borrow(runtime, "runtime") };
+    answer(instance.and_then(|instance| Ok(instance.runtime()?.release(pages(address, len)?)?)))
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn hetmem_advise(
+    runtime: *const Handle,
+    address: *const c_void,
+    len: usize,
+    what: u32,
+    place: Place,
+) -> Answer {
+    // SAFETY: the header's contract.
+    let instance = unsafe { borrow(runtime, "runtime") };
+    answer(instance.and_then(|instance| {
+        let range = pages(address, len)?;
+        Ok(instance.runtime()?.advise(range, advice(instance, what, place)?)?)
+    }))
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn hetmem_residency(
+    runtime: *const Handle,
+    address: *const c_void,
+    len: usize,
+    places: *mut Place,
+    count: usize,
+) -> Answer {
+    // SAFETY: the header's contract.
+    let instance = unsafe { borrow(runtime, "runtime") };
+    // SAFETY: the header's contract.
+    let places = unsafe { Out::many(places, count, "places") };
+    answer(instance.and_then(|instance| {
+        let (range, mut places) = (pages(address, len)?, places?);
+        if places.left() != range.pages().as_usize() {
+            return Err(Failure::invalid(format!(
+                "there is room for {count} places, but the range has {} pages",
+                range.pages().get()
+            )));
+        }
+        let runtime = instance.runtime()?;
+        for part in parts(range) {
+            runtime.residency(part).into_iter().map(place).for_each(|place| places.put(place));
+        }
+        Ok(())
+    }))
+}

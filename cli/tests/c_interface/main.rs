@@ -1,0 +1,172 @@
+//! The C interface as C programs meet it: installed by its script, compiled against its header, linked with the built library.
+//!
+//! ```text
+//!   capi/install.sh ──► a folder ──► cc (pkg-config's flags) ──► program ──► its output and exit status
+//! ```
+//!
+//! The programs are the examples of `capi/examples`, and those of `c/`, which check themselves and print what is wrong. What the host doesn't have
+//! makes a test *ignored*, with the reason beside it; with `CI` set, it makes it fail.
+
+mod declared;
+#[path = "../support/mod.rs"]
+mod support;
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Output};
+use std::sync::Once;
+
+use libtest_mimic::{Arguments, Completion, Failed, Trial};
+use support::{binary, hetmem, output, status, stderr, stdout};
+use tempfile::TempDir;
+
+/// A failed expectation, or what is missing for the test.
+pub(crate) enum Problem {
+    Missing(String),
+    Wrong(String),
+}
+
+impl From<String> for Problem {
+    fn from(text: String) -> Self {
+        Self::Wrong(text)
+    }
+}
+
+pub(crate) type Checked<T = ()> = Result<T, Problem>;
+
+fn trial(name: &str, body: impl FnOnce() -> Checked + Send + 'static) -> Trial {
+    Trial::ignorable_test(name, move || match body() {
+        Ok(()) => Ok(Completion::Completed),
+        Err(Problem::Missing(what)) if std::env::var_os("CI").is_some() => {
+            Err(Failed::from(format!("CI must have everything: {what}")))
+        }
+        Err(Problem::Missing(what)) => Ok(Completion::ignored_with(what)),
+        Err(Problem::Wrong(what)) => Err(Failed::from(what)),
+    })
+}
+
+/// Fails unless `holds`, saying `what`.
+pub(crate) fn expect(holds: bool, what: impl FnOnce() -> String) -> Checked {
+    if holds { Ok(()) } else { Err(Problem::Wrong(what())) }
+}
+
+fn sources() -> &'static Path {
+    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
+}
+
+/// Where the interface is installed, once for all tests.
+pub(crate) fn installed() -> &'static Path {
+    static ONCE: Once = Once::new();
+    let root = Path::new(concat!(env!("CARGO_TARGET_TMPDIR"), "/c_interface"));
+    ONCE.call_once(|| {
+        let _built = hetmem();
+        let mut install = Command::new("sh");
+        install.arg(sources().join("capi/install.sh")).arg(root).arg(binary().with_file_name("libhetmem.so"));
+        let installed = output(install.env_remove("DESTDIR"));
+        assert!(installed.status.success(), "capi/install.sh: {}", stderr(&installed));
+    });
+    root
+}
+
+/// The command, if the host has it.
+fn tool(name: &str) -> Checked<Command> {
+    match Command::new(name).arg("--version").output() {
+        Ok(_) => Ok(Command::new(name)),
+        Err(error) => Err(Problem::Missing(format!("{name}: {error}"))),
+    }
+}
+
+fn succeeds(what: &str, run: &Output) -> Checked {
+    expect(run.status.success(), || format!("{what}: {}\n{}{}", run.status, stdout(run), stderr(run)))
+}
+
+/// The flags that `pkg-config` gives for the installed interface.
+fn flags() -> Checked<Vec<String>> {
+    let pkgconfig = installed().join("lib/pkgconfig");
+    let mut query = tool("pkg-config")?;
+    let found = output(query.env("PKG_CONFIG_PATH", pkgconfig).args(["--cflags", "--libs", "hetmem"]));
+    succeeds("pkg-config", &found)?;
+    Ok(stdout(&found).split_whitespace().map(str::to_owned).collect())
+}
+
+/// The flags by hand, so that only one test needs `pkg-config`.
+fn own_flags() -> Vec<String> {
+    let root = installed().display();
+    vec![format!("-I{root}/include"), format!("-L{root}/lib"), "-lhetmem".to_owned()]
+}
+
+const STRICT: [&str; 5] = ["-std=c99", "-pedantic", "-Wall", "-Wextra", "-Werror"];
+
+/// Compiles a program, with every warning an error.
+fn compiled(source: &Path, flags: &[String], dir: &TempDir) -> Checked<PathBuf> {
+    let program = dir.path().join("program");
+    let mut cc = tool("cc")?;
+    cc.args(STRICT).arg("-pthread").arg(source).args(flags);
+    cc.arg(format!("-Wl,-rpath,{}", installed().join("lib").display())).arg("-o").arg(&program);
+    succeeds("cc", &output(&mut cc))?;
+    Ok(program)
+}
+
+/// Compiles and runs an example; its standard output.
+fn example(name: &str, flags: &[String]) -> Checked<String> {
+    run(&sources().join("capi/examples").join(name), flags)
+}
+
+/// Compiles and runs a program that checks itself.
+fn own(name: &'static str) -> Trial {
+    trial(&format!("programs::{name}"), move || {
+        let source = sources().join("cli/tests/c_interface/c").join(name).with_extension("c");
+        let printed = run(&source, &own_flags())?;
+        expect(printed.trim_end().ends_with("ok"), || format!("{name} printed {printed}"))
+    })
+}
+
+fn run(source: &Path, flags: &[String]) -> Checked<String> {
+    let dir = tempfile::tempdir().map_err(|error| error.to_string())?;
+    let program = compiled(source, flags, &dir)?;
+    let run = output(Command::new(program).env_remove("HETMEM_AGENT").env_remove("LD_PRELOAD"));
+    succeeds("the program", &run)?;
+    Ok(stdout(&run))
+}
+
+fn out_and_home(printed: &str) -> Checked {
+    for line in [
+        "written:               512 pages in system memory,   0 on the device",
+        "migrated to the device:   0 pages in system memory, 512 on the device",
+        "one page touched:        1 pages in system memory, 511 on the device",
+        "migrated home:         512 pages in system memory,   0 on the device",
+    ] {
+        expect(printed.lines().any(|l| l == line), || format!("no `{line}` in\n{printed}"))?;
+    }
+    Ok(())
+}
+
+/// Under `hetmem run` a program with a runtime of its own is told that it can't have one.
+fn refused_under_run() -> Checked {
+    let dir = tempfile::tempdir().map_err(|error| error.to_string())?;
+    let program = compiled(&sources().join("capi/examples/out_and_home.c"), &own_flags(), &dir)?;
+    let run = output(hetmem().args(["run", "--quiet", "--device", "private:emulated,size=16M", "--"]).arg(program));
+    expect(status(&run) == 1 && stderr(&run).contains("runs under `hetmem run`"), || {
+        format!("{}\n{}", run.status, stderr(&run))
+    })
+}
+
+fn header_in_cpp() -> Checked {
+    let mut cpp = tool("c++")?;
+    cpp.args(["-x", "c++", "-std=c++11", "-pedantic", "-Wall", "-Wextra", "-Werror", "-fsyntax-only"]);
+    succeeds("c++", &output(cpp.arg(installed().join("include/hetmem.h"))))
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::from_args();
+    let trials = vec![
+        trial("examples::out_and_home", || out_and_home(&example("out_and_home.c", &own_flags())?)),
+        trial("pkg_config_finds_the_installed_interface", || out_and_home(&example("out_and_home.c", &flags()?)?)),
+        trial("a_program_under_run_gets_no_runtime", refused_under_run),
+        trial("the_header_is_cpp_too", header_in_cpp),
+        trial("exported_symbols_are_those_of_the_header", declared::symbols),
+        trial("outcomes_are_numbered_as_the_library_does", declared::outcomes),
+        trial("versions_agree", declared::versions),
+        own("refusals"),
+    ];
+    libtest_mimic::run(&arguments, trials).exit_code()
+}

@@ -1,0 +1,407 @@
+/*
+ * hetmem.h: heterogeneous memory management in user space.
+ *
+ * A runtime manages memory of this process: it moves pages to devices and back while threads use them, and pointers stay the same. A
+ * page on a coherent device is used in place. A page on a private device comes home when it is touched. The library is
+ * libhetmem.so; README.md says what it needs, ARCHITECTURE.md how it works.
+ *
+ * Conventions
+ *
+ *   Errors    A function that can fail returns a hetmem_error, which the caller frees, or NULL if all went well. When it fails, nothing
+ *             has changed and nothing was written through its pointers, unless its description says otherwise. The only exception to
+ *             this is memory of hetmem's own: where there is none left (4 GiB, or what RLIMIT_AS leaves) the process ends.
+ *   Pointers  May not be NULL unless it is said so. A NULL or misaligned pointer is refused with HETMEM_INVALID_INPUT; any other pointer
+ *             that is not what it should be can't be told from a good one.
+ *   Handles   Opaque; each is freed by its own function, once. Freeing NULL does nothing.
+ *   Units     Lengths are in bytes; addresses and lengths of ranges are multiples of the page, HETMEM_PAGE_SIZE. Times are in nanoseconds.
+ *   Threads   Functions may be called by any thread at any time, also with the same runtime, where no exception is named: those are a
+ *             hetmem_config, which one thread at a time may use, and freeing, which no other use of the handle may overlap.
+ *             Signal handlers may call nothing of it.
+ *   Numbers   Of choices are unsigned integers with named values; a number without a name is refused with HETMEM_INVALID_INPUT.
+ *   fork      A forked child has no runtime: functions refuse its parent's handles with HETMEM_INVALID_INPUT, and freeing them there does
+ *             nothing. It may make a runtime of its own. Pages that are on private devices at the moment of the fork read as zeros in
+ *             the child, unless the parent has CAP_SYS_PTRACE: bring them home first (hetmem_migrate to HETMEM_SYSTEM).
+ *   Agent     A program that runs under `hetmem run` is managed by the agent and gets no runtime of its own (HETMEM_HOST_REFUSES).
+ *
+ * Every function is C99 and can be used from C++.
+ */
+#ifndef HETMEM_H
+#define HETMEM_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* --- Version ------------------------------------------------------------------------------------------------------------------ */
+
+#define HETMEM_VERSION_MAJOR 0
+#define HETMEM_VERSION_MINOR 1
+#define HETMEM_VERSION_PATCH 0
+/* The version of this header as one number, to compare with hetmem_version(). */
+#define HETMEM_VERSION ((HETMEM_VERSION_MAJOR << 16) | (HETMEM_VERSION_MINOR << 8) | HETMEM_VERSION_PATCH)
+
+/*
+ * The version of the library: major << 16 | minor << 8 | patch. What is written for one header runs with libraries of the same SONAME
+ * (libhetmem.so.0) and of no older version.
+ */
+uint32_t hetmem_version(void);
+
+/* The same as text, "0.1.0"; static. */
+const char *hetmem_version_string(void);
+
+/* --- Errors ------------------------------------------------------------------------------------------------------------------- */
+
+/* Why a call was refused. It may be read by several threads at once. */
+typedef struct hetmem_error hetmem_error;
+
+/* Who has to do something about an error. Later versions may have more codes. */
+enum {
+    /* There is no error. */
+    HETMEM_OK = 0,
+    /* The caller: an argument is out of range or contradicts another. */
+    HETMEM_INVALID_INPUT = 1,
+    /* The operator: the host lacks a feature or a permission; the message names what would fix it. */
+    HETMEM_HOST_REFUSES = 2,
+    /* The operator: the host is out of memory, descriptors or the like. */
+    HETMEM_EXHAUSTED = 3
+};
+
+/* The code of an error; HETMEM_OK for NULL. */
+uint32_t hetmem_error_code(const hetmem_error *error);
+
+/* What is wrong, in one line of UTF-8 for people; lives as long as the error. "no error" for NULL. */
+const char *hetmem_error_message(const hetmem_error *error);
+
+/* Frees an error. */
+void hetmem_error_free(hetmem_error *error);
+
+/* --- Runtimes ----------------------------------------------------------------------------------------------------------------- */
+
+/* What a runtime is to be like. For one thread at a time. */
+typedef struct hetmem_config hetmem_config;
+
+/* A runtime: its devices, the memory that it manages, and a thread that serves faults. */
+typedef struct hetmem_runtime hetmem_runtime;
+
+/* Makes a configuration without devices, for the caller to free. */
+hetmem_error *hetmem_config_new(hetmem_config **out);
+
+/* Frees a configuration. Runtimes that were made from it stay. */
+void hetmem_config_free(hetmem_config *config);
+
+/*
+ * Adds a device, described as for `hetmem run --device`: TYPE:BACKEND[=ARG][,KEY=VALUE]..., for example
+ * "private:emulated,size=256M,latency=2us" or "coherent:emulated". The device's index is its place in the order of these calls, from 0.
+ *
+ * HETMEM_INVALID_INPUT: the text can't be read, is not UTF-8, contradicts an earlier device or this machine's memory, or there would be
+ * more than 16 devices. The configuration is as before then.
+ */
+hetmem_error *hetmem_config_add_device(hetmem_config *config, const char *spec);
+
+/*
+ * Keeps at most this many bytes of populated system pages in stock for pages on their way home; 64 MiB unless said otherwise. More makes
+ * large migrations home faster, and uses as much memory.
+ *
+ * HETMEM_INVALID_INPUT: not a multiple of the page, or more than this machine's memory.
+ */
+hetmem_error *hetmem_config_set_stock(hetmem_config *config, uint64_t bytes);
+
+/*
+ * Allows memory with HETMEM_FAULT_SIGBUS: the runtime installs a handler for SIGBUS, which passes on what is not hetmem's. The program
+ * must not replace it while the runtime exists.
+ */
+hetmem_error *hetmem_config_allow_sigbus(hetmem_config *config);
+
+/*
+ * Starts a runtime, for the caller to free. The configuration can be used again.
+ *
+ * HETMEM_INVALID_INPUT: a device can't be made as described.
+ * HETMEM_HOST_REFUSES: userfaultfd can't be used (the message says what would fix it), or the program runs under `hetmem run`.
+ * HETMEM_EXHAUSTED: the host has no memory, thread or descriptor for it.
+ */
+hetmem_error *hetmem_runtime_new(const hetmem_config *config, hetmem_runtime **out);
+
+/*
+ * Frees the handle. The runtime itself ends when the handles of all its mappings are freed too: it brings every page home, ends all
+ * management, and stops its thread. Contents of adopted memory are whole afterwards.
+ */
+void hetmem_runtime_free(hetmem_runtime *runtime);
+
+/* --- Devices ------------------------------------------------------------------------------------------------------------------ */
+
+/* Memory types. */
+enum {
+    /* The CPU can't address it: a touch brings the page home. */
+    HETMEM_DEVICE_PRIVATE = 1,
+    /* The CPU uses it in place. */
+    HETMEM_DEVICE_COHERENT = 2
+};
+
+/* A device as it was made. */
+typedef struct hetmem_device_info {
+    uint64_t capacity_bytes;
+    /* HETMEM_DEVICE_PRIVATE or HETMEM_DEVICE_COHERENT. */
+    uint32_t memory_type;
+    /* Its name, at most 32 characters and a NUL. */
+    char name[36];
+} hetmem_device_info;
+
+/* The number of devices; 0 for NULL. */
+size_t hetmem_device_count(const hetmem_runtime *runtime);
+
+/*
+ * Describes a device.
+ *
+ * HETMEM_INVALID_INPUT: there is no device of this index.
+ */
+hetmem_error *hetmem_device_get(const hetmem_runtime *runtime, uint32_t index, hetmem_device_info *out);
+
+/* Where a page is, or is to go: system memory or a device. */
+typedef uint32_t hetmem_place;
+
+/* System memory; of a page that was never written: nowhere yet. */
+#define HETMEM_SYSTEM ((hetmem_place)0)
+/* The device of this index. */
+#define HETMEM_DEVICE(index) ((hetmem_place)(index) + 1)
+/* On its way; an answer of hetmem_residency() only. */
+#define HETMEM_MIGRATING ((hetmem_place)UINT32_MAX)
+
+/* --- Memory ------------------------------------------------------------------------------------------------------------------- */
+
+/* How touches of pages that are away are served. */
+typedef uint32_t hetmem_fault_path;
+enum {
+    /* By the runtime's thread; system calls on such pages are served too. */
+    HETMEM_FAULT_THREAD = 0,
+    /* By the touching thread, after hetmem_config_allow_sigbus(): faster, but a system call on such a page fails with EFAULT. */
+    HETMEM_FAULT_SIGBUS = 1
+};
+
+/* Managed memory that hetmem has mapped. */
+typedef struct hetmem_mapping hetmem_mapping;
+
+/*
+ * Maps `length` bytes of managed memory that read as zeros, for the caller to free.
+ *
+ * HETMEM_INVALID_INPUT: the length is 0 or not a multiple of the page, or HETMEM_FAULT_SIGBUS was not allowed.
+ * HETMEM_EXHAUSTED, HETMEM_HOST_REFUSES: the host doesn't give the address space.
+ */
+hetmem_error *hetmem_map(hetmem_runtime *runtime, size_t length, hetmem_fault_path path, hetmem_mapping **out);
+
+/* Unmaps the memory: nobody may touch it any more. Its runtime need not have a handle any more. */
+void hetmem_mapping_free(hetmem_mapping *mapping);
+
+/* The address of the first byte, aligned to 2 MiB; NULL for NULL. Never changes. */
+void *hetmem_mapping_address(const hetmem_mapping *mapping);
+
+/* The length in bytes; 0 for NULL. */
+size_t hetmem_mapping_length(const hetmem_mapping *mapping);
+
+/*
+ * Puts existing private anonymous memory of the process under management, as it is. Pages that can't be moved are kept, with a reason,
+ * when they are asked to move.
+ *
+ * Adopt what the program has mapped itself, by mmap() or as whole pages. Until hetmem_release() or the end of the runtime: no thread's
+ * stack or control block and no control data of the C library (whose heap holds both its own and a few of this library's threads')
+ * lies in the range; and with HETMEM_FAULT_SIGBUS no system call is given an address in it whose page is on a private device.
+ *
+ * HETMEM_INVALID_INPUT: the range is empty, misaligned or past the end of the address space, a part of it is managed already or is
+ * hetmem's own, or HETMEM_FAULT_SIGBUS was not allowed.
+ */
+hetmem_error *hetmem_adopt(hetmem_runtime *runtime, void *address, size_t length, hetmem_fault_path path);
+
+/*
+ * Brings the pages of the range home and ends its management, whether it was adopted or mapped. Parts that are not managed are passed
+ * over.
+ *
+ * HETMEM_INVALID_INPUT: the range is not one (as for hetmem_adopt()), or a page could not come home, for the reason in the message; the
+ * range stays managed then, and advice to pin is taken back.
+ */
+hetmem_error *hetmem_release(hetmem_runtime *runtime, void *address, size_t length);
+
+/* What is known of the use of a range. */
+typedef uint32_t hetmem_advice;
+enum {
+    /* Its pages are best kept on the device that `place` names. */
+    HETMEM_ADVICE_PREFERRED_LOCATION = 1,
+    /* No device is preferred. */
+    HETMEM_ADVICE_NO_PREFERENCE = 2,
+    /* Migrations keep its pages where they are (HETMEM_KEPT_ADVISED). Faults still bring private pages home. */
+    HETMEM_ADVICE_PIN = 3,
+    /* Its pages may move again. */
+    HETMEM_ADVICE_UNPIN = 4
+};
+
+/*
+ * Gives advice for the managed parts of a range; others are passed over. `place` is a device for HETMEM_ADVICE_PREFERRED_LOCATION, and
+ * HETMEM_SYSTEM for all other advice.
+ *
+ * HETMEM_INVALID_INPUT: the range is not one (as for hetmem_adopt()), or there is no such advice or device.
+ */
+hetmem_error *hetmem_advise(hetmem_runtime *runtime, const void *address, size_t length, hetmem_advice advice,
+                            hetmem_place place);
+
+/*
+ * Says where each page of a range is, in order: HETMEM_SYSTEM, HETMEM_DEVICE(index) or HETMEM_MIGRATING. Nothing is moved or touched. Pages that
+ * are not managed are HETMEM_SYSTEM. While other threads migrate or touch pages, each answer was right at one moment of the call.
+ *
+ * `places` has room for `count` answers, which is the number of pages.
+ *
+ * HETMEM_INVALID_INPUT: the range is not one (as for hetmem_adopt()), or `count` is not its number of pages.
+ */
+hetmem_error *hetmem_residency(const hetmem_runtime *runtime, const void *address, size_t length, hetmem_place *places,
+                               size_t count);
+
+/* --- Migration ---------------------------------------------------------------------------------------------------------------- */
+
+/* Which pages are asked to move, by where they are. */
+enum {
+    HETMEM_SELECT_SYSTEM = 1,
+    HETMEM_SELECT_DEVICE_PRIVATE = 2,
+    HETMEM_SELECT_DEVICE_COHERENT = 4,
+    HETMEM_SELECT_ALL = 7
+};
+
+/* What is asked of a migration. All zeros means: everything home. */
+typedef struct hetmem_request {
+    /* HETMEM_SYSTEM or HETMEM_DEVICE(index). */
+    hetmem_place target;
+    /* A sum of HETMEM_SELECT_...; 0 means HETMEM_SELECT_ALL. */
+    uint32_t select;
+    /* If not 0, device pages of other owners are left alone. The owner of a device's pages is HETMEM_DEVICE(index). */
+    uint64_t owner;
+} hetmem_request;
+
+/* What became of a page. Every reason leaves it whole and in one place. Later versions may have more. */
+typedef uint8_t hetmem_outcome;
+enum {
+    /* It is now where it was asked to go. */
+    HETMEM_MOVED = 0,
+    /* Nothing was ever written there: there is no page to move. */
+    HETMEM_KEPT_HOLE = 1,
+    /* It was there already. */
+    HETMEM_KEPT_ALREADY_THERE = 2,
+    /* The request's `select` leaves out pages of this kind. */
+    HETMEM_KEPT_NOT_SELECTED = 3,
+    /* It lies on a device of another owner than the request's. */
+    HETMEM_KEPT_FOREIGN_OWNER = 4,
+    /* It belongs to no memory that is managed. */
+    HETMEM_KEPT_UNMANAGED = 5,
+    /* Advice pins it. */
+    HETMEM_KEPT_ADVISED = 6,
+    /* It is pinned for DMA. */
+    HETMEM_KEPT_PINNED = 7,
+    /* Another process maps it too. */
+    HETMEM_KEPT_SHARED = 8,
+    /* The memory is locked, mlock(2). */
+    HETMEM_KEPT_LOCKED = 9,
+    /* The memory holds a thread's stack or control block. */
+    HETMEM_KEPT_THREAD_STATE = 10,
+    /* Another migration, a fault or a change of the mapping was under way. */
+    HETMEM_KEPT_RACED = 11,
+    /* The device has no free frame. */
+    HETMEM_KEPT_NO_FRAME = 12,
+    /* Where it was to rest while it moves, another had come to be; there is room elsewhere the next time. */
+    HETMEM_KEPT_OCCUPIED = 13,
+    /* The host has no memory to spare. */
+    HETMEM_KEPT_NO_MEMORY = 14,
+    /* A userfaultfd of the program's own watches this memory. */
+    HETMEM_KEPT_FOREIGN_USERFAULTFD = 15,
+    /* The kernel refuses to trap faults in, or to move, this kind of mapping. */
+    HETMEM_KEPT_UNSUPPORTED = 16,
+    /* The device reported an error while it copied. */
+    HETMEM_KEPT_DEVICE_ERROR = 17
+};
+
+/* The name of an outcome, as in the statistics of `hetmem run`: "moved", "hole", ...; "unknown" for others. Static. */
+const char *hetmem_outcome_label(hetmem_outcome outcome);
+
+/*
+ * Migrates the pages of a range that the request selects. That no page moved is not an error: each page has an outcome.
+ *
+ * `outcomes` has room for `count` outcomes, in the order of the pages; `count` is the number of pages, or 0 if the caller doesn't want
+ * them (then `outcomes` may be NULL). `moved`, if not NULL, gets the number of pages that moved. More than 1 GiB is migrated
+ * a GiB at a time.
+ *
+ * HETMEM_INVALID_INPUT: the range is not one (as for hetmem_adopt()), `count` is neither 0 nor the number of pages, or the request
+ * names a device or bits that don't exist. Nothing was moved then.
+ */
+hetmem_error *hetmem_migrate(hetmem_runtime *runtime, void *address, size_t length, const hetmem_request *request,
+                             hetmem_outcome *outcomes, size_t count, uint64_t *moved);
+
+/* A range of memory: `length` bytes from `address` on. */
+typedef struct hetmem_range {
+    void *address;
+    size_t length;
+} hetmem_range;
+
+/*
+ * Migrates several ranges at once, which is cheaper than one by one. As hetmem_migrate(), with the outcomes of all ranges one after
+ * the other; `count` is the number of all their pages, or 0. At most 1,048,576 ranges; `ranges` may be NULL if there are none.
+ */
+hetmem_error *hetmem_migrate_all(hetmem_runtime *runtime, const hetmem_range *ranges, size_t range_count,
+                                 const hetmem_request *request, hetmem_outcome *outcomes, size_t count, uint64_t *moved);
+
+/* --- Statistics --------------------------------------------------------------------------------------------------------------- */
+
+/*
+ * What was counted since the runtime began. Later versions add fields at the end: hence the size that is passed. Each number is whole;
+ * while the runtime is busy they need not agree with one another.
+ */
+typedef struct hetmem_statistics {
+    /* Bytes under management. */
+    uint64_t adopted_bytes;
+    /* Pages moved to a device, from system memory or another device. */
+    uint64_t pages_migrated_to_device;
+    /* Pages moved home, by request or by a touch. */
+    uint64_t pages_migrated_to_system;
+    /* Touches of pages that were away. */
+    uint64_t cpu_faults;
+    /* Bytes copied between frames. */
+    uint64_t bytes_copied;
+    /* Failures that were not the program's and were survived. */
+    uint64_t errors;
+    /* Time from the runtime's notice of a touch to the page's return, in ns: of half of the touches at most, of 99 %, and the longest. */
+    uint64_t fault_latency_p50_ns;
+    uint64_t fault_latency_p99_ns;
+    uint64_t fault_latency_max_ns;
+    /* Pages that were kept where they were, by reason: pages_kept[HETMEM_KEPT_HOLE] and so on. */
+    uint64_t pages_kept[32];
+} hetmem_statistics;
+
+/*
+ * Reads the runtime's counters; `size` is sizeof(hetmem_statistics). Fields that the library doesn't know are set to 0.
+ *
+ * HETMEM_INVALID_INPUT: `size` is 0 or not a multiple of 8.
+ */
+hetmem_error *hetmem_statistics_get(const hetmem_runtime *runtime, hetmem_statistics *out, size_t size);
+
+/* What was counted of one device. */
+typedef struct hetmem_device_statistics {
+    /* Bytes of frames that hold a page of the program. */
+    uint64_t used_bytes;
+    /* The most that it ever was. */
+    uint64_t peak_used_bytes;
+    /* Pages that were found elsewhere than on the device. */
+    uint64_t stray_pages;
+} hetmem_device_statistics;
+
+/*
+ * Reads the counters of one device; `size` is sizeof(hetmem_device_statistics), as for hetmem_statistics_get().
+ *
+ * HETMEM_INVALID_INPUT: there is no device of this index, or `size` is 0 or not a multiple of 8.
+ */
+hetmem_error *hetmem_device_statistics_get(const hetmem_runtime *runtime, uint32_t index, hetmem_device_statistics *out,
+                                           size_t size);
+
+/* The page, in bytes: the same on every machine that hetmem runs on. */
+#define HETMEM_PAGE_SIZE ((size_t)4096)
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif
