@@ -95,10 +95,12 @@ impl Drop for Instance {
     }
 }
 
-/// Has each forked child begin with a heap that no thread of its parent's has locked. The agent sees to that itself.
+/// Has each forked child begin with a heap that no thread of its parent's has locked, and without the arenas that it does not inherit.
+/// The agent sees to that itself.
 fn notice_forks() -> Result<(), Failure> {
     extern "C" fn in_child() {
         allocator::restart_in_child();
+        hetmem_sys::mapping::forget_omitted();
     }
     static REGISTERED: Once = Once::new();
     let mut result = 0;

@@ -140,6 +140,36 @@ fn out_and_home(printed: &str) -> Checked {
     Ok(())
 }
 
+fn adopted(printed: &str) -> Checked {
+    let moved = (1..8).map(|row| format!("row {row} to device {}: 48 moved 16 hole", row % 2));
+    let others = [
+        "row 0 to device 0: 64 advised",
+        "near coherent 576 of 16384 KiB used",
+        "far  private  768 of 16384 KiB used",
+        "far  private  0 of 16384 KiB used",
+        "the sum is 2416508928",
+        "the first of the last row is 7",
+    ];
+    for line in moved.chain(others.map(str::to_owned)) {
+        expect(printed.lines().any(|l| l == line), || format!("no `{line}` in\n{printed}"))?;
+    }
+    Ok(())
+}
+
+/// What the README shows in C compiles, and prints what the README says below it.
+fn readme() -> Checked {
+    let readme = std::fs::read_to_string(sources().join("README.md")).map_err(|error| error.to_string())?;
+    let (_, after) = readme.split_once("```c\n").ok_or_else(|| "the README shows no C".to_owned())?;
+    let (program, after) = after.split_once("```").ok_or_else(|| "the README's C has no end".to_owned())?;
+    let (_, shown) = after.split_once("$ ./example\n").ok_or_else(|| "the README does not run it".to_owned())?;
+    let (shown, _) = shown.split_once("```").ok_or_else(|| "what it prints has no end".to_owned())?;
+    let dir = tempfile::tempdir().map_err(|error| error.to_string())?;
+    let source = dir.path().join("example.c");
+    std::fs::write(&source, program).map_err(|error| error.to_string())?;
+    let printed = run(&source, &own_flags())?;
+    expect(printed == shown, || format!("printed\n{printed}and not\n{shown}"))
+}
+
 /// Under `hetmem run` a program with a runtime of its own is told that it can't have one.
 fn refused_under_run() -> Checked {
     let dir = tempfile::tempdir().map_err(|error| error.to_string())?;
@@ -166,7 +196,12 @@ fn main() -> ExitCode {
         trial("exported_symbols_are_those_of_the_header", declared::symbols),
         trial("outcomes_are_numbered_as_the_library_does", declared::outcomes),
         trial("versions_agree", declared::versions),
+        trial("examples::adopted", || adopted(&example("adopted.c", &own_flags())?)),
+        trial("the_readmes_program_prints_what_the_readme_says", readme),
         own("refusals"),
+        own("routes"),
+        own("threads"),
+        own("forks"),
     ];
     libtest_mimic::run(&arguments, trials).exit_code()
 }

@@ -1,4 +1,4 @@
-/* What the programs here have in common: a check that says what is wrong and where. */
+/* What the programs here have in common: checks that say what is wrong and where, and an end to waiting. */
 #ifndef EXPECT_H
 #define EXPECT_H
 
@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #define EXPECT(holds)                                                                                                  \
     do {                                                                                                               \
@@ -37,6 +38,12 @@ static inline void expect_refused(hetmem_error *error, uint32_t code, const char
         exit(1);
     }
     hetmem_error_free(error);
+}
+
+/* Who waits this long waits for ever: the alarm ends the process. */
+static inline void bounded(void)
+{
+    alarm(240);
 }
 
 /* A runtime with a private device 0 and a coherent device 1, of 64 MiB each. */

@@ -1,4 +1,5 @@
 /* Every wrong argument is refused with HETMEM_INVALID_INPUT and a message that names it; nothing has changed then. */
+#define _DEFAULT_SOURCE
 #include "expect.h"
 
 #define BAD(call, text) REFUSED(call, HETMEM_INVALID_INPUT, text)
@@ -168,6 +169,7 @@ static void statistics(hetmem_runtime *runtime)
 
 int main(void)
 {
+    bounded();
     EXPECT(hetmem_version() == HETMEM_VERSION);
     char text[32];
     snprintf(text, sizeof text, "%d.%d.%d", HETMEM_VERSION_MAJOR, HETMEM_VERSION_MINOR, HETMEM_VERSION_PATCH);
