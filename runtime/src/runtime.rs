@@ -408,11 +408,14 @@ impl Mapping {
 impl Drop for Mapping {
     fn drop(&mut self) {
         let range = self.range();
-        // A page that can't come home still has its slot; the unmapping below reports it, and the slot lets go of the frame.
+        // A page that can't come home still has its slot, which lets go of the frame below.
         let _ = release(&self.inner, range);
+        {
+            let events = self.inner.engine.space.gate.events();
+            self.inner.engine.unmapped(&events, range);
+        }
+        // Last: from then on the address may be another mapping's, and what the books say of it is that one's.
         drop(self.arena.take());
-        let events = self.inner.engine.space.gate.events();
-        self.inner.engine.unmapped(&events, range);
     }
 }
 

@@ -210,3 +210,23 @@ fn many_threads_on_the_same_pages_see_every_write() {
     }
     runtime.check();
 }
+
+#[test]
+fn an_address_that_is_mapped_again_at_once_keeps_its_new_pages() {
+    let runtime = runtime();
+    std::thread::scope(|scope| {
+        for worker in 0..4 {
+            let runtime = &runtime;
+            scope.spawn(move || {
+                for round in 0..300 {
+                    // Small ones, so that the kernel gives the place that another thread has just left.
+                    let mapping = runtime.map(ByteLen::new(64 << 10), FaultPath::Thread).unwrap();
+                    fill(&mapping);
+                    runtime.migrate(mapping.range(), to(if (worker + round) % 2 == 0 { PRIVATE } else { COHERENT }));
+                    verify(&mapping);
+                }
+            });
+        }
+    });
+    runtime.check();
+}
