@@ -63,6 +63,20 @@ pub enum Event {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Seq(u64);
 
+impl Seq {
+    /// The state that [`Seq::get`] gave.
+    #[must_use]
+    pub const fn new(raw: u64) -> Self {
+        Self(raw)
+    }
+
+    /// The state as a number, which means nothing, for who can't keep it as it is.
+    #[must_use]
+    pub const fn get(self) -> u64 {
+        self.0
+    }
+}
+
 /// A range without a page can't be subscribed to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 #[error("a subscription needs a range of at least one page")]

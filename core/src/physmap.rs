@@ -39,6 +39,12 @@ impl Owner {
     pub const fn new(raw: u64) -> Self {
         Self(raw)
     }
+
+    /// The number.
+    #[must_use]
+    pub const fn get(self) -> u64 {
+        self.0
+    }
 }
 
 /// The frames of one device (`struct dev_pagemap`).

@@ -4,6 +4,7 @@
 use std::error::Error as _;
 use std::ffi::{CString, c_char};
 
+use runtime::mirror::RangeFaultError;
 use runtime::{Error, ErrorKind};
 
 use super::pointers::take;
@@ -16,6 +17,11 @@ pub(crate) enum Code {
     InvalidInput = 1,
     HostRefuses = 2,
     Exhausted = 3,
+    NoMapping = 16,
+    NoAccess = 17,
+    ReadOnly = 18,
+    FaultFailed = 19,
+    Changed = 20,
 }
 
 /// `hetmem_error`: why a call was refused.
@@ -60,6 +66,19 @@ impl From<Error> for Failure {
             source = cause.source();
         }
         Self::new(code, &message)
+    }
+}
+
+impl From<RangeFaultError> for Failure {
+    fn from(error: RangeFaultError) -> Self {
+        let code = match error {
+            RangeFaultError::NoMapping(_) => Code::NoMapping,
+            RangeFaultError::NoAccess(_) => Code::NoAccess,
+            RangeFaultError::ReadOnly(_) => Code::ReadOnly,
+            RangeFaultError::Failed(_) => Code::FaultFailed,
+            RangeFaultError::Changed => Code::Changed,
+        };
+        Self::new(code, &error.to_string())
     }
 }
 

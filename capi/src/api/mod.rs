@@ -7,6 +7,7 @@
 //! instance     hetmem_runtime_*: a runtime and its devices
 //! memory       mapping, adopting, releasing, advice, residency
 //! migration    hetmem_migrate and hetmem_migrate_all
+//! mirror       subscriptions, their notices, hetmem_range_fault
 //! statistics   the counters
 //! ```
 //!
@@ -27,6 +28,7 @@ mod failure;
 mod instance;
 mod memory;
 mod migration;
+mod mirror;
 mod pointers;
 mod statistics;
 mod version;

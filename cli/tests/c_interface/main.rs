@@ -156,6 +156,16 @@ fn adopted(printed: &str) -> Checked {
     Ok(())
 }
 
+fn mirror(printed: &str) -> Checked {
+    let shown = "\
+filled:   16 entries in system memory, 0 on the device, the sixth page has one
+migrated: 0 entries in system memory, 0 on the device, the sixth page has none
+filled:   0 entries in system memory, 16 on the device, the sixth page has one
+touched:  the sixth page has none
+";
+    expect(printed == shown, || format!("printed\n{printed}and not\n{shown}"))
+}
+
 /// What the README shows in C compiles, and prints what the README says below it.
 fn readme() -> Checked {
     let readme = std::fs::read_to_string(sources().join("README.md")).map_err(|error| error.to_string())?;
@@ -197,11 +207,13 @@ fn main() -> ExitCode {
         trial("outcomes_are_numbered_as_the_library_does", declared::outcomes),
         trial("versions_agree", declared::versions),
         trial("examples::adopted", || adopted(&example("adopted.c", &own_flags())?)),
+        trial("examples::mirror", || mirror(&example("mirror.c", &own_flags())?)),
         trial("the_readmes_program_prints_what_the_readme_says", readme),
         own("refusals"),
         own("routes"),
         own("threads"),
         own("forks"),
+        own("mirrors"),
     ];
     libtest_mimic::run(&arguments, trials).exit_code()
 }
