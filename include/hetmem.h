@@ -9,7 +9,8 @@
  *
  *   Errors    A function that can fail returns a hetmem_error, which the caller frees, or NULL if all went well. When it fails, nothing
  *             has changed and nothing was written through its pointers, unless its description says otherwise. The only exception to
- *             this is memory of hetmem's own: where there is none left (4 GiB, or what RLIMIT_AS leaves) the process ends.
+ *             this is memory of hetmem's own: where there is none left (4 GiB, or what RLIMIT_AS leaves) the process ends. So it does, with a
+ *             message, on a defect of hetmem's own; no exception or panic ever crosses into the caller.
  *   Pointers  May not be NULL unless it is said so. A NULL or misaligned pointer is refused with HETMEM_INVALID_INPUT; any other pointer
  *             that is not what it should be can't be told from a good one.
  *   Handles   Opaque; each is freed by its own function, once. Freeing NULL does nothing.
@@ -351,6 +352,29 @@ typedef struct hetmem_range {
  */
 hetmem_error *hetmem_migrate_all(hetmem_runtime *runtime, const hetmem_range *ranges, size_t range_count,
                                  const hetmem_request *request, hetmem_outcome *outcomes, size_t count, uint64_t *moved);
+
+/*
+ * Brings the pages in `count` frames of a device home, from frame `first` on, without need of knowing where they belong. `moved`, if not NULL, gets the
+ * number of pages that came; a page that can't come stays where it is.
+ *
+ * HETMEM_INVALID_INPUT: there is no device of this index, or it has no such frames (it has capacity_bytes / HETMEM_PAGE_SIZE), or `count` is 0.
+ */
+hetmem_error *hetmem_evict(hetmem_runtime *runtime, uint32_t device, uint64_t first, uint64_t count, uint64_t *moved);
+
+/*
+ * Takes a device out of use: no page goes there any more (HETMEM_KEPT_NO_FRAME), and all that are there come home.
+ *
+ * HETMEM_INVALID_INPUT: there is no device of this index, or pages could not come home. These are where they were, come home with a touch as
+ * ever, and this may be called again.
+ */
+hetmem_error *hetmem_device_remove(hetmem_runtime *runtime, uint32_t index);
+
+/*
+ * Takes a device that was removed into use again.
+ *
+ * HETMEM_INVALID_INPUT: there is no device of this index.
+ */
+hetmem_error *hetmem_device_restore(hetmem_runtime *runtime, uint32_t index);
 
 /* --- Mirrors ------------------------------------------------------------------------------------------------------------------ */
 

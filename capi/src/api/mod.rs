@@ -7,6 +7,7 @@
 //! instance     hetmem_runtime_*: a runtime and its devices
 //! memory       mapping, adopting, releasing, advice, residency
 //! migration    hetmem_migrate and hetmem_migrate_all
+//! eviction     pages home by frame, and devices taken out of use
 //! mirror       subscriptions, their notices, hetmem_range_fault
 //! statistics   the counters
 //! ```
@@ -24,6 +25,7 @@
 //! runtime of its own: its memory is managed by the agent.
 
 mod config;
+mod eviction;
 mod failure;
 mod instance;
 mod memory;

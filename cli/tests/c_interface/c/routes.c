@@ -90,6 +90,41 @@ static void selection_and_owner(hetmem_runtime *runtime, char *memory)
     EXPECT(counted.pages_kept[HETMEM_KEPT_ADVISED] == 1);
 }
 
+/* A device makes room by frame, is removed with pages on it, and comes back. */
+static void eviction(hetmem_runtime *runtime, char *memory)
+{
+    hetmem_device_statistics counted;
+    hetmem_outcome outcomes[PAGES];
+    uint64_t moved, frames = (64 << 20) / HETMEM_PAGE_SIZE;
+    REFUSED(hetmem_evict(NULL, PRIVATE, 0, 1, NULL), HETMEM_INVALID_INPUT, "runtime is NULL");
+    REFUSED(hetmem_evict(runtime, 2, 0, 1, NULL), HETMEM_INVALID_INPUT, "no device 2");
+    REFUSED(hetmem_evict(runtime, PRIVATE, 0, 0, NULL), HETMEM_INVALID_INPUT, "not frames of a device");
+    REFUSED(hetmem_evict(runtime, PRIVATE, 1, frames, NULL), HETMEM_INVALID_INPUT, "not frames of a device");
+    REFUSED(hetmem_evict(runtime, PRIVATE, UINT64_MAX, 2, NULL), HETMEM_INVALID_INPUT, "not frames of a device");
+    REFUSED(hetmem_device_remove(NULL, PRIVATE), HETMEM_INVALID_INPUT, "runtime is NULL");
+    REFUSED(hetmem_device_remove(runtime, 2), HETMEM_INVALID_INPUT, "no device 2");
+    REFUSED(hetmem_device_restore(runtime, 2), HETMEM_INVALID_INPUT, "no device 2");
+
+    memset(memory, 9, LENGTH);
+    move(runtime, memory, HETMEM_DEVICE(PRIVATE));
+    OK(hetmem_evict(runtime, PRIVATE, 0, frames, &moved));
+    OK(hetmem_device_statistics_get(runtime, PRIVATE, &counted, sizeof counted));
+    EXPECT(moved == PAGES && counted.used_bytes == 0);
+
+    move(runtime, memory, HETMEM_DEVICE(PRIVATE));
+    OK(hetmem_device_remove(runtime, PRIVATE));
+    OK(hetmem_device_statistics_get(runtime, PRIVATE, &counted, sizeof counted));
+    EXPECT(counted.used_bytes == 0);
+    hetmem_request out = {HETMEM_DEVICE(PRIVATE), 0, 0};
+    OK(hetmem_migrate(runtime, memory, LENGTH, &out, outcomes, PAGES, &moved));
+    EXPECT(moved == 0 && outcomes[0] == HETMEM_KEPT_NO_FRAME);
+    OK(hetmem_device_restore(runtime, PRIVATE));
+    move(runtime, memory, HETMEM_DEVICE(PRIVATE));
+    for (size_t i = 0; i < LENGTH; i++) {
+        EXPECT(memory[i] == 9);
+    }
+}
+
 /* Calls about everything there is. */
 static void whole_address_space(hetmem_runtime *runtime, char *memory)
 {
@@ -165,6 +200,7 @@ int main(void)
     OK(hetmem_adopt(runtime, adopted, LENGTH, HETMEM_FAULT_THREAD));
     routes(runtime, adopted);
     selection_and_owner(runtime, adopted);
+    eviction(runtime, adopted);
     whole_address_space(runtime, adopted);
     more_than_a_gibibyte(runtime);
 
