@@ -1,7 +1,7 @@
 #!/bin/sh
 # Installs the C interface, for cc and pkg-config to find: sh capi/install.sh PREFIX [LIBRARY]
 #
-#   PREFIX/include/hetmem.h
+#   PREFIX/include/hetmem.h, and hetmem_mirror.h, which it includes
 #   PREFIX/lib/libhetmem.so.0, and libhetmem.so for the linker
 #   PREFIX/lib/pkgconfig/hetmem.pc
 #
@@ -32,7 +32,7 @@ part() { sed -n "s/^#define HETMEM_VERSION_$1 //p" "$header"; }
 version=$(part MAJOR).$(part MINOR).$(part PATCH)
 
 mkdir -p "$root/include" "$root/lib/pkgconfig"
-cp "$header" "$root/include/hetmem.h"
+cp "$header" "$source/include/hetmem_mirror.h" "$root/include/"
 # A new file, as programs may have the old one mapped.
 cp "$library" "$root/lib/libhetmem.so.0.new"
 mv "$root/lib/libhetmem.so.0.new" "$root/lib/libhetmem.so.0"

@@ -16,8 +16,10 @@ fn wrong(error: impl std::fmt::Display) -> Problem {
     Problem::Wrong(error.to_string())
 }
 
+/// All that is declared, in both files.
 fn header() -> Checked<String> {
-    std::fs::read_to_string(installed().join("include/hetmem.h")).map_err(wrong)
+    let read = |name: &str| std::fs::read_to_string(installed().join("include").join(name)).map_err(wrong);
+    Ok(read("hetmem.h")? + &read("hetmem_mirror.h")?)
 }
 
 /// The header without its comments.
