@@ -105,8 +105,17 @@ impl EventCount {
     }
 
     fn wait(&self) {
+        self.wait_after(self.count());
+    }
+
+    /// How many there were. Whoever asks for something, to wait for its batch, reads this before asking: it may be done at once.
+    pub(crate) fn count(&self) -> u64 {
+        *lock(&self.count)
+    }
+
+    /// Waits until there are more than `before`, but not for long.
+    pub(crate) fn wait_after(&self, before: u64) {
         let count = lock(&self.count);
-        let before = *count;
         // The result says only which of the two it was.
         let _ = self
             .grew

@@ -199,8 +199,9 @@ pub(crate) fn serve_sigbus(inner: &Inner, addr: VirtAddr) -> bool {
     loop {
         match engine.fault_in_signal(addr) {
             FaultResolution::Mirrored => {
+                let before = engine.host.events.count();
                 inner.delegated.post(addr);
-                engine.host.await_events();
+                engine.host.events.wait_after(before);
             }
             FaultResolution::Home(PageCount::ZERO) | FaultResolution::EventsPending | FaultResolution::Waiting => {
                 engine.host.await_events();
