@@ -2,6 +2,7 @@
 
 use hetmem_core::engine::{CountersAt, Engine};
 use hetmem_core::migrate::Request;
+use hetmem_core::notifier::{Notice, Subscription};
 use hetmem_core::outcome::{KeptReason, Outcomes, PageOutcome};
 use hetmem_core::pool::SystemPool;
 use hetmem_core::port::{Device, FaultPath};
@@ -10,6 +11,7 @@ use hetmem_sys::errno::Errno;
 use hetmem_sys::mapping::{Arena, ArenaOptions, HugePages, OnFork};
 
 use crate::delegate::Delegated;
+use crate::error::Error;
 use crate::host::{Contexts, UserMemory};
 
 /// Room in the pool for pages in transit, beside the stock.
@@ -111,6 +113,17 @@ impl Inner {
         let _installing = self.engine.space.gate.install();
         let mirrored = self.engine.notifiers.any_in(extent);
         host.traps.release(&host.contexts, extent, mirrored, || self.engine.away_in(extent));
+    }
+
+    /// A subscription, and the events of what is managed in its range.
+    pub(crate) fn subscribe(
+        &self,
+        range: PageRange,
+        callback: impl Fn(&Notice<'_>) + Send + Sync + 'static,
+    ) -> Result<Subscription, Error> {
+        let subscription = self.engine.subscribe(range, callback).map_err(|error| Error::invalid(error.to_string()))?;
+        self.watch(range);
+        Ok(subscription)
     }
 
     /// Has the program's changes to what is managed in `range` reported, for mirrors. What can't be registered is not.

@@ -76,10 +76,7 @@ impl Runtime {
         range: PageRange,
         callback: impl Fn(&Notice<'_>) + Send + Sync + 'static,
     ) -> Result<Subscription, Error> {
-        let subscription =
-            self.inner.engine.subscribe(range, callback).map_err(|error| Error::invalid(error.to_string()))?;
-        self.inner.watch(range);
-        Ok(subscription)
+        self.inner.subscribe(range, callback)
     }
 
     /// Says of each page of `range` where it is and what it allows, and faults pages in as far as `request` asks for that. The answers may be used

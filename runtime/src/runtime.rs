@@ -363,7 +363,7 @@ impl Drop for Runtime {
 
 /// Managed memory from [`Runtime::map`], unmapped on drop.
 pub struct Mapping {
-    inner: Arc<Inner>,
+    pub(crate) inner: Arc<Inner>,
     arena: Option<Arena>,
 }
 

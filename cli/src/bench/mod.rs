@@ -6,7 +6,9 @@
 //!        touch    ├─► and returns a Section ── report (rows, ratios, targets; JSON) ── table
 //!        steady   │                              └─ samples (median, spread)
 //!        bookkeeping │                             machine (what it was measured on), progress
-//!        kernel   ───┘
+//!        alternate │
+//!        mirror   │
+//!        kernel ──┘
 //! ```
 //!
 //! Absolute figures of two runs can't be compared: machines are shared, clocks change. So whatever is compared is measured
@@ -15,11 +17,13 @@
 //! *Limits:* targets are reported and never decide the exit status. Devices are emulated, but for
 //! `kernel`: their memory is this machine's.
 
+mod alternate;
 mod bookkeeping;
 mod fault;
 mod kernel;
 mod machine;
 mod migrate;
+mod mirror;
 mod progress;
 mod report;
 mod rounds;
@@ -71,12 +75,25 @@ pub(crate) enum Name {
     Steady,
     /// Bytes of books for each page on a device
     Bookkeeping,
+    /// CPU and accelerator by turns on the same data: private, coherent, explicit copies
+    Alternate,
+    /// Range faults against PAGEMAP_SCAN, and hits in a device's page table
+    Mirror,
     /// Migration between two NUMA nodes, against move_pages(2) and mbind(2)
     Kernel,
 }
 
 impl Name {
-    const ALL: [Self; 6] = [Self::Migrate, Self::Fault, Self::Touch, Self::Steady, Self::Bookkeeping, Self::Kernel];
+    const ALL: [Self; 8] = [
+        Self::Migrate,
+        Self::Fault,
+        Self::Touch,
+        Self::Steady,
+        Self::Bookkeeping,
+        Self::Alternate,
+        Self::Mirror,
+        Self::Kernel,
+    ];
 
     fn run(self, plan: &Plan, progress: &Progress) -> Result<Section, Failure> {
         match self {
@@ -85,6 +102,8 @@ impl Name {
             Self::Touch => touch::run(plan, progress),
             Self::Steady => steady::run(plan, progress),
             Self::Bookkeeping => bookkeeping::run(plan, progress),
+            Self::Alternate => alternate::run(plan, progress),
+            Self::Mirror => mirror::run(plan, progress),
             Self::Kernel => kernel::run(plan, progress),
         }
     }

@@ -13,8 +13,7 @@
 //! let device = DeviceId::new(0);
 //! runtime.migrate(mapping.range(), Request::all_to(Target::Device(device)));
 //!
-//! // SAFETY: the kernels use the mapping only, and it is not unmapped meanwhile.
-//! let accelerator = unsafe { runtime.accelerator(device, mapping.range(), Options::default()) }?;
+//! let accelerator = mapping.accelerator(device, Options::default())?;
 //! let first = mapping.range().start().get();
 //! accelerator.launch(mapping.len() / 8, |view, i| {
 //!     let word = VirtAddr::new(first + i as u64 * 8);
@@ -24,6 +23,8 @@
 //! # Ok(())
 //! # }
 //! ```
+//!
+//! [`Runtime::accelerator`] makes one for any memory of the program.
 //!
 //! # Where an access goes
 //!
@@ -38,6 +39,7 @@
 //! An access in place is one like that of any other thread: it finds the page wherever it goes. An access to a frame is over before the
 //! page leaves the frame, as the callback of the accelerator's subscription waits for it.
 
+mod on_mapping;
 mod view;
 
 use std::ops::Range;
@@ -54,6 +56,7 @@ use hetmem_core::port::{Access, Host as _};
 use hetmem_core::sync::{Mutex, lock};
 use hetmem_core::units::{DeviceId, PageCount, PageRange, VirtAddr};
 
+pub use on_mapping::OnMapping;
 pub use view::View;
 
 use crate::error::Error;
@@ -180,7 +183,18 @@ impl Runtime {
         range: PageRange,
         options: Options,
     ) -> Result<Accelerator, Error> {
-        let known = self.inner.engine.device(device);
+        // SAFETY: as the caller promised.
+        unsafe { Accelerator::new(&self.inner, device, range, options) }
+    }
+}
+
+impl Accelerator {
+    /// # Safety
+    ///
+    /// As [`Runtime::accelerator`].
+    #[expect(unsafe_code, reason = "the promise can only be the caller's")]
+    unsafe fn new(inner: &Arc<Inner>, device: DeviceId, range: PageRange, options: Options) -> Result<Self, Error> {
+        let known = inner.engine.device(device);
         let Some((known, frames)) = known.and_then(|known| Some((known, known.device_side()?))) else {
             return Err(Error::invalid(format!("device {} is none on which kernels can run", device.index())));
         };
@@ -192,12 +206,10 @@ impl Runtime {
             exclusives_ended: AtomicU64::new(0),
         });
         let told = Arc::clone(&mirror);
-        let subscription = self.subscribe(range, move |notice| told.accept(notice))?;
-        Ok(Accelerator { subscription, mirror, inner: Arc::clone(&self.inner), device, frames, options })
+        let subscription = inner.subscribe(range, move |notice| told.accept(notice))?;
+        Ok(Self { subscription, mirror, inner: Arc::clone(inner), device, frames, options })
     }
-}
 
-impl Accelerator {
     /// Runs `kernel` for each number below `items`, on the accelerator's workers, and returns when all are done. After an error no further
     /// number is begun.
     ///

@@ -1,0 +1,40 @@
+//! An accelerator on one mapping of hetmem's own. It needs no promise of its user: the mapping's words are atomic for everybody, and the
+//! mapping is there for as long as the accelerator is.
+
+use std::marker::PhantomData;
+use std::ops::Deref;
+
+use hetmem_core::units::DeviceId;
+
+use super::{Accelerator, Options};
+use crate::error::Error;
+use crate::runtime::Mapping;
+
+/// An [`Accelerator`] whose kernels use a mapping and nothing else; from [`Mapping::accelerator`].
+pub struct OnMapping<'m> {
+    accelerator: Accelerator,
+    mapping: PhantomData<&'m Mapping>,
+}
+
+impl Deref for OnMapping<'_> {
+    type Target = Accelerator;
+
+    fn deref(&self) -> &Accelerator {
+        &self.accelerator
+    }
+}
+
+impl Mapping {
+    /// An accelerator that is `device`, whose kernels use this mapping.
+    ///
+    /// # Errors
+    ///
+    /// If there is no such device, or if it is one on which no code of this process can run.
+    #[expect(unsafe_code, reason = "kernels access memory by address")]
+    pub fn accelerator(&self, device: DeviceId, options: Options) -> Result<OnMapping<'_>, Error> {
+        // SAFETY: the mapping's contents are lent as atomic words only, and it is not unmapped while it is borrowed. Who changes its
+        // protection by other means needs unsafe code of their own, and knows what `InPlace::Direct` asks for.
+        let accelerator = unsafe { Accelerator::new(&self.inner, device, self.range(), options) }?;
+        Ok(OnMapping { accelerator, mapping: PhantomData })
+    }
+}
