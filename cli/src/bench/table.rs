@@ -30,11 +30,11 @@ pub(super) fn section(section: &Section) -> String {
     let width = section.rows.iter().map(|row| row.name.chars().count()).max().unwrap_or(0).max(16);
     for row in &section.rows {
         let figures = spread(row.summary);
-        let line = format!("  {:<width$} {figures} {:<8}{}", row.name, row.unit, verdict(row.target));
+        let line = format!("  {:<width$} {figures} {:<10}{}", row.name, row.unit, verdict(row.target));
         let _infallible = writeln!(text, "{}", line.trim_end());
         for ratio in &row.ratios {
             let name = format!("  × {}", ratio.against);
-            let line = format!("  {name:<width$} {} {:<8}{}", spread(ratio.summary), "", verdict(ratio.target));
+            let line = format!("  {name:<width$} {} {:<10}{}", spread(ratio.summary), "", verdict(ratio.target));
             let _infallible = writeln!(text, "{}", line.trim_end());
         }
     }
