@@ -30,6 +30,7 @@ pub(crate) const DAX: &[Case] = &[
         "ls -l /dev/dax0.0; grep -qx 1073741824 /sys/bus/dax/devices/dax0.0/size",
     ),
     case("doctor", 30, "hetmem doctor"),
+    case("topology", 60, "hetmem topology | tee said; grep -Eq 'device_dax dax0.0 +ZONE_DEVICE +yes' said"),
     case(
         "conformance_node",
         120,
@@ -113,6 +114,7 @@ pub(crate) const KMEM: &[Case] = &[
         200,
         "/tests/device-node --ignored 2>&1 | tee log; grep -q 'test result: ok. 1 passed' log",
     ),
+    case("topology", 60, "hetmem topology | tee said; grep -Eq 'kmem.* online +yes' said"),
     case("the_device_is_named_as_the_node_it_is", 20, "refused \"use coherent:node=2\" private:dax=/dev/dax0.0"),
 ];
 
@@ -130,5 +132,6 @@ pub(crate) const FALLBACK: &[Case] = &[
 /// With an HMAT it is none, and hetmem says so.
 pub(crate) const MIXED: &[Case] = &[
     case("a_part_of_a_node_is_no_device", 10, "grep -i soft /proc/iomem; ! ls /dev/dax0.0"),
+    case("topology", 60, "hetmem topology | tee said; grep -Eq 'Soft Reserved +none +no' said"),
     case("the_missing_device_is_named", 20, "refused \"/dev/dax0.0 can't be opened\" private:dax=/dev/dax0.0,size=2M"),
 ];
