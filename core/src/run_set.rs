@@ -49,6 +49,12 @@ impl FrameRun {
         Self { first: FrameIndex::new(self.first.get() + offset_u32(skip)), pages: take }
     }
 
+    /// Whether `frame` is one of them.
+    #[must_use]
+    pub fn contains(self, frame: FrameIndex) -> bool {
+        frame.get().checked_sub(self.first.get()).is_some_and(|offset| u64::from(offset) < self.pages.get())
+    }
+
     /// The frames, in order.
     pub fn iter(self) -> impl Iterator<Item = FrameIndex> {
         (0..self.pages.get()).map(move |i| self.frame(PageCount::new(i)))
@@ -226,6 +232,13 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
     use std::collections::BTreeSet;
+
+    #[test]
+    fn a_run_contains_its_frames_and_no_others() {
+        let run = FrameRun { first: FrameIndex::new(7), pages: PageCount::new(3) };
+        let contained: Vec<u32> = (0..20).filter(|i| run.contains(FrameIndex::new(*i))).collect();
+        assert_eq!(contained, [7, 8, 9]);
+    }
 
     #[test]
     fn a_whole_chunk_is_preferred_for_a_huge_page() {

@@ -76,7 +76,7 @@ impl<H: Host> Engine<H> {
             if held_by(page) == Some(Frame { device, index }) { pages.push(page) } else { lost = true }
         }
         if lost {
-            let wanted = |frame: Frame| frame.device == device && frames.iter().any(|f| f == frame.index);
+            let wanted = |frame: Frame| frame.device == device && frames.contains(frame.index);
             for (no, block) in self.space.blocks() {
                 let state = block.lock();
                 let found = no.range().iter().filter(|page| match state.slot(page.index_in_block()) {
