@@ -292,6 +292,11 @@ impl Host for UserMemory {
                 // Present after all: it came between the two looks.
                 (true, _) => (KeptReason::Raced, PageCount::ONE),
             },
+            // Whether the page has moved is told by its place, if that can be looked at; else its bytes may be in the pool by now,
+            // and the program would read zeros.
+            Errno::EXIST if self.scanner.is_there(PageRange::page_of(rest.start())).is_err() => {
+                self.stop_the_program(rest.start(), "the page map can't be read")
+            }
             Errno::EXIST => (KeptReason::Occupied, PageCount::ONE),
             // After a fork whole runs are shared.
             Errno::BUSY => (KeptReason::Shared, self.same_presence(rest).1),
