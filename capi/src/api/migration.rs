@@ -130,16 +130,9 @@ unsafe extern "C" fn hetmem_migrate(
     count: usize,
     moved: *mut u64,
 ) -> Answer {
-    let ranges = pages(address, len).map(|range| vec![range]);
-    // SAFETY: the header's contract.
-    let instance = unsafe { borrow(runtime, "runtime") };
-    // SAFETY: the header's contract.
-    let request = unsafe { borrow(request, "request") };
-    // SAFETY: the header's contract.
-    let outcomes = unsafe { Out::many(outcomes, count, "outcomes") };
-    // SAFETY: the header's contract.
-    let moved = unsafe { Out::optional(moved, "moved") };
-    answer(requested(instance, ranges, request, outcomes, moved))
+    let range = RangeFromC { address, length: len };
+    // SAFETY: the header's contract, and a range of this function's own.
+    unsafe { hetmem_migrate_all(runtime, &raw const range, 1, request, outcomes, count, moved) }
 }
 
 #[unsafe(no_mangle)]

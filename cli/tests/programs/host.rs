@@ -7,7 +7,7 @@ use std::sync::OnceLock;
 
 use tempfile::TempDir;
 
-use crate::{Outcome, Problem};
+use crate::{Outcome, Problem, tools};
 
 /// The binary under test.
 pub(crate) const HETMEM: &str = env!("CARGO_BIN_EXE_hetmem");
@@ -16,7 +16,7 @@ const SOURCES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/programs");
 
 /// Whether this is the project's CI, where nothing may be missing.
 pub(crate) fn in_ci() -> bool {
-    env::var_os("CI").is_some_and(|value| !value.is_empty() && value != "false")
+    tools::is_set("CI")
 }
 
 /// The seed of the chaos: the same on every run unless the environment says otherwise.
@@ -34,17 +34,9 @@ pub(crate) fn folder() -> Outcome<TempDir> {
     Ok(tempfile::Builder::new().prefix("run-").tempdir_in(env!("CARGO_TARGET_TMPDIR"))?)
 }
 
-/// The path of an installed program. The distribution's own folders come first: wrappers that a developer's PATH may hold
-/// are other programs.
+/// The path of an installed program.
 pub(crate) fn program(name: &str) -> Outcome<PathBuf> {
-    let path = env::var_os("PATH").unwrap_or_default();
-    ["/usr/bin", "/bin", "/usr/sbin"]
-        .iter()
-        .map(PathBuf::from)
-        .chain(env::split_paths(&path))
-        .map(|folder| folder.join(name))
-        .find(|file| file.is_file())
-        .ok_or_else(|| Problem::Missing(format!("{name} is not installed")))
+    tools::installed(name).ok_or_else(|| Problem::Missing(format!("{name} is not installed")))
 }
 
 /// Compiles the C program `c/NAME.c`, once.

@@ -26,6 +26,8 @@ mod own;
 mod packages;
 mod redis;
 mod stats;
+#[path = "../support/tools.rs"]
+mod tools;
 
 use std::process::ExitCode;
 

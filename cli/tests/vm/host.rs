@@ -4,7 +4,7 @@ use std::env;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::{Outcome, Problem};
+use crate::{Outcome, Problem, tools};
 
 /// The binary under test.
 pub(crate) const HETMEM: &str = env!("CARGO_BIN_EXE_hetmem");
@@ -19,8 +19,7 @@ const TESTS: [(&str, &str, &str); 3] = [
 
 /// Whether this is the project's CI, where nothing may be missing, unless it has said that the kernel could not be fetched.
 pub(crate) fn in_ci() -> bool {
-    let is_set = |name| env::var_os(name).is_some_and(|value| !value.is_empty() && value != "false");
-    is_set("CI") && !is_set("HETMEM_VM_OPTIONAL")
+    tools::is_set("CI") && !tools::is_set("HETMEM_VM_OPTIONAL")
 }
 
 /// A kernel and the folder of its modules.
@@ -77,17 +76,9 @@ pub(crate) fn module(kernel: &Kernel, name: &str) -> Outcome<Vec<u8>> {
     Err(Problem::Missing(format!("the kernel has no module {}", plain.display())))
 }
 
-/// The path of an installed program. The distribution's own folders come first: wrappers that a developer's PATH may hold
-/// are other programs.
+/// The path of an installed program.
 pub(crate) fn program(name: &str) -> Outcome<PathBuf> {
-    let path = env::var_os("PATH").unwrap_or_default();
-    ["/usr/bin", "/bin", "/usr/sbin"]
-        .iter()
-        .map(PathBuf::from)
-        .chain(env::split_paths(&path))
-        .map(|folder| folder.join(name))
-        .find(|file| file.is_file())
-        .ok_or_else(|| Problem::Missing(format!("{name} is not installed")))
+    tools::installed(name).ok_or_else(|| Problem::Missing(format!("{name} is not installed")))
 }
 
 /// Compiles the C program `programs/c/NAME.c` to `to`.

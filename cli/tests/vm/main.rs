@@ -21,6 +21,8 @@ mod cases;
 mod host;
 mod image;
 mod machine;
+#[path = "../support/tools.rs"]
+mod tools;
 
 use std::process::ExitCode;
 
