@@ -212,22 +212,32 @@ impl UserMemory {
     /// How many pages from the start of `range` on lie in one mapping that is registered and accepts pages: a MOVE into it
     /// is tried, of pages that don't exist. The kernel looks at the mapping first (`mm/userfaultfd.c`, `validate_move_areas`).
     ///
-    /// The registration was asked for earlier, for what was mapped then; the program may have mapped something else since.
+    /// The registration was asked for earlier, for what was mapped then; the program may have mapped something else since, or
+    /// nothing.
     fn registered_prefix(&self, path: FaultPath, range: PageRange) -> Result<PageCount, KeptReason> {
-        let mut pages = range.pages().min(BLOCK);
-        loop {
+        let probe = |pages: PageCount, holes: MoveFlags| {
+            let nowhere = self.nowhere.range().start();
             // SAFETY: there is no page at the source, so nothing moves.
             let probe = unsafe {
-                self.contexts.program(path).move_pages(
-                    range.start(),
-                    self.nowhere.range().start(),
-                    pages,
-                    MoveFlags::DONT_WAKE,
-                )
+                self.contexts.program(path).move_pages(range.start(), nowhere, pages, MoveFlags::DONT_WAKE | holes)
             };
-            match probe.stop {
-                // The latter where a huge page is.
-                Some(Errno::NOENT | Errno::EXIST) => return Ok(pages),
+            probe.stop
+        };
+        let mut mapped = false;
+        let mut pages = range.pages().min(BLOCK);
+        loop {
+            match probe(pages, MoveFlags::NONE) {
+                // There is a page, and so a mapping.
+                Some(Errno::EXIST) => return Ok(pages),
+                // The source is a hole: the mapping was looked at and found good.
+                Some(Errno::NOENT) if mapped => return Ok(pages),
+                // Or nothing is mapped here. A MOVE that skips holes fails then, and else does nothing. What it finds can't go
+                // without an event, so the same question has one answer next time.
+                Some(Errno::NOENT) => match probe(PageCount::ONE, MoveFlags::ALLOW_SRC_HOLES) {
+                    None | Some(Errno::EXIST) => mapped = true,
+                    Some(Errno::NOMEM) => return Err(KeptReason::NoMemory),
+                    Some(_) => return Err(KeptReason::Raced),
+                },
                 Some(Errno::AGAIN) => return Err(KeptReason::Raced),
                 // Not one mapping, or not one that can be moved from.
                 Some(_) if pages > PageCount::ONE => pages = PageCount::new(pages.get() / 2),
@@ -294,7 +304,7 @@ impl Host for UserMemory {
             },
             // Whether the page has moved is told by its place, if that can be looked at; else its bytes may be in the pool by now,
             // and the program would read zeros.
-            Errno::EXIST if self.scanner.is_there(PageRange::page_of(rest.start())).is_err() => {
+            Errno::EXIST | Errno::AGAIN if self.scanner.is_there(PageRange::page_of(rest.start())).is_err() => {
                 self.stop_the_program(rest.start(), "the page map can't be read")
             }
             Errno::EXIST => (KeptReason::Occupied, PageCount::ONE),
@@ -412,3 +422,6 @@ impl AsFd for UserMemory {
         self.contexts.thread.as_fd()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -7,7 +7,7 @@ mod common;
 use std::sync::Barrier;
 
 use common::{MOVES, check, entries, fill, open, page, pages, populated_pages, present, protect, read};
-use hetmem_core::units::{BLOCK_PAGES, PageCount, PageRange};
+use hetmem_core::units::{BLOCK_PAGES, PageCount, PageRange, VirtAddr};
 use hetmem_sys::errno::Errno;
 use hetmem_sys::mapping::Arena;
 use hetmem_sys::pagemap::PagemapScanner;
@@ -65,6 +65,21 @@ fn a_destination_that_the_context_does_not_watch_is_refused() {
     window.unregister(arena.range()).unwrap();
     assert_eq!(move_range(&window, arena.range(), memory.range(), MoveFlags::NONE), stopped(0, Errno::INVAL));
     check(memory.range(), 1);
+}
+
+/// `ENOENT` answers two questions; a MOVE that skips holes tells them apart.
+#[test]
+fn a_destination_without_a_mapping_looks_like_a_source_without_a_page() {
+    let Some(Scene { program, arena, .. }) = scene(1) else { return };
+    let hole = pages(1);
+    program.register(hole.range(), Mode::MISSING).unwrap();
+    // Below all that programs map.
+    let unmapped = PageRange::new(VirtAddr::new(1 << 21), PageCount::ONE).unwrap();
+    for (to, skipping) in [(unmapped, stopped(0, Errno::NOENT)), (hole.range(), complete(1))] {
+        assert_eq!(move_range(&program, to, arena.range(), MoveFlags::NONE), stopped(0, Errno::NOENT));
+        assert_eq!(move_range(&program, to, arena.range(), MoveFlags::ALLOW_SRC_HOLES), skipping);
+    }
+    assert_eq!(present(hole.range()), [false]);
 }
 
 #[test]

@@ -82,9 +82,12 @@ impl Userfaultfd {
     /// shared with a forked process or pinned, `EINVAL` where a mapping is not private, anonymous and writable, or the
     /// two differ in protection or `mlock` state.
     ///
+    /// `ENOENT` is also the answer where nothing at all is mapped at `dst`; with [`MoveFlags::ALLOW_SRC_HOLES`] it is that only.
+    ///
     /// *Erratum:* since Linux 6.18 a page that took the kernel a second attempt is moved and then reported as `EEXIST` at that
-    /// page (`mm/userfaultfd.c`, `move_pages`: the `EAGAIN` of the first attempt outlives the second). Two threads that move
-    /// pages of one huge page are enough. [`Self::move_pages_settled`] tells such a page from one that was in the way.
+    /// page (`mm/userfaultfd.c`, `move_pages`: the `EAGAIN` of the first attempt outlives the second), or as `EAGAIN` if a change of a
+    /// mapping begins meanwhile. Two threads that move pages of one huge page are enough, or one that writes to the page.
+    /// [`Self::move_pages_settled`] tells such a page from one that was not moved.
     ///
     /// # Safety
     ///
@@ -105,9 +108,9 @@ impl Userfaultfd {
         })
     }
 
-    /// [`Self::move_pages`], with the erratum made good: `EEXIST` where the source is a hole means that the page has moved.
-    /// So it must be certain that the destination had no pages, or that those which a stray touch may have left there read as
-    /// zeros like the hole.
+    /// [`Self::move_pages`], with the erratum made good: a page that the kernel refuses to move, with `EEXIST` or `EAGAIN`, has moved
+    /// if the source is a hole and the destination is not. So it must be certain that the destination had no pages, or that those
+    /// which a stray touch may have left there read as zeros like the hole.
     ///
     /// # Safety
     ///
@@ -126,13 +129,16 @@ impl Userfaultfd {
             // SAFETY: the caller answers for both ranges.
             let progress = unsafe { self.move_pages(to, from, pages - done, flags) };
             done += progress.done;
-            let at = |start: VirtAddr| PageRange::page_of(start.add_pages(progress.done));
-            if progress.stop != Some(Errno::EXIST) || pagemap.is_there(at(from)) != Ok(false) {
+            let [to, from] = [to, from].map(|start| PageRange::page_of(start.add_pages(progress.done)));
+            let has_moved = matches!(progress.stop, Some(Errno::EXIST | Errno::AGAIN))
+                && pagemap.is_there(from) == Ok(false)
+                && pagemap.is_there(to) == Ok(true);
+            if !has_moved {
                 return Progress { done, stop: progress.stop };
             }
             if !flags.contains(MoveFlags::DONT_WAKE) {
                 // The only error is a malformed range.
-                let _ = self.wake(at(to));
+                let _ = self.wake(to);
             }
             done += PageCount::ONE;
             if done == pages {
