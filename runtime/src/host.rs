@@ -57,19 +57,20 @@ const MAX_REMOVALS: usize = 64;
 pub(crate) struct Contexts {
     pub(crate) thread: Userfaultfd,
     pub(crate) sigbus: Option<Userfaultfd>,
+    /// Whether forks that nobody announces are noticed, which takes a privilege.
+    pub(crate) fork_events: bool,
 }
 
 impl Contexts {
     /// Opens them; `sigbus` says whether regions will be served by SIGBUS.
     pub(crate) fn open(sigbus: bool) -> Result<Self, OpenError> {
         let program = |extra: Features| match Userfaultfd::open(PROGRAM | extra | Features::EVENT_FORK, Access::Full) {
-            // Without the privilege, forks that nobody announces are not noticed.
-            Err(OpenError::ForkEventNotPermitted) => Userfaultfd::open(PROGRAM | extra, Access::Full),
-            other => other,
+            Err(OpenError::ForkEventNotPermitted) => Ok((Userfaultfd::open(PROGRAM | extra, Access::Full)?, false)),
+            other => Ok((other?, true)),
         };
-        let thread = program(Features::NONE)?;
-        let sigbus = if sigbus { Some(program(Features::SIGBUS)?) } else { None };
-        Ok(Self { thread, sigbus })
+        let (thread, fork_events) = program(Features::NONE)?;
+        let sigbus = if sigbus { Some(program(Features::SIGBUS)?.0) } else { None };
+        Ok(Self { thread, sigbus, fork_events })
     }
 
     pub(crate) fn program(&self, path: FaultPath) -> &Userfaultfd {
@@ -325,8 +326,15 @@ impl Host for UserMemory {
             Install::Move => unsafe {
                 uffd.move_pages_settled(&self.scanner, to.start(), from, to.pages(), MoveFlags::NONE)
             },
-            // SAFETY: as above.
-            Install::Copy => unsafe { uffd.copy(to.start(), from, to.pages(), CopyFlags::NONE) },
+            Install::Copy => {
+                // A hole would be copied as zeros. The engine copies where a page can't be moved, so it may be that there is none.
+                let source = PageRange::new(from, to.pages()).unwrap_or(to);
+                if !source.iter().all(|page| self.scanner.is_there(PageRange::page_of(page)) == Ok(true)) {
+                    self.stop_the_program(to.start(), "its frame has no page");
+                }
+                // SAFETY: as above.
+                unsafe { uffd.copy(to.start(), from, to.pages(), CopyFlags::NONE) }
+            }
         })
     }
 

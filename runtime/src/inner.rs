@@ -1,11 +1,13 @@
 //! What a runtime's threads share.
 
+use std::time::Instant;
+
 use hetmem_core::engine::{CountersAt, Engine};
 use hetmem_core::migrate::Request;
 use hetmem_core::notifier::{Notice, Subscription};
 use hetmem_core::outcome::{KeptReason, Outcomes, PageOutcome};
 use hetmem_core::pool::SystemPool;
-use hetmem_core::port::{Device, FaultPath};
+use hetmem_core::port::{Device, FaultPath, Host};
 use hetmem_core::units::{BLOCK_PAGES, ByteLen, PageCount, PageRange};
 use hetmem_sys::errno::Errno;
 use hetmem_sys::mapping::{Arena, ArenaOptions, HugePages, OnFork};
@@ -13,6 +15,7 @@ use hetmem_sys::mapping::{Arena, ArenaOptions, HugePages, OnFork};
 use crate::delegate::Delegated;
 use crate::error::Error;
 use crate::host::{Contexts, UserMemory};
+use crate::service::MEMORY_PATIENCE;
 
 /// Room in the pool for pages in transit, beside the stock.
 const TRANSIT: PageCount = PageCount::new(64 * BLOCK_PAGES);
@@ -186,13 +189,20 @@ impl Inner {
         }
     }
 
-    /// Ends every registration of `range`, whose pages are home.
+    /// Ends every registration of `range`, unless pages of it are away after all. Waits while the program changes mappings.
     pub(crate) fn unregister(&self, range: PageRange) {
-        let _installing = self.engine.space.gate.install();
-        self.engine.host.traps.forget(&self.engine.host.contexts, range);
+        let host = &self.engine.host;
+        let start = Instant::now();
+        let ended = || {
+            let _installing = self.engine.space.gate.install();
+            !self.engine.away_in(range).0.is_zero() || host.traps.forget(&host.contexts, range)
+        };
+        while !ended() && start.elapsed() <= MEMORY_PATIENCE {
+            host.await_events();
+        }
     }
 
-    /// Ends every registration of the mappings that `range` touches, known or not; no page of them is away.
+    /// Ends every registration of the mappings that `range` touches, known or not, unless pages of them are away after all.
     pub(crate) fn unregister_around(&self, range: PageRange) {
         let mut hull = range;
         for (extent, _) in self.extents(range) {
@@ -200,6 +210,9 @@ impl Inner {
             hull = PageRange::between(start, end).unwrap_or(hull);
         }
         self.unregister(hull);
+        if !self.engine.away_in(hull).0.is_zero() {
+            return;
+        }
         for mapping in crate::mappings::anonymous_in(hull) {
             for (uffd, _) in self.engine.host.program_contexts() {
                 // One that is not registered needs no unregistering.

@@ -2,7 +2,9 @@
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::thread::JoinHandle;
+use std::time::Instant;
 
 use hetmem_core::engine::CountersAt;
 use hetmem_core::notifier::Event;
@@ -23,6 +25,7 @@ pub use hetmem_core::port::FaultPath;
 use crate::error::Error;
 use crate::host::Contexts;
 use crate::inner::Inner;
+use crate::service::MEMORY_PATIENCE;
 use crate::{fast, service};
 
 /// What is known of the use of a range, for [`Runtime::advise`].
@@ -219,13 +222,14 @@ impl Runtime {
     }
 
     fn add(&self, range: PageRange, path: FaultPath) {
-        self.inner.engine.space.add_region(range, RegionEntry { path, ..RegionEntry::default() });
-        self.inner
-            .engine
-            .counters
-            .adopted_bytes
-            .fetch_add(range.pages().bytes().get(), std::sync::atomic::Ordering::Relaxed);
-        if self.inner.engine.notifiers.any_in(range) {
+        let engine = &self.inner.engine;
+        {
+            // An event of what was mapped here before may have been read, and not been applied yet.
+            let _installing = engine.space.gate.install();
+            engine.space.add_region(range, RegionEntry { path, ..RegionEntry::default() });
+        }
+        engine.counters.adopted_bytes.fetch_add(range.pages().bytes().get(), Relaxed);
+        if engine.notifiers.any_in(range) {
             self.inner.watch(range);
         }
     }
@@ -311,29 +315,43 @@ impl Runtime {
 fn release(inner: &Inner, range: PageRange) -> Result<(), Error> {
     let space = &inner.engine.space;
     space.change_region(range, |region| region.pinned = false);
-    let parts: Vec<PageRange> =
-        space.blocks_in(range).into_iter().filter_map(|(no, _)| no.range().intersect(range)).collect();
-    let outcomes = inner.migrate(&parts, Request::all_to(Target::System));
-    let (unmapped, mapped) = inner.engine.away_in(range);
-    if !(unmapped + mapped).is_zero() {
-        let reason = outcomes.iter().flat_map(|o| o.as_slice()).find_map(|o| match o {
-            PageOutcome::Kept(KeptReason::AlreadyThere | KeptReason::Hole | KeptReason::Unmanaged)
+    let start = Instant::now();
+    loop {
+        let parts: Vec<PageRange> =
+            space.blocks_in(range).into_iter().filter_map(|(no, _)| no.range().intersect(range)).collect();
+        let outcomes = inner.migrate(&parts, Request::all_to(Target::System));
+        // With the gate held alone nobody takes pages out, and without a region nobody will.
+        let events = space.gate.events();
+        let (unmapped, mapped) = inner.engine.away_in(range);
+        let left = unmapped + mapped;
+        if left.is_zero() {
+            let managed = space.regions_in(range).into_iter().filter(|(_, region)| region.is_some());
+            let bytes: u64 = managed.map(|(part, _)| part.pages().bytes().get()).sum();
+            inner.engine.counters.adopted_bytes.fetch_sub(bytes, Relaxed);
+            space.remove_region(range);
+            space.forget_blocks(&events, range);
+            break;
+        }
+        drop(events);
+        let why = outcomes.iter().flat_map(|o| o.as_slice()).find_map(|o| match o {
+            PageOutcome::Kept(
+                KeptReason::AlreadyThere | KeptReason::Hole | KeptReason::Unmanaged | KeptReason::Raced,
+            )
             | PageOutcome::Moved => None,
             PageOutcome::Kept(reason) => Some(reason.label()),
         });
-        return Err(Error::invalid(format!(
-            "{} pages of {range} could not come home ({})",
-            (unmapped + mapped).get(),
-            reason.unwrap_or("raced")
-        )));
+        if why.is_some() || start.elapsed() > MEMORY_PATIENCE {
+            let why = why.unwrap_or("raced");
+            return Err(Error::invalid(format!(
+                "{left} pages of {range} could not come home ({why})",
+                left = left.get()
+            )));
+        }
+        // Somebody works on them: a fault, or another's migration.
+        hetmem_sys::thread::yield_now();
     }
-    let managed: u64 =
-        space.regions_in(range).iter().filter(|(_, r)| r.is_some()).map(|(p, _)| p.pages().bytes().get()).sum();
-    inner.engine.counters.adopted_bytes.fetch_sub(managed, std::sync::atomic::Ordering::Relaxed);
-    inner.release(range);
-    space.remove_region(range);
-    let events = space.gate.events();
-    space.forget_blocks(&events, range);
+    // So the end of the mapping raises no event, which would come over what is mapped there next.
+    inner.unregister(range);
     Ok(())
 }
 

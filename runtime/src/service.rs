@@ -25,7 +25,7 @@ use crate::delegate::Delegated;
 use crate::inner::Inner;
 
 /// How long a fault may wait for memory before the program is stopped.
-const MEMORY_PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const MEMORY_PATIENCE: Duration = Duration::from_secs(30);
 /// How long to wait before a fault that could not be served is tried again.
 const RETRY_AFTER: Timespec = Timespec { tv_sec: 0, tv_nsec: 200_000 };
 

@@ -106,15 +106,18 @@ impl Traps {
         }
     }
 
-    /// Ends every registration in `range`.
-    pub(crate) fn forget(&self, contexts: &Contexts, range: PageRange) {
+    /// Ends every registration in `range`; `false` if one was kept.
+    pub(crate) fn forget(&self, contexts: &Contexts, range: PageRange) -> bool {
         let mut table = lock(&self.table);
+        let mut all = true;
         for (part, trap) in table.traps.remove(range) {
             let (Trap::Watched(path) | Trap::Trapped(path)) = trap;
             if !unregister(contexts, path, part) {
                 table.traps.insert(part, Trap::Trapped(path));
+                all = false;
             }
         }
+        all
     }
 
     /// `range` was unmapped.

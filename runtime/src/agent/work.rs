@@ -1,24 +1,27 @@
 //! The agent's second thread: carries out the policy, and what the program's threads ask for between two of its steps.
 
-use std::time::Duration;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, Instant};
 
 use hetmem_core::migrate::{Request, Select, Target};
 use hetmem_core::outcome::KeptReason;
 use hetmem_core::policy::{Chaos, Clock};
+use hetmem_core::port::Host;
 use hetmem_core::sync::{Condvar, Mutex, lock};
-use hetmem_core::units::{ByteLen, DeviceId, PageCount, PageRange};
+use hetmem_core::units::{ByteLen, DeviceId, PageCount, PageRange, VirtAddr};
 use hetmem_sys::thread::thread_exists;
 
 use super::adopt;
 use super::config::Policy;
 use crate::inner::Inner;
+use crate::service::MEMORY_PATIENCE;
 
 /// How often the program's mappings are looked at when nothing else is to be done.
 const TICK: Duration = Duration::from_millis(10);
 /// Steps of chaos between two looks at the program's mappings.
 const STEPS_A_LOOK: u32 = 32;
-/// How often pages are asked home before a fork, each time finding some busy.
-const FORK_TRIES: u32 = 1000;
+/// How long to wait, in nanoseconds, before pages that did not come home are asked again.
+const ASK_AGAIN_AFTER: u32 = 100_000;
 
 /// What the program's threads want of the worker.
 #[derive(Default)]
@@ -173,11 +176,17 @@ impl Worker<'_> {
         let mut wants = lock(&mailbox.wants);
         while let Some(range) = wants.release.pop() {
             drop(wants);
-            self.kept_alone.push(range);
-            let outcomes = self.inner.migrate(&[range], Request::all_to(Target::System));
-            drop(outcomes);
-            self.inner.engine.space.remove_region(range);
-            self.inner.unregister(range);
+            let home = || {
+                self.inner.migrate(&[range], Request::all_to(Target::System));
+                let (unmapped, mapped) = self.inner.engine.away_in(range);
+                unmapped + mapped
+            };
+            // A range of which something is away stays hetmem's, and the kernel refuses it to others.
+            if self.all_come(home) {
+                self.kept_alone.push(range);
+                self.inner.engine.space.remove_region(range);
+                self.inner.unregister(range);
+            }
             wants = lock(&mailbox.wants);
             wants.released += 1;
             mailbox.changed.notify_all();
@@ -186,14 +195,11 @@ impl Worker<'_> {
             return;
         }
         drop(wants);
-        let mut tries = 0;
-        while !self.inner.engine.bring_all_home().is_zero() && tries < FORK_TRIES {
-            tries += 1;
-            hetmem_sys::thread::backoff_sleep(100_000);
-        }
-        if tries == FORK_TRIES {
-            // With fork events the child is served all the same.
-            self.inner.engine.counters.errors.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let engine = &self.inner.engine;
+        if !self.all_come(|| engine.bring_all_home()) && !engine.host.contexts.fork_events {
+            engine
+                .host
+                .stop_the_program(VirtAddr::default(), "it can't come home, and a forked child would read zeros");
         }
         let mut wants = lock(&mailbox.wants);
         wants.quiet = true;
@@ -207,6 +213,20 @@ impl Worker<'_> {
             wants = mailbox.changed.wait(wants).expect("no thread panicked while it held this lock");
         }
         wants.quiet = false;
+    }
+
+    /// Calls `ask`, which says how many pages did not come home, until there are none. Such a page is busy, or there is no memory for
+    /// it; `false` if that lasts.
+    fn all_come(&self, ask: impl Fn() -> PageCount) -> bool {
+        let start = Instant::now();
+        while !ask().is_zero() {
+            if start.elapsed() > MEMORY_PATIENCE {
+                self.inner.engine.counters.errors.fetch_add(1, Relaxed);
+                return false;
+            }
+            hetmem_sys::thread::backoff_sleep(ASK_AGAIN_AFTER);
+        }
+        true
     }
 
     fn step(&mut self) -> Pace {
