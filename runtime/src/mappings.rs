@@ -28,12 +28,12 @@ fn is_special(name: &[u8]) -> bool {
     !name.is_empty() && name != b"[heap]" && !name.starts_with(b"[anon:")
 }
 
-/// The private anonymous parts of `extent`, in order.
-pub(crate) fn anonymous_in(extent: PageRange) -> Vec<PageRange> {
+/// The mappings of `extent`, in order, and whether each is private memory that is no file's.
+pub(crate) fn mappings_in(extent: PageRange) -> Vec<(PageRange, bool)> {
     let mut found = Vec::new();
     visit(|mapping| {
-        if is_private_anonymous(mapping) {
-            found.extend(mapping.range.intersect(extent));
+        if let Some(part) = mapping.range.intersect(extent) {
+            found.push((part, is_private_anonymous(mapping)));
         }
     });
     found

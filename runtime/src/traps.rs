@@ -19,7 +19,7 @@ use hetmem_core::range_map::RangeMap;
 use hetmem_core::sync::{Mutex, lock};
 use hetmem_core::units::{PageCount, PageRange, VirtAddr};
 use hetmem_sys::errno::Errno;
-use hetmem_sys::uffd::Mode;
+use hetmem_sys::uffd::{Fill, Mode};
 
 use crate::host::Contexts;
 
@@ -51,15 +51,19 @@ impl Traps {
         if is_trapped(&table.traps, extent, path) {
             return Vec::new();
         }
-        let registered = contexts.program(path).register(extent, Mode::MISSING);
+        let registered = contexts.program(path).register_missing(extent);
         if contexts.is_changing(path) {
             // What was registered may not be what an unread event is about to move here: not counted on.
             return Vec::new();
         }
         match registered {
-            Ok(()) => {
+            Ok(Fill::Zeros) => {
                 table.traps.insert(extent, Trap::Trapped(path));
                 Vec::new()
+            }
+            Ok(Fill::Copies) => {
+                free_others(&mut table, contexts, extent, path);
+                trap_each_mapping(&mut table, contexts, extent, path)
             }
             Err(_) => trap_each_mapping(&mut table, contexts, extent, path),
         }
@@ -177,6 +181,17 @@ fn is_trapped(traps: &RangeMap<Trap>, extent: PageRange, path: FaultPath) -> boo
     covered == extent.pages()
 }
 
+/// The extent, all of which was just registered, has hugetlb in it: a hole of that could not be filled, and whoever touches it would wait
+/// for ever. What is not private and anonymous is let go of, as nothing of it can be away. (It stays registered until the next
+/// request if the program changes a mapping just now.)
+fn free_others(table: &mut Table, contexts: &Contexts, extent: PageRange, path: FaultPath) {
+    for (mapping, _) in crate::mappings::mappings_in(extent).into_iter().filter(|(_, anonymous)| !anonymous) {
+        if unregister(contexts, path, mapping) {
+            table.traps.remove(mapping);
+        }
+    }
+}
+
 /// The extent is not one piece any more: each mapping in it is trapped by itself.
 fn trap_each_mapping(
     table: &mut Table,
@@ -189,9 +204,13 @@ fn trap_each_mapping(
     let mut refuse = |from: VirtAddr, to: VirtAddr, reason| {
         refused.extend(PageRange::between(from, to).filter(|r| !r.is_empty()).map(|r| (r, reason)));
     };
-    for mapping in crate::mappings::anonymous_in(extent) {
+    for (mapping, anonymous) in crate::mappings::mappings_in(extent) {
         refuse(at, mapping.start(), KeptReason::Unmanaged);
         at = mapping.end();
+        if !anonymous {
+            refuse(mapping.start(), mapping.end(), KeptReason::Unsupported);
+            continue;
+        }
         if is_trapped(&table.traps, mapping, path) {
             continue;
         }

@@ -8,7 +8,7 @@ use std::os::fd::AsFd;
 use common::{MOVES, entries, fill, next_event, open, page, pages, populated_pages, read, write};
 use hetmem_core::units::{PageCount, PageRange, VirtAddr};
 use hetmem_sys::errno::Errno;
-use hetmem_sys::uffd::{Event, EventBuffer, FaultFlags, Mode, Userfaultfd, Wake, WriteProtect};
+use hetmem_sys::uffd::{Event, EventBuffer, FaultFlags, Fill, Mode, Userfaultfd, Wake, WriteProtect};
 use rustix::mm::{MapFlags, ProtFlags};
 
 /// Whether a touch of the missing page `hole` is trapped; the page is there afterwards.
@@ -131,6 +131,19 @@ fn files_are_refused_and_memory_files_are_not() {
     for flags in [MapFlags::PRIVATE, MapFlags::SHARED] {
         assert_eq!(uffd.register(map_file(&memfd, flags), Mode::MISSING), Ok(()));
     }
+}
+
+#[test]
+fn what_holes_can_be_filled_with_is_said_and_hugetlb_has_no_zeros() {
+    let Some(uffd) = open(MOVES) else { return };
+    assert_eq!(uffd.register_missing(pages(2).range()), Ok(Fill::Zeros));
+    let (access, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE | MapFlags::HUGETLB);
+    // SAFETY: a new mapping anywhere, which nobody touches: no huge page need be reserved for it.
+    let start =
+        unsafe { rustix::mm::mmap_anonymous(std::ptr::null_mut(), 2 << 20, access, flags | MapFlags::NORESERVE) };
+    let Ok(start) = start else { return common::skip(&"no hugetlb") };
+    let range = PageRange::new(VirtAddr::new(start.expose_provenance() as u64), PageCount::new(512)).unwrap();
+    assert_eq!(uffd.register_missing(range), Ok(Fill::Copies));
 }
 
 #[test]

@@ -59,6 +59,8 @@ pub(super) const UFFDIO_REGISTER_MODE_MISSING: u64 = 1 << 0;
 pub(super) const UFFDIO_REGISTER_MODE_WP: u64 = 1 << 1;
 pub(super) const UFFDIO_COPY_MODE_DONTWAKE: u64 = 1 << 0;
 pub(super) const UFFDIO_COPY_MODE_WP: u64 = 1 << 1;
+/// The bit of `UFFDIO_ZEROPAGE` in what a registration offers.
+pub(super) const OFFERS_ZEROPAGE: u64 = 1 << 4;
 pub(super) const UFFDIO_ZEROPAGE_MODE_DONTWAKE: u64 = 1 << 0;
 pub(super) const UFFDIO_MOVE_MODE_DONTWAKE: u64 = 1 << 0;
 pub(super) const UFFDIO_MOVE_MODE_ALLOW_SRC_HOLES: u64 = 1 << 1;

@@ -77,6 +77,15 @@ pub enum OpenError {
     Os(#[source] Errno),
 }
 
+/// What missing pages of a registered range can be filled with.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Fill {
+    /// With zeros, or copies.
+    Zeros,
+    /// With copies only: a part of the range at least is hugetlb, which has no page of zeros.
+    Copies,
+}
+
 /// A userfaultfd context.
 #[derive(Debug)]
 pub struct Userfaultfd {
@@ -126,9 +135,21 @@ impl Userfaultfd {
     /// who wait for the old kind go on waiting: [`Userfaultfd::wake`] them.) All of the range must be mapped, else
     /// `ENOMEM` or `EINVAL`; mappings of regular files give `EINVAL`, those of another context `EBUSY`.
     pub fn register(&self, range: PageRange, mode: Mode) -> Result<(), Errno> {
+        self.register_and_ask(range, mode).map(|_| ())
+    }
+
+    /// [`Userfaultfd::register`] for missing pages, which says with what they can be filled.
+    pub fn register_missing(&self, range: PageRange) -> Result<Fill, Errno> {
+        let offered = self.register_and_ask(range, Mode::MISSING)?;
+        Ok(if offered & abi::OFFERS_ZEROPAGE == 0 { Fill::Copies } else { Fill::Zeros })
+    }
+
+    /// The requests that the kernel offers for all of the range.
+    fn register_and_ask(&self, range: PageRange, mode: Mode) -> Result<u64, Errno> {
         let mut arg = abi::UffdioRegister { range: range.into(), mode: mode.bits(), ioctls: 0 };
         // SAFETY: number and type belong together; registering only makes touches of the range wait.
-        unsafe { abi::call::<{ abi::UFFDIO_REGISTER }, _>(self.as_fd(), &mut arg) }
+        unsafe { abi::call::<{ abi::UFFDIO_REGISTER }, _>(self.as_fd(), &mut arg)? };
+        Ok(arg.ioctls)
     }
 
     /// Stops trapping touches in `range`, wakes those that wait there, and drops its write protection. From here on the
