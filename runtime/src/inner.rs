@@ -167,25 +167,34 @@ impl Inner {
         outcomes
     }
 
-    /// After a fork pages are shared until they are written: make them this process's own, then try once more. What still
-    /// can't be moved is pinned.
+    /// After a fork pages are shared until they are written: make them this process's own, then try again. What still can't be moved is
+    /// pinned, which shows of the first page of each try only: those behind it were not asked for, and are tried by themselves.
     fn migrate_shared(&self, range: PageRange, request: Request, outcomes: &mut Outcomes) {
-        let is_shared = |o: &PageOutcome| *o == PageOutcome::Kept(KeptReason::Shared);
-        let pages = outcomes.as_slice().len();
+        let shared = PageOutcome::Kept(KeptReason::Shared);
+        // How far pages are this process's own now, and how many are tried at once: few where pages are pinned.
+        let (mut own, mut step) = (0, BLOCK_PAGES);
         let mut at = 0;
-        while at < pages {
-            let n = outcomes.as_slice()[at..].iter().take_while(|o| is_shared(o)).count();
+        while at < outcomes.as_slice().len() {
+            let n = outcomes.as_slice()[at..].iter().take_while(|o| **o == shared).count();
             if n == 0 {
                 at += 1;
                 continue;
             }
             let run = range.slice(PageCount::new(at as u64), PageCount::new(n as u64));
-            UserMemory::unshare(run);
-            for (i, outcome) in self.engine.migrate(run, request).as_slice().iter().enumerate() {
-                let outcome = if is_shared(outcome) { PageOutcome::Kept(KeptReason::Pinned) } else { *outcome };
-                outcomes.set(at + i, outcome);
+            if at >= own {
+                UserMemory::unshare(run);
+                own = at + n;
             }
-            at += n;
+            let part = run.slice(PageCount::ZERO, PageCount::new(step));
+            let tried = self.engine.migrate(part, request);
+            outcomes.copy_from(at, &tried, 0, tried.as_slice().len());
+            step = (step * 2).min(BLOCK_PAGES);
+            if outcomes.as_slice()[at] == shared {
+                outcomes.set(at, PageOutcome::Kept(KeptReason::Pinned));
+                self.engine.counters.count_kept(KeptReason::Pinned, 1);
+                step = 1;
+            }
+            at += 1;
         }
     }
 
