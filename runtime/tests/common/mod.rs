@@ -4,6 +4,7 @@
 use hetmem::{FaultPath, Mapping, Request, Runtime, Target};
 use hetmem_core::units::{ByteLen, DeviceId, PAGE_SIZE, PageCount, PageRange, VirtAddr};
 use hetmem_devices::spec::parse_all;
+use hetmem_sys::pagemap::{Categories, PagemapScanner, Region, ScanQuery};
 
 pub(crate) const PRIVATE: DeviceId = DeviceId::new(0);
 pub(crate) const COHERENT: DeviceId = DeviceId::new(1);
@@ -43,11 +44,15 @@ pub(crate) struct Raw {
 }
 
 impl Raw {
-    fn map(pages: u64, flags: i32, fd: i32) -> Self {
-        // SAFETY: a new mapping, anywhere.
+    pub(crate) fn map(pages: u64, flags: i32, fd: i32) -> Self {
+        Self::map_at(std::ptr::null_mut(), pages, flags, fd)
+    }
+
+    fn map_at(at: *mut libc::c_void, pages: u64, flags: i32, fd: i32) -> Self {
+        // SAFETY: a new mapping, which takes no other's place.
         let at = unsafe {
             libc::mmap(
-                std::ptr::null_mut(),
+                at,
                 usize::try_from(pages * PAGE_SIZE).unwrap(),
                 libc::PROT_READ | libc::PROT_WRITE,
                 flags,
@@ -72,25 +77,62 @@ impl Raw {
         Self::map(pages, if shared { libc::MAP_SHARED } else { libc::MAP_PRIVATE }, file.as_raw_fd())
     }
 
+    /// Private anonymous memory that begins where a huge page can, where nothing else is: what a test unmaps of it stays
+    /// unmapped, whatever other tests map meanwhile.
+    pub(crate) fn aligned(pages: u64) -> Self {
+        use std::sync::atomic::{AtomicU64, Ordering};
+        // The kernel places mappings from the top of the address space downwards.
+        static NEXT: AtomicU64 = AtomicU64::new(1 << 36);
+        let bytes = (pages * PAGE_SIZE).next_multiple_of(2 << 20);
+        let start = NEXT.fetch_add(bytes + (32 << 20), Ordering::Relaxed);
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE;
+        Self::map_at(std::ptr::with_exposed_provenance_mut(usize::try_from(start).unwrap()), pages, flags, -1)
+    }
+
+    /// This and a mapping right behind it, where nothing is.
+    pub(crate) fn continued(mut self, pages: u64, flags: i32) -> Self {
+        let end = self.pointer(self.range.pages().get());
+        let mut next = Self::map_at(end.cast(), pages, flags | libc::MAP_FIXED_NOREPLACE, -1);
+        next.owned = false;
+        self.range = PageRange::between(self.range.start(), next.range.end()).unwrap();
+        self
+    }
+
     /// A whole huge page, if the kernel gives one.
     pub(crate) fn huge() -> Option<Self> {
-        let mut memory = Self::anonymous(1024);
-        // SAFETY: advice about that mapping.
-        unsafe { libc::madvise(memory.pointer(0).cast(), memory.bytes(1024), libc::MADV_HUGEPAGE) };
-        let start = memory.range.start().get().next_multiple_of(2 << 20);
-        let skip = (start - memory.range.start().get()) / PAGE_SIZE;
+        let memory = Self::aligned(512);
+        memory.advise(libc::MADV_HUGEPAGE);
         // SAFETY: inside the mapping.
-        unsafe { memory.pointer(skip).write_volatile(1) };
-        let smaps = std::fs::read_to_string("/proc/self/smaps").unwrap();
-        let head = format!("{:x}-", memory.range.start().get());
-        let own = smaps.split_once(&head)?.1;
-        let kib: u64 = own.split_once("AnonHugePages:")?.1.split_ascii_whitespace().next()?.parse().ok()?;
-        (kib >= 2048).then(|| {
-            memory.unmap(0, skip);
-            memory.unmap(skip + 512, 512 - skip);
-            memory.range = memory.slice(skip, 512);
-            memory
-        })
+        unsafe { memory.pointer(0).write_volatile(1) };
+        memory.is_huge().then_some(memory)
+    }
+
+    /// Whether all its pages are mapped as huge ones.
+    pub(crate) fn is_huge(&self) -> bool {
+        self.has(Categories::PRESENT | Categories::HUGE)
+    }
+
+    /// Whether each of its pages is all of that.
+    pub(crate) fn has(&self, categories: Categories) -> bool {
+        let query = ScanQuery { all_of: categories, ..ScanQuery::default() };
+        let mut found = [Region::default()];
+        let (n, _) = PagemapScanner::open().unwrap().scan(self.range, query, &mut found).unwrap();
+        n == 1 && found[0].range() == self.range
+    }
+
+    /// How many of its pages are in memory.
+    pub(crate) fn present(&self) -> u64 {
+        let query = ScanQuery { any_of: Categories::PRESENT, ..ScanQuery::default() };
+        let mut found = vec![Region::default(); self.range.pages().as_usize()];
+        let (n, _) = PagemapScanner::open().unwrap().scan(self.range, query, &mut found).unwrap();
+        found[..n].iter().map(|run| run.range().pages().get()).sum()
+    }
+
+    /// `madvise(2)` on all of it.
+    pub(crate) fn advise(&self, advice: i32) {
+        // SAFETY: the test's own memory, whose contents it gives up if that is the advice.
+        let result = unsafe { libc::madvise(self.pointer(0).cast(), self.bytes(self.range.pages().get()), advice) };
+        assert_eq!(result, 0, "madvise {advice}: {}", std::io::Error::last_os_error());
     }
 
     /// Memory that somebody else unmaps.
@@ -114,7 +156,7 @@ impl Raw {
         std::ptr::with_exposed_provenance_mut(usize::try_from(self.page(index).get()).unwrap())
     }
 
-    fn bytes(&self, pages: u64) -> usize {
+    pub(crate) fn bytes(&self, pages: u64) -> usize {
         usize::try_from(pages * PAGE_SIZE).unwrap()
     }
 
@@ -123,6 +165,12 @@ impl Raw {
             // SAFETY: inside the mapping.
             unsafe { self.pointer(i).write_volatile(u8::try_from(i % 251).unwrap() + 1) };
         }
+    }
+
+    /// Checks that all its pages are what [`Raw::fill`] wrote.
+    pub(crate) fn verify(&self) {
+        let changed = (0..self.range.pages().get()).find(|i| self.get(*i) != i % 251 + 1);
+        assert_eq!(changed, None, "a page is not what was written");
     }
 
     fn word(&self, index: u64) -> &std::sync::atomic::AtomicU64 {
