@@ -1,4 +1,5 @@
 //! The combinations that each row is tried in.
+#![allow(dead_code, reason = "each test uses a part")]
 
 use std::ops::Deref;
 
