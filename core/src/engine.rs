@@ -208,14 +208,16 @@ impl<H: Host> Engine<H> {
     /// The same, ready to be filled.
     pub(crate) fn allocate_ready(&self, id: DeviceId, want: PageCount, page: VirtAddr) -> Option<Held> {
         let held = self.allocate(id, want, page)?;
-        let device = self.device_of(id);
-        let ready = device.prepare(held.run);
-        self.counters.devices[id.index()].stray_pages.store(device.strays(), Relaxed);
-        if let Err(NoBacking) = ready {
-            self.put(held);
-            return None;
+        match self.device_of(id).prepare(held.run) {
+            Ok(strays) => {
+                self.counters.devices[id.index()].stray_pages.fetch_add(strays.get(), Relaxed);
+                Some(held)
+            }
+            Err(NoBacking) => {
+                self.put(held);
+                None
+            }
         }
-        Some(held)
     }
 
     pub(crate) fn count_copied(&self, pages: PageCount) {
@@ -238,7 +240,7 @@ impl<H: Host> Engine<H> {
         }
     }
 
-    /// Where each page of `range` is, by hetmem's books. Nothing is faulted in.
+    /// Where each page of `range` is: by hetmem's books, and by the device's word where the program maps it. Nothing is faulted in.
     #[must_use]
     pub fn residency(&self, range: PageRange) -> Vec<Residency> {
         let mut pages = vec![Residency::System; range.pages().as_usize()];
@@ -256,6 +258,9 @@ impl<H: Host> Engine<H> {
                 };
                 pages[page.pages_since(range.start()).as_usize()] = place;
             }
+            self.each_stray(&state, part, None, |page, _| {
+                pages[page.pages_since(range.start()).as_usize()] = Residency::System;
+            });
         }
         pages
     }

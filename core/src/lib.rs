@@ -19,5 +19,6 @@ pub mod run_set;
 pub mod slot;
 pub mod space;
 pub mod stats;
+pub mod strays;
 pub mod sync;
 pub mod units;

@@ -186,6 +186,15 @@ pub struct DeviceError;
 #[error("there is no memory behind the device's frames")]
 pub struct NoBacking;
 
+/// Where a page is that is not in its device's memory any more.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Astray {
+    /// In other memory, or nobody can say.
+    Elsewhere,
+    /// Nowhere: dropped, written to swap, or the page of zeros that all share.
+    Nowhere,
+}
+
 /// A device: its frames, and how bytes get into and out of them.
 pub trait Device: Send + Sync {
     /// Its frames' descriptors.
@@ -195,19 +204,21 @@ pub trait Device: Send + Sync {
     /// it; `None` for a private device.
     fn frames_start(&self) -> Option<VirtAddr>;
 
-    /// Makes frames of `run`, which were just allocated, ready to be filled by whatever copies into them.
+    /// Makes frames of `run`, which were just allocated, ready to be filled by whatever copies into them. The result is how many were
+    /// elsewhere than on the device: somebody had moved their pages behind its back.
     ///
     /// # Errors
     ///
     /// [`NoBacking`] if there is no memory behind some of them now; the run is given back.
-    fn prepare(&self, run: FrameRun) -> Result<(), NoBacking> {
+    fn prepare(&self, run: FrameRun) -> Result<PageCount, NoBacking> {
         let _ = run;
-        Ok(())
+        Ok(PageCount::ZERO)
     }
 
-    /// Pages that turned out to be elsewhere than on the device, since it was made: somebody moved them behind its back.
-    fn strays(&self) -> u64 {
-        0
+    /// Calls `visit` with each page of `range`, all mapped by the program from frames of this device, that is not in the device's memory
+    /// any more. Called with the gate and a block held. Nobody moves pages of devices that have memory of hetmem's own.
+    fn astray(&self, range: PageRange, visit: &mut dyn FnMut(VirtAddr, Astray)) {
+        let _ = (range, visit);
     }
 
     /// Where frame 0 lies for code that runs on the device, if such code runs in this process, all frames in order after it. Only who refers to

@@ -12,7 +12,7 @@
 //! | from → to | System | Mapped | Unmapped, busy | Unmapped |
 //! | --- | --- | --- | --- | --- |
 //! | System | – | remap (arrives) | collect (taken out to the pool) | remap (arrives) |
-//! | Mapped | unmap, remove, remap (leaves) | – | collect (taken out to its frame) | – |
+//! | Mapped | unmap, remove, remap (leaves); has gone astray | – | collect (taken out to its frame) | – |
 //! | Unmapped | unmap, remove, remap (leaves); fault | fault (its frame) | collect, fault (its frame) | – |
 //! | Unmapped, busy | finalize, rollback, fault; unmap, remove, remap (leaves) | finalize, rollback | – | finalize, rollback, fault |
 //!

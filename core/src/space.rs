@@ -20,6 +20,7 @@
 //! *Limits:* blocks, once made, stay until the process ends (4 KiB for each 2 MiB that was ever migrated).
 
 use std::collections::BTreeMap;
+use std::ops::Bound;
 
 use crate::outcome::KeptReason;
 use crate::port::FaultPath;
@@ -263,6 +264,12 @@ impl Space {
         }
         let last = range.slice(range.pages() - crate::units::PageCount::ONE, range.pages()).start().block();
         read(&self.index).range(range.start().block()..=last).map(|(no, b)| (*no, Arc::clone(b))).collect()
+    }
+
+    /// The first existing block after the one numbered `after`, or of all.
+    pub(crate) fn block_after(&self, after: Option<BlockNo>) -> Option<(BlockNo, Arc<Block>)> {
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        read(&self.index).range((from, Bound::Unbounded)).next().map(|(no, block)| (*no, Arc::clone(block)))
     }
 
     /// Forgets the blocks of `range` whose pages are all the system's: the books hold nothing of memory that is gone. Whoever

@@ -17,17 +17,18 @@
 //! * NUMA balancing doesn't, in programs under `hetmem run`
 //!   ([`keep_from_balancing`](hetmem_sys::numa::keep_from_balancing)); others turn it off (`kernel.numa_balancing=0`).
 //! * Administrators, other programs (`migratepages`, `move_pages` of another process) and the end of a node do; so does demotion under pressure
-//!   (`numa/demotion_enabled`) and, where a huge page is made of pages of several nodes, khugepaged. Such strays are found when their frame
-//!   is used again, and counted.
+//!   (`numa/demotion_enabled`) and, where a huge page is made of pages of several nodes, khugepaged.
+//! * The kernel copies a page that was shared by a fork to wherever the policy of the writer says.
+//!
+//! So where a page is that the program maps is asked, too ([`Device::astray`]), before anything is said or decided of it.
 //!
 //! *Limits:* each process has frames of its own, so processes together may want more than the node has; what doesn't fit stays in
 //! system memory.
 
 use hetmem_core::physmap::{Owner, Pagemap};
-use hetmem_core::port::{Device, DeviceError, NoBacking};
+use hetmem_core::port::{Astray, Device, DeviceError, NoBacking};
 use hetmem_core::run_set::FrameRun;
-use hetmem_core::sync::atomic::{AtomicU64, Ordering};
-use hetmem_core::units::{BLOCK_PAGES, DeviceId, PageRange, VirtAddr};
+use hetmem_core::units::{BLOCK_PAGES, DeviceId, PageCount, PageRange, VirtAddr};
 use hetmem_sys::errno::Errno;
 use hetmem_sys::mapping::Arena;
 use hetmem_sys::numa::{Node, Place, nodes_of};
@@ -43,7 +44,6 @@ pub struct NodeMemory {
     arena: Arena,
     node: Node,
     scanner: PagemapScanner,
-    strays: AtomicU64,
 }
 
 /// Where the pages of a run of frames are.
@@ -69,7 +69,6 @@ impl NodeMemory {
             arena,
             node,
             scanner: PagemapScanner::open()?,
-            strays: AtomicU64::new(0),
         })
     }
 
@@ -100,21 +99,20 @@ impl NodeMemory {
             && found[0].range() == range
     }
 
-    /// Makes the pages of `range` present, on the node.
-    fn settle(&self, range: PageRange) -> Result<(), Errno> {
+    /// Makes the pages of `range` present, on the node; says how many were elsewhere.
+    fn settle(&self, range: PageRange) -> Result<PageCount, Errno> {
         if self.is_settled_huge_page(range) {
-            return Ok(());
+            return Ok(PageCount::ZERO);
         }
         let mut survey = self.survey(range)?;
-        // Relaxed: a number for people.
-        self.strays.fetch_add(survey.astray.len() as u64, Ordering::Relaxed);
+        let strays = PageCount::new(survey.astray.len() as u64);
         if survey.holes {
             // A page that is there already is only looked at.
             self.arena.populate(range)?;
             survey = self.survey(range)?;
         }
         if survey.astray.is_empty() {
-            return Ok(());
+            return Ok(strays);
         }
         // What it could not do shows in the next survey.
         let _ = self.node.bring(&survey.astray);
@@ -122,7 +120,7 @@ impl NodeMemory {
         for page in &left.astray {
             self.arena.discard(PageRange::page_of(*page))?;
         }
-        if left.astray.is_empty() && !left.holes { Ok(()) } else { Err(Errno::NOMEM) }
+        if left.astray.is_empty() && !left.holes { Ok(strays) } else { Err(Errno::NOMEM) }
     }
 }
 
@@ -139,12 +137,23 @@ impl Device for NodeMemory {
         Some(self.frames.device_side())
     }
 
-    fn prepare(&self, run: FrameRun) -> Result<(), NoBacking> {
+    fn prepare(&self, run: FrameRun) -> Result<PageCount, NoBacking> {
         self.settle(self.frames.place(run)).map_err(|_| NoBacking)
     }
 
-    fn strays(&self) -> u64 {
-        self.strays.load(Ordering::Relaxed)
+    fn astray(&self, range: PageRange, visit: &mut dyn FnMut(VirtAddr, Astray)) {
+        if self.is_settled_huge_page(range) {
+            return;
+        }
+        let asked = nodes_of(range, |page, place| match place {
+            Place::On(node) if node == self.node => {}
+            Place::On(_) | Place::Unknown(_) => visit(page, Astray::Elsewhere),
+            Place::Hole | Place::Zero => visit(page, Astray::Nowhere),
+        });
+        if asked.is_err() {
+            // A filter of system calls, say: nobody knows that they are there.
+            range.iter().for_each(|page| visit(page, Astray::Elsewhere));
+        }
     }
 
     fn copy_in(&self, to: FrameRun, from: VirtAddr) -> Result<(), DeviceError> {

@@ -72,6 +72,10 @@ impl<'e, H: Host> Collected<'e, H> {
         let excluded = engine.space.excluded();
         let block = crate::sync::Arc::clone(&batch.block);
         let mut state = block.lock();
+        if let Target::Device(device) = request.target {
+            // What only seems to be there already is to move.
+            engine.forget_strays(&mut state, range, Some(device));
+        }
         let plan = |state: &BlockState, page: VirtAddr| {
             match plan_page(engine, state.slot(page.index_in_block()), request) {
                 _ if suspects.get(page).is_some() => Plan::Keep(KeptReason::Raced),

@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use hetmem_core::physmap::Pagemap;
-use hetmem_core::port::{Device, DeviceError};
+use hetmem_core::port::{Astray, Device, DeviceError};
 use hetmem_core::run_set::FrameRun;
-use hetmem_core::units::{PageCount, VirtAddr};
+use hetmem_core::units::{PageCount, PageRange, VirtAddr};
 
 use super::{GARBAGE, Memory, Model, StepKind, Token, nth};
 
@@ -45,6 +45,11 @@ impl Device for ModelDevice {
 
     fn frames_start(&self) -> Option<VirtAddr> {
         self.arena
+    }
+
+    fn astray(&self, range: PageRange, visit: &mut dyn FnMut(VirtAddr, Astray)) {
+        let strays = self.model.lock().strays.clone();
+        range.iter().filter(|page| strays.contains(&page.get())).for_each(|page| visit(page, Astray::Elsewhere));
     }
 
     fn copy_in(&self, to: FrameRun, from: VirtAddr) -> Result<(), DeviceError> {

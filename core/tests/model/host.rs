@@ -36,6 +36,7 @@ impl Memory {
             let entry = self.pages.get_mut(&page.get()).expect("looked at before");
             assert!(entry.registered, "{page} is taken out, and nobody watches it");
             let content = entry.content.take().expect("looked at before");
+            self.strays.remove(&page.get());
             let before = self.own.insert(nth(to, i).get(), content);
             assert_eq!(before, None, "{page} is taken out to a place that holds a page");
         }

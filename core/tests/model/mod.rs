@@ -113,6 +113,8 @@ pub(crate) struct Memory {
     pub(crate) truth: BTreeMap<u64, Truth>,
     pub(crate) own: BTreeMap<u64, Token>,
     pub(crate) private: BTreeMap<(usize, u32), Token>,
+    /// Mapped pages that the kernel has copied or moved elsewhere than to their device.
+    pub(crate) strays: BTreeSet<u64>,
     pub(crate) events: VecDeque<Event>,
     /// How many events were read, ever.
     pub(crate) events_read: u64,

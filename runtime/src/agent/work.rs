@@ -8,7 +8,7 @@ use hetmem_core::outcome::KeptReason;
 use hetmem_core::policy::{Chaos, Clock};
 use hetmem_core::port::Host;
 use hetmem_core::sync::{Condvar, Mutex, lock};
-use hetmem_core::units::{ByteLen, DeviceId, PageCount, PageRange, VirtAddr};
+use hetmem_core::units::{BlockNo, ByteLen, DeviceId, PageCount, PageRange, VirtAddr};
 use hetmem_sys::thread::thread_exists;
 
 use super::adopt;
@@ -108,7 +108,8 @@ impl Stacks {
 
 /// Runs until the process ends.
 pub(super) fn run(inner: &Inner, mailbox: &Mailbox, stacks: &Stacks, policy: Policy) -> ! {
-    let mut worker = Worker { inner, ranges: Vec::new(), kept_alone: Vec::new(), act: Act::new(policy), steps: 0 };
+    let mut worker =
+        Worker { inner, ranges: Vec::new(), kept_alone: Vec::new(), act: Act::new(policy), steps: 0, audited: None };
     loop {
         worker.answer(mailbox);
         if worker.steps.is_multiple_of(STEPS_A_LOOK) {
@@ -153,6 +154,8 @@ struct Worker<'a> {
     kept_alone: Vec<PageRange>,
     act: Act,
     steps: u32,
+    /// Up to where the books were compared with where pages are.
+    audited: Option<BlockNo>,
 }
 
 impl Worker<'_> {
@@ -162,6 +165,7 @@ impl Worker<'_> {
             self.inner.engine.space.remove_region(*alone);
         }
         self.inner.release_idle();
+        self.audited = self.inner.engine.audit(self.audited);
     }
 
     fn rest(&self, mailbox: &Mailbox) {
