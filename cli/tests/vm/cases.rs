@@ -17,9 +17,11 @@ const fn case(name: &'static str, seconds: u32, command: &'static str) -> Case {
 pub(crate) const SEED: u64 = 20_210_915;
 
 /// Programs of `tests/programs/c` that are taken along.
-pub(crate) const COMPILED: &[&str] = &["threads", "forks", "mappings", "syscalls", "regrow"];
+pub(crate) const COMPILED: &[&str] = &["threads", "forks", "spawns", "mappings", "syscalls", "regrow", "balanced"];
 /// Programs of the host that are taken along, with their libraries.
-pub(crate) const INSTALLED: &[&str] = &["true", "cat", "sqlite3", "seq", "sort", "sha256sum"];
+pub(crate) const INSTALLED: &[&str] = &["true", "cat", "sqlite3", "seq", "sort", "sha256sum", "stress-ng"];
+/// A script of `tests/programs/scripts` that is taken along, with Python and what it imports.
+pub(crate) const SCRIPT: &str = "heap.py";
 
 /// Both backends, in a machine whose special-purpose memory is a device.
 pub(crate) const DAX: &[Case] = &[
@@ -44,6 +46,12 @@ pub(crate) const DAX: &[Case] = &[
     case("pages_are_on_their_node", 200, "/tests/runtime-node 2>&1 | tee log; grep -q 'test result: ok' log"),
     case("threads", 100, "managed coherent:node=1,size=64M private:dax=/dev/dax0.0,size=64M -- threads 10"),
     case("forks", 200, "copies=yes managed coherent:node=1,size=16M private:dax=/dev/dax0.0,size=16M -- forks 2 256"),
+    case("spawns", 200, "managed coherent:node=1,size=16M private:dax=/dev/dax0.0,size=16M -- /programs/spawns 1 256"),
+    case(
+        "pages_are_on_their_node_after_forks",
+        100,
+        "/tests/runtime-node-fork 2>&1 | tee log; grep -q 'test result: ok. 1 passed' log",
+    ),
     case("mappings", 100, "managed coherent:node=1,size=64M private:dax=/dev/dax0.0,size=64M -- mappings 80"),
     case("syscalls", 100, "managed coherent:node=1,size=64M private:dax=/dev/dax0.0,size=64M -- syscalls 6"),
     case("regrow", 100, "managed coherent:node=1,size=64M private:node=1,size=64M -- regrow 300"),
@@ -54,6 +62,11 @@ pub(crate) const DAX: &[Case] = &[
          s TEXT, b BLOB); INSERT INTO t WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 12000) SELECT i, \
          hex(i * 7919), zeroblob(i % 900) FROM n; CREATE INDEX x ON t (s); UPDATE t SET b = s || i WHERE i % 3 = 0; \
          SELECT count(*), sum(length(b)), max(s) FROM t; PRAGMA integrity_check;'",
+    ),
+    case(
+        "python",
+        200,
+        "managed coherent:node=1,size=32M private:dax=/dev/dax0.0,size=32M -- python3 -I -S /programs/heap.py 1 6000",
     ),
     case(
         "pipeline",
@@ -84,6 +97,16 @@ pub(crate) const DAX: &[Case] = &[
         "hetmem bench $BENCH --json bench.json kernel 2>said || fail $(tail -n 1 said); grep -q hetmem bench.json",
     ),
     case(
+        "a_cpuset_is_respected",
+        60,
+        "mkdir /tmp/cgroup; mount -t cgroup2 cgroup /tmp/cgroup; cd /tmp/cgroup; echo +cpuset >cgroup.subtree_control; \
+         mkdir confined; echo 0 >confined/cpuset.mems; echo $$ >confined/cgroup.procs; cd /tmp; \
+         refused \"may not use memory of node 1; its cpuset allows 0\" coherent:node=1,size=2M; \
+         refused \"may not use memory of node 1; its cpuset allows 0\" private:node=1,size=2M; \
+         hetmem run --quiet --device coherent:node=0,size=2M -- true; status=$?; \
+         echo $$ >/tmp/cgroup/cgroup.procs; [ $status = 0 ]",
+    ),
+    case(
         "refusals",
         60,
         "refused \"there is no node 2; this machine has 0-1\" coherent:node=2,size=2M; \
@@ -91,6 +114,17 @@ pub(crate) const DAX: &[Case] = &[
          refused \"use coherent:node=N\" coherent:dax=/dev/dax0.0; \
          refused \"is more than /dev/dax0.0 has\" private:dax=/dev/dax0.0,size=3G; \
          refused \"is not a multiple of the alignment of /dev/dax0.0\" private:dax=/dev/dax0.0,size=4K",
+    ),
+    // The kernel's balancing would bring what the only processor uses to its own node; the first run shows that it does. Last, as the settings stay.
+    case(
+        "balancing_leaves_managed_pages_on_their_node",
+        200,
+        "mount -t debugfs debug /sys/kernel/debug; cd /sys/kernel/debug/sched/numa_balancing; \
+         echo 100 >scan_delay_ms; echo 100 >scan_period_min_ms; echo 100 >scan_period_max_ms; \
+         cd /tmp; echo 1 >/proc/sys/kernel/numa_balancing; \
+         limited balanced 2048 1 default; [ $balanced -ge 500 ] || fail \"the kernel balances nothing: $balanced\"; \
+         limited balanced 2048 1; [ $balanced -le 50 ] || fail \"it balanced $balanced pages of somebody's\"; \
+         grep -qx 'left: 0' said || fail 'pages left the node'; [ $strays = 0 ] || fail \"$strays pages left the node\"",
     ),
 ];
 
@@ -114,7 +148,15 @@ pub(crate) const KMEM: &[Case] = &[
         200,
         "/tests/device-node --ignored 2>&1 | tee log; grep -q 'test result: ok. 1 passed' log",
     ),
+    case("spawns", 200, "managed coherent:node=2,size=16M private:node=1,size=16M -- /programs/spawns 1 256"),
+    case("stress_ng", 200, "verified coherent:node=2,size=32M private:node=1,size=32M"),
     case("topology", 60, "hetmem topology | tee said; grep -Eq 'kmem.* online +yes' said"),
+    // By the only processor, which is node 0's.
+    case(
+        "each_node_is_measured",
+        100,
+        "hetmem topology --measure | tee said; for node in 0 1 2; do sane_figures $node || fail \"node $node\"; done",
+    ),
     case("the_device_is_named_as_the_node_it_is", 20, "refused \"use coherent:node=2\" private:dax=/dev/dax0.0"),
 ];
 

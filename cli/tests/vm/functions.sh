@@ -21,14 +21,57 @@ managed() {
     # shellcheck disable=SC2086
     hetmem run --quiet --stats /tmp/stats.$$ --policy "chaos=$SEED" $devices -- "$@" >/tmp/managed.$$ 2>&1
     status=$?
-    cat /tmp/stats.$$
     [ "$status" = "$native" ] || fail "exit status $status and not $native: $(cat /tmp/managed.$$)"
     cmp /tmp/native.$$ /tmp/managed.$$ || fail "other output: $(cat /tmp/managed.$$)"
+    look_at_statistics
+    [ -n "$copies" ] || [ $((strays * 100)) -le "$moved" ] || fail "$strays of $moved pages were not on their node"
+}
+
+# look_at_statistics: of the last run. Sets $moved and $strays.
+look_at_statistics() {
+    cat /tmp/stats.$$
     moved=$(sed -n 's/.*"pages_migrated_to_device": \([0-9]*\).*/\1/p' /tmp/stats.$$)
     [ "$moved" -ge 500 ] || fail "only $moved pages moved"
     strays=$(sed -n 's/.*"stray_pages": \([0-9]*\).*/\1/p' /tmp/stats.$$ | awk '{ sum += $1 } END { print sum }')
-    [ -n "$copies" ] || [ $((strays * 100)) -le "$moved" ] || fail "$strays of $moved pages were not on their node"
     grep -q '"errors": 0' /tmp/stats.$$ || fail "hetmem counted errors"
+}
+
+# verified SPEC...: stress-ng's own verification of memory that moves. A worker that a signal killed it starts anew, and only says so.
+verified() {
+    devices=
+    for device in "$@"; do
+        devices="$devices --device $device"
+    done
+    # shellcheck disable=SC2086
+    hetmem run --quiet --stats /tmp/stats.$$ --policy "chaos=$SEED" $devices -- stress-ng --vm 1 --vm-bytes 4M --vm-method all \
+        --vm-ops 2000 --verify --seed 7 --temp-path /tmp --verbose >said 2>&1 || fail "exit status $?: $(cat said)"
+    grep -E 'fail:|error:|terminated on|died|restarting|aborted|skipped|incorrect' said && fail "$(cat said)"
+    grep -q 'successful run completed' said || fail "$(cat said)"
+    look_at_statistics
+}
+
+# limited PROGRAM...: with nearly all of its memory on node 1. Sets $balanced to the number of pages that the kernel has balanced.
+limited() {
+    before=$(sed -n 's/^numa_pages_migrated //p' /proc/vmstat)
+    hetmem run --quiet --stats /tmp/stats.$$ --policy limit --system-limit 1M --device coherent:node=1,size=64M -- "$@" >said || fail "$*"
+    balanced=$(($(sed -n 's/^numa_pages_migrated //p' /proc/vmstat) - before))
+    cat said
+    look_at_statistics
+}
+
+# sane_figures NODE: whether the file `said` has one line of figures of the node, measured from node 0, and each could be a memory's:
+# neither faster than light nor slower than a tape.
+sane_figures() {
+    awk -v node="$1:" '
+        $2 == "node" { here = $3 == node }
+        here && match($0, /[0-9.]+ ns, [0-9.]+ [MG]B.s( read, [0-9.]+ [MG]B.s write)? .measured from node 0/) {
+            split(substr($0, RSTART, RLENGTH), word, " ")
+            reads = word[3] * (word[4] ~ /^G/ ? 1000 : 1)
+            # Equal ones are said once.
+            writes = word[5] == "read," ? word[6] * (word[7] ~ /^G/ ? 1000 : 1) : reads
+            good += word[1] >= 1 && word[1] < 1000000 && reads >= 1 && reads < 10000000 && writes >= 1 && writes < 10000000
+        }
+        END { exit good != 1 }' said
 }
 
 # refused TEXT DEVICE: hetmem run must refuse the device in one line that has the text.

@@ -11,10 +11,11 @@ pub(crate) const HETMEM: &str = env!("CARGO_BIN_EXE_hetmem");
 /// The folder of the crate.
 const CRATE: &str = env!("CARGO_MANIFEST_DIR");
 /// The tests of other crates that run in the machine: package, test, name there.
-const TESTS: [(&str, &str, &str); 3] = [
+const TESTS: [(&str, &str, &str); 4] = [
     ("hetmem-devices", "node", "device-node"),
     ("hetmem-devices", "dax", "device-dax"),
     ("hetmem", "node", "runtime-node"),
+    ("hetmem", "node_fork", "runtime-node-fork"),
 ];
 
 /// Whether this is the project's CI, where nothing may be missing, unless it has said that the kernel could not be fetched.
@@ -87,6 +88,24 @@ pub(crate) fn compile(name: &str, to: &Path) -> Outcome {
     let output =
         Command::new(program("cc")?).args(["-std=gnu11", "-O2", "-pthread", "-o"]).arg(to).arg(source).output()?;
     if output.status.success() { Ok(()) } else { Err(Problem::Wrong(text(&output.stderr))) }
+}
+
+/// A script of `programs/scripts`, and with it what runs it: Python, which comes first, and the files of the modules that the
+/// script imports.
+pub(crate) fn script(name: &str) -> Outcome<(PathBuf, Vec<PathBuf>)> {
+    const ASK: &str = "import ast, os, sys\n\
+        tree = ast.parse(open(sys.argv[1]).read())\n\
+        for node in list(sys.modules), [a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names]:\n\
+        \x20   for name in node: __import__(name)\n\
+        print(os.path.realpath(sys.executable))\n\
+        for module in list(sys.modules.values()):\n\
+        \x20   if getattr(module, '__file__', None): print(os.path.realpath(module.__file__))\n";
+    let script = Path::new(CRATE).join("tests/programs/scripts").join(name);
+    let output = Command::new(program("python3")?).args(["-I", "-S", "-c", ASK]).arg(&script).output()?;
+    if !output.status.success() {
+        return Err(Problem::Wrong(text(&output.stderr)));
+    }
+    Ok((script, text(&output.stdout).lines().map(PathBuf::from).collect()))
 }
 
 /// A file beside this one.

@@ -46,6 +46,17 @@ impl Files {
             files.copy(&binary, &format!("programs/{name}"))?;
             dynamic.push(binary);
         }
+        let (script, files_of_python) = host::script(cases::SCRIPT)?;
+        files.copy(&script, &format!("programs/{}", cases::SCRIPT))?;
+        if let Some(python) = files_of_python.first() {
+            std::os::unix::fs::symlink(python, files.place("programs/python3")?)?;
+        }
+        for file in files_of_python {
+            files.copy(&file, &file.to_string_lossy())?;
+            if file.extension().is_none_or(|extension| extension != "py") {
+                dynamic.push(file);
+            }
+        }
         for library in libraries(&dynamic)? {
             files.copy(&library, &library.to_string_lossy())?;
         }

@@ -1,6 +1,6 @@
 """Builds a large heap of small objects and one large buffer, changes both again and again, and prints checksums.
 
-Usage: heap.py ROUNDS
+Usage: heap.py ROUNDS [OBJECTS]
 """
 
 import gc
@@ -105,8 +105,9 @@ def in_a_child(nodes, buffer):
 
 def main():
     rounds = int(sys.argv[1])
-    nodes = build(60_000)
-    buffer = bytearray(b"".join(hashlib.sha512(str(i).encode()).digest() for i in range(1 << 18)))
+    count = int(sys.argv[2]) if len(sys.argv) > 2 else 60_000
+    nodes = build(count)
+    buffer = bytearray(b"".join(hashlib.sha512(str(i).encode()).digest() for i in range(4 * count)))
     print("built", len(nodes), len(buffer), f"{checksum(nodes):x}", hashlib.sha1(buffer).hexdigest())
     for seed in range(rounds):
         change(nodes, seed)
