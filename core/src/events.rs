@@ -74,7 +74,8 @@ impl<H: Host> Engine<H> {
         drop(self.notifiers.start_if_any(PageRange::ALL, Event::ProtectionPage, false));
     }
 
-    /// Calls `put` with each stretch of pages that the program does not map, and with an address at which their bytes are.
+    /// Calls `put` with each stretch of pages that the program does not map, and with an address at which their bytes are. Allocates
+    /// nothing: whoever forks by the C library holds the locks of its `malloc` until this is done.
     ///
     /// # Errors
     ///
@@ -84,7 +85,9 @@ impl<H: Host> Engine<H> {
         _events: &Events<'_>,
         mut put: impl FnMut(PageRange, VirtAddr),
     ) -> Result<(), DeviceError> {
-        for (no, block) in self.space.blocks() {
+        let mut after = None;
+        while let Some((no, block)) = self.space.block_after(after) {
+            after = Some(no);
             let state = block.lock();
             if state.unmapped() == 0 {
                 continue;
