@@ -17,9 +17,9 @@ const fn case(name: &'static str, seconds: u32, command: &'static str) -> Case {
 pub(crate) const SEED: u64 = 20_210_915;
 
 /// Programs of `tests/programs/c` that are taken along.
-pub(crate) const COMPILED: &[&str] = &["threads", "forks", "spawns", "mappings", "syscalls", "regrow", "balanced"];
+pub(crate) const COMPILED: &[&str] = &["threads", "forks", "spawns", "mappings", "syscalls", "regrow", "signals", "userfault", "balanced"];
 /// Programs of the host that are taken along, with their libraries.
-pub(crate) const INSTALLED: &[&str] = &["true", "cat", "sqlite3", "seq", "sort", "sha256sum", "stress-ng"];
+pub(crate) const INSTALLED: &[&str] = &["true", "cat", "sqlite3", "seq", "sort", "sha256sum", "stress-ng", "redis-server", "redis-cli", "redis-benchmark"];
 /// A script of `tests/programs/scripts` that is taken along, with Python and what it imports.
 pub(crate) const SCRIPT: &str = "heap.py";
 
@@ -149,6 +149,9 @@ pub(crate) const KMEM: &[Case] = &[
         "/tests/device-node --ignored 2>&1 | tee log; grep -q 'test result: ok. 1 passed' log",
     ),
     case("spawns", 200, "managed coherent:node=2,size=16M private:node=1,size=16M -- /programs/spawns 1 256"),
+    case("signals", 100, "managed coherent:node=2,size=16M private:node=1,size=16M -- signals 100"),
+    case("userfault", 100, "managed coherent:node=2,size=16M private:node=1,size=16M -- userfault 4"),
+    case("redis", 200, "saved coherent:node=2,size=64M private:node=1,size=64M"),
     case("stress_ng", 200, "verified coherent:node=2,size=32M private:node=1,size=32M"),
     case("topology", 60, "hetmem topology | tee said; grep -Eq 'kmem.* online +yes' said"),
     // By the only processor, which is node 0's.

@@ -36,6 +36,49 @@ look_at_statistics() {
     grep -q '"errors": 0' /tmp/stats.$$ || fail "hetmem counted errors"
 }
 
+# ask COMMAND...: of the redis server that listens.
+ask() {
+    redis-cli -s /tmp/redis/socket "$@"
+}
+
+# serve COMMAND...: starts a redis server by the command, in the background, and waits until it answers.
+serve() {
+    "$@" --port 0 --unixsocket /tmp/redis/socket --dir /tmp/redis --save '' --enable-debug-command yes >/tmp/redis/log 2>&1 &
+    server=$!
+    until ask PING 2>/dev/null | grep -q PONG; do
+        kill -0 $server || fail "redis-server has ended: $(cat /tmp/redis/log)"
+    done
+}
+
+# saved SPEC...: a redis server under chaos is written to while a forked child saves what it had. What it saves in the end, a native
+# server reads as the same.
+saved() {
+    devices=
+    for device in "$@"; do
+        devices="$devices --device $device"
+    done
+    mkdir -p /tmp/redis
+    # shellcheck disable=SC2086
+    serve hetmem run --quiet --stats /tmp/stats.$$ --policy "chaos=$SEED" $devices -- redis-server
+    load="redis-benchmark -s /tmp/redis/socket -q -t set,lpush -n 2000 -r 2000 -d 700 -c 4"
+    $load || fail "the load has failed"
+    ask BGSAVE
+    $load || fail "the load has failed"
+    until ask INFO persistence | grep -q rdb_bgsave_in_progress:0; do
+        kill -0 $server || fail "redis-server has ended: $(cat /tmp/redis/log)"
+    done
+    ask INFO persistence | grep -q rdb_last_bgsave_status:ok || fail "the child could not save"
+    digest=$(ask DEBUG DIGEST)
+    ask SAVE
+    ask SHUTDOWN NOSAVE
+    wait $server || fail "exit status $?: $(cat /tmp/redis/log)"
+    look_at_statistics
+    serve redis-server
+    [ "$(ask DEBUG DIGEST)" = "$digest" ] || fail "other data was saved than $digest"
+    [ "$(ask DBSIZE)" -ge 1000 ] || fail "there are only $(ask DBSIZE) keys"
+    ask SHUTDOWN NOSAVE
+}
+
 # verified SPEC...: stress-ng's own verification of memory that moves. A worker that a signal killed it starts anew, and only says so.
 verified() {
     devices=
