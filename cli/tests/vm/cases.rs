@@ -17,9 +17,21 @@ const fn case(name: &'static str, seconds: u32, command: &'static str) -> Case {
 pub(crate) const SEED: u64 = 20_210_915;
 
 /// Programs of `tests/programs/c` that are taken along.
-pub(crate) const COMPILED: &[&str] = &["threads", "forks", "spawns", "mappings", "syscalls", "regrow", "signals", "userfault", "balanced"];
+pub(crate) const COMPILED: &[&str] =
+    &["threads", "forks", "spawns", "mappings", "syscalls", "regrow", "signals", "userfault", "balanced"];
 /// Programs of the host that are taken along, with their libraries.
-pub(crate) const INSTALLED: &[&str] = &["true", "cat", "sqlite3", "seq", "sort", "sha256sum", "stress-ng", "redis-server", "redis-cli", "redis-benchmark"];
+pub(crate) const INSTALLED: &[&str] = &[
+    "true",
+    "cat",
+    "sqlite3",
+    "seq",
+    "sort",
+    "sha256sum",
+    "stress-ng",
+    "redis-server",
+    "redis-cli",
+    "redis-benchmark",
+];
 /// A script of `tests/programs/scripts` that is taken along, with Python and what it imports.
 pub(crate) const SCRIPT: &str = "heap.py";
 
