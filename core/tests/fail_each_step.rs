@@ -8,7 +8,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use hetmem_core::engine::Residency;
 use hetmem_core::fault::FaultResolution;
 use hetmem_core::migrate::{Collected, Request, Target};
+use hetmem_core::mirror::{MirrorPage, RangeFault, RangeFaultError, Want};
 use hetmem_core::outcome::{KeptReason, Outcomes, PageOutcome};
+use hetmem_core::physmap::Owner;
 use hetmem_core::port::{FaultPath, PutStop};
 use hetmem_core::units::{DeviceId, PageCount, PageRange};
 use model::{Action, COHERENT, COHERENT_B, Failure, PRIVATE, PRIVATE_B, STOPPED, StepKind, World};
@@ -217,6 +219,36 @@ fn bringing_all_home_survives_each_failure() {
                 assert!(left <= away, "what is reported as left is away: {left:?} of {away:?}, {mapped:?} are mapped");
             },
         );
+    }
+}
+
+#[test]
+fn a_range_fault_survives_each_failure() {
+    for place in EVERYWHERE {
+        for want in [Want::Snapshot, Want::Read, Want::Write] {
+            for owner in [None, Some(Owner::new(1)), Some(Owner::new(2))] {
+                let work = |world: &World| {
+                    let mut out = vec![MirrorPage::default(); batch(world).pages().as_usize()];
+                    let request = RangeFault { want, owner, ..RangeFault::default() };
+                    (world.engine.range_fault(batch(world), request, &mut out), out)
+                };
+                let judge = |world: &World, (result, out): (Result<(), RangeFaultError>, Vec<MirrorPage>)| {
+                    match result {
+                        // Once for a run of pages, and once more for the first of them.
+                        Err(RangeFaultError::Failed(_)) => assert!(world.model.lock().faults_refused >= 2),
+                        result => world.judge(batch(world), want, owner, result, &out),
+                    }
+                };
+                let holes = || {
+                    let world = World::new(CAPACITY).with_nothing_in(FIRST, COUNT);
+                    world.model.lock().calm();
+                    world
+                };
+                fail_each_step(&SOME, || world(place), work, judge);
+                fail_each_step(&SOME, || away(place), work, judge);
+                fail_each_step(&SOME, holes, work, judge);
+            }
+        }
     }
 }
 

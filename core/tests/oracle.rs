@@ -5,6 +5,7 @@ mod model;
 
 use hetmem_core::engine::Residency;
 use hetmem_core::migrate::{Request, Select, Target};
+use hetmem_core::mirror::{MirrorPage, RangeFault, Want};
 use hetmem_core::outcome::{KeptReason, PageOutcome};
 use hetmem_core::physmap::{MemoryType, Owner};
 use hetmem_core::space::Region;
@@ -29,6 +30,8 @@ enum Op {
         select: u8,
         owner: Option<u64>,
     },
+    /// Where are they, for an owner who wants to know, to read or to write?
+    RangeFault(u64, u64, Want, Option<u64>),
     /// Several ranges in one go, perhaps out of order, perhaps overlapping.
     MigrateAll(Vec<(u64, u64)>, u8),
     Unmap(u64, u64),
@@ -60,6 +63,11 @@ fn count() -> impl Strategy<Value = u64> {
     prop_oneof![3 => 1u64..8, 1 => 8u64..40]
 }
 
+fn range_fault() -> impl Strategy<Value = Op> {
+    let want = prop_oneof![Just(Want::Snapshot), Just(Want::Read), Just(Want::Write)];
+    (page(), count(), want, prop::option::of(1u64..3)).prop_map(|(p, n, want, owner)| Op::RangeFault(p, n, want, owner))
+}
+
 fn program_op() -> impl Strategy<Value = Op> {
     prop_oneof![
         2 => (page(), count()).prop_map(|(p, n)| Op::Unmap(p, n)),
@@ -81,6 +89,7 @@ fn op() -> impl Strategy<Value = Op> {
         10 => migrate,
         4 => (prop::collection::vec((page(), 1u64..8), 1..6), 0u8..6).prop_map(|(r, target)| Op::MigrateAll(r, target)),
         6 => program_op(),
+        5 => range_fault(),
         6 => (0usize..12, program_op()).prop_map(|(at, op)| Op::During(at, Box::new(op))),
         3 => page().prop_map(Op::Write),
         2 => (page(), count()).prop_map(|(p, n)| Op::Stream(p, n)),
@@ -120,6 +129,7 @@ impl Run {
             | Op::WriteAll(..)
             | Op::Migrate { .. }
             | Op::MigrateAll(..)
+            | Op::RangeFault(..)
             | Op::Map(..)
             | Op::Home
             | Op::Pin(..)
@@ -151,6 +161,7 @@ impl Run {
                 let ranges: Vec<PageRange> = ranges.iter().map(|(p, n)| self.range(*p, *n)).collect();
                 self.migrate(&ranges, Request::all_to(self.target(target)));
             }
+            Op::RangeFault(p, n, want, owner) => self.range_fault(self.range(p, n), want, owner.map(Owner::new)),
             Op::Unmap(p, n) => model.unmap(self.range(p, n)),
             Op::Map(p, n) => {
                 for page in self.range(p, n).iter() {
@@ -220,6 +231,15 @@ impl Run {
                     self.judge(request, *outcome, before[i], after[i]);
                 }
             }
+        }
+    }
+
+    fn range_fault(&self, range: PageRange, want: Want, owner: Option<Owner>) {
+        let mut out = vec![MirrorPage::default(); range.pages().as_usize()];
+        let request = RangeFault { want, owner, ..RangeFault::default() };
+        let result = self.world.engine.range_fault(range, request, &mut out);
+        if self.calm {
+            self.world.judge(range, want, owner, result, &out);
         }
     }
 

@@ -5,6 +5,8 @@ mod model;
 
 use hetmem_core::fault::FaultResolution;
 use hetmem_core::migrate::{Collected, Request, Target};
+use hetmem_core::mirror::{MirrorPage, RangeFault, RangeFaultError, Want};
+use hetmem_core::physmap::Owner;
 use hetmem_core::port::FaultPath;
 use hetmem_core::space::Region;
 use hetmem_core::units::{DeviceId, PageCount, PageRange};
@@ -106,6 +108,47 @@ fn the_program_acts_at_every_step_of_a_fault() {
     for place in PLACES {
         at_every_step(|| world(place), |world| touch(world, FIRST));
     }
+}
+
+/// A mirror that follows the rule has only answers that hold, once it was told of all that it had not heard of when it began to use them.
+#[test]
+fn the_program_acts_at_every_step_of_a_range_fault() {
+    for place in PLACES {
+        for want in [Want::Snapshot, Want::Read, Want::Write] {
+            for owner in [None, Some(Owner::new(1))] {
+                at_every_step(|| world(place), |world| mirror(world, want, owner));
+            }
+        }
+    }
+}
+
+fn mirror(world: &World, want: Want, owner: Option<Owner>) {
+    let range = world.at(FIRST, COUNT);
+    let mirror = world.engine.subscribe(range, |notice| notice.set_seq()).unwrap();
+    let mut out = vec![MirrorPage::default(); range.pages().as_usize()];
+    // The scripts change the range less often than this.
+    for _ in 0..20 {
+        let seq = mirror.read_begin();
+        let request = RangeFault { want, owner, unless_changed: Some((&mirror, seq)), ..RangeFault::default() };
+        let result = world.engine.range_fault(range, request, &mut out);
+        if result == Err(RangeFaultError::Changed) || mirror.read_retry(seq) {
+            continue;
+        }
+        world.model.deliver();
+        if mirror.read_retry(seq) {
+            // What was begun to be used is given up.
+            continue;
+        }
+        // Protection is announced by who changes it, and the end of a removal by nobody.
+        let memory = world.model.lock();
+        let unannounced = !memory.zaps.is_empty() || memory.pages.values().any(|page| page.read_only);
+        drop(memory);
+        if !unannounced {
+            world.judge(range, want, owner, result, &out);
+        }
+        return;
+    }
+    panic!("a mirror is told of changes again and again");
 }
 
 #[test]

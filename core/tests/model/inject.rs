@@ -18,6 +18,9 @@ pub(crate) enum StepKind {
     RemovalIsOver,
     Discard,
     Trapped,
+    MappingFrom,
+    Presence,
+    FaultIn,
 }
 
 /// Why the kernel may refuse to take a page out.
@@ -56,6 +59,8 @@ pub(crate) enum Failure {
     NotTrapped(KeptReason),
     /// Only the first page is.
     TrappedOne,
+    /// A touch ends in a signal.
+    Fault,
 }
 
 impl StepKind {
@@ -73,7 +78,8 @@ impl StepKind {
                 .collect(),
             Self::ZeroFill => PUT_STOPS.map(|stop| Failure::Put(stop, Done::None)).to_vec(),
             Self::CopyIn | Self::CopyOut => vec![Failure::Device],
-            Self::HostCopy | Self::Discard => Vec::new(),
+            Self::HostCopy | Self::Discard | Self::MappingFrom | Self::Presence => Vec::new(),
+            Self::FaultIn => vec![Failure::Fault],
             Self::RemovalIsOver => vec![Failure::NotOver],
             Self::Trapped => TRAP_REASONS.map(Failure::NotTrapped).into_iter().chain([Failure::TrappedOne]).collect(),
         }
@@ -81,7 +87,11 @@ impl StepKind {
 
     /// Whether the engine holds no lock during such a call, so that events are read and faults served meanwhile.
     const fn is_unlocked(self) -> bool {
-        matches!(self, Self::CopyIn | Self::CopyOut | Self::HostCopy | Self::Discard)
+        match self {
+            Self::CopyIn | Self::CopyOut | Self::HostCopy | Self::Discard => true,
+            Self::MappingFrom | Self::Presence | Self::FaultIn => true,
+            Self::TakeOut | Self::PutIn | Self::ZeroFill | Self::RemovalIsOver | Self::Trapped => false,
+        }
     }
 }
 

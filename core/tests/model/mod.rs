@@ -24,6 +24,7 @@
 mod device;
 mod host;
 mod inject;
+mod mirror;
 mod program;
 mod threads;
 mod world;
@@ -37,6 +38,7 @@ use hetmem_core::units::{PAGE_SIZE, PageCount, PageRange, VirtAddr};
 
 pub(crate) use device::ModelDevice;
 pub(crate) use inject::{Action, Chaos, Failure, StepKind};
+pub(crate) use mirror::Answer;
 pub(crate) use world::{COHERENT, COHERENT_B, DeviceKind, PRIVATE, PRIVATE_B, World};
 
 /// What a page holds. No two writes of a test write the same one.
@@ -64,6 +66,8 @@ pub(crate) struct Page {
     pub(crate) read_only: bool,
     /// Why it can't be taken out, if so: pinned, shared, ….
     pub(crate) stuck: Option<KeptReason>,
+    /// Whether it has a page of its own, whatever that holds: a page of zeros may be the one that all share.
+    pub(crate) written: bool,
     /// Its content, if present.
     pub(crate) content: Option<Token>,
 }
@@ -121,6 +125,8 @@ pub(crate) struct Memory {
     /// How many events were queued, ever.
     pub(crate) events_queued: u64,
     pub(crate) zaps: Vec<Zap>,
+    /// How many calls to fault pages in were made to fail.
+    pub(crate) faults_refused: u32,
     /// Pages on which threads of the program sleep.
     pub(crate) waiters: BTreeSet<u64>,
     touches: Vec<Touch>,

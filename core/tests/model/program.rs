@@ -38,7 +38,8 @@ impl Memory {
 
     fn write(&mut self, page: u64) -> Token {
         let token = self.fresh();
-        self.pages.get_mut(&page).expect("the page is mapped").content = Some(token);
+        let entry = self.pages.get_mut(&page).expect("the page is mapped");
+        (entry.content, entry.written) = (Some(token), true);
         self.truth.insert(page, Truth(vec![token]));
         // A removal that is under way may count as done before this.
         self.no_longer_sure(VirtAddr::new(page));
@@ -48,7 +49,7 @@ impl Memory {
     pub(crate) fn carry_out(&mut self, zap: &Zap) {
         for page in zap.range.iter() {
             let Some(entry) = self.pages.get_mut(&page.get()) else { continue };
-            entry.content = None;
+            (entry.content, entry.written) = (None, false);
             let truth = self.truth.get_mut(&page.get()).expect("what is mapped has a truth");
             if zap.sure.contains(&page.get()) { *truth = Truth(vec![ZERO]) } else { truth.also(ZERO) }
         }
@@ -65,7 +66,7 @@ impl Model {
     pub(crate) fn map(&self, range: PageRange, registered: bool) {
         let mut memory = self.lock();
         for page in range.iter() {
-            let entry = Page { registered, read_only: false, stuck: None, content: None };
+            let entry = Page { registered, read_only: false, stuck: None, written: false, content: None };
             let before = memory.pages.insert(page.get(), entry);
             assert!(before.is_none(), "{page} is mapped already");
             memory.truth.insert(page.get(), Truth(vec![ZERO]));
@@ -214,6 +215,7 @@ impl Model {
                 Event::Remap { from, to } => engine.remapped(&events, from, to),
                 Event::Remove(range) => engine.removed(&events, range),
                 Event::Fork(mut fork) => {
+                    engine.forked(&events);
                     let fill = |range: PageRange, from: VirtAddr| {
                         let memory = self.lock();
                         for (i, page) in (0..).zip(range.iter()) {
