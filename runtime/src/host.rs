@@ -47,6 +47,9 @@ const BLOCK: PageCount = PageCount::new(hetmem_core::units::BLOCK_PAGES);
 /// How long one wait for an event lasts at most: the time after which it is worth trying again.
 const EVENT_WAIT: Duration = Duration::from_millis(1);
 
+/// How often a frame is moved in that the kernel says is busy.
+const BUSY_TRIES: u32 = 32;
+
 /// The system calls that announce a removal and then carry it out.
 const REMOVING_CALLS: [i64; 2] = [libc::SYS_madvise, libc::SYS_process_madvise];
 
@@ -321,11 +324,15 @@ impl Host for UserMemory {
     fn put_in(&self, path: FaultPath, to: PageRange, from: VirtAddr, how: Install) -> PutIn {
         let uffd = self.contexts.program(path);
         self.in_one_mapping(to, |to| match how {
-            // SAFETY: the source is a frame of hetmem's that the engine has references to; the destination is a page whose
-            // bytes these are, in a trapped range.
-            Install::Move => unsafe {
-                uffd.move_pages_settled(&self.scanner, to.start(), from, to.pages(), MoveFlags::NONE)
-            },
+            Install::Move => {
+                // SAFETY: the source is a frame of hetmem's that the engine has references to; the destination is a page whose
+                // bytes these are, in a trapped range.
+                let once =
+                    || unsafe { uffd.move_pages_settled(&self.scanner, to.start(), from, to.pages(), MoveFlags::NONE) };
+                // A frame is mapped once and pinned by nobody: what is busy is the kernel, with the huge page around it, and that passes.
+                let busy = |progress: &Progress| progress.done.is_zero() && progress.stop == Some(Errno::BUSY);
+                (1..BUSY_TRIES).map(|_| once()).find(|progress| !busy(progress)).unwrap_or_else(once)
+            }
             Install::Copy => {
                 // A hole would be copied as zeros. The engine copies where a page can't be moved, so it may be that there is none.
                 let source = PageRange::new(from, to.pages()).unwrap_or(to);
