@@ -11,7 +11,7 @@ use hetmem_core::units::{DeviceId, PageRange};
 use crate::case::{Case, Managed, owner, part};
 use crate::common::Raw;
 use crate::events::Told;
-use crate::mappings::{self, Done};
+use crate::mappings::{self, Done, Hugetlb};
 use crate::range_fault::{Seen, ask, seen};
 
 /// As many pages as are taken one by one in no time, at the border of a huge page.
@@ -68,6 +68,7 @@ fn pages_are_made_present_writable_and_unshared_first() {
 
 #[test]
 fn what_cannot_be_held_is_refused() {
+    let hugetlb = Hugetlb::reserve();
     Case::each(|case, runtime| {
         let refusal = |memory: &Raw| {
             let device = accelerator(runtime, case.device, memory.range());
@@ -84,10 +85,12 @@ fn what_cannot_be_held_is_refused() {
         // The kernel takes any anonymous page; hetmem those that it manages and can move.
         let unmanaged = case.written(4);
         assert_eq!(refusal(&unmanaged), not_exclusive(&unmanaged, KeptReason::Unmanaged));
-        for file in [mappings::memfd(true, Done::Written), mappings::file(false, Done::Written)] {
-            let file = Managed::new(runtime, file);
-            assert_eq!(refusal(&file), not_exclusive(&file, KeptReason::Unsupported));
-            file.verify();
+        let files = [mappings::memfd(true, Done::Written), mappings::file(false, Done::Written)];
+        for other in files.into_iter().chain(hugetlb.as_ref().map(Hugetlb::map)) {
+            other.fill();
+            let other = Managed::new(runtime, other);
+            assert_eq!(refusal(&other), not_exclusive(&other, KeptReason::Unsupported));
+            other.verify();
         }
     });
 }
