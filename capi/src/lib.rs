@@ -2,14 +2,15 @@
 //!
 //! ```text
 //! api          the C interface
-//! allocator    memory for the agent that is never the program's
-//! divided      moving what a registration has divided
 //! preload      what happens before main(), and the functions put in front of the C library's
 //! ```
 //!
 //! Loaded without `HETMEM_AGENT` in the environment it does nothing until a function of the C interface is called.
 
-mod allocator;
 mod api;
-mod divided;
 mod preload;
+
+use hetmem_preload::heap::SetAside;
+
+#[global_allocator]
+static ALLOCATOR: SetAside = SetAside::new();

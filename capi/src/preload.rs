@@ -12,18 +12,17 @@
 //! are noticed by userfaultfd's fork event, where the privilege for it is there.
 #![expect(unsafe_code, reason = "takes the place of C functions")]
 
-use std::ffi::{CStr, c_int, c_ulong, c_void};
-use std::mem::MaybeUninit;
+use std::ffi::{c_int, c_ulong, c_void};
 use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
 
 use hetmem_core::units::{PageRange, VirtAddr};
-use hetmem_sys::thread::next_symbol;
+use hetmem_preload::divided::{self, MremapFn};
+use hetmem_preload::errno::{errno, set_errno};
+use hetmem_preload::next::{Next, pages_of};
+use hetmem_preload::thread::{self, StartRoutine};
 use runtime::agent::config::{Config, VARIABLE};
 use runtime::agent::ledger::Ledger;
 use runtime::agent::{self};
-
-use crate::allocator;
-use crate::divided::{self, MremapFn};
 
 /// Run by the loader, before the program's own code and that of the libraries that it was linked with.
 #[used]
@@ -77,7 +76,8 @@ extern "C" fn in_parent() {
 
 extern "C" fn in_child() {
     // First of all: the old heap may be locked by a thread that is not here.
-    allocator::restart_in_child();
+    // SAFETY: this is a handler of `pthread_atfork`, or `_Fork` below, in the child.
+    unsafe { crate::ALLOCATOR.restart_in_child() };
     if agent::after_fork_in_child() {
         ORPHAN.store(true, Ordering::Relaxed);
     }
@@ -98,38 +98,9 @@ fn adopt_orphan() {
     }
 }
 
-/// The C library's own definition of a function, looked up once.
-struct Next {
-    name: &'static CStr,
-    found: AtomicPtr<c_void>,
-}
-
-impl Next {
-    const fn new(name: &'static CStr) -> Self {
-        Self { name, found: AtomicPtr::new(std::ptr::null_mut()) }
-    }
-
-    /// Its address.
-    fn get(&self) -> *mut c_void {
-        // Relaxed: every look-up finds the same.
-        let found = self.found.load(Ordering::Relaxed);
-        if !found.is_null() {
-            return found;
-        }
-        let found = next_symbol(self.name);
-        if found.is_null() {
-            // The program was linked against this function, so some library has it.
-            hetmem_sys::process::die();
-        }
-        self.found.store(found, Ordering::Relaxed);
-        found
-    }
-}
-
 static NEXT_FORK: Next = Next::new(c"fork");
 static NEXT_BARE_FORK: Next = Next::new(c"_Fork");
 static NEXT_DAEMON: Next = Next::new(c"daemon");
-static NEXT_PTHREAD_CREATE: Next = Next::new(c"pthread_create");
 static NEXT_IOCTL: Next = Next::new(c"ioctl");
 static NEXT_MREMAP: Next = Next::new(c"mremap");
 static NEXT_VMSPLICE: Next = Next::new(c"vmsplice");
@@ -181,16 +152,6 @@ unsafe extern "C" fn daemon(nochdir: c_int, noclose: c_int) -> c_int {
     result
 }
 
-type StartRoutine = unsafe extern "C-unwind" fn(*mut c_void) -> *mut c_void;
-type PthreadCreateFn =
-    unsafe extern "C" fn(*mut libc::pthread_t, *const libc::pthread_attr_t, StartRoutine, *mut c_void) -> c_int;
-
-/// What a new thread runs after its stack is protected.
-struct Routine {
-    start: StartRoutine,
-    arg: *mut c_void,
-}
-
 /// `pthread_create(3)`.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn pthread_create(
@@ -199,53 +160,9 @@ unsafe extern "C" fn pthread_create(
     start: StartRoutine,
     arg: *mut c_void,
 ) -> c_int {
-    // SAFETY: the symbol is a function of this type.
-    let next = unsafe { std::mem::transmute::<*mut c_void, PthreadCreateFn>(NEXT_PTHREAD_CREATE.get()) };
-    if !agent::is_running() {
-        // SAFETY: as the caller promised.
-        return unsafe { next(thread, attr, start, arg) };
-    }
-    let routine = Box::into_raw(Box::new(Routine { start, arg }));
-    // SAFETY: as the caller promised; the routine is the new thread's.
-    let result = unsafe { next(thread, attr, run_protected, routine.cast()) };
-    if result != 0 {
-        // SAFETY: no thread was made to take it.
-        drop(unsafe { Box::from_raw(routine) });
-    }
-    result
-}
-
-/// Runs in the new thread. `pthread_exit` and cancellation unwind through it, so nothing of its own is left to drop by then.
-unsafe extern "C-unwind" fn run_protected(routine: *mut c_void) -> *mut c_void {
-    // SAFETY: `pthread_create` above made it, for this thread alone.
-    let Routine { start, arg } = *unsafe { Box::from_raw(routine.cast::<Routine>()) };
-    if let Some(stack) = own_stack() {
-        agent::protect_thread(stack);
-    }
-    // SAFETY: as the caller of `pthread_create` promised.
-    unsafe { start(arg) }
-}
-
-/// The calling thread's stack, with its control block.
-fn own_stack() -> Option<PageRange> {
-    let mut attr = MaybeUninit::<libc::pthread_attr_t>::uninit();
-    // SAFETY: asks nothing of the caller.
-    let own = unsafe { libc::pthread_self() };
-    // SAFETY: writes the attributes of this thread.
-    if unsafe { libc::pthread_getattr_np(own, attr.as_mut_ptr()) } != 0 {
-        return None;
-    }
-    let (mut lowest, mut size) = (std::ptr::null_mut(), 0);
-    // SAFETY: reads what was written above.
-    let found = unsafe { libc::pthread_attr_getstack(attr.as_ptr(), &raw mut lowest, &raw mut size) };
-    // SAFETY: initialised above, and not used again.
-    unsafe { libc::pthread_attr_destroy(attr.as_mut_ptr()) };
-    if found != 0 {
-        return None;
-    }
-    let start = VirtAddr::new(lowest.addr() as u64).page_down();
-    let end = VirtAddr::new((lowest.addr() + size) as u64).page_up()?;
-    PageRange::between(start, end)
+    let known: Option<fn(PageRange)> = agent::is_running().then_some(agent::protect_thread);
+    // SAFETY: as the caller promised.
+    unsafe { thread::create(thread, attr, start, arg, known) }
 }
 
 /// `ioctl(2)`.
@@ -294,7 +211,7 @@ unsafe extern "C" fn mremap(
             return moved;
         }
         // SAFETY: as the caller promised.
-        unsafe { divided::mremap(next, range, new_size, flags, new) }.unwrap_or_else(|| {
+        unsafe { divided::mremap(next, range, new_size, flags, new, agent::last_word) }.unwrap_or_else(|| {
             set_errno(libc::EFAULT);
             moved
         })
@@ -384,25 +301,4 @@ unsafe fn keep_vectors(iov: *const libc::iovec, count: usize) {
             agent::keep_in_place(range);
         }
     }
-}
-
-/// The pages that hold `size` bytes from `start` on.
-fn pages_of(start: *mut c_void, size: usize) -> Option<PageRange> {
-    let first = VirtAddr::new(start.addr() as u64);
-    let end = VirtAddr::new(first.get().checked_add(size as u64)?).page_up()?;
-    PageRange::between(first.page_down(), end).filter(|range| !range.is_empty())
-}
-
-pub(crate) fn errno() -> c_int {
-    // SAFETY: asks nothing of the caller.
-    let location = unsafe { libc::__errno_location() };
-    // SAFETY: the C library's variable of this thread.
-    unsafe { location.read() }
-}
-
-pub(crate) fn set_errno(errno: c_int) {
-    // SAFETY: asks nothing of the caller.
-    let location = unsafe { libc::__errno_location() };
-    // SAFETY: the C library's variable of this thread.
-    unsafe { location.write(errno) };
 }

@@ -17,7 +17,6 @@ use runtime::{Runtime, agent};
 use super::config::Config;
 use super::failure::{Answer, Failure, answer};
 use super::pointers::{Out, borrow, take};
-use crate::allocator;
 
 /// See the module.
 pub(crate) struct Instance {
@@ -99,7 +98,8 @@ impl Drop for Instance {
 /// The agent sees to that itself.
 fn notice_forks() -> Result<(), Failure> {
     extern "C" fn in_child() {
-        allocator::restart_in_child();
+        // SAFETY: a handler of `pthread_atfork`, in the child.
+        unsafe { crate::ALLOCATOR.restart_in_child() };
         hetmem_sys::mapping::forget_omitted();
     }
     static REGISTERED: Once = Once::new();

@@ -10,11 +10,12 @@ use std::ops::ControlFlow;
 
 use hetmem_core::units::{ByteLen, PageCount, PageRange, VirtAddr};
 use hetmem_sys::maps::{self, Perms, for_each_mapping};
+use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous};
 
-use crate::preload::{errno, set_errno};
+use crate::errno::{errno, set_errno};
 
 /// The C library's `mremap`.
-pub(crate) type MremapFn = unsafe extern "C" fn(*mut c_void, usize, usize, c_int, *mut c_void) -> *mut c_void;
+pub type MremapFn = unsafe extern "C" fn(*mut c_void, usize, usize, c_int, *mut c_void) -> *mut c_void;
 
 /// More mappings than this are not the work of a registration.
 const MAX_PIECES: usize = 64;
@@ -58,24 +59,26 @@ impl Pieces {
         &self.parts[..self.count]
     }
 
-    fn protection(&self) -> c_int {
-        let bit = |perm: Perms, bit: c_int| if self.perms.contains(perm) { bit } else { 0 };
-        bit(Perms::READ, libc::PROT_READ) | bit(Perms::WRITE, libc::PROT_WRITE) | bit(Perms::EXEC, libc::PROT_EXEC)
+    fn protection(&self) -> ProtFlags {
+        let bit = |perm: Perms, bit| if self.perms.contains(perm) { bit } else { ProtFlags::empty() };
+        bit(Perms::READ, ProtFlags::READ) | bit(Perms::WRITE, ProtFlags::WRITE) | bit(Perms::EXEC, ProtFlags::EXEC)
     }
 }
 
 /// The call again, for a range that is home and registered nowhere. `None` if it is none of this module's business: then the
-/// kernel's answer stands. The result is the call's, with `errno` set on failure.
+/// kernel's answer stands. The result is the call's, with `errno` set on failure. `last_word` tells the user why the program is stopped,
+/// should a mapping be lost half-way.
 ///
 /// # Safety
 ///
 /// As for `mremap(2)`.
-pub(crate) unsafe fn mremap(
+pub unsafe fn mremap(
     next: MremapFn,
     old: PageRange,
     new_size: usize,
     flags: c_int,
     new: *mut c_void,
+    last_word: fn(&str),
 ) -> Option<*mut c_void> {
     let pieces = Pieces::of(old)?;
     let new_pages = pages_up(new_size)?;
@@ -90,7 +93,7 @@ pub(crate) unsafe fn mremap(
             return Some(pointer(old.start()));
         }
         // SAFETY: takes only address space that nothing uses.
-        let grown = unsafe { map(more, protection, libc::MAP_FIXED_NOREPLACE) };
+        let grown = unsafe { map(more, protection, MapFlags::FIXED_NOREPLACE) };
         if grown == pointer(more.start()) {
             return Some(pointer(old.start()));
         }
@@ -102,7 +105,7 @@ pub(crate) unsafe fn mremap(
     let at = if fixed { VirtAddr::new(new.expose_provenance() as u64) } else { VirtAddr::default() };
     let place = PageRange::new(at, new_pages)?;
     // SAFETY: with MREMAP_FIXED the caller gave up what is there; otherwise the kernel chooses a place that nothing uses.
-    let target = unsafe { map(place, protection, if fixed { libc::MAP_FIXED } else { 0 }) };
+    let target = unsafe { map(place, protection, if fixed { MapFlags::FIXED } else { MapFlags::empty() }) };
     if target == libc::MAP_FAILED {
         return Some(target);
     }
@@ -120,12 +123,12 @@ pub(crate) unsafe fn mremap(
             let to = target.slice(part.start().pages_since(old.start()), part.pages());
             // SAFETY: as above, the other way; with MREMAP_DONTUNMAP the old mapping is empty and is replaced.
             if !unsafe { move_one(next, to, *part, libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED) } {
-                runtime::agent::last_word("a mapping that was to be moved can neither be moved nor put back");
+                last_word("a mapping that was to be moved can neither be moved nor put back");
                 hetmem_sys::process::die();
             }
         }
         // SAFETY: reserved above, and nothing of the program's is left in it.
-        unsafe { libc::munmap(pointer(target.start()), bytes(target.pages())) };
+        let _ = unsafe { rustix::mm::munmap(pointer(target.start()), bytes(target.pages())) };
         set_errno(why);
         return Some(libc::MAP_FAILED);
     }
@@ -144,10 +147,15 @@ unsafe fn move_one(next: MremapFn, from: PageRange, to: PageRange, flags: c_int)
 /// # Safety
 ///
 /// As for `mmap(2)`.
-unsafe fn map(at: PageRange, protection: c_int, flags: c_int) -> *mut c_void {
-    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | flags;
+unsafe fn map(at: PageRange, protection: ProtFlags, flags: MapFlags) -> *mut c_void {
+    // By the system call: this library may stand in front of the C library's function.
     // SAFETY: as the caller promised.
-    unsafe { libc::mmap(pointer(at.start()), bytes(at.pages()), protection, flags, -1, 0) }
+    let mapped =
+        unsafe { mmap_anonymous(pointer(at.start()), bytes(at.pages()), protection, MapFlags::PRIVATE | flags) };
+    mapped.unwrap_or_else(|errno| {
+        set_errno(errno.raw_os_error());
+        libc::MAP_FAILED
+    })
 }
 
 fn pointer(at: VirtAddr) -> *mut c_void {

@@ -1,9 +1,10 @@
-//! The allocator of everything in this library: memory set aside, that the agent never adopts.
+//! The allocator of everything in a library that is loaded into another program: memory set aside, that is never adopted. A library that
+//! has it as its `#[global_allocator]` never allocates from memory that may be away.
 //!
 //! The algorithm is `dlmalloc`'s; its memory comes from one arena. A forked child leaves what its parent used as it is, as a thread
 //! that the child does not have may have been half-way through a change, and goes on in the rest of the arena.
 //!
-//! *Limits:* the arena's size, [`CAPACITY`] of address space, or what `RLIMIT_AS` leaves of it.
+//! *Limits:* the arena's size, [`CAPACITY`] of address space, or what `RLIMIT_AS` leaves of it; one heap for each library.
 #![expect(unsafe_code, reason = "implements GlobalAlloc")]
 
 use std::alloc::{GlobalAlloc, Layout};
@@ -20,10 +21,8 @@ const CAPACITY: usize = 4 << 30;
 /// The least to work with.
 const SMALLEST: usize = 16 << 20;
 
-#[global_allocator]
-static ALLOCATOR: SetAside = SetAside { heap: Mutex::new(Heap::new()) };
-
-struct SetAside {
+/// See the module.
+pub struct SetAside {
     heap: Mutex<Heap>,
 }
 
@@ -106,6 +105,13 @@ unsafe impl dlmalloc::Allocator for Source {
 }
 
 impl SetAside {
+    /// The heap, to be a `static`.
+    #[expect(clippy::new_without_default, reason = "one for each library, and in a constant")]
+    #[must_use]
+    pub const fn new() -> Self {
+        Self { heap: Mutex::new(Heap::new()) }
+    }
+
     fn lock(&self) -> MutexGuard<'_, Heap> {
         // A panic while the heap is locked ends the process, so the lock is never poisoned.
         self.heap.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
@@ -115,6 +121,20 @@ impl SetAside {
 /// Whether `at` lies in the part of the arena that this process uses, and not in its parent's.
 fn is_current(at: *mut u8) -> bool {
     (START.load(Ordering::Relaxed)..END.load(Ordering::Relaxed)).contains(&at.addr())
+}
+
+impl SetAside {
+    /// In a forked child, before anything else: goes on in the part of the arena that is unused yet.
+    ///
+    /// # Safety
+    ///
+    /// The calling thread is the only one of a process that was forked a moment ago, and this is the library's heap.
+    pub unsafe fn restart_in_child(&'static self) {
+        START.store(NEXT.load(Ordering::Relaxed), Ordering::Relaxed);
+        // SAFETY: whoever held the lock does not exist in this process. The old heap is overwritten, not dropped; the lock makes its memory one
+        // that may be written.
+        unsafe { ptr::from_ref(&self.heap).cast_mut().write(Mutex::new(Heap::new())) };
+    }
 }
 
 // SAFETY: dlmalloc keeps the contract; the lock makes it one call at a time.
@@ -138,12 +158,4 @@ unsafe impl GlobalAlloc for SetAside {
         // SAFETY: the layout is the caller's, not of size zero.
         unsafe { heap.malloc.calloc(layout.size(), layout.align()) }
     }
-}
-
-/// In a forked child, before anything else: goes on in the part of the arena that is unused yet.
-pub(crate) fn restart_in_child() {
-    START.store(NEXT.load(Ordering::Relaxed), Ordering::Relaxed);
-    // SAFETY: the child has one thread, which is here; whoever held the lock does not exist in it. The old heap is
-    // overwritten, not dropped.
-    unsafe { ptr::from_ref(&ALLOCATOR).cast_mut().write(SetAside { heap: Mutex::new(Heap::new()) }) };
 }

@@ -1,0 +1,21 @@
+//! The C library's `errno`, of the calling thread.
+#![expect(unsafe_code, reason = "a variable of the C library's")]
+
+use std::ffi::c_int;
+
+/// Its value.
+#[must_use]
+pub fn errno() -> c_int {
+    // SAFETY: asks nothing of the caller.
+    let location = unsafe { libc::__errno_location() };
+    // SAFETY: the C library's variable of this thread.
+    unsafe { location.read() }
+}
+
+/// Sets it.
+pub fn set_errno(errno: c_int) {
+    // SAFETY: asks nothing of the caller.
+    let location = unsafe { libc::__errno_location() };
+    // SAFETY: the C library's variable of this thread.
+    unsafe { location.write(errno) };
+}

@@ -1,0 +1,85 @@
+//! `pthread_create(3)`, so that each thread's stack is known before the thread does anything: the kernel writes to its control block at the
+//! thread's end and does not wait for a page then, and code of hetmem's runs on it.
+#![expect(unsafe_code, reason = "takes the place of a C function")]
+
+use std::ffi::{c_int, c_void};
+use std::mem::MaybeUninit;
+
+use hetmem_core::units::{PageRange, VirtAddr};
+
+use crate::next::Next;
+
+/// What a thread runs.
+pub type StartRoutine = unsafe extern "C-unwind" fn(*mut c_void) -> *mut c_void;
+type PthreadCreateFn =
+    unsafe extern "C" fn(*mut libc::pthread_t, *const libc::pthread_attr_t, StartRoutine, *mut c_void) -> c_int;
+
+static NEXT_PTHREAD_CREATE: Next = Next::new(c"pthread_create");
+
+/// What a new thread runs after its stack is known.
+struct Routine {
+    known: fn(PageRange),
+    start: StartRoutine,
+    arg: *mut c_void,
+}
+
+/// The C library's `pthread_create`. The new thread calls `known` with its stack first, if that is given.
+///
+/// # Safety
+///
+/// As for `pthread_create(3)`.
+pub unsafe fn create(
+    thread: *mut libc::pthread_t,
+    attr: *const libc::pthread_attr_t,
+    start: StartRoutine,
+    arg: *mut c_void,
+    known: Option<fn(PageRange)>,
+) -> c_int {
+    // SAFETY: the symbol is a function of this type.
+    let next = unsafe { std::mem::transmute::<*mut c_void, PthreadCreateFn>(NEXT_PTHREAD_CREATE.get()) };
+    let Some(known) = known else {
+        // SAFETY: as the caller promised.
+        return unsafe { next(thread, attr, start, arg) };
+    };
+    let routine = Box::into_raw(Box::new(Routine { known, start, arg }));
+    // SAFETY: as the caller promised; the routine is the new thread's.
+    let result = unsafe { next(thread, attr, run, routine.cast()) };
+    if result != 0 {
+        // SAFETY: no thread was made to take it.
+        drop(unsafe { Box::from_raw(routine) });
+    }
+    result
+}
+
+/// Runs in the new thread. `pthread_exit` and cancellation unwind through it, so nothing of its own is left to drop by then.
+unsafe extern "C-unwind" fn run(routine: *mut c_void) -> *mut c_void {
+    // SAFETY: `create` made it, for this thread alone.
+    let Routine { known, start, arg } = *unsafe { Box::from_raw(routine.cast::<Routine>()) };
+    if let Some(stack) = own_stack() {
+        known(stack);
+    }
+    // SAFETY: as the caller of `pthread_create` promised.
+    unsafe { start(arg) }
+}
+
+/// The calling thread's stack, with its control block.
+fn own_stack() -> Option<PageRange> {
+    let mut attr = MaybeUninit::<libc::pthread_attr_t>::uninit();
+    // SAFETY: asks nothing of the caller.
+    let own = unsafe { libc::pthread_self() };
+    // SAFETY: writes the attributes of this thread.
+    if unsafe { libc::pthread_getattr_np(own, attr.as_mut_ptr()) } != 0 {
+        return None;
+    }
+    let (mut lowest, mut size) = (std::ptr::null_mut(), 0);
+    // SAFETY: reads what was written above.
+    let found = unsafe { libc::pthread_attr_getstack(attr.as_ptr(), &raw mut lowest, &raw mut size) };
+    // SAFETY: initialised above, and not used again.
+    unsafe { libc::pthread_attr_destroy(attr.as_mut_ptr()) };
+    if found != 0 {
+        return None;
+    }
+    let start = VirtAddr::new(lowest.addr() as u64).page_down();
+    let end = VirtAddr::new((lowest.addr() + size) as u64).page_up()?;
+    PageRange::between(start, end)
+}
