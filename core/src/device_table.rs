@@ -225,6 +225,16 @@ impl DeviceTable {
         read(&self.leaves).get(&page.block())?.entry(page.index_in_block())
     }
 
+    /// Whether some entry of `range` is as `is` says.
+    pub fn any(&self, range: PageRange, is: impl Fn(Entry) -> bool) -> bool {
+        read(&self.leaves)
+            .range(range.start().block()..)
+            .map_while(|(no, leaf)| Some((no.range().intersect(range)?, leaf)))
+            .any(|(part, leaf)| {
+                part.iter().map(VirtAddr::index_in_block).any(|index| leaf.entry(index).is_some_and(&is))
+            })
+    }
+
     /// Sets the `entries` of the pages from `first` on, unless the subscribed range has changed since `seq`: then it returns
     /// `false`, and whoever asked begins anew.
     #[must_use]

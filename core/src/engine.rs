@@ -79,6 +79,8 @@ pub struct Engine<H> {
     pub counters: CountersAt,
     /// Who is told of changes.
     pub notifiers: Notifiers,
+    /// Whether a touch may bring neighbours of its page along.
+    pub fault_around: bool,
     devices: Vec<Box<dyn Device>>,
 }
 
@@ -93,7 +95,8 @@ impl<H: Host> Engine<H> {
         for (i, device) in devices.iter().enumerate() {
             assert_eq!(device.pagemap().device.index(), i, "a device's id is its place");
         }
-        Self { host, space: Space::default(), pool, counters, notifiers: Notifiers::default(), devices }
+        let (space, notifiers) = (Space::default(), Notifiers::default());
+        Self { host, space, pool, counters, notifiers, fault_around: true, devices }
     }
 
     /// Subscribes `callback` to changes in `range`. On return nothing changes pages there that does not know of it.

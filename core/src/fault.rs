@@ -1,7 +1,8 @@
 //! CPU faults: a touch of a page that the program doesn't map.
 //!
 //! Concurrent touches of one page make one migration: the first marks the page busy, the others wait for it. Neighbours come along
-//! as long as touches go on in sequence ([`MAX_AROUND`]); a touch out of sequence brings one page.
+//! as long as touches go on in sequence ([`MAX_AROUND`]); a touch out of sequence brings one page, and so does each one without
+//! [`Engine::fault_around`].
 //!
 //! Nothing here allocates, and no memory is touched but hetmem's own: this runs while memory of the program is away.
 
@@ -96,7 +97,7 @@ impl<H: Host> Engine<H> {
                 // A device may use the page in that frame: its own, or one that it holds exclusively. In no other state do mirrors use
                 // a page that a fault changes.
                 let has_address = self.address(Held::single(frame)).is_some();
-                let notify = Notify::of_touch(page, has_address);
+                let notify = Notify::of_touch(page, has_address, self.fault_around);
                 if told != Some(notify) && self.notifiers.any_in(notify.range) {
                     return Err(notify);
                 }
@@ -340,7 +341,7 @@ impl<H: Host> Engine<H> {
     fn zero_range(&self, page: VirtAddr, state: Option<&mut BlockState>) -> PageRange {
         let region = self.space.region_at(page).map(|(range, _)| range);
         let mut pages = 1;
-        if let Some(region) = region {
+        if let Some(region) = region.filter(|_| self.fault_around) {
             let first = page.index_in_block();
             let end = (first + usize::from(MAX_ZERO_AROUND)).min(512);
             let mut index = first + 1;
@@ -421,7 +422,7 @@ impl Around {
         let first = page.index_in_block();
         state.touch(first);
         let none = Frame { device: DeviceId::new(0), index: FrameIndex::new(0) };
-        let sequential = usize::from(state.stream.next) == first && state.stream.window > 0;
+        let sequential = engine.fault_around && usize::from(state.stream.next) == first && state.stream.window > 0;
         let window = if sequential { (state.stream.window * 4).min(MAX_AROUND) } else { 1 };
         let mut this = Self { start: page, len: 0, window, frames: [none; MAX_AROUND as usize] };
         // The page itself needs no look at its region.
