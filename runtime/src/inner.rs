@@ -141,6 +141,21 @@ impl Inner {
         }
     }
 
+    /// Gives each hole of `range` a page of zeros of its own, and no neighbour of it: in a trapped range the kernel makes no huge page. A page that
+    /// can't be had stays a hole.
+    pub(crate) fn populate(&self, range: PageRange) {
+        let host = &self.engine.host;
+        let extents = self.extents(range);
+        for (extent, path) in &extents {
+            let _installing = self.engine.space.gate.install();
+            let _refused = host.traps.trap(&host.contexts, *extent, *path);
+        }
+        UserMemory::unshare(range);
+        for (extent, _) in &extents {
+            self.release(*extent);
+        }
+    }
+
     fn migrate_trapped(&self, range: PageRange, request: Request, refused: &[(PageRange, KeptReason)]) -> Outcomes {
         if let Some((part, reason)) = refused.iter().find_map(|(r, reason)| Some((r.intersect(range)?, *reason))) {
             let mut all = Outcomes::default();

@@ -8,7 +8,7 @@ mod evict;
 mod fast;
 mod host;
 mod inner;
-mod mappings;
+pub mod mappings;
 pub mod mirror;
 mod mirror_host;
 mod runtime;

@@ -2,14 +2,14 @@
 
 use std::ops::ControlFlow;
 
-use hetmem_core::units::PageRange;
+use hetmem_core::units::{PageRange, VirtAddr};
 use hetmem_sys::maps::{Mapping, Perms, for_each_mapping};
 
 /// Room for a line of the file: a path is at most 4096 bytes.
 const BUFFER: usize = 16 << 10;
 
 /// Calls `visit` with each mapping of the process, in order of address. A file that can't be read shows no mapping.
-pub(crate) fn visit(mut visit: impl FnMut(&Mapping<'_>)) {
+pub fn visit(mut visit: impl FnMut(&Mapping<'_>)) {
     let mut buffer = vec![0; BUFFER];
     // An unreadable file means that nothing is adopted, which is safe.
     let _ = for_each_mapping(&mut buffer, |mapping| {
@@ -37,4 +37,50 @@ pub(crate) fn mappings_in(extent: PageRange) -> Vec<(PageRange, bool)> {
         }
     });
     found
+}
+
+/// The program's private anonymous memory in `within` that allows `needs`, without what is to be left `alone`, in order of address.
+///
+/// The main stack is left out (the kernel reads arguments and environment there for others), and so are the variables of libraries (the C
+/// library's are used by hetmem's threads too, and hetmem's own by the fault path).
+#[must_use]
+pub fn eligible(within: PageRange, needs: Perms, alone: &[PageRange]) -> Vec<PageRange> {
+    let mut found = Vec::new();
+    let mut last_file: Option<(VirtAddr, bool)> = None;
+    let mut program = Vec::new();
+    visit(|mapping| {
+        if mapping.inode != 0 {
+            if program.is_empty() {
+                // The first mapping of a file is the program's own: position-independent or not, it is lowest.
+                program = mapping.name.to_vec();
+            }
+            last_file = Some((mapping.range.end(), mapping.name == program));
+            return;
+        }
+        // Anonymous memory right behind a file's is the variables that the file has no bytes for.
+        let behind = last_file.filter(|(end, _)| *end == mapping.range.start());
+        if behind.is_some_and(|(_, of_program)| !of_program) {
+            last_file = Some((mapping.range.end(), false));
+            return;
+        }
+        if !is_private_anonymous(mapping) || !mapping.perms.contains(needs) {
+            return;
+        }
+        if let Some(part) = mapping.range.intersect(within) {
+            subtract(part, alone, &mut found);
+        }
+    });
+    found
+}
+
+fn subtract(range: PageRange, holes: &[PageRange], out: &mut Vec<PageRange>) {
+    let Some(hole) = holes.iter().find_map(|hole| hole.intersect(range)) else {
+        out.extend(Some(range).filter(|range| !range.is_empty()));
+        return;
+    };
+    for rest in [PageRange::between(range.start(), hole.start()), PageRange::between(hole.end(), range.end())] {
+        if let Some(rest) = rest.filter(|r| !r.is_empty()) {
+            subtract(rest, holes, out);
+        }
+    }
 }

@@ -9,7 +9,7 @@ use std::time::Instant;
 use hetmem_core::engine::CountersAt;
 use hetmem_core::notifier::Event;
 use hetmem_core::physmap::{MemoryType, Owner};
-use hetmem_core::port::Device;
+use hetmem_core::port::{Device, Host as _};
 use hetmem_core::space::Region as RegionEntry;
 use hetmem_core::stats::Counters;
 use hetmem_core::units::{BLOCK_PAGES, ByteLen, DeviceId, PAGE_SIZE, PageCount, PageRange, VirtAddr};
@@ -48,6 +48,7 @@ pub struct Builder {
     devices: Vec<DeviceSpec>,
     stock: Option<ByteLen>,
     sigbus: bool,
+    single_faults: bool,
 }
 
 impl Builder {
@@ -73,6 +74,14 @@ impl Builder {
         self
     }
 
+    /// Has each touch bring home the touched page and no other, as the kernel's test device does. Otherwise neighbours come along while touches
+    /// go on in sequence, which is faster.
+    #[must_use]
+    pub fn single_faults(mut self) -> Self {
+        self.single_faults = true;
+        self
+    }
+
     /// Starts the runtime and its handler thread.
     ///
     /// # Errors
@@ -87,11 +96,15 @@ impl Builder {
             return Err(Error::invalid(format!("a stock of {stock} is not a multiple of the page, {PAGE_SIZE} B")));
         }
         let counters = CountersAt::Own(Box::default());
-        let inner = Inner::new(contexts, devices, stock, counters, print_fatal)
+        let mut inner = Inner::new(contexts, devices, stock, counters, print_fatal)
             .map_err(|errno| Error::os("the runtime's memory can't be set up", errno))?;
+        inner.engine.fault_around = !self.single_faults;
         Runtime::start(Arc::new(inner), self.sigbus)
     }
 }
+
+/// How often pages are asked home that others are at work on.
+const HOME_TRIES: u32 = 1000;
 
 /// The stock of populated system pages unless said otherwise.
 pub(crate) const DEFAULT_STOCK: ByteLen = ByteLen::new(64 << 20);
@@ -214,6 +227,13 @@ impl Runtime {
         Ok(())
     }
 
+    /// The parts of `range` that are not managed, in order: those that may be adopted.
+    #[must_use]
+    pub fn unmanaged(&self, range: PageRange) -> Vec<PageRange> {
+        let parts = self.inner.engine.space.regions_in(range);
+        parts.into_iter().filter(|(_, region)| region.is_none()).map(|(part, _)| part).collect()
+    }
+
     fn check_path(&self, path: FaultPath) -> Result<(), Error> {
         if path == FaultPath::Sigbus && !self.sigbus {
             return Err(Error::invalid("faults by SIGBUS must be allowed when the runtime is built (Builder::sigbus)"));
@@ -243,6 +263,24 @@ impl Runtime {
         release(&self.inner, range)
     }
 
+    /// Brings every page home that the program doesn't map: those on private devices, and those held exclusively. Whoever forks does this before,
+    /// as the child has only what is mapped (`pthread_atfork`), and lets nobody migrate until the fork is done.
+    ///
+    /// # Errors
+    ///
+    /// If a page could not come home.
+    pub fn bring_home(&self) -> Result<(), Error> {
+        for _ in 0..HOME_TRIES {
+            if self.inner.engine.bring_all_home().is_zero() {
+                self.inner.release_idle();
+                return Ok(());
+            }
+            // Others are at work on it: a touch, an event.
+            self.inner.engine.host.await_events();
+        }
+        Err(Error::invalid("pages could not come home; they are in use all the time"))
+    }
+
     /// Migrates the pages of `range` that `request` selects, and says what became of each, in order. Zero moved pages is not an
     /// error.
     pub fn migrate(&self, range: PageRange, request: Request) -> Outcomes {
@@ -252,6 +290,12 @@ impl Runtime {
     /// Migrates several ranges at once: cheaper than one by one. The outcomes are those of each range, in order.
     pub fn migrate_all(&self, ranges: &[PageRange], request: Request) -> Vec<Outcomes> {
         self.inner.migrate(ranges, request)
+    }
+
+    /// Gives each hole of `range`, and each page of zeros that all share, a page of its own, as a write of what is there does; pages that are on a
+    /// private device come home. Parts that can't be written stay as they are. Migrations keep holes, as there is nothing to move.
+    pub fn populate(&self, range: PageRange) {
+        self.inner.populate(range);
     }
 
     /// Where each page of `range` is, in order. Nothing is moved.

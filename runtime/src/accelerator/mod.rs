@@ -36,9 +36,13 @@
 //! | in a private frame of another device | a device fault brings it home first |
 //! | not there, or not allowed | a device fault: it is faulted in as by a touch, or [`AccessError`] |
 //!
+//! A driver that serves its device's faults itself, range by range, has [`Accelerator::fault_range`], [`View::read_mapped`] and
+//! [`View::write_mapped`].
+//!
 //! An access in place is one like that of any other thread: it finds the page wherever it goes. An access to a frame is over before the
 //! page leaves the frame, as the callback of the accelerator's subscription waits for it.
 
+mod by_range;
 mod on_mapping;
 mod view;
 
@@ -66,6 +70,8 @@ use crate::runtime::Runtime;
 
 /// Pages that a device fault looks at: the touched one and those that follow it.
 const AROUND: PageCount = PageCount::new(16);
+/// Pages that a batch of [`Accelerator::fault_range`] has, as in the kernel's test device.
+const BATCH: PageCount = PageCount::new(64);
 /// How often an access or a request is tried again that another thread has thwarted.
 const TRIES: u32 = 10_000;
 
@@ -107,6 +113,9 @@ pub enum AccessError {
     /// The page can't be held exclusively.
     #[error("{0} can't be held exclusively: {label}", label = .1.label())]
     NotExclusive(VirtAddr, KeptReason),
+    /// The table has no entry for the page that allows it, and no device fault was to be made.
+    #[error("the device does not map {0}")]
+    NotMapped(VirtAddr),
     /// Others changed the page again and again.
     #[error("the page at {0} was changed by others too often")]
     Contended(VirtAddr),
@@ -298,37 +307,49 @@ impl Accelerator {
         &self.inner.engine
     }
 
-    /// A device fault: the page at `page` is made accessible and entered in the table, and of those that follow it what is known.
-    fn fault(&self, page: VirtAddr, access: Access) -> Result<(), AccessError> {
-        self.mirror.faults.fetch_add(1, Ordering::Relaxed);
+    /// A device fault: the page at `page` is made accessible and entered in the table, and of the `around` pages from it on what is known.
+    fn fault(&self, page: VirtAddr, access: Access, around: PageCount) -> Result<(), AccessError> {
         let range = self.subscription.range();
-        let around = range.slice(page.pages_since(range.start()), AROUND);
-        let mut out = [MirrorPage::default(); 16];
-        let out = &mut out[..around.pages().as_usize()];
+        let around = range.slice(page.pages_since(range.start()), around);
         let wants = [if access == Access::Write { Want::Write } else { Want::Read }];
-        for _ in 0..TRIES {
+        let mut tries = 0..TRIES;
+        self.fill(around, Want::Snapshot, &wants, || tries.next().is_some())
+    }
+
+    /// Asks for the pages of `range`, at most [`AROUND`] or as many as a batch has, and enters in the table what is there, as long as others
+    /// change them and it is to `go_on`.
+    fn fill(
+        &self,
+        range: PageRange,
+        want: Want,
+        wants: &[Want],
+        mut go_on: impl FnMut() -> bool,
+    ) -> Result<(), AccessError> {
+        self.mirror.faults.fetch_add(1, Ordering::Relaxed);
+        let mut out = [MirrorPage::default(); BATCH.as_usize()];
+        let out = &mut out[..range.pages().as_usize()];
+        while go_on() {
             let seq = self.subscription.read_begin();
-            let request = RangeFault {
-                want: Want::Snapshot,
-                wants: &wants,
-                owner: Some(self.mirror.owner),
-                unless_changed: Some((&self.subscription, seq)),
-            };
-            match self.engine().range_fault(around, request, out) {
+            let unless_changed = Some((&self.subscription, seq));
+            let request = RangeFault { want, wants, owner: Some(self.mirror.owner), unless_changed };
+            match self.engine().range_fault(range, request, out) {
                 Ok(()) => {}
                 // What was found is of a moment in which it was being changed.
                 Err(_) if self.subscription.check_retry(seq) => continue,
                 Err(error) => return Err(error.into()),
             }
             let entries =
-                around.iter().zip(out.iter()).filter_map(|(page, found)| Some((page, self.entry_for(*found)?)));
-            if self.mirror.table.program(&self.subscription, seq, entries) {
-                // A frame of the device's own is not faulted, even if the mapping does not allow what is wanted.
-                let allowed = access == Access::Read || out[0].is_writable();
-                return if allowed { Ok(()) } else { Err(RangeFaultError::ReadOnly(page).into()) };
+                range.iter().zip(out.iter()).filter_map(|(page, found)| Some((page, self.entry_for(*found)?)));
+            if !self.mirror.table.program(&self.subscription, seq, entries) {
+                continue;
             }
+            // A frame of the device's own is not faulted, even if the mapping does not allow what is wanted.
+            let want_of = |i: usize| wants.get(i).map_or(want, |more| want.max(*more));
+            let refused = (0..).zip(out.iter()).find(|(i, found)| want_of(*i) == Want::Write && !found.is_writable());
+            let page = |i: usize| range.start().add_pages(PageCount::new(i as u64));
+            return refused.map_or(Ok(()), |(i, _)| Err(RangeFaultError::ReadOnly(page(i)).into()));
         }
-        Err(AccessError::Contended(page))
+        Err(AccessError::Contended(range.start()))
     }
 
     fn entry_for(&self, found: MirrorPage) -> Option<Entry> {
@@ -353,7 +374,7 @@ impl Accelerator {
             if self.reaches_own_frame(page) {
                 return Ok(());
             }
-            self.fault(page, Access::Write)?;
+            self.fault(page, Access::Write, PageCount::ONE)?;
             if self.reaches_own_frame(page) {
                 return Ok(());
             }

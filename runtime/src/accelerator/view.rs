@@ -12,7 +12,7 @@ use hetmem_core::units::{BlockNo, PAGE_SIZE, PageRange, VirtAddr};
 use hetmem_sys::access;
 use hetmem_sys::errno::Errno;
 
-use super::{Accelerator, AccessError, InPlace, TRIES};
+use super::{AROUND, Accelerator, AccessError, InPlace, TRIES};
 
 /// Leaves of the table that a view keeps at hand.
 const AT_HAND: usize = 16;
@@ -24,6 +24,15 @@ const CHUNK: usize = 512;
 pub struct View<'a> {
     accelerator: &'a Accelerator,
     leaves: [Option<(BlockNo, Arc<Leaf>)>; AT_HAND],
+}
+
+/// What becomes of an access to a page that the table does not have.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Missing {
+    /// A device fault, and then again.
+    Fault,
+    /// [`AccessError::NotMapped`].
+    Refuse,
 }
 
 /// What is done during one use.
@@ -124,11 +133,24 @@ impl<'a> View<'a> {
     ///
     /// If one can't be read; those of earlier pages are copied.
     pub fn read(&mut self, addr: VirtAddr, out: &mut [u8]) -> Result<(), AccessError> {
+        self.read_or(Missing::Fault, addr, out)
+    }
+
+    /// The same without a device fault.
+    ///
+    /// # Errors
+    ///
+    /// [`AccessError::NotMapped`] at the first page that the table does not have.
+    pub fn read_mapped(&mut self, addr: VirtAddr, out: &mut [u8]) -> Result<(), AccessError> {
+        self.read_or(Missing::Refuse, addr, out)
+    }
+
+    fn read_or(&mut self, missing: Missing, addr: VirtAddr, out: &mut [u8]) -> Result<(), AccessError> {
         let mut at = addr;
         for part in pieces(addr, out.len()) {
             let mut bytes = [0; CHUNK];
             let bytes = &mut bytes[..part.len()];
-            self.perform(at, Operation::Read(bytes))?;
+            self.perform(at, Operation::Read(bytes), missing)?;
             out[part.clone()].copy_from_slice(bytes);
             at = VirtAddr::new(at.get() + part.len() as u64);
         }
@@ -141,12 +163,25 @@ impl<'a> View<'a> {
     ///
     /// If one can't be written; those of earlier pages are copied.
     pub fn write(&mut self, addr: VirtAddr, from: &[u8]) -> Result<(), AccessError> {
+        self.write_or(Missing::Fault, addr, from)
+    }
+
+    /// The same without a device fault.
+    ///
+    /// # Errors
+    ///
+    /// [`AccessError::NotMapped`] at the first page that the table does not have, or not for writing.
+    pub fn write_mapped(&mut self, addr: VirtAddr, from: &[u8]) -> Result<(), AccessError> {
+        self.write_or(Missing::Refuse, addr, from)
+    }
+
+    fn write_or(&mut self, missing: Missing, addr: VirtAddr, from: &[u8]) -> Result<(), AccessError> {
         let mut at = addr;
         for part in pieces(addr, from.len()) {
             let mut bytes = [0; CHUNK];
             let bytes = &mut bytes[..part.len()];
             bytes.copy_from_slice(&from[part.clone()]);
-            self.perform(at, Operation::Write(bytes))?;
+            self.perform(at, Operation::Write(bytes), missing)?;
             at = VirtAddr::new(at.get() + part.len() as u64);
         }
         Ok(())
@@ -156,11 +191,11 @@ impl<'a> View<'a> {
         if !addr.get().is_multiple_of(8) {
             return Err(AccessError::OutOfRange(addr));
         }
-        self.perform(addr, operation)
+        self.perform(addr, operation, Missing::Fault)
     }
 
     /// Does `operation` at `addr`, all of whose bytes are in one page.
-    fn perform(&mut self, addr: VirtAddr, mut operation: Operation<'_>) -> Result<u64, AccessError> {
+    fn perform(&mut self, addr: VirtAddr, mut operation: Operation<'_>, missing: Missing) -> Result<u64, AccessError> {
         let (page, access) = (addr.page_down(), operation.access());
         let accelerator = self.accelerator;
         if !accelerator.subscription.range().contains(page) {
@@ -169,7 +204,10 @@ impl<'a> View<'a> {
         for _ in 0..TRIES {
             let leaf = self.leaf(page.block());
             let Some(using) = leaf.enter(page.index_in_block(), access) else {
-                accelerator.fault(page, access)?;
+                if missing == Missing::Refuse {
+                    return Err(AccessError::NotMapped(page));
+                }
+                accelerator.fault(page, access, AROUND)?;
                 continue;
             };
             let offset = addr.get() - page.get();
@@ -195,7 +233,9 @@ impl<'a> View<'a> {
                 // The table says what is no longer so.
                 Err(_) => {
                     accelerator.mirror.table.erase(PageRange::page_of(page), Await::Frames);
-                    accelerator.fault(page, access)?;
+                    if missing == Missing::Fault {
+                        accelerator.fault(page, access, AROUND)?;
+                    }
                 }
             }
         }
