@@ -1,0 +1,94 @@
+//! The kernel's test device in user space, as C programs meet it: compiled by themselves, run with `libhetmem_dmirror.so` preloaded.
+//!
+//! ```text
+//!   c/NAME.c ──► cc ──► NAME {private,coherent} {small,huge} ──► its output and exit status
+//! ```
+//!
+//! The programs were written from the description of the device's interface, and check themselves. Each runs for both types of device, with small
+//! pages (`PR_SET_THP_DISABLE`) and in huge ones (`MADV_HUGEPAGE`). What the host doesn't have makes a test *ignored*, with the reason beside it; with `CI`
+//! set, it makes it fail.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+use std::sync::OnceLock;
+
+use libtest_mimic::{Arguments, Completion, Failed, Trial};
+use support::{build_library, hetmem, output, status, stderr, stdout};
+
+/// A failed expectation, or what is missing for the test.
+enum Problem {
+    Missing(String),
+    Wrong(String),
+}
+
+fn trial(name: String, body: impl FnOnce() -> Result<(), Problem> + Send + 'static) -> Trial {
+    Trial::ignorable_test(name, move || match body() {
+        Ok(()) => Ok(Completion::Completed),
+        Err(Problem::Missing(what)) if std::env::var_os("CI").is_some() => {
+            Err(Failed::from(format!("CI must have everything: {what}")))
+        }
+        Err(Problem::Missing(what)) => Ok(Completion::ignored_with(what)),
+        Err(Problem::Wrong(what)) => Err(Failed::from(what)),
+    })
+}
+
+/// The library, built once.
+fn library() -> &'static Path {
+    static ONCE: OnceLock<PathBuf> = OnceLock::new();
+    ONCE.get_or_init(|| build_library("hetmem-dmirror", "libhetmem_dmirror.so"))
+}
+
+/// Why the device can't be had on this host, in the words of `hetmem doctor`.
+fn obstacle() -> Option<&'static str> {
+    static ONCE: OnceLock<Option<String>> = OnceLock::new();
+    let asked = || {
+        let doctor = output(hetmem().arg("doctor"));
+        let told = stdout(&doctor);
+        (status(&doctor) != 0).then(|| told.lines().filter(|line| line.contains("missing")).collect())
+    };
+    ONCE.get_or_init(asked).as_deref()
+}
+
+/// The program, compiled with every warning an error.
+fn compiled(name: &str) -> Result<PathBuf, Problem> {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/dmirror/c").join(name).with_extension("c");
+    let program = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("dmirror-{name}"));
+    // Written beside and renamed, as trials of one program may compile it at once.
+    let own = program.with_extension(format!("{:?}", std::thread::current().id()));
+    let mut cc = Command::new("cc");
+    cc.args(["-std=gnu11", "-O1", "-Wall", "-Wextra", "-Werror", "-pthread"]).arg(source).arg("-o").arg(&own);
+    let built = cc.output().map_err(|error| Problem::Missing(format!("cc: {error}")))?;
+    if !built.status.success() {
+        return Err(Problem::Wrong(stderr(&built)));
+    }
+    std::fs::rename(&own, &program).map_err(|error| Problem::Wrong(error.to_string()))?;
+    Ok(program)
+}
+
+fn run(name: &str, memory_type: &str, pages: &str) -> Result<(), Problem> {
+    if let Some(why) = obstacle() {
+        return Err(Problem::Missing(why.to_owned()));
+    }
+    let program = compiled(name)?;
+    let mut command = Command::new(program);
+    command.args([memory_type, pages]).env_remove("HETMEM_AGENT").env("LD_PRELOAD", library());
+    let run = output(&mut command);
+    let ended_well = run.status.success() && stdout(&run).trim_end().ends_with("ok");
+    if ended_well { Ok(()) } else { Err(Problem::Wrong(format!("{}\n{}{}", run.status, stdout(&run), stderr(&run)))) }
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::from_args();
+    let mut trials = Vec::new();
+    for name in ["access", "migrate", "snapshots", "exclusive"] {
+        for memory_type in ["private", "coherent"] {
+            for pages in ["small", "huge"] {
+                trials.push(trial(format!("{name}::{memory_type}::{pages}"), move || run(name, memory_type, pages)));
+            }
+        }
+    }
+    libtest_mimic::run(&arguments, trials).exit_code()
+}
