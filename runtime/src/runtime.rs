@@ -169,10 +169,16 @@ impl Runtime {
             .try_clone()
             .map_err(|error| Error::os("no descriptor to stop the handler thread by", errno_of(&error)))?;
         let shared = Arc::clone(&inner);
+        let before = inner.engine.host.events.count();
         let service = std::thread::Builder::new()
             .name("hetmem".to_owned())
             .spawn(move || service::run(&shared, &stopped))
             .map_err(|error| Error::os("the handler thread can't be started", errno_of(&error)))?;
+        // A beginning thread allocates, until `service::run` says otherwise, and a fork keeps it from that: the fork would wait for this thread to
+        // read its event, and this thread for the C library's heap.
+        while inner.engine.host.events.count() == before {
+            inner.engine.host.events.wait_after(before);
+        }
         Ok(Self { inner, stop, service: Some(service), sigbus })
     }
 

@@ -43,6 +43,8 @@ pub(crate) fn run(inner: &Inner, stop: &OwnedFd) {
     let mut buffer = EventBuffer::new();
     let mut queue: Vec<Fault> = Vec::with_capacity(256);
     let mut later: Vec<Fault> = Vec::with_capacity(256);
+    // Whoever started this thread may fork from here on: it can read the fork's event.
+    inner.engine.host.events.advance();
     loop {
         let timeout = if queue.is_empty() { None } else { Some(&RETRY_AFTER) };
         let Woken { asked_to_stop, delegated } = wait(inner, stop, timeout);
