@@ -30,8 +30,11 @@ use crate::stacks;
 const BATCH: PageCount = PageCount::new(64);
 /// How long it tries again when others change the pages.
 const PATIENCE: Duration = Duration::from_secs(1);
-/// How often a page that was raced for is asked to migrate again.
-const TRIES: usize = 100;
+/// Why pages stay that may go the next time: others change them, or the kernel has them in its hands for a moment.
+const PASSING: [KeptReason; 5] =
+    [KeptReason::Raced, KeptReason::Occupied, KeptReason::NoMemory, KeptReason::Shared, KeptReason::Pinned];
+/// How often such pages are asked to migrate again.
+const TRIES: usize = 20;
 /// How often a device fault may leave nothing in the table.
 const FRUITLESS: u32 = 1000;
 
@@ -197,9 +200,10 @@ impl OpenFile {
                     let outcomes = runtime.migrate(run, request);
                     let pages = run.iter().zip(outcomes.as_slice());
                     pages.filter(|(_, o)| **o == PageOutcome::Moved).for_each(|(page, _)| moved[index(page)] = true);
-                    if outcomes.kept(KeptReason::Raced).is_zero() {
+                    if PASSING.iter().all(|reason| outcomes.kept(*reason).is_zero()) {
                         break;
                     }
+                    hetmem_sys::thread::yield_now();
                 }
             }
         });

@@ -25,7 +25,7 @@ use rustix::fs::OFlags;
 
 use crate::descriptors::{self, Identity};
 use crate::file::{Devices, OpenFile, is_managed_already, refused};
-use crate::stacks::{self, Stacks};
+use crate::stacks;
 
 /// The process that this memory belongs to. A child of `vfork` shares it, and is another.
 static PROCESS: AtomicU32 = AtomicU32::new(0);
@@ -205,7 +205,6 @@ fn release_closed(open: &mut Open) {
 /// What is held over a fork.
 struct Held {
     gate: MutexGuard<'static, Gate>,
-    stacks: MutexGuard<'static, Stacks>,
     _blocked: Blocked,
 }
 
@@ -230,7 +229,7 @@ pub(crate) extern "C" fn before_fork() {
         // What stays away although everybody is outside is served by the fork's event, where the privilege for that is there.
         let _ = devices.runtime.bring_home();
     }
-    *lock(&HELD) = Some(Held { gate, stacks: stacks::hold(), _blocked: blocked });
+    *lock(&HELD) = Some(Held { gate, _blocked: blocked });
 }
 
 /// In the parent, after a fork or an attempt at one.
@@ -255,6 +254,7 @@ pub(crate) extern "C" fn in_child() {
     // The runtime has no thread here, and its descriptors name the parent's memory.
     #[expect(clippy::mem_forget, reason = "what ends in the parent does not end in the child")]
     std::mem::forget(std::mem::replace(&mut *open, Open { files: Vec::new(), devices: Weak::new() }));
-    stacks::keep_own(&mut held.stacks);
+    // SAFETY: as above.
+    unsafe { stacks::restart_in_child() };
     held.gate.forks = 0;
 }

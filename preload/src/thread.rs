@@ -63,7 +63,8 @@ unsafe extern "C-unwind" fn run(routine: *mut c_void) -> *mut c_void {
 }
 
 /// The calling thread's stack, with its control block.
-fn own_stack() -> Option<PageRange> {
+#[must_use]
+pub fn own_stack() -> Option<PageRange> {
     let mut attr = MaybeUninit::<libc::pthread_attr_t>::uninit();
     // SAFETY: asks nothing of the caller.
     let own = unsafe { libc::pthread_self() };

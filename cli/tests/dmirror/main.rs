@@ -18,6 +18,9 @@ use std::sync::OnceLock;
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use support::{build_library, hetmem, output, status, stderr, stdout};
 
+/// The programs of `c/`.
+const PROGRAMS: [&str; 8] = ["access", "migrate", "snapshots", "exclusive", "mappings", "files", "forks", "races"];
+
 /// A failed expectation, or what is missing for the test.
 enum Problem {
     Missing(String),
@@ -83,7 +86,7 @@ fn run(name: &str, memory_type: &str, pages: &str) -> Result<(), Problem> {
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
     let mut trials = Vec::new();
-    for name in ["access", "migrate", "snapshots", "exclusive"] {
+    for name in PROGRAMS {
         for memory_type in ["private", "coherent"] {
             for pages in ["small", "huge"] {
                 trials.push(trial(format!("{name}::{memory_type}::{pages}"), move || run(name, memory_type, pages)));
