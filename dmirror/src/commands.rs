@@ -30,11 +30,20 @@ use crate::stacks;
 const BATCH: PageCount = PageCount::new(64);
 /// How long it tries again when others change the pages.
 const PATIENCE: Duration = Duration::from_secs(1);
-/// Why pages stay that may go the next time: others change them, or the kernel has them in its hands for a moment.
-const PASSING: [KeptReason; 5] =
-    [KeptReason::Raced, KeptReason::Occupied, KeptReason::NoMemory, KeptReason::Shared, KeptReason::Pinned];
+/// Why pages stay that may go the next time: others change them, or the kernel has them in its hands for a moment. A hole that was filled is a page on which
+/// the kernel works.
+const PASSING: [KeptReason; 6] = [
+    KeptReason::Raced,
+    KeptReason::Occupied,
+    KeptReason::NoMemory,
+    KeptReason::Shared,
+    KeptReason::Pinned,
+    KeptReason::Hole,
+];
 /// How often such pages are asked to migrate again.
-const TRIES: usize = 20;
+const TRIES: usize = 100;
+/// How long to wait before, in nanoseconds.
+const BACKOFF: u32 = 50_000;
 /// How often a device fault may leave nothing in the table.
 const FRUITLESS: u32 = 1000;
 
@@ -134,7 +143,9 @@ impl OpenFile {
                     Request { target: Target::Device(self.device), select: Select::SYSTEM, owner: Some(self.owner) };
                 let migrate = || {
                     self.fill_holes(run)?;
-                    Ok(self.migrate(run, request))
+                    let migrated = self.migrate(run, request);
+                    self.make_writable(&migrated);
+                    Ok(migrated)
                 };
                 let migrated = if part.perms.contains(Perms::WRITE) {
                     migrate()?
@@ -143,7 +154,10 @@ impl OpenFile {
                     let Ok(migrated) = unprotected(run, part.perms, migrate) else { continue };
                     migrated?
                 };
-                self.enter(&migrated, true)?;
+                for arrived in migrated.arrived() {
+                    self.accelerator.fault_range(arrived, Want::Snapshot, PATIENCE).map_err(errno_of)?;
+                }
+                self.enter_again(&migrated);
             }
         }
         Ok(())
@@ -172,10 +186,21 @@ impl OpenFile {
             for run in self.not_exclusive(part.range) {
                 let migrated = self.migrate(run, request);
                 command.cpages += migrated.moved.iter().filter(|moved| **moved).count() as u64;
-                self.enter(&migrated, false)?;
+                self.enter_again(&migrated);
             }
         }
         whole
+    }
+
+    /// Where the kernel divides a huge page it puts the zero page in place of pages that hold zeros, and moves that. In a coherent device's place it
+    /// becomes a page by a write, as the device's pages are to be written.
+    fn make_writable(&self, migrated: &Migrated) {
+        if self.kind == Select::DEVICE_COHERENT {
+            for run in migrated.arrived() {
+                // What can't be written now stays the zero page until it is.
+                let _ = populate_write(run);
+            }
+        }
     }
 
     /// The pages of `range` but those that are held exclusively, which are none to a migration.
@@ -203,25 +228,19 @@ impl OpenFile {
                     if PASSING.iter().all(|reason| outcomes.kept(*reason).is_zero()) {
                         break;
                     }
-                    hetmem_sys::thread::yield_now();
+                    hetmem_sys::thread::backoff_sleep(BACKOFF);
                 }
             }
         });
         Migrated { range, known, moved }
     }
 
-    /// Enters in the table what has `arrived`, and again what has stayed.
-    fn enter(&self, migrated: &Migrated, arrived: bool) -> Result<(), Errno> {
-        let Migrated { range, known, moved } = migrated;
-        let index = |page: VirtAddr| page.pages_since(range.start()).as_usize();
-        for run in runs(*range, |page| arrived && moved[index(page)]) {
-            self.accelerator.fault_range(run, Want::Snapshot, PATIENCE).map_err(errno_of)?;
-        }
-        for run in runs(*range, |page| known[index(page)] && !moved[index(page)]) {
-            // What can't be entered again is missing, as it is to everybody.
+    /// Enters in the table again what has stayed.
+    fn enter_again(&self, migrated: &Migrated) {
+        for run in migrated.stayed() {
+            // What can't be entered is missing, as it is to everybody.
             let _ = self.accelerator.fault_range(run, Want::Read, PATIENCE);
         }
-        Ok(())
     }
 
     fn snapshot(&self, command: &mut Command, range: PageRange) -> Result<(), Errno> {
@@ -294,6 +313,20 @@ struct Migrated {
     /// Was in the table before.
     known: Vec<bool>,
     moved: Vec<bool>,
+}
+
+impl Migrated {
+    fn index(&self, page: VirtAddr) -> usize {
+        page.pages_since(self.range.start()).as_usize()
+    }
+
+    fn arrived(&self) -> Vec<PageRange> {
+        runs(self.range, |page| self.moved[self.index(page)])
+    }
+
+    fn stayed(&self) -> Vec<PageRange> {
+        runs(self.range, |page| self.known[self.index(page)] && !self.moved[self.index(page)])
+    }
 }
 
 /// Runs `change` while `range` may be written, as pages are moved out of such mappings only.

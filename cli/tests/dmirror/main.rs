@@ -11,11 +11,14 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::sync::OnceLock;
 
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
+use rustix::io::Errno;
 use support::{build_library, hetmem, output, status, stderr, stdout};
 
 /// The programs of `c/`.
@@ -83,9 +86,52 @@ fn run(name: &str, memory_type: &str, pages: &str) -> Result<(), Problem> {
     if ended_well { Ok(()) } else { Err(Problem::Wrong(format!("{}\n{}{}", run.status, stdout(&run), stderr(&run)))) }
 }
 
+/// The device is refused to the program that `change` sets up, with this error and a line that has these words.
+fn refused(errno: Errno, words: &[&str], change: impl FnOnce(&mut Command)) -> Result<(), Problem> {
+    let program = compiled("refused")?;
+    // A place that everybody may enter: the target folder may lie in a home.
+    let dir = tempfile::tempdir().map_err(|error| Problem::Wrong(error.to_string()))?;
+    let wrong = |error: std::io::Error| Problem::Wrong(error.to_string());
+    std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755)).map_err(wrong)?;
+    for file in [program.as_path(), library()] {
+        // By another process: a child of this one that holds the copy open for writing would make its execution fail.
+        let copied = Command::new("cp").arg(file).arg(dir.path()).status().map_err(wrong)?;
+        assert!(copied.success(), "cp: {copied}");
+    }
+    let mut command = Command::new(dir.path().join("dmirror-refused"));
+    command.arg(errno.raw_os_error().to_string()).env_remove("HETMEM_AGENT");
+    command.env("LD_PRELOAD", dir.path().join("libhetmem_dmirror.so"));
+    change(&mut command);
+    let run = output(&mut command);
+    let told = stderr(&run);
+    let holds = run.status.success() && told.lines().count() == 1 && words.iter().all(|word| told.contains(word));
+    if holds { Ok(()) } else { Err(Problem::Wrong(format!("{}\n{told}", run.status))) }
+}
+
+fn without_permission() -> Result<(), Problem> {
+    const NOBODY: u32 = 65534;
+    let denied = std::fs::read_to_string("/proc/sys/vm/unprivileged_userfaultfd").is_ok_and(|text| text.trim() == "0");
+    let node = std::fs::metadata("/dev/userfaultfd").map_or(0, |node| node.permissions().mode());
+    if !rustix::process::geteuid().is_root() || !denied || node & 0o6 != 0 {
+        return Err(Problem::Missing("not root, or userfaultfd is permitted to everybody".to_owned()));
+    }
+    refused(Errno::PERM, &["/dev/hmm_dmirror0", "vm.unprivileged_userfaultfd", "/dev/userfaultfd"], |command| {
+        command.current_dir("/").uid(NOBODY).gid(NOBODY);
+    })
+}
+
+fn under_run() -> Result<(), Problem> {
+    refused(Errno::BUSY, &["hetmem run"], |command| {
+        command.env("HETMEM_AGENT", "{}");
+    })
+}
+
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
-    let mut trials = Vec::new();
+    let mut trials = vec![
+        trial("without_permission_an_open_says_what_would_help".to_owned(), without_permission),
+        trial("under_hetmem_run_there_is_no_second_manager".to_owned(), under_run),
+    ];
     for name in PROGRAMS {
         for memory_type in ["private", "coherent"] {
             for pages in ["small", "huge"] {

@@ -109,10 +109,13 @@ fn closing<R>(may_be_a_devices: impl FnOnce() -> bool, close: impl FnOnce() -> R
     if !process::is_active() || !may_be_a_devices() {
         return close();
     }
-    transparently(close, |close| match process::enter() {
-        Some(inside) => inside.closing(close),
-        None => close(),
-    })
+    transparently(
+        |_| close(),
+        |close| match process::enter() {
+            Some(inside) => inside.closing(|| close(None)),
+            None => close(None),
+        },
+    )
 }
 
 fn may_be_a_devices(fd: c_int) -> bool {

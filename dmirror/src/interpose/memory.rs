@@ -18,6 +18,8 @@ use crate::file::Devices;
 use crate::mappings::NAME;
 use crate::{descriptors, process};
 
+use super::transparently;
+
 /// Held shared by who changes mappings, and alone by who changes them for a moment and back.
 static CHANGES: RwLock<()> = RwLock::new(());
 
@@ -36,17 +38,7 @@ fn announced_to<R>(ranges: [Option<PageRange>; 2], event: Event, change: impl Fn
     if !process::is_active() {
         return change(None);
     }
-    let (before, mut after) = (errno(), errno());
-    let change = |devices: Option<&Devices>| {
-        set_errno(before);
-        let result = change(devices);
-        after = errno();
-        result
-    };
-    let result = within(ranges, event, change);
-    // What was done around the system call must not change what the program learns of it.
-    set_errno(after);
-    result
+    transparently(change, |change| within(ranges, event, change))
 }
 
 fn within<R>(ranges: [Option<PageRange>; 2], event: Event, change: impl FnOnce(Option<&Devices>) -> R) -> R {

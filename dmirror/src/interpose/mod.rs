@@ -12,14 +12,19 @@ mod process;
 
 use hetmem_preload::errno::{errno, set_errno};
 
-/// Runs `with`, which makes `call`, so that `errno` is afterwards as if only `call` had been made.
-fn transparently<R>(call: impl FnOnce() -> R, with: impl FnOnce(&mut dyn FnMut() -> R) -> R) -> R {
+use crate::file::Devices;
+
+/// Runs `with`, which makes `call` once, so that `errno` is afterwards as if only `call` had been made.
+fn transparently<R>(
+    call: impl FnOnce(Option<&Devices>) -> R,
+    with: impl FnOnce(&mut dyn FnMut(Option<&Devices>) -> R) -> R,
+) -> R {
     let (before, mut after) = (errno(), errno());
     let mut call = Some(call);
-    let result = with(&mut || {
+    let result = with(&mut |devices| {
         let call = call.take().expect("it is made once");
         set_errno(before);
-        let result = call();
+        let result = call(devices);
         after = errno();
         result
     });

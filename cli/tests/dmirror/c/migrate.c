@@ -193,6 +193,31 @@ static void the_last_close_brings_pages_home(int other)
     free(out);
 }
 
+/* A coherent device has one chunk of 256 MiB. */
+static void what_does_not_fit_stays(int fd)
+{
+    size_t fits = ((size_t)256 << 20) / PAGE, pages = fits + 100;
+    unsigned char *at = memory(&setting, pages), *out = malloc(pages * PAGE), *states = malloc(pages);
+    for (size_t i = 0; i < pages; i++) {
+        at[i * PAGE] = byte(i, 9);
+    }
+    REFUSES(fd, TO_DEVICE, at, pages, out, ENOENT);
+    DOES(fd, SNAPSHOT, at, pages, states, 0);
+    size_t there = 0;
+    for (size_t i = 0; i < pages; i++) {
+        there += (states[i] & ~P_WRITE) == P_COHERENT_LOCAL;
+    }
+    EQUAL(there, fits);
+    DOES(fd, READ, at, pages, out, 1);
+    for (size_t i = 0; i < pages; i++) {
+        EQUAL(out[i * PAGE], byte(i, 9));
+        EQUAL(at[i * PAGE], byte(i, 9));
+    }
+    munmap(at, pages * PAGE);
+    free(out);
+    free(states);
+}
+
 int main(int argc, char **argv)
 {
     setting = begin(argc, argv);
@@ -204,6 +229,9 @@ int main(int argc, char **argv)
     what_does_not_migrate(fd);
     two_devices(fd, other);
     release(fd);
+    if (setting.coherent) {
+        what_does_not_fit_stays(fd);
+    }
     EQUAL(close(fd), 0);
     the_last_close_brings_pages_home(other);
     return end();
