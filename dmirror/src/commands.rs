@@ -22,7 +22,7 @@ use rustix::mm::MprotectFlags;
 use crate::abi::{self, Command, Operation};
 use crate::file::OpenFile;
 use crate::interpose;
-use crate::mappings::{Part, is_of_the_kernel, migratable};
+use crate::mappings::{Part, is_of_the_kernel, migratable, own_variables};
 use crate::memory::{bounce, copy_in, copy_out};
 use crate::stacks;
 
@@ -296,6 +296,7 @@ impl OpenFile {
         let runtime = &self.devices.runtime;
         let mut alone: Vec<PageRange> = set_aside().collect();
         alone.extend(stacks::living());
+        alone.extend(own_variables());
         let _adopting = lock(&self.devices.adopting);
         let found = eligible(range, needs, &alone);
         for part in found.iter().flat_map(|part| runtime.unmanaged(*part)) {

@@ -1,6 +1,8 @@
 //! What the driver asks of the program's mappings before it migrates.
 
-use hetmem::mappings::visit;
+use std::sync::OnceLock;
+
+use hetmem::mappings::{behind_files, visit};
 use hetmem_core::units::{PageRange, VirtAddr};
 use hetmem_sys::errno::Errno;
 use hetmem_sys::maps::{Mapping, Perms};
@@ -30,6 +32,21 @@ pub(crate) fn migratable(range: PageRange) -> (Vec<Part>, Result<(), Errno>) {
         }
     });
     (parts, if at == range.end() { Ok(()) } else { Err(Errno::INVAL) })
+}
+
+/// This library's variables, which are its code's own, the fault path's too.
+pub(crate) fn own_variables() -> &'static [PageRange] {
+    static FOUND: OnceLock<Vec<PageRange>> = OnceLock::new();
+    FOUND.get_or_init(|| {
+        let code = VirtAddr::new((own_variables as *const ()).addr() as u64);
+        let mut library = Vec::new();
+        visit(|mapping| {
+            if mapping.range.contains(code.page_down()) {
+                library = mapping.name.to_vec();
+            }
+        });
+        behind_files(|file, _| file.name == library)
+    })
 }
 
 /// Whether the kernel would migrate nothing of the mapping, and refuse to be asked (`VM_SPECIAL`, hugetlb, DAX).

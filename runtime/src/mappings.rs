@@ -39,14 +39,28 @@ pub(crate) fn mappings_in(extent: PageRange) -> Vec<(PageRange, bool)> {
     found
 }
 
-/// The program's private anonymous memory in `within` that allows `needs`, without what is to be left `alone`, in order of address.
-///
-/// The main stack is left out (the kernel reads arguments and environment there for others), and so are the variables of libraries (the C
-/// library's are used by hetmem's threads too, and hetmem's own by the fault path).
+/// The program's private anonymous memory in `within` that allows `needs`, without what is to be left `alone`, in order of address. The main stack is left
+/// out: the kernel reads arguments and environment there for others.
 #[must_use]
 pub fn eligible(within: PageRange, needs: Perms, alone: &[PageRange]) -> Vec<PageRange> {
     let mut found = Vec::new();
-    let mut last_file: Option<(VirtAddr, bool)> = None;
+    visit(|mapping| {
+        if is_private_anonymous(mapping)
+            && mapping.perms.contains(needs)
+            && let Some(part) = mapping.range.intersect(within)
+        {
+            subtract(part, alone, &mut found);
+        }
+    });
+    found
+}
+
+/// The anonymous memory right behind mappings of files that are `chosen`: the variables that a library has no bytes for in its file, or what else happens
+/// to be there. `chosen` is told whether the file is the program's own.
+#[must_use]
+pub fn behind_files(chosen: impl Fn(&Mapping<'_>, bool) -> bool) -> Vec<PageRange> {
+    let mut found = Vec::new();
+    let mut last: Option<VirtAddr> = None;
     let mut program = Vec::new();
     visit(|mapping| {
         if mapping.inode != 0 {
@@ -54,20 +68,10 @@ pub fn eligible(within: PageRange, needs: Perms, alone: &[PageRange]) -> Vec<Pag
                 // The first mapping of a file is the program's own: position-independent or not, it is lowest.
                 program = mapping.name.to_vec();
             }
-            last_file = Some((mapping.range.end(), mapping.name == program));
-            return;
-        }
-        // Anonymous memory right behind a file's is the variables that the file has no bytes for.
-        let behind = last_file.filter(|(end, _)| *end == mapping.range.start());
-        if behind.is_some_and(|(_, of_program)| !of_program) {
-            last_file = Some((mapping.range.end(), false));
-            return;
-        }
-        if !is_private_anonymous(mapping) || !mapping.perms.contains(needs) {
-            return;
-        }
-        if let Some(part) = mapping.range.intersect(within) {
-            subtract(part, alone, &mut found);
+            last = chosen(mapping, mapping.name == program).then_some(mapping.range.end());
+        } else if last == Some(mapping.range.start()) {
+            last = Some(mapping.range.end());
+            found.push(mapping.range);
         }
     });
     found

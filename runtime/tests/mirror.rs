@@ -257,3 +257,24 @@ fn the_end_of_the_runtime_is_the_last_event() {
     drop(runtime);
     assert_eq!(told().last(), Some(&(range, Event::Release)));
 }
+
+#[test]
+fn what_a_runtime_has_let_go_of_is_nobodys() {
+    use hetmem_sys::uffd::{Access, Features, Mode, Userfaultfd};
+
+    let runtime = runtime();
+    let memory = Raw::anonymous(4);
+    memory.fill();
+    // Whoever mirrors it, and goes on doing so.
+    let _subscription = runtime.subscribe(PageRange::ALL, |notice| notice.set_seq()).unwrap();
+    // SAFETY: the test's own memory, which no system call is given.
+    unsafe { runtime.adopt(memory.range(), FaultPath::Thread) }.unwrap();
+    assert_eq!(runtime.unmanaged(memory.range()), []);
+    assert_eq!(runtime.migrate(memory.range(), to(PRIVATE)).moved().get(), 4);
+    assert_eq!(runtime.bring_home().map_err(|error| error.to_string()), Ok(()));
+    assert_eq!(runtime.residency(memory.range()), [Residency::System; 4]);
+    runtime.release(memory.range()).unwrap();
+    assert_eq!(runtime.unmanaged(memory.range()), [memory.range()]);
+    let other = Userfaultfd::open(Features::NONE, Access::Full).unwrap();
+    assert_eq!(other.register(memory.range(), Mode::MISSING), Ok(()));
+}

@@ -1,6 +1,6 @@
 //! Which of the program's memory is managed: its private anonymous mappings, read and written.
 //!
-//! Left alone are hetmem's own arenas, and what [`mappings::eligible`] leaves out.
+//! Left alone are hetmem's own arenas, the main stack, and the variables of libraries (the C library's are used by the agent's threads too).
 
 use hetmem_core::port::FaultPath;
 use hetmem_core::range_map::RangeMap;
@@ -18,6 +18,7 @@ pub(super) fn refresh(inner: &Inner) -> Vec<PageRange> {
     let space = &inner.engine.space;
     let mut alone: Vec<PageRange> = set_aside().collect();
     alone.extend(space.exclusions());
+    alone.extend(mappings::behind_files(|_, of_program| !of_program));
     let found = mappings::eligible(PageRange::ALL, Perms::READ | Perms::WRITE, &alone);
     let mut known = RangeMap::default();
     for (range, region) in space.regions() {

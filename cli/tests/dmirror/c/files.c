@@ -177,6 +177,44 @@ static void memory_of_files(int fd)
     free(out);
 }
 
+/* Memory beside a file's is memory like any other. */
+static void memory_beside_a_file(int fd)
+{
+    unsigned char *out = buffer(PAGES);
+    int file = memfd_create("beside", 0);
+    EQUAL(ftruncate(file, PAGE), 0);
+    unsigned char *at = map(PAGES + 2, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1);
+    EXPECT(mmap(at, PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_FIXED, file, 0) == at);
+    EXPECT(mmap(at + (PAGES + 1) * PAGE, PAGE, PROT_READ, MAP_PRIVATE | MAP_FIXED, file, 0) == at + (PAGES + 1) * PAGE);
+    EQUAL(mprotect(at + PAGE, PAGES * PAGE, PROT_READ | PROT_WRITE), 0);
+    fill(at + PAGE, PAGES, 8);
+    DOES(fd, TO_DEVICE, at + PAGE, (size_t)PAGES, out, 0);
+    holds(out, PAGES, 8);
+    /* With the file's it does not, as that has no page of its own. */
+    EXPECT(*(volatile unsigned char *)at == 0);
+    REFUSES(fd, TO_DEVICE, at, PAGES + 1, out, ENOENT);
+    holds(at + PAGE, PAGES, 8);
+    munmap(at, (PAGES + 2) * PAGE);
+    close(file);
+    free(out);
+}
+
+/* Variables of the program. */
+static unsigned char variables[64 * 4096] __attribute__((aligned(4096)));
+
+static void variables_migrate(int fd)
+{
+    unsigned char *out = buffer(64), states[64];
+    fill(variables, 64, 9);
+    DOES(fd, TO_DEVICE, variables, (size_t)64, out, 0);
+    holds(out, 64, 9);
+    DOES(fd, SNAPSHOT, variables, (size_t)64, states, 0);
+    EQUAL(states[63], P_WRITE | (setting.coherent ? P_COHERENT_LOCAL : P_PRIVATE_LOCAL));
+    holds(variables, 64, 9);
+    EQUAL(ask(fd, TO_SYSTEM, variables, 64, NULL, NULL), 0);
+    free(out);
+}
+
 int main(int argc, char **argv)
 {
     setting = begin(argc, argv);
@@ -185,5 +223,7 @@ int main(int argc, char **argv)
     int fd = open_device(setting.first);
     memory_of_the_device(fd);
     memory_of_files(fd);
+    memory_beside_a_file(fd);
+    variables_migrate(fd);
     return end();
 }
