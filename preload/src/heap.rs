@@ -4,7 +4,7 @@
 //! The algorithm is `dlmalloc`'s; its memory comes from one arena. A forked child leaves what its parent used as it is, as a thread
 //! that the child does not have may have been half-way through a change, and goes on in the rest of the arena.
 //!
-//! *Limits:* the arena's size, [`CAPACITY`] of address space, or what `RLIMIT_AS` leaves of it; one heap for each library.
+//! *Limits:* the arena's size, 4 GiB of address space, or what `RLIMIT_AS` leaves of it; one heap for each library.
 #![expect(unsafe_code, reason = "implements GlobalAlloc")]
 
 use std::alloc::{GlobalAlloc, Layout};
