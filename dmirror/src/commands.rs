@@ -266,6 +266,8 @@ impl OpenFile {
         let access = if page.is_writable() { abi::PROT_WRITE } else { abi::PROT_READ };
         let [pmd, pud] = abi::ORDERS;
         let size = match page.order() {
+            // A device's pages are small. Where ordinary memory plays the device, the kernel may have made a huge page of them behind its back.
+            _ if matches!(place, Place::Device(_)) => 0,
             order if order == pmd => abi::PROT_PMD,
             order if order == pud => abi::PROT_PUD,
             _ => 0,
