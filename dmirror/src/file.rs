@@ -33,7 +33,7 @@ pub(crate) struct Devices {
 impl Devices {
     /// Starts the runtime.
     pub(crate) fn start() -> Result<Arc<Self>, Error> {
-        let mut builder = Runtime::builder().single_faults();
+        let mut builder = Runtime::builder().single_faults().own_allocator();
         for minor in 0..DEVICES {
             let (memory_type, size) = match minor {
                 0 | 1 => (MemoryType::DevicePrivate, PRIVATE_SIZE),

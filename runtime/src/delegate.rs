@@ -37,6 +37,11 @@ impl Delegated {
             .places
             .iter()
             .find(|place| place.compare_exchange(0, addr.get(), Ordering::SeqCst, Ordering::SeqCst).is_ok());
+        self.wake();
+    }
+
+    /// Has the handler thread look around.
+    pub(crate) fn wake(&self) {
         // A counter that is full is readable, which is all that it is for.
         let _ = rustix::io::write(&self.posted, &1u64.to_ne_bytes());
     }

@@ -14,6 +14,7 @@ use hetmem_sys::mapping::{Arena, ArenaOptions, HugePages, OnFork};
 
 use crate::delegate::Delegated;
 use crate::error::Error;
+use crate::forks::Forks;
 use crate::host::{Contexts, UserMemory};
 use crate::service::MEMORY_PATIENCE;
 
@@ -24,6 +25,9 @@ const TRANSIT: PageCount = PageCount::new(64 * BLOCK_PAGES);
 pub(crate) struct Inner {
     pub(crate) engine: Engine<UserMemory>,
     pub(crate) delegated: Delegated,
+    pub(crate) forks: Forks,
+    /// The process whose memory it is.
+    process: u32,
     /// The pool's memory, which lives as long as the engine that uses it.
     _pool_arena: Arena,
 }
@@ -56,7 +60,13 @@ impl Inner {
         }
         let pool = SystemPool::new(pool_arena.range().start(), capacity, stock);
         let engine = Engine::new(host, devices, pool, counters);
-        Ok(Self { engine, delegated: Delegated::new()?, _pool_arena: pool_arena })
+        Ok(Self {
+            engine,
+            delegated: Delegated::new()?,
+            forks: Forks::default(),
+            process: std::process::id(),
+            _pool_arena: pool_arena,
+        })
     }
 
     /// The extents that must be trapped for `range`: every region that overlaps it, joined with the neighbours that touch it, as
@@ -77,8 +87,17 @@ impl Inner {
         extents
     }
 
+    /// Whether the caller is not a forked child, whose descriptors name the parent's memory, and which has no handler thread.
+    pub(crate) fn is_of_this_process(&self) -> bool {
+        self.process == std::process::id()
+    }
+
     /// Migrates what `request` selects of `ranges`; the outcomes are those of all pages, in order.
     pub(crate) fn migrate(&self, ranges: &[PageRange], request: Request) -> Vec<Outcomes> {
+        if !self.is_of_this_process() {
+            let unmanaged = |range: &PageRange| Outcomes::all_kept(range.pages(), KeptReason::Unmanaged);
+            return ranges.iter().map(unmanaged).collect();
+        }
         let mut extents: Vec<(PageRange, FaultPath)> = Vec::new();
         if let (Some(first), Some(last)) =
             (ranges.iter().map(|r| r.start()).min(), ranges.iter().map(|r| r.end()).max())

@@ -6,6 +6,7 @@ mod delegate;
 mod error;
 mod evict;
 mod fast;
+mod forks;
 mod host;
 mod inner;
 pub mod mappings;

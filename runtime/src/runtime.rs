@@ -26,7 +26,7 @@ use crate::error::Error;
 use crate::host::Contexts;
 use crate::inner::Inner;
 use crate::service::MEMORY_PATIENCE;
-use crate::{fast, service};
+use crate::{fast, forks, service};
 
 /// What is known of the use of a range, for [`Runtime::advise`].
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -49,6 +49,7 @@ pub struct Builder {
     stock: Option<ByteLen>,
     sigbus: bool,
     single_faults: bool,
+    own_allocator: bool,
 }
 
 impl Builder {
@@ -82,6 +83,15 @@ impl Builder {
         self
     }
 
+    /// Says that hetmem does not allocate from the C library's heap, but from one that no fork locks (a `#[global_allocator]` of the library that
+    /// hetmem is a part of). Otherwise the runtime stands still during each fork by the C library, as the heap does, and a handler of
+    /// `pthread_atfork` may ask nothing of it but [`Runtime::bring_home`].
+    #[must_use]
+    pub fn own_allocator(mut self) -> Self {
+        self.own_allocator = true;
+        self
+    }
+
     /// Starts the runtime and its handler thread.
     ///
     /// # Errors
@@ -99,7 +109,11 @@ impl Builder {
         let mut inner = Inner::new(contexts, devices, stock, counters, print_fatal)
             .map_err(|errno| Error::os("the runtime's memory can't be set up", errno))?;
         inner.engine.fault_around = !self.single_faults;
-        Runtime::start(Arc::new(inner), self.sigbus)
+        let inner = Arc::new(inner);
+        if inner.engine.host.contexts.fork_events && !self.own_allocator {
+            forks::expect(&inner)?;
+        }
+        Runtime::start(inner, self.sigbus)
     }
 }
 
@@ -173,7 +187,10 @@ impl Runtime {
         let service = std::thread::Builder::new()
             .name("hetmem".to_owned())
             .spawn(move || service::run(&shared, &stopped))
-            .map_err(|error| Error::os("the handler thread can't be started", errno_of(&error)))?;
+            .map_err(|error| {
+                inner.forks.end();
+                Error::os("the handler thread can't be started", errno_of(&error))
+            })?;
         // A beginning thread allocates, until `service::run` says otherwise, and a fork keeps it from that: the fork would wait for this thread to
         // read its event, and this thread for the C library's heap.
         while inner.engine.host.events.count() == before {
@@ -276,13 +293,19 @@ impl Runtime {
     ///
     /// If a page could not come home.
     pub fn bring_home(&self) -> Result<(), Error> {
-        for _ in 0..HOME_TRIES {
-            if self.inner.engine.bring_all_home().is_zero() {
-                self.inner.release_idle();
-                return Ok(());
-            }
-            // Others are at work on it: a touch, an event.
-            self.inner.engine.host.await_events();
+        let come = || {
+            (0..HOME_TRIES).any(|_| {
+                let home = self.inner.engine.bring_all_home().is_zero();
+                if !home {
+                    // Others are at work on it: a touch, an event.
+                    self.inner.engine.host.await_events();
+                }
+                home
+            })
+        };
+        if forks::unparked(&self.inner, come) {
+            self.inner.release_idle();
+            return Ok(());
         }
         Err(Error::invalid("pages could not come home; they are in use all the time"))
     }
@@ -363,6 +386,11 @@ impl Runtime {
 }
 
 fn release(inner: &Inner, range: PageRange) -> Result<(), Error> {
+    if !inner.is_of_this_process() {
+        return Err(Error::invalid(format!(
+            "{range} is managed by the runtime of the process that this one was forked from"
+        )));
+    }
     let space = &inner.engine.space;
     space.change_region(range, |region| region.pinned = false);
     let start = Instant::now();
@@ -411,6 +439,10 @@ fn errno_of(error: &std::io::Error) -> hetmem_sys::errno::Errno {
 
 impl Drop for Runtime {
     fn drop(&mut self) {
+        if !self.inner.is_of_this_process() {
+            // What ends here goes on in the parent.
+            return;
+        }
         drop(self.inner.engine.notifiers.start(PageRange::ALL, Event::Release, true));
         let regions: Vec<PageRange> = self.inner.engine.space.regions().into_iter().map(|(range, _)| range).collect();
         for range in regions {
@@ -476,6 +508,9 @@ impl Mapping {
 impl Drop for Mapping {
     fn drop(&mut self) {
         let range = self.range();
+        if !self.inner.is_of_this_process() {
+            return;
+        }
         // A page that can't come home still has its slot, which lets go of the frame below.
         let _ = release(&self.inner, range);
         {

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use hetmem_core::fault::FaultResolution;
 use hetmem_core::port::{FaultPath, Host};
+use hetmem_core::space::Events;
 use hetmem_core::stats::Counters;
 use hetmem_core::units::{PageCount, PageRange, VirtAddr};
 use hetmem_sys::errno::Errno;
@@ -22,6 +23,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::Ordering::Relaxed;
 
 use crate::delegate::Delegated;
+use crate::forks;
 use crate::inner::Inner;
 
 /// How long a fault may wait for memory before the program is stopped.
@@ -43,9 +45,14 @@ pub(crate) fn run(inner: &Inner, stop: &OwnedFd) {
     let mut buffer = EventBuffer::new();
     let mut queue: Vec<Fault> = Vec::with_capacity(256);
     let mut later: Vec<Fault> = Vec::with_capacity(256);
+    let mut room = Vec::new();
     // Whoever started this thread may fork from here on: it can read the fork's event.
     inner.engine.host.events.advance();
     loop {
+        // After whatever has cleared the descriptor that is written to when one begins, and before the next wait for that.
+        if inner.forks.are_under_way() {
+            park(inner, &mut room, &mut queue);
+        }
         let timeout = if queue.is_empty() { None } else { Some(&RETRY_AFTER) };
         let Woken { asked_to_stop, delegated } = wait(inner, stop, timeout);
         for (uffd, path) in inner.engine.host.program_contexts() {
@@ -63,6 +70,7 @@ pub(crate) fn run(inner: &Inner, stop: &OwnedFd) {
             hetmem_sys::thread::yield_now();
         }
         if asked_to_stop && queue.is_empty() {
+            inner.forks.end();
             return;
         }
     }
@@ -81,25 +89,38 @@ fn wait(inner: &Inner, stop: &OwnedFd, timeout: Option<&Timespec>) -> Woken {
     let mut fds = [
         PollFd::new(&contexts.thread, PollFlags::IN),
         PollFd::from_borrowed_fd(stop.as_fd(), PollFlags::IN),
-        PollFd::new(second, PollFlags::IN),
         PollFd::new(&inner.delegated.posted, PollFlags::IN),
+        PollFd::new(second, PollFlags::IN),
     ];
-    // Only what is served by SIGBUS is left to this thread.
-    let n = if contexts.sigbus.is_some() { 4 } else { 2 };
+    let n = if contexts.sigbus.is_some() { 4 } else { 3 };
     // After an error nothing is said to be readable.
     let _ = poll(&mut fds[..n], timeout);
-    let [_, stop, _, delegated] = fds.map(|fd| fd.revents().contains(PollFlags::IN));
+    let [_, stop, delegated, _] = fds.map(|fd| fd.revents().contains(PollFlags::IN));
     Woken { asked_to_stop: stop, delegated }
 }
 
 /// Reads what is there, applies events, and queues faults.
 fn read(inner: &Inner, uffd: &Userfaultfd, path: FaultPath, buffer: &mut EventBuffer, queue: &mut Vec<Fault>) {
-    let engine = &inner.engine;
-    let events = engine.space.gate.events();
-    let Ok(count) = uffd.read_events(buffer) else { return };
-    if count == 0 {
+    let events = inner.engine.space.gate.events();
+    if !matches!(uffd.read_events(buffer), Ok(1..)) {
         return;
     }
+    let changed = apply(inner, &events, path, buffer, queue);
+    drop(events);
+    if changed {
+        inner.engine.host.events.advance();
+    }
+}
+
+/// Applies what was read, and queues faults. Says whether the program has changed anything.
+fn apply(
+    inner: &Inner,
+    events: &Events<'_>,
+    path: FaultPath,
+    buffer: &mut EventBuffer,
+    queue: &mut Vec<Fault>,
+) -> bool {
+    let engine = &inner.engine;
     let read_at = Instant::now();
     let mut changed = false;
     for event in buffer.take() {
@@ -109,28 +130,66 @@ fn read(inner: &Inner, uffd: &Userfaultfd, path: FaultPath, buffer: &mut EventBu
                 queue.push(Fault { addr, write_protected, path, read_at, yields: 0 });
                 continue;
             }
-            Event::Remove { range } => engine.removed(&events, range),
+            Event::Remove { range } => engine.removed(events, range),
             Event::Unmap { range } => {
-                engine.unmapped(&events, range);
+                engine.unmapped(events, range);
                 engine.host.traps.unmapped(range);
             }
             Event::Remap { from, to, len } => {
                 if let Some(from) = len.whole_pages().and_then(|pages| PageRange::new(from, pages)) {
-                    engine.remapped(&events, from, to);
+                    engine.remapped(events, from, to);
                     engine.host.traps.remapped(from, to);
                 }
             }
             Event::Fork { fd } => {
-                engine.forked(&events);
-                fill_child(inner, &events, Userfaultfd::from_fork(fd));
+                engine.forked(events);
+                fill_child(inner, events, Userfaultfd::from_fork(fd));
             }
         }
         changed = true;
     }
-    drop(events);
-    if changed {
-        engine.host.events.advance();
+    changed
+}
+
+/// While forks are under way: reads what is there, and does no more ([`crate::forks`]). Then applies it all. The gate is held alone from before the
+/// first read to the end, so that nothing is put in or taken out between an event and its effect.
+fn park(inner: &Inner, room: &mut Vec<(EventBuffer, FaultPath)>, queue: &mut Vec<Fault>) {
+    room.resize_with(forks::ROOM, || (EventBuffer::new(), FaultPath::Thread));
+    let contexts = &inner.engine.host.contexts;
+    let second = contexts.sigbus.as_ref().unwrap_or(&contexts.thread);
+    let events = inner.engine.space.gate.events();
+    inner.forks.park();
+    let mut filled = 0;
+    loop {
+        // Cleared before the look, so that no end goes unnoticed.
+        let _ = rustix::io::read(&inner.delegated.posted, &mut [0; 8]);
+        if inner.forks.unpark() {
+            break;
+        }
+        for (uffd, path) in inner.engine.host.program_contexts() {
+            while let Some((buffer, of)) = room.get_mut(filled) {
+                if !matches!(uffd.read_events(buffer), Ok(1..)) {
+                    break;
+                }
+                *of = path;
+                filled += 1;
+            }
+        }
+        let mut fds = [
+            PollFd::new(&inner.delegated.posted, PollFlags::IN),
+            PollFd::new(&contexts.thread, PollFlags::IN),
+            PollFd::new(second, PollFlags::IN),
+        ];
+        let n = if filled < room.len() { 3 } else { 1 };
+        let _ = poll(&mut fds[..n], None);
     }
+    for (buffer, path) in &mut room[..filled] {
+        apply(inner, &events, *path, buffer, queue);
+    }
+    drop(events);
+    inner.engine.host.events.advance();
+    // Somebody else may have posted meanwhile.
+    inner.delegated.wake();
 }
 
 /// Serves one fault; hands it back if it must wait.
@@ -163,7 +222,7 @@ pub(crate) fn record_latency(counters: &Counters, since: Instant) {
 /// Gives a child that was forked unannounced all that its parent had away at that moment: otherwise it would read zeros. The
 /// parent can't change those pages meanwhile: they are missing, and this thread is the one that would bring them home.
 #[expect(unsafe_code, reason = "copies pages into another process")]
-fn fill_child(inner: &Inner, events: &hetmem_core::space::Events<'_>, child: Userfaultfd) {
+fn fill_child(inner: &Inner, events: &Events<'_>, child: Userfaultfd) {
     let copy = |range: PageRange, from: VirtAddr| {
         loop {
             // SAFETY: the child's page is a hole where the parent's page is away, and holds the same bytes afterwards; the source is a

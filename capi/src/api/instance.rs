@@ -43,7 +43,7 @@ impl Instance {
             ));
         }
         notice_forks()?;
-        let mut builder = Runtime::builder();
+        let mut builder = Runtime::builder().own_allocator();
         for device in &config.devices {
             builder = builder.device(device.clone());
         }

@@ -31,10 +31,15 @@ pub(crate) fn fill(mapping: &Mapping) {
     mapping.words().chunks(512).enumerate().for_each(|(i, page)| page[i % 512].store(content(i), Relaxed));
 }
 
-pub(crate) fn verify(mapping: &Mapping) {
+/// The first page that is not what [`fill`] wrote.
+pub(crate) fn wrong_page(mapping: &Mapping) -> Option<usize> {
     use std::sync::atomic::Ordering::Relaxed;
-    let found = mapping.words().chunks(512).enumerate().find(|(i, page)| page[i % 512].load(Relaxed) != content(*i));
-    assert!(found.is_none(), "page {} is not what was written", found.unwrap().0);
+    let mut pages = mapping.words().chunks(512).enumerate();
+    pages.find(|(i, page)| page[i % 512].load(Relaxed) != content(*i)).map(|(i, _)| i)
+}
+
+pub(crate) fn verify(mapping: &Mapping) {
+    assert_eq!(wrong_page(mapping), None, "a page is not what was written");
 }
 
 /// Memory that hetmem knows nothing of.
