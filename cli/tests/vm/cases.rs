@@ -58,7 +58,11 @@ pub(crate) const DAX: &[Case] = &[
     case("pages_are_on_their_node", 200, "/tests/runtime-node 2>&1 | tee log; grep -q 'test result: ok' log"),
     case("threads", 100, "managed coherent:node=1,size=64M private:dax=/dev/dax0.0,size=64M -- threads 10"),
     case("forks", 200, "copies=yes managed coherent:node=1,size=16M private:dax=/dev/dax0.0,size=16M -- forks 2 256"),
-    case("spawns", 200, "managed coherent:node=1,size=16M private:dax=/dev/dax0.0,size=16M -- /programs/spawns 1 256"),
+    case(
+        "spawns",
+        200,
+        "copies=yes managed coherent:node=1,size=16M private:dax=/dev/dax0.0,size=16M -- /programs/spawns 1 256",
+    ),
     case(
         "pages_are_on_their_node_after_forks",
         100,
@@ -160,8 +164,12 @@ pub(crate) const KMEM: &[Case] = &[
         200,
         "/tests/device-node --ignored 2>&1 | tee log; grep -q 'test result: ok. 1 passed' log",
     ),
-    case("spawns", 200, "managed coherent:node=2,size=16M private:node=1,size=16M -- /programs/spawns 1 256"),
-    case("signals", 100, "managed coherent:node=2,size=16M private:node=1,size=16M -- signals 100"),
+    case(
+        "spawns",
+        200,
+        "copies=yes managed coherent:node=2,size=16M private:node=1,size=16M -- /programs/spawns 1 256",
+    ),
+    case("signals", 100, "copies=yes managed coherent:node=2,size=16M private:node=1,size=16M -- signals 100"),
     case("userfault", 100, "managed coherent:node=2,size=16M private:node=1,size=16M -- userfault 4"),
     case("redis", 200, "saved coherent:node=2,size=64M private:node=1,size=64M"),
     case("stress_ng", 200, "verified coherent:node=2,size=32M private:node=1,size=32M"),
