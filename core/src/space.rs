@@ -17,7 +17,7 @@
 //! gate.install(); the slot is gone: keep      let go of the gate
 //! ```
 //!
-//! *Limits:* blocks, once made, stay until the process ends (4 KiB for each 2 MiB that was ever migrated).
+//! *Limits:* a block, once made, stays as long as its memory is managed (4 KiB for each 2 MiB of which anything was migrated).
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
