@@ -321,7 +321,9 @@ enum {
     /* The kernel refuses to trap faults in, or to move, this kind of mapping. */
     HETMEM_KEPT_UNSUPPORTED = 16,
     /* The device reported an error while it copied. */
-    HETMEM_KEPT_DEVICE_ERROR = 17
+    HETMEM_KEPT_DEVICE_ERROR = 17,
+    /* Pages go there by whole blocks of 2 MiB only, and not all of this one were asked for, or could move. */
+    HETMEM_KEPT_PART_OF_BLOCK = 18
 };
 
 /* The name of an outcome, as in the statistics of `hetmem run`: "moved", "hole", ...; "unknown" for others. Static. */

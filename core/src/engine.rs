@@ -8,6 +8,7 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use crate::frame::FrameDescriptor;
 use crate::notifier::{EmptyRange, Event, Invalidation, Notice, Notifiers, Subscription};
+use crate::overlay::Overlays;
 use crate::physmap::MemoryType;
 use crate::pool::SystemPool;
 use crate::port::{Device, Host, NoBacking};
@@ -82,6 +83,8 @@ pub struct Engine<H> {
     /// Whether a touch may bring neighbours of its page along.
     pub fault_around: bool,
     devices: Vec<Box<dyn Device>>,
+    pub(crate) has_overlays: bool,
+    pub(crate) overlays: Overlays,
 }
 
 impl<H: Host> Engine<H> {
@@ -96,7 +99,9 @@ impl<H: Host> Engine<H> {
             assert_eq!(device.pagemap().device.index(), i, "a device's id is its place");
         }
         let (space, notifiers) = (Space::default(), Notifiers::default());
-        Self { host, space, pool, counters, notifiers, fault_around: true, devices }
+        let has_overlays = devices.iter().any(|device| device.overlay_start().is_some());
+        let overlays = Overlays::default();
+        Self { host, space, pool, counters, notifiers, fault_around: true, devices, has_overlays, overlays }
     }
 
     /// Subscribes `callback` to changes in `range`. On return nothing changes pages there that does not know of it.
@@ -147,7 +152,8 @@ impl<H: Host> Engine<H> {
         id != SYSTEM_POOL && self.device_of(id).pagemap().memory_type == MemoryType::DevicePrivate
     }
 
-    /// Where the frames lie in this process while the program does not map them; `None` for a private device's.
+    /// Where the frames lie in this process while the program does not map them; `None` if pages are copied to them and from them, as those of a private
+    /// device.
     pub(crate) fn address(&self, held: Held) -> Option<VirtAddr> {
         if held.device == SYSTEM_POOL {
             return Some(self.pool.address(held.run));
@@ -298,6 +304,9 @@ impl<H: Host> Engine<H> {
     pub fn check(&self) {
         self.space.check();
         self.pool.check();
+        if self.has_overlays() {
+            self.check_overlays();
+        }
         let mut held = vec![0u64; self.devices.len()];
         let mut pooled = 0;
         for (_, block) in self.space.blocks() {

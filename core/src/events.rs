@@ -14,6 +14,12 @@ use crate::units::{PageCount, PageRange, VirtAddr};
 impl<H: Host> Engine<H> {
     /// `range` was unmapped: its pages and its management are gone.
     pub fn unmapped(&self, events: &Events<'_>, range: PageRange) {
+        if self.is_own_change(range) {
+            return;
+        }
+        if self.has_overlays() {
+            self.overlays.forget(range);
+        }
         let _notice = self.notifiers.start_if_any(range, Event::Unmap, false);
         self.drop_pages(events, range);
         self.space.remove_region(range);
@@ -38,6 +44,9 @@ impl<H: Host> Engine<H> {
     /// The pages of `from` are now at `to` (`mremap`).
     pub fn remapped(&self, events: &Events<'_>, from: PageRange, to: VirtAddr) {
         let Some(target) = PageRange::new(to, from.pages()) else { return };
+        if self.is_own_change(target) {
+            return;
+        }
         let _notices = [from, target].map(|range| self.notifiers.start_if_any(range, Event::Unmap, false));
         self.drop_pages(events, target);
         for (no, block) in self.space.blocks_in(from) {

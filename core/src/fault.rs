@@ -79,8 +79,9 @@ impl<H: Host> Engine<H> {
             return zeroed.map_or_else(|| self.fault_if_told(addr, path, told), Ok);
         };
         let mut state = block.lock();
-        match state.slot(page.index_in_block()) {
-            Slot::Unmapped { busy: true, .. } => match (path, told) {
+        let slot = state.slot(page.index_in_block());
+        match slot {
+            _ if slot.is_busy() || state.exchanging => match (path, told) {
                 // Nobody waits between the start and the end of a notice.
                 (FaultPath::Thread, _) | (FaultPath::Sigbus, Some(_)) => {
                     state.note_waiter();
@@ -436,7 +437,7 @@ impl Around {
                 break;
             }
             match state.slot(index) {
-                Slot::Unmapped { frame, busy: false } if engine.is_private(frame.device) => {
+                Slot::Unmapped { frame, busy: false } if engine.address(Held::single(frame)).is_none() => {
                     this.frames[usize::from(this.len)] = frame;
                     this.len += 1;
                 }

@@ -10,6 +10,7 @@ pub mod migrate;
 pub mod mirror;
 pub mod notifier;
 pub mod outcome;
+pub mod overlay;
 pub mod physmap;
 pub mod policy;
 pub mod pool;

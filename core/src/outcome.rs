@@ -66,6 +66,8 @@ kept_reasons! {
     Unsupported = "unsupported",
     /// The device reported an error while it copied.
     DeviceError = "device_error",
+    /// Pages go there by whole blocks of 2 MiB only, and not all of this one were asked for, or could move.
+    PartOfBlock = "part_of_block",
 }
 
 /// What became of one page.

@@ -114,6 +114,25 @@ pub trait Host: Send + Sync {
     /// Whether a `MADV_DONTNEED` of `range`, announced before, is known to be over. `looks` counts the questions before.
     fn removal_is_over(&self, range: PageRange, looks: u32) -> bool;
 
+    /// Maps the block of memory at `frames`, which is hetmem's and shared, a second time in place of `block`, all of whose pages are missing: in one step, so
+    /// that a touch waits before and uses the frames after. The caller holds no lock.
+    ///
+    /// # Errors
+    ///
+    /// Why the block is as it was.
+    fn lay(&self, _path: FaultPath, _block: PageRange, _frames: VirtAddr) -> Result<(), KeptReason> {
+        Err(KeptReason::Unsupported)
+    }
+
+    /// Ends what [`Host::lay`] did: makes all pages of `block` missing, and traps touches of them, in one step. The caller holds no lock.
+    ///
+    /// # Errors
+    ///
+    /// Why the block is as it was.
+    fn lift(&self, _path: FaultPath, _block: PageRange) -> Result<(), KeptReason> {
+        Err(KeptReason::Unsupported)
+    }
+
     /// A page's bytes can't be put back: stops the program with `why`.
     fn stop_the_program(&self, page: VirtAddr, why: &'static str) -> !;
 }
@@ -201,8 +220,14 @@ pub trait Device: Send + Sync {
     fn pagemap(&self) -> &Pagemap;
 
     /// Where frame 0 of a coherent device lies in this process while the program doesn't map it, all frames in order after
-    /// it; `None` for a private device.
+    /// it; `None` for a private device, and for one whose pages can't be moved.
     fn frames_start(&self) -> Option<VirtAddr>;
+
+    /// Where frame 0 of a coherent device lies in this process whose pages can't be moved, all frames in order after it, in memory that is mapped
+    /// shared: blocks of it are laid over the program's ([`crate::overlay`]).
+    fn overlay_start(&self) -> Option<VirtAddr> {
+        None
+    }
 
     /// Makes frames of `run`, which were just allocated, ready to be filled by whatever copies into them. The result is how many were
     /// elsewhere than on the device: somebody had moved their pages behind its back.

@@ -52,6 +52,12 @@ pub enum Slot {
 }
 
 impl Slot {
+    /// Whether a migration or a fault works on the page.
+    #[must_use]
+    pub const fn is_busy(self) -> bool {
+        matches!(self, Self::Unmapped { busy: true, .. })
+    }
+
     /// Whether the table of the module lists the change from this state to `next`.
     #[must_use]
     pub fn may_become(self, next: Self) -> bool {

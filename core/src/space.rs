@@ -38,6 +38,8 @@ pub struct Region {
     pub pinned: bool,
     /// The device on which its pages are best kept.
     pub preferred: Option<DeviceId>,
+    /// Whether nobody but hetmem maps, unmaps or protects what is there, so that device memory may be laid over it ([`crate::overlay`]).
+    pub owned: bool,
 }
 
 /// See the module.
@@ -77,6 +79,8 @@ pub struct BlockState {
     slots: Box<[SlotWord]>,
     /// Whether a thread was told to wait for a busy page since the block last had none.
     waited: bool,
+    /// Another mapping is about to take the place of the block's ([`crate::overlay`]): touches of all its pages wait.
+    pub(crate) exchanging: bool,
     busy: u16,
     unmapped: u16,
     mapped: u16,
@@ -98,8 +102,16 @@ pub(crate) struct Stream {
 impl Default for Block {
     fn default() -> Self {
         let slots = vec![SlotWord::default(); usize::try_from(BLOCK_PAGES).unwrap_or(512)].into_boxed_slice();
-        let state =
-            BlockState { slots, waited: false, busy: 0, unmapped: 0, mapped: 0, touched: 0, stream: Stream::default() };
+        let state = BlockState {
+            slots,
+            waited: false,
+            exchanging: false,
+            busy: 0,
+            unmapped: 0,
+            mapped: 0,
+            touched: 0,
+            stream: Stream::default(),
+        };
         Self { state: Mutex::new(state), settled: Condvar::new() }
     }
 }

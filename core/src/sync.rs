@@ -12,7 +12,8 @@
 //!   exclusions
 //!     block index
 //!       block
-//!         regions, pool, frame table
+//!         overlays
+//!           regions, pool, frame table
 //! ```
 //!
 //! A lock may be taken while locks above it are held, never the other way round.

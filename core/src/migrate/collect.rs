@@ -192,24 +192,7 @@ fn held(first: Frame, pages: PageCount) -> Held {
 }
 
 fn plan_page<H: Host>(engine: &Engine<H>, slot: Slot, request: Request) -> Plan {
-    let on_device = |frame: Frame| -> Result<(), KeptReason> {
-        if request.target == Target::Device(frame.device) {
-            return Err(KeptReason::AlreadyThere);
-        }
-        let pagemap = engine.device_of(frame.device).pagemap();
-        let kind = match pagemap.memory_type {
-            MemoryType::DevicePrivate => Select::DEVICE_PRIVATE,
-            MemoryType::DeviceCoherent => Select::DEVICE_COHERENT,
-        };
-        if !request.select.contains(kind) {
-            return Err(KeptReason::NotSelected);
-        }
-        // Who takes a page for itself leaves it in its frame.
-        if request.target != OUT && request.owner.is_some_and(|owner| owner != pagemap.owner) {
-            return Err(KeptReason::ForeignOwner);
-        }
-        Ok(())
-    };
+    let is_laid = |frame: Frame| frame.device != SYSTEM_POOL && engine.lays(frame.device);
     match slot {
         Slot::Unmapped { busy: true, .. } => Plan::Keep(KeptReason::Raced),
         Slot::System if request.target == Target::System => Plan::Keep(KeptReason::AlreadyThere),
@@ -222,8 +205,41 @@ fn plan_page<H: Host>(engine: &Engine<H>, slot: Slot, request: Request) -> Plan 
             }
             Plan::Hold(frame)
         }
-        Slot::Unmapped { frame, .. } => on_device(frame).map_or_else(Plan::Keep, |()| Plan::Hold(frame)),
-        Slot::Mapped(frame) => on_device(frame).map_or_else(Plan::Keep, |()| Plan::TakeMapped(frame)),
+        // In such a frame nobody can use it in place.
+        Slot::Unmapped { frame, .. } if request.target == OUT && is_laid(frame) => Plan::Keep(KeptReason::NotSelected),
+        // It is there, but not to the program: it goes to frames of a block.
+        Slot::Unmapped { frame, .. } if request.target == Target::Device(frame.device) && is_laid(frame) => {
+            Plan::Hold(frame)
+        }
+        Slot::Unmapped { frame, .. } => engine.selects(frame, request).map_or_else(Plan::Keep, |()| Plan::Hold(frame)),
+        Slot::Mapped(frame) => match engine.selects(frame, request) {
+            Err(reason) => Plan::Keep(reason),
+            // It was laid since it was lifted.
+            Ok(()) if is_laid(frame) => Plan::Keep(KeptReason::Raced),
+            Ok(()) => Plan::TakeMapped(frame),
+        },
+    }
+}
+
+impl<H: Host> Engine<H> {
+    /// Whether `request` takes a page out of `frame`, which is a device's, or why not.
+    pub(crate) fn selects(&self, frame: Frame, request: Request) -> Result<(), KeptReason> {
+        if request.target == Target::Device(frame.device) {
+            return Err(KeptReason::AlreadyThere);
+        }
+        let pagemap = self.device_of(frame.device).pagemap();
+        let kind = match pagemap.memory_type {
+            MemoryType::DevicePrivate => Select::DEVICE_PRIVATE,
+            MemoryType::DeviceCoherent => Select::DEVICE_COHERENT,
+        };
+        if !request.select.contains(kind) {
+            return Err(KeptReason::NotSelected);
+        }
+        // Who takes a page for itself leaves it in its frame.
+        if request.target != OUT && request.owner.is_some_and(|owner| owner != pagemap.owner) {
+            return Err(KeptReason::ForeignOwner);
+        }
+        Ok(())
     }
 }
 

@@ -22,6 +22,12 @@ pub struct Copied<'e, H: Host> {
 
 impl<'e, H: Host> Copied<'e, H> {
     pub(crate) fn copy(mut batch: Batch<'e, H>) -> Result<Self, (Batch<'e, H>, KeptReason)> {
+        if let Some(device) = batch.overlay() {
+            return match batch.fill_block(device) {
+                Ok(filled) => Ok(Self { batch, filled }),
+                Err(reason) => Err((batch, reason)),
+            };
+        }
         let (mut filled, mut kept) = (Vec::with_capacity(batch.pieces.len()), Vec::new());
         for piece in std::mem::take(&mut batch.pieces) {
             let mut at = PageCount::ZERO;

@@ -34,13 +34,17 @@ impl<H: Host> Engine<H> {
     ///
     /// # Errors
     ///
-    /// Why not: the page is a hole, in a private frame ([`KeptReason::NotSelected`]), or can't be taken out. A touch for writing may help.
+    /// Why not: the page is a hole, in a frame that has no address ([`KeptReason::NotSelected`]), or can't be taken out. A touch for writing may help.
     pub fn make_exclusive(&self, page: VirtAddr, owner: Owner) -> Result<VirtAddr, KeptReason> {
         let one = PageRange::page_of(page);
         let (_, region) = self.space.region_at(page).ok_or(KeptReason::Unmanaged)?;
         self.make_room(PageCount::ONE);
         let select = Select::SYSTEM.union(Select::DEVICE_COHERENT);
-        let mut out = Collected::collect(self, one, region, Request { target: OUT, select, owner: Some(owner) });
+        let request = Request { target: OUT, select, owner: Some(owner) };
+        if !region.pinned {
+            self.lift_for(page.block(), region.path, request)?;
+        }
+        let mut out = Collected::collect(self, one, region, request);
         let Some(piece) = out.batch.pieces.pop() else {
             let outcome = out.batch.outcomes.as_slice().first().copied();
             return Err(outcome.and_then(crate::outcome::PageOutcome::kept).unwrap_or(KeptReason::Raced));

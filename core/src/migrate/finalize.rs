@@ -13,8 +13,11 @@ impl<H: Host> Copied<'_, H> {
     /// Moves the pages to their new places and says what became of each.
     #[must_use]
     pub fn finalize(mut self) -> Outcomes {
-        for filled in self.take_filled() {
-            self.batch.finish(filled);
+        let all = self.take_filled();
+        if self.batch.overlay().is_some() {
+            self.batch.lay(all);
+        } else {
+            all.into_iter().for_each(|filled| self.batch.finish(filled));
         }
         std::mem::take(&mut self.batch.outcomes)
     }

@@ -15,7 +15,7 @@
 //! *Limits:* a batch lies in one block and one region; ranges are cut accordingly.
 
 mod collect;
-mod copy;
+pub(crate) mod copy;
 mod exclusive;
 mod finalize;
 
@@ -248,11 +248,18 @@ impl<H: Host> Engine<H> {
         if request.target == Target::System && self.space.existing_block(hull.start().block()).is_none() {
             // Nothing of the block was ever migrated.
             let reason = kept_by_advice(&region).unwrap_or(KeptReason::AlreadyThere);
-            for (part, i) in batch.drain(..) {
-                let at = part.start().pages_since(ranges[i].start()).as_usize();
-                (at..at + part.pages().as_usize()).for_each(|page| all[i].set(page, PageOutcome::Kept(reason)));
-            }
-            return;
+            return keep_all(batch, reason, ranges, all);
+        }
+        let no = hull.start().block();
+        let refused = match kept_by_advice(&region) {
+            // Each page says so.
+            Some(_) => None,
+            None => self
+                .refuses_to_lay(no, batch.iter().map(|(part, _)| *part), region, request.target)
+                .or_else(|| self.lift_for(no, region.path, request).err()),
+        };
+        if let Some(reason) = refused {
+            return keep_all(batch, reason, ranges, all);
         }
         self.make_room(hull.pages());
         // Neighbours are taken out together, whichever ranges they are of.
@@ -335,6 +342,14 @@ impl<H: Host> Engine<H> {
                 self.host.stop_the_program(page, "another page is already mapped where a migrated page belongs")
             }
         }
+    }
+}
+
+/// Keeps every page of the parts of `batch`, which it empties.
+fn keep_all(batch: &mut Vec<(PageRange, usize)>, reason: KeptReason, ranges: &[PageRange], all: &mut [Outcomes]) {
+    for (part, i) in batch.drain(..) {
+        let at = part.start().pages_since(ranges[i].start()).as_usize();
+        (at..at + part.pages().as_usize()).for_each(|page| all[i].set(page, PageOutcome::Kept(reason)));
     }
 }
 

@@ -33,7 +33,7 @@ static void *migrate(void *argument)
         OK(hetmem_migrate(runtime, shared, LENGTH, &request, outcomes, PAGES, NULL));
         OK(hetmem_residency(runtime, shared, LENGTH, places, PAGES));
         for (size_t page = 0; page < PAGES; page++) {
-            EXPECT(outcomes[page] <= HETMEM_KEPT_DEVICE_ERROR && outcomes[page] != HETMEM_KEPT_UNMANAGED);
+            EXPECT(outcomes[page] <= HETMEM_KEPT_PART_OF_BLOCK && outcomes[page] != HETMEM_KEPT_UNMANAGED);
             EXPECT(places[page] <= HETMEM_DEVICE(1) || places[page] == HETMEM_MIGRATING);
         }
     }

@@ -1,0 +1,344 @@
+//! Blocks of device memory that are laid over the program's: coherent devices whose pages can be mapped, but not moved.
+//!
+//! Device-DAX memory takes no part in userfaultfd: a page of it is neither moved into the program's mappings nor out of them. But it can be mapped in their
+//! place, shared, a whole block at a time, and that is one step to whoever touches the block:
+//!
+//! ```text
+//!          collect, copy                 Engine::lay                        Engine::lift
+//! System ────────────────► busy, trapped ────────────► laid: Mapped, all 512 ────────────► Unmapped, in the same frames
+//!                          copies in a block of frames  in frames 0, 1, … of the block     a touch brings them home, by copying
+//! ```
+//!
+//! Whatever takes one page of a laid block out lifts the block first. Then its pages are as those of a private device. They are laid again when they are migrated
+//! to the device again, all 512.
+//!
+//! Each step is a change of the program's mappings, of which the kernel tells the handler thread as of any other and waits until it has read that. So it is
+//! made with no lock held, while the block's pages are busy. [`Engine::is_own_change`] tells it from the program's.
+//! A touch of a page that the program drops meanwhile waits for the end, too ([`BlockState::exchanging`]): what it would write now would be mapped over.
+//!
+//! *Limits:* nobody else may map, unmap or protect what is there ([`Region::owned`]). In a laid block `MADV_DONTNEED` keeps the bytes.
+
+use std::collections::BTreeSet;
+
+use crate::engine::{Engine, Held};
+use crate::migrate::copy::Filled;
+use crate::migrate::{Batch, Request, Target};
+use crate::notifier::Event;
+use crate::outcome::{KeptReason, PageOutcome};
+use crate::port::{FaultPath, Host};
+use crate::run_set::FrameRun;
+use crate::slot::{SYSTEM_POOL, Slot};
+use crate::space::{BlockState, Region};
+use crate::sync::{Arc, Condvar, Mutex, lock};
+use crate::units::{BLOCK_PAGES, BlockNo, DeviceId, PageCount, PageRange, VirtAddr};
+
+/// The pages of a block.
+pub(crate) const BLOCK: PageCount = PageCount::new(BLOCK_PAGES);
+
+/// Which blocks are laid, or about to be.
+#[derive(Default)]
+pub(crate) struct Overlays {
+    state: Mutex<State>,
+    ended: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    laid: BTreeSet<BlockNo>,
+    /// Blocks that are being laid or lifted.
+    changing: Vec<BlockNo>,
+    /// While there are such, no block is laid.
+    holds: u32,
+}
+
+impl Overlays {
+    fn is_laid(&self, no: BlockNo) -> bool {
+        lock(&self.state).laid.contains(&no)
+    }
+
+    fn end(&self, no: BlockNo, laid: bool) {
+        let mut state = lock(&self.state);
+        state.changing.retain(|changing| *changing != no);
+        if laid {
+            state.laid.insert(no);
+        } else {
+            state.laid.remove(&no);
+        }
+        self.ended.notify_all();
+    }
+
+    /// Waits until no block that `overlaps` is being changed.
+    fn settle(&self, overlaps: impl Fn(BlockNo) -> bool) {
+        let mut state = lock(&self.state);
+        while state.changing.iter().any(|no| overlaps(*no)) {
+            state = self.ended.wait(state).expect("no thread panicked while it held this lock");
+        }
+    }
+
+    pub(crate) fn forget(&self, range: PageRange) {
+        lock(&self.state).laid.retain(|no| !no.range().overlaps(range));
+    }
+}
+
+impl<H: Host> Engine<H> {
+    /// Whether pages come to be on the device by being laid over.
+    #[must_use]
+    pub fn lays(&self, id: DeviceId) -> bool {
+        self.has_overlays && self.device(id).is_some_and(|device| device.overlay_start().is_some())
+    }
+
+    /// Whether some device's frames are laid over the program's pages.
+    #[must_use]
+    pub const fn has_overlays(&self) -> bool {
+        self.has_overlays
+    }
+
+    /// The laid blocks that overlap `range`, in order.
+    #[must_use]
+    pub fn laid_in(&self, range: PageRange) -> Vec<PageRange> {
+        if !self.has_overlays {
+            return Vec::new();
+        }
+        let state = lock(&self.overlays.state);
+        state.laid.iter().map(|no| no.range()).filter(|block| block.overlaps(range)).collect()
+    }
+
+    /// Whether a change of the mappings of just this range is hetmem's own, and no event of the program's.
+    #[must_use]
+    pub fn is_own_change(&self, range: PageRange) -> bool {
+        self.has_overlays && lock(&self.overlays.state).changing.iter().any(|no| no.range() == range)
+    }
+
+    /// From here until [`Engine::release_overlays`] no block is laid, and those that were being laid are. The caller holds no lock.
+    pub fn hold_overlays(&self) {
+        lock(&self.overlays.state).holds += 1;
+        self.overlays.settle(|_| true);
+    }
+
+    /// Ends [`Engine::hold_overlays`].
+    pub fn release_overlays(&self) {
+        lock(&self.overlays.state).holds -= 1;
+    }
+
+    /// Lays nothing over `range` any more: it is about to be another's. The caller holds no lock.
+    pub fn end_overlays(&self, range: PageRange) {
+        if self.has_overlays {
+            self.space.change_region(range, |region| region.owned = false);
+            self.overlays.settle(|no| no.range().overlaps(range));
+        }
+    }
+
+    /// Why pages of `parts` of the block numbered `no` can't be laid, if so. A block that is laid already is no matter.
+    pub(crate) fn refuses_to_lay(
+        &self,
+        no: BlockNo,
+        parts: impl Iterator<Item = PageRange>,
+        region: Region,
+        target: Target,
+    ) -> Option<KeptReason> {
+        match target {
+            Target::Device(device) if self.lays(device) && !self.overlays.is_laid(no) => {
+                let pages: PageCount = parts.map(PageRange::pages).sum();
+                if !region.owned {
+                    Some(KeptReason::Unsupported)
+                } else if pages < BLOCK {
+                    Some(KeptReason::PartOfBlock)
+                } else {
+                    None
+                }
+            }
+            Target::System | Target::Device(_) => None,
+        }
+    }
+
+    /// Lifts the block numbered `no` if it is laid and `request` takes pages of it elsewhere. The caller holds no lock.
+    ///
+    /// # Errors
+    ///
+    /// Why it is still laid.
+    pub(crate) fn lift_for(&self, no: BlockNo, path: FaultPath, request: Request) -> Result<(), KeptReason> {
+        if !self.has_overlays || !self.overlays.is_laid(no) {
+            return Ok(());
+        }
+        let range = no.range();
+        // Mirrors that use the frames are told of the whole block, as all of it goes.
+        let (installing, notice) = self.install_noticed(range, Event::Migrate(None));
+        let Some(block) = self.space.existing_block(no) else { return Ok(()) };
+        let mut state = block.lock();
+        let Slot::Mapped(first) = state.slot(0) else { return Ok(()) };
+        if self.selects(first, request).is_err() || !self.begin(no, None) {
+            return Ok(());
+        }
+        let frames = Held { device: first.device, run: FrameRun { first: first.index, pages: BLOCK } };
+        self.get(frames);
+        set_all(&mut state, |i| Slot::Unmapped { frame: frames.frame(i), busy: true });
+        state.exchanging = true;
+        drop(state);
+        drop(installing);
+        drop(notice);
+        let lifted = self.host.lift(path, range);
+        let installing = self.space.gate.install();
+        let mut state = block.lock();
+        for index in 0..512 {
+            let frame = frames.frame(PageCount::new(index as u64));
+            // What the program has dropped meanwhile is the system's.
+            if state.slot(index) == (Slot::Unmapped { frame, busy: true }) {
+                let slot = if lifted.is_ok() { Slot::Unmapped { frame, busy: false } } else { Slot::Mapped(frame) };
+                state.set(index, slot);
+            }
+        }
+        state.exchanging = false;
+        self.overlays.end(no, lifted.is_err());
+        self.release_waiters(&block, &mut state, path, range);
+        drop(state);
+        drop(installing);
+        self.put(frames);
+        lifted
+    }
+
+    /// Claims the block for a change of its mapping; one that is to be laid must be hetmem's alone, in the region `at`.
+    fn begin(&self, no: BlockNo, lay_in: Option<FaultPath>) -> bool {
+        let mut state = lock(&self.overlays.state);
+        if let Some(path) = lay_in {
+            let is_owned = |(range, region): (PageRange, Region)| {
+                range.contains_range(no.range()) && region.owned && region.path == path
+            };
+            if state.holds > 0 || !self.space.region_at(no.start()).is_some_and(is_owned) {
+                return false;
+            }
+        }
+        if state.changing.contains(&no) {
+            return false;
+        }
+        state.changing.push(no);
+        true
+    }
+
+    fn overlay_address(&self, frames: Held) -> VirtAddr {
+        let start = self.device_of(frames.device).overlay_start().expect("the device's frames are laid");
+        start.add_pages(PageCount::new(u64::from(frames.run.first.get())))
+    }
+}
+
+impl<H: Host> Engine<H> {
+    /// Checks that the laid blocks are those whose pages are all in a block of frames, in order; nothing may be in flight.
+    pub(crate) fn check_overlays(&self) {
+        let overlays = lock(&self.overlays.state);
+        assert!(overlays.changing.is_empty(), "no block is being laid or lifted");
+        for (no, block) in self.space.blocks() {
+            let state = block.lock();
+            assert!(!state.exchanging, "nothing is about to take the block's place");
+            let first = match state.slot(0) {
+                Slot::Mapped(frame) if self.lays(frame.device) => Some(frame),
+                Slot::Mapped(_) | Slot::System | Slot::Unmapped { .. } => None,
+            };
+            assert_eq!(overlays.laid.contains(&no), first.is_some(), "a laid block is mapped from its first page on");
+            for index in 0..512 {
+                let Slot::Mapped(frame) = state.slot(index) else {
+                    assert_eq!(first, None, "a laid block is mapped whole");
+                    continue;
+                };
+                let expected = first.map_or(frame.index.index(), |first| first.index.index() + index);
+                assert!(first.is_some() || !self.lays(frame.device), "a laid block is mapped whole");
+                assert_eq!(frame.index.index(), expected, "its frames are in order");
+            }
+        }
+    }
+}
+
+fn set_all(state: &mut BlockState, slot: impl Fn(PageCount) -> Slot) {
+    for index in 0..512 {
+        state.set(index, slot(PageCount::new(index as u64)));
+    }
+}
+
+impl<H: Host> Batch<'_, H> {
+    /// The device whose frames are to be laid over the batch's block, if that is what is asked for.
+    pub(crate) fn overlay(&self) -> Option<DeviceId> {
+        match self.request.target {
+            Target::Device(device) if device != SYSTEM_POOL && self.engine.lays(device) => Some(device),
+            Target::System | Target::Device(_) => None,
+        }
+    }
+
+    /// Fills a block of frames of `device` with all pages of the batch's block.
+    pub(crate) fn fill_block(&mut self, device: DeviceId) -> Result<Vec<Filled>, KeptReason> {
+        let engine = self.engine;
+        let pages: PageCount = self.pieces.iter().map(|piece| piece.at.pages()).sum();
+        if pages < BLOCK {
+            return Err(KeptReason::PartOfBlock);
+        }
+        let frames = engine.allocate_ready(device, BLOCK, self.range.start()).ok_or(KeptReason::NoFrame)?;
+        let first = u64::from(frames.run.first.get());
+        if frames.run.pages < BLOCK || !first.is_multiple_of(BLOCK_PAGES) {
+            engine.put(frames);
+            return Err(KeptReason::NoFrame);
+        }
+        let start = self.range.start();
+        let place = |piece: PageRange| frames.slice(piece.start().pages_since(start), piece.pages());
+        for piece in &self.pieces {
+            if engine.copy_frames(piece.bytes, place(piece.at)).is_err() {
+                engine.put(frames);
+                return Err(KeptReason::DeviceError);
+            }
+        }
+        let pieces = std::mem::take(&mut self.pieces);
+        Ok(pieces.into_iter().map(|piece| Filled { piece, copy: Some(place(piece.at)) }).collect())
+    }
+
+    /// Lays the frames that were filled over the block.
+    pub(crate) fn lay(&mut self, filled: Vec<Filled>) {
+        let engine = self.engine;
+        let no = self.range.start().block();
+        let block = Arc::clone(&self.block);
+        let (Some(first), Some(device)) = (filled.first().and_then(|f| f.copy), self.overlay()) else { return };
+        let frames = Held { device, run: FrameRun { first: first.run.first, pages: BLOCK } };
+        let begun = {
+            let _installing = engine.space.gate.install();
+            let mut state = block.lock();
+            let ours =
+                |Filled { piece, .. }: &Filled| piece.same_fate(&state, PageCount::ZERO) == (true, piece.at.pages());
+            let begun = filled.iter().all(ours) && engine.begin(no, Some(self.path));
+            state.exchanging = begun;
+            begun
+        };
+        let laid = match begun {
+            true => engine.host.lay(self.path, self.range, engine.overlay_address(frames)),
+            false => Err(KeptReason::Raced),
+        };
+        if begun {
+            let _installing = engine.space.gate.install();
+            let mut state = block.lock();
+            if laid.is_ok() {
+                filled.iter().for_each(|Filled { piece, .. }| {
+                    for (i, page) in (0..).zip(piece.at.iter()) {
+                        let at = PageCount::new(i);
+                        let bytes = Held::single(piece.bytes.frame(at));
+                        let (ours, _) = piece.same_fate(&state, at);
+                        let offset = page.pages_since(self.range.start());
+                        // What the program has dropped meanwhile is what the frame holds, as of a block that was laid before.
+                        state.set(page.index_in_block(), Slot::Mapped(frames.frame(offset)));
+                        if ours {
+                            engine.put(bytes);
+                        }
+                        engine.put(bytes);
+                    }
+                });
+            }
+            state.exchanging = false;
+            engine.overlays.end(no, laid.is_ok());
+            engine.release_waiters(&block, &mut state, self.path, self.range);
+        }
+        match laid {
+            Ok(()) => self.set_outcome(self.range, PageOutcome::Moved),
+            Err(reason) => {
+                for Filled { piece, copy } in filled {
+                    if let Some(copy) = copy {
+                        engine.put(copy);
+                    }
+                    self.put_back(piece, reason);
+                }
+            }
+        }
+    }
+}
