@@ -188,7 +188,7 @@ impl Drop for Arena {
     }
 }
 
-fn ignore_unsupported(result: Result<(), Errno>) -> Result<(), Errno> {
+pub(super) fn ignore_unsupported(result: Result<(), Errno>) -> Result<(), Errno> {
     match result {
         Err(Errno::INVAL) => Ok(()),
         other => other,
@@ -196,7 +196,7 @@ fn ignore_unsupported(result: Result<(), Errno>) -> Result<(), Errno> {
 }
 
 /// Gives `range` a name in `/proc/<pid>/maps`. Kernels without `CONFIG_ANON_VMA_NAME` refuse; the name is for people.
-fn name_memory(range: PageRange, name: &CStr) {
+pub(super) fn name_memory(range: PageRange, name: &CStr) {
     const PR_SET_VMA: usize = 0x5356_4d41;
     const PR_SET_VMA_ANON_NAME: usize = 0;
     let start = pointer(range.start()).addr();

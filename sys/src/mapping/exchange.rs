@@ -1,0 +1,105 @@
+//! One mapping in place of another, in one step.
+//!
+//! Both ways are a single `mremap(2)`, which holds the lock of the address space from the end of the old mapping to the beginning of the new: a touch finds what
+//! was there before, or what is there after. Where a mapping is registered with events, the call returns when these were read.
+//!
+//! *Limits:* a call that fails has in rare cases (no memory for the kernel's own structures) removed the old mapping already;
+//! [`is_mapped`](super::is_mapped) tells.
+#![expect(unsafe_code, reason = "maps memory over memory that is named by number")]
+
+use std::ffi::CStr;
+
+use hetmem_core::units::{PageCount, PageRange, VirtAddr};
+use rustix::mm::{Advice, MapFlags, MremapFlags, ProtFlags};
+
+use super::advice::{advise, discard, pointer};
+use super::arena::{ignore_unsupported, name_memory};
+use crate::errno::Errno;
+
+/// Maps what is mapped shared at `from` a second time, in place of what is mapped at `over`. A forked child has it or not as it has the first.
+///
+/// `EINVAL` if `from` is not shared, or either is not aligned as its file wants; `ENOMEM` if there are too many mappings (`vm.max_map_count`).
+///
+/// # Safety
+///
+/// Whatever is mapped in `over`, as long as `from`, may go, and its address be used for the bytes of `from`.
+pub unsafe fn map_again_over(from: PageRange, over: VirtAddr) -> Result<(), Errno> {
+    // SAFETY: the caller gives up what is there. A length of zero duplicates a shared mapping, mremap(2), and leaves the first as it is.
+    unsafe {
+        rustix::mm::mremap_fixed(
+            pointer(from.start()),
+            0,
+            from.pages().as_usize() * 4096,
+            MremapFlags::MAYMOVE,
+            pointer(over),
+        )
+    }
+    .map(|_| ())
+}
+
+/// Private anonymous memory, nothing of it populated, that is to take the place of other memory; unmapped on drop.
+#[derive(Debug)]
+pub struct Spare {
+    // Invariant: mapped by this value, and nobody knows of it.
+    range: PageRange,
+}
+
+impl Spare {
+    /// Maps `pages` pages, to be backed with huge pages where that can be, and called `name` in `/proc/<pid>/maps`.
+    pub fn reserve(pages: PageCount, name: &CStr) -> Result<Self, Errno> {
+        // SAFETY: without MAP_FIXED the kernel chooses a range that nothing uses.
+        let mapped = unsafe {
+            rustix::mm::mmap_anonymous(
+                std::ptr::null_mut(),
+                pages.as_usize() * 4096,
+                ProtFlags::READ | ProtFlags::WRITE,
+                MapFlags::PRIVATE | MapFlags::NORESERVE,
+            )
+        }?;
+        let range = PageRange::new(VirtAddr::new(mapped.expose_provenance() as u64), pages).ok_or(Errno::INVAL)?;
+        // INVARIANT: fresh.
+        let spare = Self { range };
+        // SAFETY: nobody has the address of this memory yet.
+        ignore_unsupported(unsafe { advise(range, Advice::LinuxHugepage) })?;
+        name_memory(range, name);
+        // A process that locks what it will map (mlockall(2), MCL_FUTURE) has it populated: it must be holes.
+        // SAFETY: as above.
+        unsafe { rustix::mm::munlock(pointer(range.start()), range.pages().as_usize() * 4096) }?;
+        // SAFETY: as above.
+        unsafe { discard(range) }?;
+        Ok(spare)
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub const fn range(&self) -> PageRange {
+        self.range
+    }
+
+    /// Takes the place of what is mapped at `over`. What is registered with userfaultfd and `EVENT_REMAP` stays registered.
+    ///
+    /// `ENOMEM` if there are too many mappings (`vm.max_map_count`).
+    ///
+    /// # Safety
+    ///
+    /// Whatever is mapped from `over` on, as long as this is, may go.
+    pub unsafe fn move_over(self, over: VirtAddr) -> Result<(), Errno> {
+        let len = self.range.pages().as_usize() * 4096;
+        // SAFETY: the source is this value's; the caller gives up what is at the destination.
+        unsafe {
+            rustix::mm::mremap_fixed(pointer(self.range.start()), len, len, MremapFlags::MAYMOVE, pointer(over))
+        }?;
+        // Nothing is left at the old address, which may be another's by now.
+        #[expect(clippy::mem_forget, reason = "what would be unmapped has moved")]
+        std::mem::forget(self);
+        Ok(())
+    }
+}
+
+impl Drop for Spare {
+    fn drop(&mut self) {
+        // SAFETY: by the invariant the range is this value's.
+        let unmapped = unsafe { rustix::mm::munmap(pointer(self.range.start()), self.range.pages().as_usize() * 4096) };
+        debug_assert_eq!(unmapped, Ok(()));
+    }
+}
