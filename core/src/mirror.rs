@@ -272,8 +272,12 @@ impl<H: MirrorHost> Engine<H> {
         })
     }
 
-    /// Makes the pages of `range` present, as touches would.
-    fn fault_in(&self, range: PageRange, access: Access) -> Result<(), crate::port::CannotFault> {
+    /// Makes the pages of `range` present, as touches would. The caller holds no lock, and is not the handler thread.
+    ///
+    /// # Errors
+    ///
+    /// If a touch would end in a signal; pages before it may be present then.
+    pub fn fault_in(&self, range: PageRange, access: Access) -> Result<(), crate::port::CannotFault> {
         for (part, region) in self.space.regions_in(range) {
             // A system call is not served there: what hetmem has away comes home by its own doing.
             if region.is_some_and(|region| region.path == FaultPath::Sigbus) {

@@ -100,7 +100,8 @@ impl<H: Host> Engine<H> {
             return Vec::new();
         }
         let state = lock(&self.overlays.state);
-        state.laid.iter().map(|no| no.range()).filter(|block| block.overlaps(range)).collect()
+        let from = state.laid.range(range.start().block()..).map(|no| no.range());
+        from.take_while(|block| block.start() < range.end()).collect()
     }
 
     /// Whether a change of the mappings of just this range is hetmem's own, and no event of the program's.

@@ -52,7 +52,12 @@ fn describes_itself(device: &impl Device, capacity: PageCount) {
     let pagemap = device.pagemap();
     assert_eq!(pagemap.frames.capacity(), capacity);
     assert!(pagemap.frames.used().is_zero(), "a new device is empty");
-    assert_eq!(device.frames_start().is_some(), pagemap.memory_type == MemoryType::DeviceCoherent);
+    let starts = [device.frames_start(), device.overlay_start()].into_iter().flatten().count();
+    assert_eq!(
+        starts,
+        usize::from(pagemap.memory_type == MemoryType::DeviceCoherent),
+        "a coherent device is used in one way"
+    );
 }
 
 fn contents_survive(device: &impl Device) {
@@ -64,7 +69,7 @@ fn contents_survive(device: &impl Device) {
         device.prepare(run).expect("a device that was made has memory for its frames");
         fill(from.range().start(), pages, pages);
         device.copy_in(run, from.range().start()).expect("nothing is injected");
-        if let Some(start) = device.frames_start() {
+        if let Some(start) = device.frames_start().or(device.overlay_start()) {
             verify(start.add_pages(PageCount::new(u64::from(run.first.get()))), pages, pages);
         }
         device.copy_out(run, to.range().start()).expect("nothing is injected");

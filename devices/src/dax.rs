@@ -1,16 +1,20 @@
-//! Device-DAX memory as a private device: real memory (soft-reserved, CXL, persistent) that the program never maps.
+//! Device-DAX memory: real memory (soft-reserved, CXL, persistent) of a character device.
 //!
-//! The device's bytes are mapped once, by hetmem and for hetmem; pages are copied in and out. Each process takes a part of the
+//! The device's bytes are mapped once, by hetmem and for hetmem. Each process takes a part of the
 //! device, as long as the device's `size=`, for itself ([`DaxSlice`]); a process that finds none free is told so.
 //!
-//! There is no coherent device-DAX device: the kernel neither moves pages to such memory nor traps touches of it, so it could only be
-//! mapped over the program's range, shared, in blocks of its alignment. A forked child would share the parent's pages instead of having its
-//! own, and the program could not unmap, protect or drop a part of a block. Coherent use wants the memory as a node ([`crate::node`]).
+//! | type | pages get there | the program uses them |
+//! | --- | --- | --- |
+//! | private | one by one, by copying | after they were copied home |
+//! | coherent | by whole blocks of 2 MiB, by copying | in place: the block is mapped a second time, over the program's ([`hetmem_core::overlay`]) |
+//!
+//! The kernel neither moves pages to such memory nor traps touches of it, and maps it shared only. So a coherent device takes only memory whose mappings are
+//! hetmem's own: a forked child would share the pages of other memory, and its program could not unmap, protect or drop a part of a block.
 //!
 //! *Limits:* what the pages held stays in the device after the end. If the device is taken away, touches of it end the process
-//! (SIGBUS).
+//! (SIGBUS). A device with an alignment of more than 2 MiB is private only.
 
-use hetmem_core::physmap::{Owner, Pagemap};
+use hetmem_core::physmap::{MemoryType, Owner, Pagemap};
 use hetmem_core::port::{Device, DeviceError};
 use hetmem_core::run_set::FrameRun;
 use hetmem_core::units::{DeviceId, VirtAddr};
@@ -22,11 +26,11 @@ use crate::spec::DeviceSpec;
 /// See the module.
 pub struct DaxStore {
     frames: Frames,
-    _slice: DaxSlice,
+    slice: DaxSlice,
 }
 
 impl DaxStore {
-    /// A part of the device at `path` as the private device that `spec` describes, with `device` as its id and `owner` as the owner of
+    /// A part of the device at `path` as the device that `spec` describes, with `device` as its id and `owner` as the owner of
     /// its pages.
     ///
     /// # Errors
@@ -44,7 +48,7 @@ impl DaxStore {
     /// As [`DaxStore::new`].
     pub fn on(device: DeviceId, owner: Owner, spec: &DeviceSpec, on: &DaxDevice) -> Result<Self, DaxError> {
         let slice = DaxSlice::claim(on, spec.size)?;
-        Ok(Self { frames: Frames::new(device, owner, spec, slice.range()), _slice: slice })
+        Ok(Self { frames: Frames::new(device, owner, spec, slice.range()), slice })
     }
 }
 
@@ -53,8 +57,14 @@ impl Device for DaxStore {
         &self.frames.pagemap
     }
 
+    /// Pages can't be moved to a DAX device or from it.
     fn frames_start(&self) -> Option<VirtAddr> {
-        self.frames.start()
+        None
+    }
+
+    fn overlay_start(&self) -> Option<VirtAddr> {
+        let coherent = self.frames.pagemap.memory_type == MemoryType::DeviceCoherent;
+        coherent.then(|| self.slice.range().start())
     }
 
     fn copy_in(&self, to: FrameRun, from: VirtAddr) -> Result<(), DeviceError> {

@@ -5,6 +5,7 @@
 //! private:emulated,size=256M,latency=2us,bandwidth=4G,name=gpu0
 //! coherent:node=1,size=4G
 //! private:dax=/dev/dax0.0
+//! coherent:dax=/dev/dax0.0,size=512M
 //! ```
 //!
 //! | key | value | without it |
@@ -115,10 +116,10 @@ pub enum SpecProblem {
     /// There is no path of a device.
     #[error("dax: `{0}` is not the path of a device; give dax=/dev/daxX.Y")]
     DaxPath(String),
-    /// A coherent device-DAX device.
+    /// A coherent device-DAX device, for a program that doesn't know of it.
     #[error(
-        "pages of {0} can't be used in place: device-DAX memory is mapped shared and in blocks of its alignment only, which a program \
-         notices when it forks or unmaps a part; use private:dax={0}, or give the memory to the kernel as a node \
+        "pages of {0} can't be used in place by a program that doesn't know of it: device-DAX memory is mapped shared and in blocks only, which the \
+         program notices when it forks or unmaps a part; use private:dax={0}, or give the memory to the kernel as a node \
          (daxctl reconfigure-device --mode=system-ram) and use coherent:node=N"
     )]
     CoherentDax(String),
@@ -237,7 +238,7 @@ impl Written {
             .into_iter()
             .find(|t| t.label() == memory_type)
             .ok_or_else(|| SpecProblem::UnknownType(memory_type.to_owned()))?;
-        let backend = Backend::parse(backend, memory_type)?;
+        let backend = Backend::parse(backend)?;
         let mut written =
             Self { memory_type, backend, name: None, size: None, latency: None, bandwidth: None, fail_every: None };
         for part in parts {
@@ -374,7 +375,7 @@ pub fn parse_all<S: AsRef<str>>(texts: &[S], memory: ByteLen) -> Result<Vec<Devi
         let host = |problem: HostProblem| SpecError { spec: text.to_owned(), problem: problem.into() };
         let default = if one.size.is_some() { DEFAULT_SIZE } else { one.backend.default_size(memory).map_err(host)? };
         let spec = one.complete(name, default);
-        spec.backend.check(spec.size).map_err(host)?;
+        spec.backend.check(spec.memory_type, spec.size).map_err(host)?;
         specs.push(spec);
     }
     for (i, spec) in specs.iter().enumerate() {
@@ -385,6 +386,22 @@ pub fn parse_all<S: AsRef<str>>(texts: &[S], memory: ByteLen) -> Result<Vec<Devi
     }
     check(&specs, memory).map_err(|(i, problem)| SpecError { spec: texts[i].as_ref().to_owned(), problem })?;
     Ok(specs)
+}
+
+/// Checks that the devices can have memory of programs that don't know of them, as of those that `hetmem run` starts. What is no spec is not looked at.
+///
+/// # Errors
+///
+/// The first device for which that is not so, and why.
+pub fn check_for_any_program<S: AsRef<str>>(texts: &[S]) -> Result<(), SpecError> {
+    for text in texts.iter().map(AsRef::as_ref) {
+        if let Ok(Written { memory_type: MemoryType::DeviceCoherent, backend: Backend::Dax(path), .. }) =
+            Written::parse(text)
+        {
+            return Err(SpecError { spec: text.to_owned(), problem: SpecProblem::CoherentDax(path) });
+        }
+    }
+    Ok(())
 }
 
 /// Checks that a machine with this much memory can have these devices, as far as they take memory from it.

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use common::skip;
-use hetmem_core::physmap::Owner;
+use hetmem_core::physmap::{MemoryType, Owner};
 use hetmem_core::port::Device;
 use hetmem_core::units::{ByteLen, DeviceId};
 use hetmem_devices::spec::{DeviceSpec, parse_all};
@@ -22,12 +22,19 @@ fn stand_in(size: u64) -> (tempfile::NamedTempFile, DaxDevice) {
     (file, DaxDevice { path, size: ByteLen::new(size), align: ByteLen::new(2 << 20) })
 }
 
-fn spec(size: u64) -> DeviceSpec {
-    format!("private:dax=/dev/dax0.0,size={size}").parse().unwrap()
+fn open_as(memory_type: MemoryType, on: &DaxDevice, size: u64) -> Result<DaxStore, DaxError> {
+    let spec: DeviceSpec = format!("{}:dax=/dev/dax0.0,size={size}", memory_type.label()).parse().unwrap();
+    DaxStore::on(DeviceId::new(0), Owner::new(1), &spec, on)
 }
 
 fn open(on: &DaxDevice, size: u64) -> Result<DaxStore, DaxError> {
-    DaxStore::on(DeviceId::new(0), Owner::new(1), &spec(size), on)
+    open_as(MemoryType::DevicePrivate, on, size)
+}
+
+fn both_types_conform(device: &DaxDevice) {
+    for memory_type in [MemoryType::DevicePrivate, MemoryType::DeviceCoherent] {
+        conformance::check(|capacity| open_as(memory_type, device, capacity.bytes().get()).unwrap());
+    }
 }
 
 /// One test at a time has the real device.
@@ -49,14 +56,14 @@ fn real() -> Option<DaxDevice> {
 #[test]
 fn a_file_in_its_place_conforms() {
     let (_file, device) = stand_in(8 << 20);
-    conformance::check(|capacity| open(&device, capacity.bytes().get()).unwrap());
+    both_types_conform(&device);
 }
 
 #[test]
 fn a_real_device_conforms() {
     let _turn = turn();
     let Some(device) = real() else { return };
-    conformance::check(|capacity| open(&device, capacity.bytes().get()).unwrap());
+    both_types_conform(&device);
 }
 
 #[test]

@@ -82,13 +82,9 @@ impl Inner {
 
     /// [`hetmem_core::engine::Engine::make_exclusive`], with touches of the page trapped.
     pub(crate) fn make_exclusive(&self, page: VirtAddr, owner: Owner) -> Result<VirtAddr, KeptReason> {
-        let host = &self.engine.host;
         let extents = self.extents(PageRange::page_of(page));
         let Some((extent, path)) = extents.first() else { return Err(KeptReason::Unmanaged) };
-        let refused = {
-            let _installing = self.engine.space.gate.install();
-            host.traps.trap(&host.contexts, *extent, *path)
-        };
+        let refused = self.trap(*extent, *path);
         let result = match refused.iter().find(|(range, _)| range.contains(page)) {
             Some((_, reason)) => Err(*reason),
             None => self.engine.make_exclusive(page, owner),

@@ -11,6 +11,9 @@
 //! say that it is over                     acts on them, lets go of the gate
 //! ```
 //!
+//! Before that, blocks that a device's memory was laid over come home, as a child would not have them ([`hetmem_core::overlay`]), and until the fork is over none
+//! is laid. Such a runtime has its forks noticed whatever allocator it uses, but parks for none if it has one of its own.
+//!
 //! *Limits:* [`ROOM`] reads of events fit into one fork; other threads go on until their next touch of a missing page or change of a mapping.
 #![expect(unsafe_code, reason = "registers functions with the C library")]
 
@@ -36,7 +39,9 @@ thread_local! {
 
 #[derive(Default)]
 struct State {
-    /// Forks under way.
+    /// Whether the handler thread parks at all.
+    parks: bool,
+    /// Forks under way for which it does.
     forks: u32,
     parked: bool,
     /// The handler thread is no more: nobody reads of forks, and none waits.
@@ -77,7 +82,14 @@ impl Forks {
 }
 
 fn begin(inner: &Inner) {
+    if inner.engine.has_overlays() {
+        inner.engine.hold_overlays();
+        inner.lift_all();
+    }
     let mut state = lock(&inner.forks.state);
+    if !state.parks {
+        return;
+    }
     state.forks += 1;
     inner.delegated.wake();
     while !state.parked && !state.ended {
@@ -86,12 +98,22 @@ fn begin(inner: &Inner) {
 }
 
 fn end(inner: &Inner) {
-    lock(&inner.forks.state).forks -= 1;
-    inner.delegated.wake();
+    let parks = {
+        let mut state = lock(&inner.forks.state);
+        state.forks -= u32::from(state.parks);
+        state.parks
+    };
+    if parks {
+        inner.delegated.wake();
+    }
+    if inner.engine.has_overlays() {
+        inner.engine.release_overlays();
+    }
 }
 
-/// Has forks wait for the handler thread of `inner`. It may be about to start.
-pub(crate) fn expect(inner: &Arc<Inner>) -> Result<(), Error> {
+/// Has forks wait for the handler thread of `inner` if it `parks`, and for blocks to come home. The thread may be about to start.
+pub(crate) fn expect(inner: &Arc<Inner>, parks: bool) -> Result<(), Error> {
+    lock(&inner.forks.state).parks = parks;
     static REGISTERED: Once = Once::new();
     let mut result = 0;
     REGISTERED.call_once(|| {

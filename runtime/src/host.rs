@@ -29,7 +29,7 @@ use hetmem_core::sync::{Condvar, Mutex, lock};
 use hetmem_core::units::{PageCount, PageRange, VirtAddr};
 use hetmem_sys::copy::copy_pages;
 use hetmem_sys::errno::Errno;
-use hetmem_sys::mapping::{Arena, ArenaOptions, HugePages, OnFork, discard, is_mapped};
+use hetmem_sys::mapping::{Arena, ArenaOptions, HugePages, OnFork, Spare, discard, is_mapped, map_again_over};
 use hetmem_sys::pagemap::{Categories, PagemapScanner, Region as Scanned, ScanQuery};
 use hetmem_sys::procmap::MappingQuery;
 use hetmem_sys::uffd::{
@@ -43,6 +43,9 @@ const EVENTS: Features = Features::EVENT_REMAP.union(Features::EVENT_REMOVE).uni
 const PROGRAM: Features = Features::PAGEFAULT_FLAG_WP.union(Features::MOVE).union(EVENTS);
 
 const BLOCK: PageCount = PageCount::new(hetmem_core::units::BLOCK_PAGES);
+
+/// What `/proc/<pid>/maps` calls memory of `Runtime::map`.
+pub(crate) const MAPPING_NAME: &std::ffi::CStr = c"hetmem:mapping";
 
 /// How long one wait for an event lasts at most: the time after which it is worth trying again.
 const EVENT_WAIT: Duration = Duration::from_millis(1);
@@ -397,6 +400,24 @@ impl Host for UserMemory {
         false
     }
 
+    fn lay(&self, _path: FaultPath, block: PageRange, frames: VirtAddr) -> Result<(), KeptReason> {
+        let window = PageRange::new(frames, block.pages()).ok_or(KeptReason::Unsupported)?;
+        // SAFETY: the block is hetmem's to map, all its pages are missing, and their bytes are in the frames.
+        unsafe { map_again_over(window, block.start()) }.map_err(|errno| self.exchange_failed(block, errno))
+    }
+
+    fn lift(&self, path: FaultPath, block: PageRange) -> Result<(), KeptReason> {
+        let failed = |errno| self.exchange_failed(block, errno);
+        let spare = Spare::reserve(block.pages(), MAPPING_NAME).map_err(failed)?;
+        self.contexts.program(path).register(spare.range(), Mode::MISSING).map_err(failed)?;
+        if !self.present(spare.range()).is_zero() {
+            // A page of it would be taken for one of the block.
+            return Err(KeptReason::Raced);
+        }
+        // SAFETY: the block is hetmem's to map, and its bytes are in frames that nobody else refers to.
+        unsafe { spare.move_over(block.start()) }.map_err(failed)
+    }
+
     fn stop_the_program(&self, page: VirtAddr, why: &'static str) -> ! {
         if !self.stopping.swap(true, Ordering::SeqCst) {
             let mut line = [0; 240];
@@ -422,6 +443,16 @@ impl UserMemory {
     pub(crate) fn program_contexts(&self) -> impl Iterator<Item = (&Userfaultfd, FaultPath)> {
         let sigbus = self.contexts.sigbus.as_ref().map(|uffd| (uffd, FaultPath::Sigbus));
         std::iter::once((&self.contexts.thread, FaultPath::Thread)).chain(sigbus)
+    }
+
+    /// Why a block could not be laid or lifted, which is as it was.
+    fn exchange_failed(&self, block: PageRange, errno: Errno) -> KeptReason {
+        if !is_mapped(block) {
+            // Relaxed: a hint for the last word.
+            self.refusal.store(errno.raw_os_error(), Ordering::Relaxed);
+            self.stop_the_program(block.start(), "the kernel has unmapped its block and mapped nothing in its place");
+        }
+        if errno == Errno::NOMEM { KeptReason::NoMemory } else { KeptReason::Unsupported }
     }
 
     /// Makes the pages of `range` this process's own again, as far as they are shared with a forked child. The caller holds

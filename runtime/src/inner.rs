@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use hetmem_core::engine::{CountersAt, Engine};
-use hetmem_core::migrate::Request;
+use hetmem_core::migrate::{Request, Target};
 use hetmem_core::notifier::{Notice, Subscription};
 use hetmem_core::outcome::{KeptReason, Outcomes, PageOutcome};
 use hetmem_core::pool::SystemPool;
@@ -87,6 +87,14 @@ impl Inner {
         extents
     }
 
+    /// Traps `extent` until [`Inner::release`]. What can't be trapped is returned, with the reason; blocks that are laid need it once they are lifted, and
+    /// are trapped then.
+    pub(crate) fn trap(&self, extent: PageRange, path: FaultPath) -> Vec<(PageRange, KeptReason)> {
+        let host = &self.engine.host;
+        let _installing = self.engine.space.gate.install();
+        host.traps.trap(&host.contexts, extent, path, || self.without_laid(extent))
+    }
+
     /// Whether the caller is not a forked child, whose descriptors name the parent's memory, and which has no handler thread.
     pub(crate) fn is_of_this_process(&self) -> bool {
         self.process == std::process::id()
@@ -98,6 +106,10 @@ impl Inner {
             let unmanaged = |range: &PageRange| Outcomes::all_kept(range.pages(), KeptReason::Unmanaged);
             return ranges.iter().map(unmanaged).collect();
         }
+        let lays = matches!(request.target, Target::Device(device) if self.engine.lays(device));
+        if lays {
+            self.fill_holes(ranges);
+        }
         let mut extents: Vec<(PageRange, FaultPath)> = Vec::new();
         if let (Some(first), Some(last)) =
             (ranges.iter().map(|r| r.start()).min(), ranges.iter().map(|r| r.end()).max())
@@ -106,16 +118,21 @@ impl Inner {
             extents = self.extents(hull);
             extents.retain(|(extent, _)| ranges.iter().any(|r| r.overlaps(*extent)));
         }
-        let host = &self.engine.host;
-        let mut refused = Vec::new();
-        for (extent, path) in &extents {
-            let _installing = self.engine.space.gate.install();
-            refused.extend(host.traps.trap(&host.contexts, *extent, *path));
+        let mut refused: Vec<_> = extents.iter().flat_map(|(extent, path)| self.trap(*extent, *path)).collect();
+        if self.engine.has_overlays() {
+            // What others have laid since needs no trap.
+            refused
+                .retain(|(part, _)| !self.engine.space.region_at(part.start()).is_some_and(|(_, region)| region.owned));
         }
         let outcomes = if refused.is_empty() {
             let mut all = self.engine.migrate_all(ranges, request);
             for (range, outcomes) in ranges.iter().zip(&mut all) {
-                if !outcomes.kept(KeptReason::Shared).is_zero() {
+                if outcomes.kept(KeptReason::Shared).is_zero() {
+                    continue;
+                }
+                if lays {
+                    self.migrate_shared_blocks(*range, request, outcomes);
+                } else {
                     self.migrate_shared(*range, request, outcomes);
                 }
             }
@@ -150,12 +167,8 @@ impl Inner {
 
     /// Has the program's changes to what is managed in `range` reported, for mirrors. What can't be registered is not.
     pub(crate) fn watch(&self, range: PageRange) {
-        let host = &self.engine.host;
         for (extent, path) in self.extents(range) {
-            {
-                let _installing = self.engine.space.gate.install();
-                let _refused = host.traps.trap(&host.contexts, extent, path);
-            }
+            let _refused = self.trap(extent, path);
             self.release(extent);
         }
     }
@@ -163,11 +176,9 @@ impl Inner {
     /// Gives each hole of `range` a page of zeros of its own, and no neighbour of it: in a trapped range the kernel makes no huge page. A page that
     /// can't be had stays a hole.
     pub(crate) fn populate(&self, range: PageRange) {
-        let host = &self.engine.host;
         let extents = self.extents(range);
         for (extent, path) in &extents {
-            let _installing = self.engine.space.gate.install();
-            let _refused = host.traps.trap(&host.contexts, *extent, *path);
+            let _refused = self.trap(*extent, *path);
         }
         UserMemory::unshare(range);
         for (extent, _) in &extents {

@@ -12,6 +12,7 @@ mod inner;
 pub mod mappings;
 pub mod mirror;
 mod mirror_host;
+mod overlay;
 mod runtime;
 mod service;
 mod traps;

@@ -23,7 +23,7 @@ pub use hetmem_core::outcome::{KeptReason, Outcomes, PageOutcome};
 pub use hetmem_core::port::FaultPath;
 
 use crate::error::Error;
-use crate::host::Contexts;
+use crate::host::{Contexts, MAPPING_NAME};
 use crate::inner::Inner;
 use crate::service::MEMORY_PATIENCE;
 use crate::{fast, forks, service};
@@ -99,8 +99,13 @@ impl Builder {
     /// [`ErrorKind::InvalidInput`](crate::ErrorKind) if there are too many devices or one can't be made as described;
     /// [`ErrorKind::HostRefuses`](crate::ErrorKind) if userfaultfd can't be used, with what would fix it.
     pub fn start(self) -> Result<Runtime, Error> {
-        let contexts = Contexts::open(self.sigbus)?;
         let devices = make_devices(&self.devices)?;
+        self.start_with(devices)
+    }
+
+    /// The same, with these devices.
+    pub(crate) fn start_with(self, devices: Vec<Box<dyn Device>>) -> Result<Runtime, Error> {
+        let contexts = Contexts::open(self.sigbus)?;
         let stock = self.stock.unwrap_or(DEFAULT_STOCK);
         if stock.whole_pages().is_none() {
             return Err(Error::invalid(format!("a stock of {stock} is not a multiple of the page, {PAGE_SIZE} B")));
@@ -110,8 +115,9 @@ impl Builder {
             .map_err(|errno| Error::os("the runtime's memory can't be set up", errno))?;
         inner.engine.fault_around = !self.single_faults;
         let inner = Arc::new(inner);
-        if inner.engine.host.contexts.fork_events && !self.own_allocator {
-            forks::expect(&inner)?;
+        let parks = inner.engine.host.contexts.fork_events && !self.own_allocator;
+        if parks || inner.engine.has_overlays() {
+            forks::expect(&inner, parks)?;
         }
         Runtime::start(inner, self.sigbus)
     }
@@ -143,7 +149,7 @@ pub(crate) fn make_devices(specs: &[DeviceSpec]) -> Result<Vec<Box<dyn Device>>,
     Ok(devices)
 }
 
-fn make_device(id: DeviceId, owner: Owner, spec: &DeviceSpec) -> Result<Box<dyn Device>, Error> {
+pub(crate) fn make_device(id: DeviceId, owner: Owner, spec: &DeviceSpec) -> Result<Box<dyn Device>, Error> {
     let failed = |errno| Error::os(format!("device {} can't be made", spec.name), errno);
     Ok(match &spec.backend {
         Backend::Emulated => Box::new(Emulated::new(id, owner, spec).map_err(failed)?),
@@ -213,13 +219,13 @@ impl Runtime {
         let options = ArenaOptions {
             huge_pages: HugePages::Prefer,
             on_fork: OnFork::Inherit,
-            name: Some(c"hetmem:mapping"),
+            name: Some(MAPPING_NAME),
             whose: Whose::Program,
             ..ArenaOptions::default()
         };
         let arena =
             Arena::reserve(pages, &options).map_err(|errno| Error::os(format!("{len} can't be mapped"), errno))?;
-        self.add(arena.range(), path);
+        self.add(arena.range(), RegionEntry { path, owned: true, ..RegionEntry::default() });
         Ok(Mapping { inner: Arc::clone(&self.inner), arena: Some(arena) })
     }
 
@@ -246,7 +252,7 @@ impl Runtime {
         if self.inner.engine.space.regions_in(range).iter().any(|(_, region)| region.is_some()) {
             return Err(Error::invalid(format!("a part of {range} is managed already")));
         }
-        self.add(range, path);
+        self.add(range, RegionEntry { path, ..RegionEntry::default() });
         Ok(())
     }
 
@@ -264,12 +270,12 @@ impl Runtime {
         Ok(())
     }
 
-    fn add(&self, range: PageRange, path: FaultPath) {
+    fn add(&self, range: PageRange, region: RegionEntry) {
         let engine = &self.inner.engine;
         {
             // An event of what was mapped here before may have been read, and not been applied yet.
             let _installing = engine.space.gate.install();
-            engine.space.add_region(range, RegionEntry { path, ..RegionEntry::default() });
+            engine.space.add_region(range, region);
         }
         engine.counters.adopted_bytes.fetch_add(range.pages().bytes().get(), Relaxed);
         if engine.notifiers.any_in(range) {
@@ -286,14 +292,15 @@ impl Runtime {
         release(&self.inner, range)
     }
 
-    /// Brings every page home that the program doesn't map: those on private devices, and those held exclusively. Whoever forks does this before,
-    /// as the child has only what is mapped (`pthread_atfork`), and lets nobody migrate until the fork is done.
+    /// Brings every page home that a forked child would not have: those on private and on coherent DAX devices, and those held exclusively. Whoever forks
+    /// does this before (`pthread_atfork`), and lets nobody migrate until the fork is done.
     ///
     /// # Errors
     ///
     /// If a page could not come home.
     pub fn bring_home(&self) -> Result<(), Error> {
         let come = || {
+            self.inner.lift_all();
             (0..HOME_TRIES).any(|_| {
                 let home = self.inner.engine.bring_all_home().is_zero();
                 if !home {
@@ -513,6 +520,8 @@ impl Drop for Mapping {
         }
         // A page that can't come home still has its slot, which lets go of the frame below.
         let _ = release(&self.inner, range);
+        // Nor may a block of a device be laid over what is mapped there next.
+        self.inner.engine.end_overlays(range);
         {
             let events = self.inner.engine.space.gate.events();
             self.inner.engine.unmapped(&events, range);

@@ -138,7 +138,10 @@ fn apply(
             Event::Remap { from, to, len } => {
                 if let Some(from) = len.whole_pages().and_then(|pages| PageRange::new(from, pages)) {
                     engine.remapped(events, from, to);
-                    engine.host.traps.remapped(from, to);
+                    match PageRange::new(to, from.pages()).filter(|to| engine.is_own_change(*to)) {
+                        Some(lifted) => engine.host.traps.lifted(lifted, path),
+                        None => engine.host.traps.remapped(from, to),
+                    }
                 }
             }
             Event::Fork { fd } => {

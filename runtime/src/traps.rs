@@ -37,18 +37,9 @@ struct Table {
     active: Vec<PageRange>,
 }
 
-/// See the module.
-#[derive(Default)]
-pub(crate) struct Traps {
-    table: Mutex<Table>,
-}
-
-impl Traps {
-    /// Traps `extent` until [`Traps::release`]; the gate is held. What can't be trapped is returned, with the reason.
-    pub(crate) fn trap(&self, contexts: &Contexts, extent: PageRange, path: FaultPath) -> Vec<(PageRange, KeptReason)> {
-        let mut table = lock(&self.table);
-        table.active.push(extent);
-        if is_trapped(&table.traps, extent, path) {
+impl Table {
+    fn trap(&mut self, contexts: &Contexts, extent: PageRange, path: FaultPath) -> Vec<(PageRange, KeptReason)> {
+        if is_trapped(&self.traps, extent, path) {
             return Vec::new();
         }
         let registered = contexts.program(path).register_missing(extent);
@@ -58,15 +49,42 @@ impl Traps {
         }
         match registered {
             Ok(Fill::Zeros) => {
-                table.traps.insert(extent, Trap::Trapped(path));
+                self.traps.insert(extent, Trap::Trapped(path));
                 Vec::new()
             }
             Ok(Fill::Copies) => {
-                free_others(&mut table, contexts, extent, path);
-                trap_each_mapping(&mut table, contexts, extent, path)
+                free_others(self, contexts, extent, path);
+                trap_each_mapping(self, contexts, extent, path)
             }
-            Err(_) => trap_each_mapping(&mut table, contexts, extent, path),
+            Err(_) => trap_each_mapping(self, contexts, extent, path),
         }
+    }
+}
+
+/// See the module.
+#[derive(Default)]
+pub(crate) struct Traps {
+    table: Mutex<Table>,
+}
+
+impl Traps {
+    /// Traps the `parts` of `extent` until [`Traps::release`], and what of the rest is [`Traps::lifted`] until then; the gate is held. The parts are asked for when
+    /// the claim is made. What can't be trapped is returned, with the reason.
+    pub(crate) fn trap(
+        &self,
+        contexts: &Contexts,
+        extent: PageRange,
+        path: FaultPath,
+        parts: impl FnOnce() -> Vec<PageRange>,
+    ) -> Vec<(PageRange, KeptReason)> {
+        let mut table = lock(&self.table);
+        table.active.push(extent);
+        parts().into_iter().flat_map(|part| table.trap(contexts, part, path)).collect()
+    }
+
+    /// A block was lifted: what is mapped there now came with its registration.
+    pub(crate) fn lifted(&self, block: PageRange, path: FaultPath) {
+        lock(&self.table).traps.insert(block, Trap::Trapped(path));
     }
 
     /// Ends a request's claim on `extent`; the gate is held. If no other has one, and `away` says that nothing in it is away, the range becomes watched

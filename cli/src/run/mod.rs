@@ -86,7 +86,9 @@ pub(crate) fn run(args: &RunArgs) -> Result<u8, Failure> {
 fn devices(texts: &[String], memory: ByteLen) -> Result<Vec<DeviceSpec>, Failure> {
     let default = [DEFAULT_DEVICE.to_owned()];
     let texts = if texts.is_empty() { &default[..] } else { texts };
-    spec::parse_all(texts, memory).map_err(|error| Failure::Usage(error.to_string()))
+    spec::check_for_any_program(texts)
+        .and_then(|()| spec::parse_all(texts, memory))
+        .map_err(|error| Failure::Usage(error.to_string()))
 }
 
 fn policy(name: PolicyName, limit: Option<ByteLen>, memory: ByteLen) -> Result<Policy, Failure> {

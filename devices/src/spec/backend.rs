@@ -3,12 +3,15 @@
 use std::fmt;
 
 use hetmem_core::physmap::MemoryType;
-use hetmem_core::units::ByteLen;
+use hetmem_core::units::{BLOCK_SIZE, ByteLen};
 use hetmem_sys::dax::{DaxDevice, DaxError, DaxSlice};
 use hetmem_sys::numa::{Node, NodeError};
 use thiserror::Error;
 
 use super::{SpecProblem, default_size};
+
+/// What pages of a coherent DAX device are used by.
+const BLOCK: ByteLen = ByteLen::new(BLOCK_SIZE);
 
 /// What stands behind a device.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
@@ -62,6 +65,25 @@ pub enum HostProblem {
         /// The alignment.
         align: ByteLen,
     },
+    /// The size of a coherent DAX device is no multiple of a block.
+    #[error("size {size} is not a multiple of {BLOCK}, by which pages of {path} are used in place")]
+    DaxBlocks {
+        /// The device.
+        path: String,
+        /// What is asked for.
+        size: ByteLen,
+    },
+    /// The alignment of a DAX device is more than a block, so that it can't be coherent.
+    #[error(
+        "pages of {path} can't be used in place: its alignment, {align}, is more than {BLOCK}; give it another (daxctl reconfigure-device --align=2M), or \
+         use private:dax={path}"
+    )]
+    DaxCoarse {
+        /// The device.
+        path: String,
+        /// The alignment.
+        align: ByteLen,
+    },
 }
 
 impl Backend {
@@ -77,7 +99,7 @@ impl Backend {
         }
     }
 
-    pub(super) fn parse(text: &str, memory_type: MemoryType) -> Result<Self, SpecProblem> {
+    pub(super) fn parse(text: &str) -> Result<Self, SpecProblem> {
         let (name, argument) = match text.split_once('=') {
             Some((name, argument)) => (name, Some(argument)),
             None => (text, None),
@@ -98,9 +120,6 @@ impl Backend {
                 let path = path.unwrap_or_default();
                 if !path.starts_with('/') {
                     return Err(SpecProblem::DaxPath(path.to_owned()));
-                }
-                if memory_type == MemoryType::DeviceCoherent {
-                    return Err(SpecProblem::CoherentDax(path.to_owned()));
                 }
                 Ok(Self::Dax(path.to_owned()))
             }
@@ -126,7 +145,7 @@ impl Backend {
     }
 
     /// Checks that this host has `size` of it.
-    pub(super) fn check(&self, size: ByteLen) -> Result<(), HostProblem> {
+    pub(super) fn check(&self, memory_type: MemoryType, size: ByteLen) -> Result<(), HostProblem> {
         match self {
             Self::Emulated => {}
             Self::Node(node) => {
@@ -137,18 +156,31 @@ impl Backend {
             }
             Self::Dax(path) => {
                 let device = DaxDevice::find(path)?;
-                if size > device.size {
-                    return Err(HostProblem::DaxTooSmall { path: path.clone(), size, have: device.size });
-                }
-                if !size.get().is_multiple_of(device.align.get()) {
-                    return Err(HostProblem::DaxAlign { path: path.clone(), size, align: device.align });
-                }
+                fits(&device, memory_type, size)?;
                 // Whether there is a free part now. Each process takes its own when it starts.
                 drop(DaxSlice::claim(&device, size)?);
             }
         }
         Ok(())
     }
+}
+
+/// Whether a device of that type and size can be a part of `on`.
+pub(super) fn fits(on: &DaxDevice, memory_type: MemoryType, size: ByteLen) -> Result<(), HostProblem> {
+    let (path, align) = (on.path.clone(), on.align);
+    if size > on.size {
+        return Err(HostProblem::DaxTooSmall { path, size, have: on.size });
+    }
+    if memory_type == MemoryType::DeviceCoherent && align > BLOCK {
+        return Err(HostProblem::DaxCoarse { path, align });
+    }
+    if !size.get().is_multiple_of(align.get()) {
+        return Err(HostProblem::DaxAlign { path, size, align });
+    }
+    if memory_type == MemoryType::DeviceCoherent && !size.get().is_multiple_of(BLOCK.get()) {
+        return Err(HostProblem::DaxBlocks { path, size });
+    }
+    Ok(())
 }
 
 /// Printed as in specs.

@@ -46,7 +46,6 @@ fn each_mistake_is_named() {
     assert_eq!(problem("coherent:node"), SpecProblem::Node(String::new()));
     assert_eq!(problem("private:dax"), SpecProblem::DaxPath(String::new()));
     assert_eq!(problem("private:dax=dax0.0"), SpecProblem::DaxPath("dax0.0".into()));
-    assert_eq!(problem("coherent:dax=/dev/dax0.0"), SpecProblem::CoherentDax("/dev/dax0.0".into()));
     assert_eq!(problem("private:emulated,size"), SpecProblem::NotKeyValue("size".into()));
     assert_eq!(problem("private:emulated,"), SpecProblem::NotKeyValue(String::new()));
     assert_eq!(problem("private:emulated,colour=red"), SpecProblem::UnknownKey { name: "colour".into() });
@@ -62,6 +61,34 @@ fn each_mistake_is_named() {
     for name in ["", "a b", "_x", "é", &"x".repeat(33)] {
         assert_eq!(problem(&format!("private:emulated,name={name}")), SpecProblem::Name(name.into()));
     }
+}
+
+#[test]
+fn a_coherent_dax_device_is_not_for_any_program() {
+    let texts = ["private:dax=/dev/dax0.0", "what", "coherent:dax=/dev/dax0.1,size=2M", "coherent:emulated"];
+    let error = check_for_any_program(&texts).unwrap_err();
+    assert_eq!((error.spec(), error.problem()), (texts[2], &SpecProblem::CoherentDax("/dev/dax0.1".into())));
+    assert_eq!(check_for_any_program(&[texts[0], texts[1], texts[3]]), Ok(()));
+    assert_eq!(texts[2].parse::<DeviceSpec>().unwrap().to_string(), "coherent:dax=/dev/dax0.1,size=2M,name=coherent0");
+}
+
+#[test]
+fn sizes_and_alignments_that_a_dax_device_cannot_have_are_named() {
+    use MemoryType::{DeviceCoherent, DevicePrivate};
+    let bytes = ByteLen::new;
+    let device =
+        |align| hetmem_sys::dax::DaxDevice { path: "/dev/dax0.0".into(), size: bytes(1 << 31), align: bytes(align) };
+    let fits = |align, memory_type, size| backend::fits(&device(align), memory_type, bytes(size));
+    for memory_type in [DevicePrivate, DeviceCoherent] {
+        assert_eq!(fits(2 << 20, memory_type, 4 << 20), Ok(()));
+        assert!(matches!(fits(2 << 20, memory_type, 1 << 32), Err(HostProblem::DaxTooSmall { .. })));
+        assert!(matches!(fits(2 << 20, memory_type, 1 << 20), Err(HostProblem::DaxAlign { .. })));
+    }
+    assert_eq!(fits(4096, DevicePrivate, 1 << 20), Ok(()));
+    assert!(matches!(fits(4096, DeviceCoherent, 1 << 20), Err(HostProblem::DaxBlocks { .. })));
+    assert_eq!(fits(1 << 30, DevicePrivate, 1 << 30), Ok(()));
+    let coarse = fits(1 << 30, DeviceCoherent, 1 << 30).unwrap_err();
+    assert!(coarse.to_string().contains("--align=2M"), "{coarse}");
 }
 
 #[test]
@@ -165,7 +192,7 @@ fn any_spec() -> impl Strategy<Value = DeviceSpec> {
             } else {
                 MemoryType::DeviceCoherent
             },
-            backend: Backend::parse(&backend, MemoryType::DevicePrivate).unwrap(),
+            backend: Backend::parse(&backend).unwrap(),
             name,
             size,
             latency,
