@@ -104,6 +104,8 @@ void hetmem_config_free(hetmem_config *config);
  * Adds a device, described as for `hetmem run --device`: TYPE:BACKEND[=ARG][,KEY=VALUE]..., for example
  * "private:emulated,size=256M,latency=2us" or "coherent:emulated". The device's index is its place in the order of these calls, from 0.
  *
+ * "coherent:dax=/dev/daxX.Y" is for memory from hetmem_map() only: README.md, "In place on device-DAX", has the rules.
+ *
  * HETMEM_INVALID_INPUT: the text can't be read, is not UTF-8, contradicts an earlier device or this machine's memory, or there would be
  * more than 16 devices. The configuration is as before then.
  */

@@ -67,6 +67,10 @@ impl Device for DaxStore {
         coherent.then(|| self.slice.range().start())
     }
 
+    fn device_side(&self) -> Option<VirtAddr> {
+        Some(self.frames.device_side())
+    }
+
     fn copy_in(&self, to: FrameRun, from: VirtAddr) -> Result<(), DeviceError> {
         self.frames.copy_in(to, from)
     }

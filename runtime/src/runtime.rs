@@ -205,7 +205,11 @@ impl Runtime {
         Ok(Self { inner, stop, service: Some(service), sigbus })
     }
 
-    /// Maps `len` of managed memory that reads as zeros.
+    /// Maps `len` of managed memory that reads as zeros. It begins at a multiple of 2 MiB.
+    ///
+    /// The mapping is hetmem's: the program unmaps, protects and moves no part of it. Whole blocks of 2 MiB may go to a coherent DAX device, where they are used in
+    /// place; `MADV_DONTNEED` keeps their bytes there, and a transfer by direct I/O, io_uring or RDMA into them is lost if they are migrated meanwhile: pin them
+    /// before ([`Advice::Pin`]).
     ///
     /// # Errors
     ///

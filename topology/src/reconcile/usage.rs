@@ -17,7 +17,7 @@ pub(super) fn node_spec(node: u32, free: u64) -> Option<String> {
     Some(format!("coherent:node={node},size={size}"))
 }
 
-/// Mappings of a DAX device are shared and in blocks of its alignment, which no program may notice: it is private memory.
+/// Mappings of a DAX device are shared and in blocks of its alignment, which no program may notice that doesn't know of it: it is private memory.
 fn dax_specs(name: &str) -> Vec<String> {
     vec![format!("private:dax=/dev/{name}")]
 }
@@ -48,7 +48,8 @@ pub(super) fn hint(claim: &Claim, pages: StructPages) -> Option<String> {
             Some("modprobe dax_hmem device_dax: it becomes a DAX device, or a node if kmem takes it".to_owned())
         }
         ClaimKind::Dax => {
-            Some(format!("daxctl reconfigure-device --mode=system-ram {name}: a node, for coherent:node=N"))
+            let own = format!("coherent:dax=/dev/{name} for memory that hetmem maps");
+            Some(format!("{own}; daxctl reconfigure-device --mode=system-ram {name}: a node, for coherent:node=N"))
         }
         ClaimKind::DaxUnbound => {
             Some(format!("daxctl reconfigure-device --mode=devdax {name}: it becomes /dev/{name}"))
