@@ -104,6 +104,12 @@ impl<H: Host> Engine<H> {
         from.take_while(|block| block.start() < range.end()).collect()
     }
 
+    /// Whether the block at `addr` is laid. Allocates nothing.
+    #[must_use]
+    pub fn is_laid(&self, addr: VirtAddr) -> bool {
+        self.overlays.is_laid(addr.block())
+    }
+
     /// Whether a change of the mappings of just this range is hetmem's own, and no event of the program's.
     #[must_use]
     pub fn is_own_change(&self, range: PageRange) -> bool {

@@ -11,11 +11,13 @@
 
 use std::time::{Duration, Instant};
 
+use hetmem_core::engine::Engine;
 use hetmem_core::fault::FaultResolution;
 use hetmem_core::port::{FaultPath, Host};
 use hetmem_core::space::Events;
 use hetmem_core::stats::Counters;
 use hetmem_core::units::{PageCount, PageRange, VirtAddr};
+use hetmem_sys::access;
 use hetmem_sys::errno::Errno;
 use hetmem_sys::uffd::{CopyFlags, Event, EventBuffer, FaultFlags, Userfaultfd, WriteProtect};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -24,6 +26,7 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use crate::delegate::Delegated;
 use crate::forks;
+use crate::host::UserMemory;
 use crate::inner::Inner;
 
 /// How long a fault may wait for memory before the program is stopped.
@@ -252,6 +255,12 @@ fn fill_child(inner: &Inner, events: &Events<'_>, child: Userfaultfd) {
     drop(child);
 }
 
+/// Whether `addr` lies in a block of a device's memory and can't be read: the device is gone, or the memory broken, and the touch would end here again and again.
+fn is_gone(engine: &Engine<UserMemory>, addr: VirtAddr) -> bool {
+    let is_laid = || engine.has_overlays() && engine.is_laid(addr);
+    is_laid() && access::read_checked(addr, &mut [0]).is_err() && is_laid()
+}
+
 /// Serves a SIGBUS at `addr` in the thread that touched it; `false` if the page is not this runtime's business.
 pub(crate) fn serve_sigbus(inner: &Inner, addr: VirtAddr) -> bool {
     let engine = &inner.engine;
@@ -274,7 +283,7 @@ pub(crate) fn serve_sigbus(inner: &Inner, addr: VirtAddr) -> bool {
                 record_latency(&engine.counters, start);
                 return true;
             }
-            FaultResolution::Present => return true,
+            FaultResolution::Present => return !is_gone(engine, addr),
             FaultResolution::NoMemory if start.elapsed() > MEMORY_PATIENCE => {
                 engine.host.stop_the_program(addr.page_down(), "the host has no memory for it")
             }

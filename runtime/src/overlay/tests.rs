@@ -497,6 +497,38 @@ fn an_accelerator_and_the_processors_share_pages_in_place() {
     }
 }
 
+/// The touch ends the program by its signal, as that of any mapping of the device would, and does not come round for ever.
+#[test]
+fn a_touch_of_a_device_that_is_gone_is_the_programs_to_see() {
+    let _unforked = FORKS.read().unwrap_or_else(PoisonError::into_inner);
+    for path in ["thread", "sigbus"] {
+        let ended = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "--ignored", "overlay::tests::touches_a_device_that_is_gone"])
+            .env("HETMEM_TEST_PATH", path)
+            .output()
+            .unwrap();
+        let signal = std::os::unix::process::ExitStatusExt::signal(&ended.status);
+        assert_eq!(signal, Some(libc::SIGBUS), "{path}: {ended:?}");
+    }
+}
+
+/// The other process of the test above.
+#[test]
+#[ignore = "is run by a_touch_of_a_device_that_is_gone_is_the_programs_to_see"]
+fn touches_a_device_that_is_gone() {
+    let Ok(path) = std::env::var("HETMEM_TEST_PATH") else { return };
+    // SAFETY: changes when the process ends. No core is wanted, and no endless round.
+    unsafe { libc::setrlimit(libc::RLIMIT_CORE, &libc::rlimit { rlim_cur: 0, rlim_max: 0 }) };
+    // SAFETY: as above.
+    unsafe { libc::alarm(60) };
+    let scene = scenes().remove(0);
+    let mapping = scene.map(BLOCK_PAGES, if path == "sigbus" { FaultPath::Sigbus } else { FaultPath::Thread });
+    fill(&mapping, 15);
+    scene.place(&mapping, Target::Device(LAID));
+    rustix::fs::ftruncate(scene._keeps.0.as_ref().unwrap(), 0).unwrap();
+    mapping.words()[0].load(Relaxed);
+}
+
 /// A rule of use, and not what other memory does: the kernel drops no page of a device.
 #[test]
 fn dropping_pages_of_a_laid_block_keeps_their_bytes() {
