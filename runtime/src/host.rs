@@ -409,13 +409,20 @@ impl Host for UserMemory {
     fn lift(&self, path: FaultPath, block: PageRange) -> Result<(), KeptReason> {
         let failed = |errno| self.exchange_failed(block, errno);
         let spare = Spare::reserve(block.pages(), MAPPING_NAME).map_err(failed)?;
-        self.contexts.program(path).register(spare.range(), Mode::MISSING).map_err(failed)?;
-        if !self.present(spare.range()).is_zero() {
+        let uffd = self.contexts.program(path);
+        uffd.register(spare.range(), Mode::MISSING).map_err(failed)?;
+        let moved = if self.present(spare.range()).is_zero() {
+            // SAFETY: the block is hetmem's to map, and its bytes are in frames that nobody else refers to.
+            unsafe { spare.move_over(block.start()) }
+        } else {
             // A page of it would be taken for one of the block.
-            return Err(KeptReason::Raced);
-        }
-        // SAFETY: the block is hetmem's to map, and its bytes are in frames that nobody else refers to.
-        unsafe { spare.move_over(block.start()) }.map_err(failed)
+            Err((spare, Errno::AGAIN))
+        };
+        moved.map_err(|(spare, errno)| {
+            // So its end raises no event, which would come over what is mapped there next.
+            let _ = uffd.unregister(spare.range());
+            failed(errno)
+        })
     }
 
     fn stop_the_program(&self, page: VirtAddr, why: &'static str) -> ! {
@@ -452,7 +459,11 @@ impl UserMemory {
             self.refusal.store(errno.raw_os_error(), Ordering::Relaxed);
             self.stop_the_program(block.start(), "the kernel has unmapped its block and mapped nothing in its place");
         }
-        if errno == Errno::NOMEM { KeptReason::NoMemory } else { KeptReason::Unsupported }
+        match errno {
+            Errno::NOMEM => KeptReason::NoMemory,
+            Errno::AGAIN => KeptReason::Raced,
+            _ => KeptReason::Unsupported,
+        }
     }
 
     /// Makes the pages of `range` this process's own again, as far as they are shared with a forked child. The caller holds

@@ -134,6 +134,8 @@ fn apply(
                 continue;
             }
             Event::Remove { range } => engine.removed(events, range),
+            // The end of the address that a lifted block came from: nothing was there, and somebody's mapping may be by now.
+            Event::Unmap { range } if engine.host.traps.was_spare(range) => {}
             Event::Unmap { range } => {
                 engine.unmapped(events, range);
                 engine.host.traps.unmapped(range);
@@ -142,7 +144,7 @@ fn apply(
                 if let Some(from) = len.whole_pages().and_then(|pages| PageRange::new(from, pages)) {
                     engine.remapped(events, from, to);
                     match PageRange::new(to, from.pages()).filter(|to| engine.is_own_change(*to)) {
-                        Some(lifted) => engine.host.traps.lifted(lifted, path),
+                        Some(lifted) => engine.host.traps.lifted(from, lifted, path),
                         None => engine.host.traps.remapped(from, to),
                     }
                 }

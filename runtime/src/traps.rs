@@ -35,6 +35,8 @@ struct Table {
     traps: RangeMap<Trap>,
     /// Extents that requests under way rely on.
     active: Vec<PageRange>,
+    /// Where mappings were that are a lifted block's now, until their end there is told.
+    spares: Vec<PageRange>,
 }
 
 impl Table {
@@ -82,9 +84,18 @@ impl Traps {
         parts().into_iter().flat_map(|part| table.trap(contexts, part, path)).collect()
     }
 
-    /// A block was lifted: what is mapped there now came with its registration.
-    pub(crate) fn lifted(&self, block: PageRange, path: FaultPath) {
-        lock(&self.table).traps.insert(block, Trap::Trapped(path));
+    /// A block was lifted: what is mapped there now came with its registration, from `spare`.
+    pub(crate) fn lifted(&self, spare: PageRange, block: PageRange, path: FaultPath) {
+        let mut table = lock(&self.table);
+        table.traps.insert(block, Trap::Trapped(path));
+        table.spares.push(spare);
+    }
+
+    /// Whether `range` is where a lifted block's mapping came from, and this its end: told once, right after the move.
+    pub(crate) fn was_spare(&self, range: PageRange) -> bool {
+        let mut table = lock(&self.table);
+        let at = table.spares.iter().position(|spare| *spare == range);
+        at.is_some_and(|at| table.spares.swap_remove(at) == range)
     }
 
     /// Ends a request's claim on `extent`; the gate is held. If no other has one, and `away` says that nothing in it is away, the range becomes watched

@@ -67,11 +67,8 @@ fn shared_memory_takes_the_place_of_trapped_memory_and_gives_it_back_trapped() {
     uffd.register(from, Mode::MISSING).unwrap();
     // SAFETY: the block's bytes are in the window.
     let events = events_of(&uffd, || unsafe { spare.move_over(middle.start()) }.unwrap());
-    // Of the old address, the end is told, too.
-    let is_moved = |event: &Event| matches!(event, Event::Remap { from: old, to, .. } if (*old, *to) == (from.start(), middle.start()));
-    let is_ended = |event: &Event| matches!(event, Event::Unmap { range } if *range == from);
-    assert_eq!(events.iter().filter(|event| is_moved(event)).count(), 1, "{events:?}");
-    assert!(events.iter().all(|event| is_moved(event) || is_ended(event)), "{events:?}");
+    let [Event::Remap { from: old, to, .. }, Event::Unmap { range: ended }] = events[..] else { panic!("{events:?}") };
+    assert_eq!((old, to, ended), (from.start(), middle.start(), from), "the end of the old address is told, too");
     assert!(present(middle).iter().all(|present| !present), "all of it is missing");
     check(window, 8);
 

@@ -27,13 +27,16 @@ const COHERENT: DeviceId = DeviceId::new(2);
 const BLOCKS: u64 = 8;
 const BLOCK_BYTES: u64 = BLOCK_PAGES * 4096;
 
+/// A fork brings the blocks of all runtimes of the process home, those of other tests, too.
+static FORKS: RwLock<()> = RwLock::new(());
+
 /// A runtime with a coherent DAX device of [`BLOCKS`] blocks and emulated ones of both types, and what the device's mappings are called in
 /// `/proc/self/maps`.
 struct Scene {
     runtime: Runtime,
     name: String,
     /// The stand-in, or the turn on the real device.
-    _keeps: (Option<OwnedFd>, Option<MutexGuard<'static, ()>>),
+    keeps: (Option<OwnedFd>, Option<MutexGuard<'static, ()>>),
 }
 
 fn scene_on(device: &DaxDevice, name: &str, keeps: (Option<OwnedFd>, Option<MutexGuard<'static, ()>>)) -> Scene {
@@ -46,7 +49,7 @@ fn scene_on(device: &DaxDevice, name: &str, keeps: (Option<OwnedFd>, Option<Mute
     });
     let devices = std::iter::once(Box::new(store) as Box<_>).chain(emulated).collect();
     let runtime = Runtime::builder().sigbus().start_with(devices).unwrap();
-    Scene { runtime, name: name.to_owned(), _keeps: keeps }
+    Scene { runtime, name: name.to_owned(), keeps: keeps }
 }
 
 /// On a file in memory, and on a real device if there is one.
@@ -286,67 +289,6 @@ fn threads_that_migrate_at_once_get_in_nobodys_way() {
     }
 }
 
-/// Ends as a forked child, with the status that says whether `good` is so.
-fn end(good: bool) -> ! {
-    // SAFETY: ends the process.
-    unsafe { libc::_exit(i32::from(!good)) }
-}
-
-fn status_of(child: libc::pid_t) -> i32 {
-    let mut status = 0;
-    // SAFETY: writes the status.
-    assert_eq!(unsafe { libc::waitpid(child, &raw mut status, 0) }, child);
-    status
-}
-
-/// A fork brings the blocks of all runtimes of the process home, those of other tests, too.
-static FORKS: RwLock<()> = RwLock::new(());
-
-#[test]
-fn a_forked_child_has_its_own_copy() {
-    let _alone = FORKS.write().unwrap_or_else(PoisonError::into_inner);
-    for scene in scenes() {
-        let mapping = scene.map(2 * BLOCK_PAGES, FaultPath::Thread);
-        fill(&mapping, 9);
-        for _ in 0..5 {
-            scene.place(&mapping, Target::Device(LAID));
-            let words = mapping.words();
-            // SAFETY: the child touches its memory and ends.
-            let child = unsafe { libc::fork() };
-            if child == 0 {
-                let same = words.iter().enumerate().all(|(i, word)| word.load(Relaxed) == i as u64 ^ 9);
-                words.iter().for_each(|word| word.store(0, Relaxed));
-                end(same);
-            }
-            assert_eq!(status_of(child), 0, "the child has what was there");
-            verify(&mapping, 9);
-        }
-        scene.runtime.check();
-    }
-}
-
-/// Announced to nobody, a fork leaves the child without the blocks: it must not share them.
-#[test]
-fn a_fork_past_the_c_library_shares_nothing() {
-    let _alone = FORKS.write().unwrap_or_else(PoisonError::into_inner);
-    for scene in scenes() {
-        let mapping = scene.map(BLOCK_PAGES, FaultPath::Thread);
-        fill(&mapping, 10);
-        scene.place(&mapping, Target::Device(LAID));
-        let word = mapping.as_ptr().cast::<u64>();
-        // SAFETY: the child touches memory and ends.
-        let child = unsafe { libc::syscall(libc::SYS_fork) };
-        if child == 0 {
-            // SAFETY: of the child's, if it is there.
-            unsafe { word.write_volatile(77) };
-            end(false);
-        }
-        let status = status_of(libc::pid_t::try_from(child).unwrap());
-        assert!(libc::WIFSIGNALED(status) && libc::WTERMSIG(status) == libc::SIGSEGV, "{status:#x}");
-        verify(&mapping, 10);
-    }
-}
-
 #[test]
 fn a_mapping_that_ends_leaves_nothing_behind_while_others_migrate_it() {
     let _unforked = FORKS.read().unwrap_or_else(PoisonError::into_inner);
@@ -497,41 +439,9 @@ fn an_accelerator_and_the_processors_share_pages_in_place() {
     }
 }
 
-/// The touch ends the program by its signal, as that of any mapping of the device would, and does not come round for ever.
-#[test]
-fn a_touch_of_a_device_that_is_gone_is_the_programs_to_see() {
-    let _unforked = FORKS.read().unwrap_or_else(PoisonError::into_inner);
-    for path in ["thread", "sigbus"] {
-        let ended = std::process::Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "--ignored", "overlay::tests::touches_a_device_that_is_gone"])
-            .env("HETMEM_TEST_PATH", path)
-            .output()
-            .unwrap();
-        let signal = std::os::unix::process::ExitStatusExt::signal(&ended.status);
-        assert_eq!(signal, Some(libc::SIGBUS), "{path}: {ended:?}");
-    }
-}
-
-/// The other process of the test above.
-#[test]
-#[ignore = "is run by a_touch_of_a_device_that_is_gone_is_the_programs_to_see"]
-fn touches_a_device_that_is_gone() {
-    let Ok(path) = std::env::var("HETMEM_TEST_PATH") else { return };
-    // SAFETY: changes when the process ends. No core is wanted, and no endless round.
-    unsafe { libc::setrlimit(libc::RLIMIT_CORE, &libc::rlimit { rlim_cur: 0, rlim_max: 0 }) };
-    // SAFETY: as above.
-    unsafe { libc::alarm(60) };
-    let scene = scenes().remove(0);
-    let mapping = scene.map(BLOCK_PAGES, if path == "sigbus" { FaultPath::Sigbus } else { FaultPath::Thread });
-    fill(&mapping, 15);
-    scene.place(&mapping, Target::Device(LAID));
-    rustix::fs::ftruncate(scene._keeps.0.as_ref().unwrap(), 0).unwrap();
-    mapping.words()[0].load(Relaxed);
-}
-
 /// A rule of use, and not what other memory does: the kernel drops no page of a device.
 #[test]
-fn dropping_pages_of_a_laid_block_keeps_their_bytes() {
+fn dropping_pages_of_a_laid_blockkeeps_their_bytes() {
     let _unforked = FORKS.read().unwrap_or_else(PoisonError::into_inner);
     for scene in scenes() {
         let mapping = scene.map(BLOCK_PAGES, FaultPath::Thread);
@@ -547,3 +457,5 @@ fn dropping_pages_of_a_laid_block_keeps_their_bytes() {
         assert!(mapping.words().iter().all(|word| word.load(Relaxed) == 0));
     }
 }
+
+mod processes;

@@ -76,19 +76,21 @@ impl Spare {
         self.range
     }
 
-    /// Takes the place of what is mapped at `over`. What is registered with userfaultfd and `EVENT_REMAP` stays registered.
+    /// Takes the place of what is mapped at `over`. What is registered with userfaultfd and `EVENT_REMAP` stays registered; the events are that of the move, and
+    /// with `EVENT_UNMAP` then that of the end of the old address.
     ///
-    /// `ENOMEM` if there are too many mappings (`vm.max_map_count`).
+    /// `ENOMEM` if there are too many mappings (`vm.max_map_count`). The spare is handed back then.
     ///
     /// # Safety
     ///
     /// Whatever is mapped from `over` on, as long as this is, may go.
-    pub unsafe fn move_over(self, over: VirtAddr) -> Result<(), Errno> {
+    pub unsafe fn move_over(self, over: VirtAddr) -> Result<(), (Self, Errno)> {
         let len = self.range.pages().as_usize() * 4096;
+        let (from, to) = (pointer(self.range.start()), pointer(over));
         // SAFETY: the source is this value's; the caller gives up what is at the destination.
-        unsafe {
-            rustix::mm::mremap_fixed(pointer(self.range.start()), len, len, MremapFlags::MAYMOVE, pointer(over))
-        }?;
+        if let Err(errno) = unsafe { rustix::mm::mremap_fixed(from, len, len, MremapFlags::MAYMOVE, to) } {
+            return Err((self, errno));
+        }
         // Nothing is left at the old address, which may be another's by now.
         #[expect(clippy::mem_forget, reason = "what would be unmapped has moved")]
         std::mem::forget(self);
