@@ -18,7 +18,7 @@
 //!
 //! *Limits:* nobody else may map, unmap or protect what is there ([`Region::owned`]). In a laid block `MADV_DONTNEED` keeps the bytes.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 
 use crate::engine::{Engine, Held};
 use crate::migrate::copy::Filled;
@@ -44,7 +44,8 @@ pub(crate) struct Overlays {
 
 #[derive(Default)]
 struct State {
-    laid: BTreeSet<BlockNo>,
+    /// Each with its device.
+    laid: BTreeMap<BlockNo, DeviceId>,
     /// Blocks that are being laid or lifted.
     changing: Vec<BlockNo>,
     /// While there are such, no block is laid.
@@ -52,17 +53,16 @@ struct State {
 }
 
 impl Overlays {
-    fn is_laid(&self, no: BlockNo) -> bool {
-        lock(&self.state).laid.contains(&no)
+    fn laid_on(&self, no: BlockNo) -> Option<DeviceId> {
+        lock(&self.state).laid.get(&no).copied()
     }
 
-    fn end(&self, no: BlockNo, laid: bool) {
+    fn end(&self, no: BlockNo, laid_on: Option<DeviceId>) {
         let mut state = lock(&self.state);
         state.changing.retain(|changing| *changing != no);
-        if laid {
-            state.laid.insert(no);
-        } else {
-            state.laid.remove(&no);
+        match laid_on {
+            Some(device) => _ = state.laid.insert(no, device),
+            None => _ = state.laid.remove(&no),
         }
         self.ended.notify_all();
     }
@@ -76,7 +76,7 @@ impl Overlays {
     }
 
     pub(crate) fn forget(&self, range: PageRange) {
-        lock(&self.state).laid.retain(|no| !no.range().overlaps(range));
+        lock(&self.state).laid.retain(|no, _| !no.range().overlaps(range));
     }
 }
 
@@ -100,14 +100,14 @@ impl<H: Host> Engine<H> {
             return Vec::new();
         }
         let state = lock(&self.overlays.state);
-        let from = state.laid.range(range.start().block()..).map(|no| no.range());
+        let from = state.laid.range(range.start().block()..).map(|(no, _)| no.range());
         from.take_while(|block| block.start() < range.end()).collect()
     }
 
     /// Whether the block at `addr` is laid. Allocates nothing.
     #[must_use]
     pub fn is_laid(&self, addr: VirtAddr) -> bool {
-        self.overlays.is_laid(addr.block())
+        self.overlays.laid_on(addr.block()).is_some()
     }
 
     /// Whether a change of the mappings of just this range is hetmem's own, and no event of the program's.
@@ -135,7 +135,7 @@ impl<H: Host> Engine<H> {
         }
     }
 
-    /// Why pages of `parts` of the block numbered `no` can't be laid, if so. A block that is laid already is no matter.
+    /// Why pages of `parts` of the block numbered `no` can't be laid, if so. A block of that device that is laid already is no matter.
     pub(crate) fn refuses_to_lay(
         &self,
         no: BlockNo,
@@ -144,7 +144,7 @@ impl<H: Host> Engine<H> {
         target: Target,
     ) -> Option<KeptReason> {
         match target {
-            Target::Device(device) if self.lays(device) && !self.overlays.is_laid(no) => {
+            Target::Device(device) if self.lays(device) && self.overlays.laid_on(no) != Some(device) => {
                 let pages: PageCount = parts.map(PageRange::pages).sum();
                 if !region.owned {
                     Some(KeptReason::Unsupported)
@@ -164,7 +164,7 @@ impl<H: Host> Engine<H> {
     ///
     /// Why it is still laid.
     pub(crate) fn lift_for(&self, no: BlockNo, path: FaultPath, request: Request) -> Result<(), KeptReason> {
-        if !self.has_overlays || !self.overlays.is_laid(no) {
+        if !self.has_overlays || self.overlays.laid_on(no).is_none() {
             return Ok(());
         }
         let range = no.range();
@@ -195,7 +195,7 @@ impl<H: Host> Engine<H> {
             }
         }
         state.exchanging = false;
-        self.overlays.end(no, lifted.is_err());
+        self.overlays.end(no, lifted.is_err().then_some(frames.device));
         self.release_waiters(&block, &mut state, path, range);
         drop(state);
         drop(installing);
@@ -239,7 +239,8 @@ impl<H: Host> Engine<H> {
                 Slot::Mapped(frame) if self.lays(frame.device) => Some(frame),
                 Slot::Mapped(_) | Slot::System | Slot::Unmapped { .. } => None,
             };
-            assert_eq!(overlays.laid.contains(&no), first.is_some(), "a laid block is mapped from its first page on");
+            let device = first.map(|frame| frame.device);
+            assert_eq!(overlays.laid.get(&no).copied(), device, "a laid block is mapped from its first page on");
             for index in 0..512 {
                 let Slot::Mapped(frame) = state.slot(index) else {
                     assert_eq!(first, None, "a laid block is mapped whole");
@@ -321,7 +322,7 @@ impl<H: Host> Batch<'_, H> {
                     for (i, page) in (0..).zip(piece.at.iter()) {
                         let at = PageCount::new(i);
                         let bytes = Held::single(piece.bytes.frame(at));
-                        let (ours, _) = piece.same_fate(&state, at);
+                        let ours = piece.is_ours(&state, at);
                         let offset = page.pages_since(self.range.start());
                         // What the program has dropped meanwhile is what the frame holds, as of a block that was laid before.
                         state.set(page.index_in_block(), Slot::Mapped(frames.frame(offset)));
@@ -333,7 +334,7 @@ impl<H: Host> Batch<'_, H> {
                 });
             }
             state.exchanging = false;
-            engine.overlays.end(no, laid.is_ok());
+            engine.overlays.end(no, laid.is_ok().then_some(device));
             engine.release_waiters(&block, &mut state, self.path, self.range);
         }
         match laid {

@@ -113,7 +113,7 @@ impl Piece {
     }
 
     /// Whether page `offset` of the piece is still this batch's: events may have dropped or moved it.
-    fn is_ours(&self, state: &BlockState, offset: PageCount) -> bool {
+    pub(crate) fn is_ours(&self, state: &BlockState, offset: PageCount) -> bool {
         let index = self.at.start().add_pages(offset).index_in_block();
         state.slot(index) == Slot::Unmapped { frame: self.bytes.frame(offset), busy: true }
     }
