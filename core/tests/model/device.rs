@@ -9,10 +9,12 @@ use hetmem_core::units::{PageCount, PageRange, VirtAddr};
 
 use super::{GARBAGE, Memory, Model, StepKind, Token, nth};
 
-/// A device, private unless it has an arena.
+/// A device, private unless it has an arena or a window.
 pub(crate) struct ModelDevice {
     pub(crate) pagemap: Pagemap,
     pub(crate) arena: Option<VirtAddr>,
+    /// Where the frames lie that are laid over the program's pages.
+    pub(crate) window: Option<VirtAddr>,
     pub(crate) model: Arc<Model>,
 }
 
@@ -20,7 +22,7 @@ impl ModelDevice {
     /// The content of the run's frame `i`, which must have one.
     fn get(&self, memory: &Memory, run: FrameRun, i: u64) -> Token {
         let frame = run.frame(PageCount::new(i));
-        match self.arena {
+        match self.arena.or(self.window) {
             Some(arena) => memory.own_content(nth(arena, u64::from(frame.get()))),
             None => {
                 let at = (self.pagemap.device.index(), frame.get());
@@ -31,7 +33,7 @@ impl ModelDevice {
 
     fn set(&self, memory: &mut Memory, run: FrameRun, i: u64, content: Token) {
         let frame = run.frame(PageCount::new(i));
-        match self.arena {
+        match self.arena.or(self.window) {
             Some(arena) => memory.own.insert(nth(arena, u64::from(frame.get())).get(), content),
             None => memory.private.insert((self.pagemap.device.index(), frame.get()), content),
         };
@@ -45,6 +47,10 @@ impl Device for ModelDevice {
 
     fn frames_start(&self) -> Option<VirtAddr> {
         self.arena
+    }
+
+    fn overlay_start(&self) -> Option<VirtAddr> {
+        self.window
     }
 
     fn astray(&self, range: PageRange, visit: &mut dyn FnMut(VirtAddr, Astray)) {

@@ -5,7 +5,7 @@ use hetmem_core::port::{FaultPath, Host, Install, PutIn, PutStop, Taken};
 use hetmem_core::units::{PageCount, PageRange, VirtAddr};
 
 use super::inject::{Done, Failure};
-use super::{Memory, ModelHost, STOPPED, StepKind, Token, ZERO, nth, run_of};
+use super::{Memory, ModelHost, Page, STOPPED, StepKind, Token, ZERO, nth, run_of};
 
 impl Memory {
     /// The content of a page of hetmem's own, which must have one.
@@ -19,6 +19,7 @@ impl Memory {
         let Some(page) = at(rest.start().get()) else {
             return Some((KeptReason::Unsupported, run_of(rest, |p| at(p).is_none())));
         };
+        assert_eq!(page.laid, None, "the laid page at {} is taken out", rest.start());
         if page.content.is_none() {
             return Some((KeptReason::Hole, run_of(rest, |p| at(p).is_some_and(|q| q.content.is_none()))));
         }
@@ -55,6 +56,7 @@ impl Memory {
 
     fn put(&mut self, to: PageRange, how: Install, mut content: impl FnMut(&mut Self, u64) -> Token) -> PutIn {
         for (i, page) in (0..).zip(to.iter()) {
+            assert!(!self.is_laid(page) || how == Install::Copy, "the laid page at {page} is moved in");
             if let Some(stop) = self.refuses_put(page, how) {
                 return PutIn { pages: PageCount::new(i), stop: Some(stop) };
             }
@@ -88,7 +90,7 @@ impl Host for ModelHost {
     fn take_out(&self, _path: FaultPath, from: PageRange, to: VirtAddr) -> Taken {
         let failure = self.0.step(StepKind::TakeOut);
         let mut memory = self.0.lock();
-        if !memory.events.is_empty() {
+        if memory.is_changing() {
             // What lies there now may not be what the engine believes.
             return Taken { pages: PageCount::ZERO, stop: Some((KeptReason::Raced, from.pages())) };
         }
@@ -109,7 +111,7 @@ impl Host for ModelHost {
     fn put_in(&self, _path: FaultPath, to: PageRange, from: VirtAddr, how: Install) -> PutIn {
         let failure = self.0.step(StepKind::PutIn);
         let mut memory = self.0.lock();
-        if !memory.events.is_empty() {
+        if memory.is_changing() {
             return PutIn { pages: PageCount::ZERO, stop: Some(PutStop::EventsPending) };
         }
         let content = |memory: &mut Memory, i: u64| {
@@ -136,7 +138,7 @@ impl Host for ModelHost {
     fn zero_fill(&self, _path: FaultPath, range: PageRange) -> PutIn {
         let failure = self.0.step(StepKind::ZeroFill);
         let mut memory = self.0.lock();
-        if !memory.events.is_empty() {
+        if memory.is_changing() {
             return PutIn { pages: PageCount::ZERO, stop: Some(PutStop::EventsPending) };
         }
         let put = match failure {
@@ -175,13 +177,14 @@ impl Host for ModelHost {
         if self.0.threaded {
             self.0.wait_for_an_event();
         } else {
+            self.0.lock().raise_late();
             self.0.deliver();
         }
     }
 
     fn present_parts(&self, range: PageRange) -> Vec<PageRange> {
         let memory = self.0.lock();
-        let present = |page: u64| memory.pages.get(&page).is_some_and(|entry| entry.content.is_some());
+        let present = |page: u64| memory.pages.get(&page).is_some_and(Page::is_present);
         let (mut parts, mut rest) = (Vec::new(), range);
         while !rest.is_empty() {
             let absent = run_of(rest, |page| !present(page));
@@ -196,6 +199,14 @@ impl Host for ModelHost {
     fn removal_is_over(&self, range: PageRange, _looks: u32) -> bool {
         let failure = self.0.step(StepKind::RemovalIsOver);
         failure.is_none() && !self.0.lock().zaps.iter().any(|zap| zap.range.overlaps(range))
+    }
+
+    fn lay(&self, _path: FaultPath, block: PageRange, frames: VirtAddr) -> Result<(), KeptReason> {
+        self.0.exchange(StepKind::Lay, |memory| memory.lay(block, frames))
+    }
+
+    fn lift(&self, _path: FaultPath, block: PageRange) -> Result<(), KeptReason> {
+        self.0.exchange(StepKind::Lift, |memory| memory.lift(block))
     }
 
     fn stop_the_program(&self, page: VirtAddr, why: &'static str) -> ! {

@@ -21,6 +21,12 @@ pub(crate) enum StepKind {
     MappingFrom,
     Presence,
     FaultIn,
+    /// Before a block is laid.
+    Lay,
+    /// Before a block is lifted.
+    Lift,
+    /// After either, with the slots as they were.
+    Exchanged,
 }
 
 /// Why the kernel may refuse to take a page out.
@@ -35,6 +41,8 @@ const TAKE_REASONS: [KeptReason; 7] = [
 ];
 /// Why touches of a mapping may not be trapped.
 const TRAP_REASONS: [KeptReason; 3] = [KeptReason::ForeignUserfaultfd, KeptReason::Unsupported, KeptReason::NoMemory];
+/// Why a block may be neither laid nor lifted.
+const EXCHANGE_REASONS: [KeptReason; 2] = [KeptReason::NoMemory, KeptReason::Unsupported];
 const PUT_STOPS: [PutStop; 3] = [PutStop::EventsPending, PutStop::NoMemory, PutStop::Refused];
 
 /// How much of a call is done before it fails.
@@ -61,6 +69,8 @@ pub(crate) enum Failure {
     TrappedOne,
     /// A touch ends in a signal.
     Fault,
+    /// The block is as it was.
+    NotExchanged(KeptReason),
 }
 
 impl StepKind {
@@ -78,7 +88,8 @@ impl StepKind {
                 .collect(),
             Self::ZeroFill => PUT_STOPS.map(|stop| Failure::Put(stop, Done::None)).to_vec(),
             Self::CopyIn | Self::CopyOut => vec![Failure::Device],
-            Self::HostCopy | Self::Discard | Self::MappingFrom | Self::Presence => Vec::new(),
+            Self::HostCopy | Self::Discard | Self::MappingFrom | Self::Presence | Self::Exchanged => Vec::new(),
+            Self::Lay | Self::Lift => EXCHANGE_REASONS.map(Failure::NotExchanged).to_vec(),
             Self::FaultIn => vec![Failure::Fault],
             Self::RemovalIsOver => vec![Failure::NotOver],
             Self::Trapped => TRAP_REASONS.map(Failure::NotTrapped).into_iter().chain([Failure::TrappedOne]).collect(),
@@ -89,7 +100,7 @@ impl StepKind {
     const fn is_unlocked(self) -> bool {
         match self {
             Self::CopyIn | Self::CopyOut | Self::HostCopy | Self::Discard => true,
-            Self::MappingFrom | Self::Presence | Self::FaultIn => true,
+            Self::MappingFrom | Self::Presence | Self::FaultIn | Self::Lay | Self::Lift | Self::Exchanged => true,
             Self::TakeOut | Self::PutIn | Self::ZeroFill | Self::RemovalIsOver | Self::Trapped => false,
         }
     }
@@ -105,9 +116,13 @@ pub(crate) enum Action {
     /// There and back again.
     RemapBack(PageRange, VirtAddr),
     Remove(PageRange),
+    /// The same, announced so late that the next block is laid or lifted first.
+    RemoveLate(PageRange),
     /// Carries out the removals that were announced.
     Zap,
     Touch(VirtAddr),
+    /// Touches the page, and writes if it need not wait.
+    Write(VirtAddr),
     Fork(PageRange),
     Protect(PageRange),
     /// The handler thread reads events and serves faults, if the call leaves it the locks.
@@ -189,15 +204,19 @@ impl Model {
                 self.remap(pages_at(to, from), from.start());
             }
             Action::Remove(range) => self.remove(range),
+            Action::RemoveLate(range) => self.remove_late(range),
             Action::Zap => self.zap_all(),
-            Action::Touch(page) => self.begin_touch(page),
+            Action::Touch(page) | Action::Write(page) => self.begin_touch(page),
             Action::Fork(within) => self.fork(within),
             Action::Protect(range) => self.protect(range, true),
             Action::Handle => {}
         }
-        if unlocked && matches!(action, Action::Handle | Action::Touch(_)) {
+        if unlocked && matches!(action, Action::Handle | Action::Touch(_) | Action::Write(_)) {
             self.deliver();
             self.serve(true);
+        }
+        if let Action::Write(page) = action {
+            self.write_present(page);
         }
     }
 }

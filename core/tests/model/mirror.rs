@@ -11,7 +11,7 @@ use super::{Memory, ModelHost, Page, StepKind, World, ZERO, run_of};
 impl Page {
     /// Whether it is the page of zeros that all share.
     fn is_zero(&self) -> bool {
-        self.content == Some(ZERO) && !self.written
+        self.content == Some(ZERO) && !self.written && self.laid.is_none()
     }
 }
 
@@ -41,7 +41,7 @@ impl MirrorHost for ModelHost {
         let memory = self.0.lock();
         let mut rest = range;
         while !rest.is_empty() {
-            let (found, run) = memory.alike(rest, |page| page.content.map(|_| page.is_zero()));
+            let (found, run) = memory.alike(rest, |page| page.is_present().then_some(page.is_zero()));
             if let Some(zero) = found.flatten() {
                 visit(Present { range: run, writable: mapping.writable && !zero, zero, order: 0 });
             }
@@ -102,6 +102,7 @@ impl World {
         match (slot, entry.content) {
             (Slot::System, Some(_)) if entry.is_zero() => Answer::Reads(Place::Zero),
             (Slot::System, Some(_)) => with(Place::System, !entry.read_only),
+            (Slot::Mapped(frame), None) if entry.laid.is_some() => with(Place::Device(frame), true),
             (Slot::Mapped(frame), Some(_)) => with(Place::Device(frame), !entry.read_only && !entry.is_zero()),
             (Slot::Unmapped { frame, busy: false }, _) if self.is_own(frame.device, owner) => {
                 with(Place::Device(frame), !entry.read_only)

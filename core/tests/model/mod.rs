@@ -24,6 +24,7 @@
 mod device;
 mod host;
 mod inject;
+mod lay;
 mod mirror;
 mod program;
 mod threads;
@@ -39,7 +40,7 @@ use hetmem_core::units::{PAGE_SIZE, PageCount, PageRange, VirtAddr};
 pub(crate) use device::ModelDevice;
 pub(crate) use inject::{Action, Chaos, Failure, StepKind};
 pub(crate) use mirror::Answer;
-pub(crate) use world::{COHERENT, COHERENT_B, DeviceKind, PRIVATE, PRIVATE_B, World};
+pub(crate) use world::{COHERENT, COHERENT_B, DeviceKind, OVERLAY, OVERLAY_B, PRIVATE, PRIVATE_B, World};
 
 /// What a page holds. No two writes of a test write the same one.
 pub(crate) type Token = u64;
@@ -70,6 +71,8 @@ pub(crate) struct Page {
     pub(crate) written: bool,
     /// Its content, if present.
     pub(crate) content: Option<Token>,
+    /// The frame that is laid over it, if one is: its content is then that of the frame, and nobody watches it.
+    pub(crate) laid: Option<VirtAddr>,
 }
 
 /// What the program may find at an address.
@@ -125,6 +128,8 @@ pub(crate) struct Memory {
     /// How many events were queued, ever.
     pub(crate) events_queued: u64,
     pub(crate) zaps: Vec<Zap>,
+    /// Events that are raised only after the next change of mappings that hetmem makes.
+    late: Vec<Event>,
     /// How many calls to fault pages in were made to fail.
     pub(crate) faults_refused: u32,
     /// Pages on which threads of the program sleep.

@@ -4,10 +4,10 @@ use hetmem_core::fault::FaultResolution;
 use hetmem_core::port::FaultPath;
 use hetmem_core::slot::{SYSTEM_POOL, Slot};
 use hetmem_core::space::Region;
-use hetmem_core::units::{PageRange, VirtAddr};
+use hetmem_core::units::{PageCount, PageRange, VirtAddr};
 
 use super::world::POOL;
-use super::{Event, Fork, Memory, Model, Page, Token, Touch, Truth, ZERO, Zap, nth};
+use super::{Event, Fork, Memory, Model, Page, Token, Touch, Truth, ZERO, Zap, nth, run_of};
 
 impl Truth {
     fn also(&mut self, value: Token) {
@@ -30,7 +30,7 @@ impl Memory {
         }
     }
 
-    fn no_longer_sure(&mut self, page: VirtAddr) {
+    pub(super) fn no_longer_sure(&mut self, page: VirtAddr) {
         for zap in &mut self.zaps {
             zap.sure.remove(&page.get());
         }
@@ -39,16 +39,47 @@ impl Memory {
     fn write(&mut self, page: u64) -> Token {
         let token = self.fresh();
         let entry = self.pages.get_mut(&page).expect("the page is mapped");
-        (entry.content, entry.written) = (Some(token), true);
+        entry.written = true;
+        match entry.laid {
+            Some(frame) => _ = self.own.insert(frame.get(), token),
+            None => entry.content = Some(token),
+        }
         self.truth.insert(page, Truth(vec![token]));
         // A removal that is under way may count as done before this.
         self.no_longer_sure(VirtAddr::new(page));
         token
     }
 
+    /// The events of a removal of `range`, one for each mapping that somebody watches.
+    fn begin_removal(&mut self, range: PageRange) -> Vec<Event> {
+        let (mut events, mut rest) = (Vec::new(), range);
+        while !rest.is_empty() {
+            let laid = self.is_laid(rest.start());
+            let part = rest.slice(PageCount::ZERO, run_of(rest, |page| self.is_laid(VirtAddr::new(page)) == laid));
+            rest = rest.slice(part.pages(), rest.pages());
+            if laid {
+                continue;
+            }
+            let sure: Vec<u64> = part.iter().map(VirtAddr::get).filter(|page| self.pages.contains_key(page)).collect();
+            for page in &sure {
+                self.truth.get_mut(page).expect("what is mapped has a truth").also(ZERO);
+            }
+            let zap = Zap { range: part, sure: sure.into_iter().collect() };
+            if self.any_registered(part) {
+                self.zaps.push(zap);
+                events.push(Event::Remove(part));
+            } else {
+                self.carry_out(&zap);
+            }
+        }
+        events
+    }
+
     pub(crate) fn carry_out(&mut self, zap: &Zap) {
         for page in zap.range.iter() {
-            let Some(entry) = self.pages.get_mut(&page.get()) else { continue };
+            let laid = self.is_laid(page);
+            // What is shared keeps its bytes.
+            let Some(entry) = self.pages.get_mut(&page.get()).filter(|_| !laid) else { continue };
             (entry.content, entry.written) = (None, false);
             let truth = self.truth.get_mut(&page.get()).expect("what is mapped has a truth");
             if zap.sure.contains(&page.get()) { *truth = Truth(vec![ZERO]) } else { truth.also(ZERO) }
@@ -66,7 +97,7 @@ impl Model {
     pub(crate) fn map(&self, range: PageRange, registered: bool) {
         let mut memory = self.lock();
         for page in range.iter() {
-            let entry = Page { registered, read_only: false, stuck: None, written: false, content: None };
+            let entry = Page { registered, read_only: false, stuck: None, written: false, content: None, laid: None };
             let before = memory.pages.insert(page.get(), entry);
             assert!(before.is_none(), "{page} is mapped already");
             memory.truth.insert(page.get(), Truth(vec![ZERO]));
@@ -124,21 +155,20 @@ impl Model {
         self.changed.notify_all();
     }
 
-    /// Announces that the contents of `range` will be dropped. They are with [`Model::zap_all`], once the event was read.
+    /// Announces that the contents of `range` will be dropped. They are with [`Model::zap_all`], once the event was read. What is laid
+    /// there is not.
     pub(crate) fn remove(&self, range: PageRange) {
         let mut memory = self.lock();
-        let sure: Vec<u64> = range.iter().map(VirtAddr::get).filter(|page| memory.pages.contains_key(page)).collect();
-        for page in &sure {
-            memory.truth.get_mut(page).expect("what is mapped has a truth").also(ZERO);
-        }
-        let zap = Zap { range, sure: sure.into_iter().collect() };
-        if memory.any_registered(range) {
-            memory.zaps.push(zap);
-            memory.queue(Event::Remove(range));
-        } else {
-            memory.carry_out(&zap);
-        }
+        let events = memory.begin_removal(range);
+        events.into_iter().for_each(|event| memory.queue(event));
         self.changed.notify_all();
+    }
+
+    /// The same; the event waits until hetmem has changed the mappings.
+    pub(crate) fn remove_late(&self, range: PageRange) {
+        let mut memory = self.lock();
+        let events = memory.begin_removal(range);
+        memory.late.extend(events);
     }
 
     /// Carries out the removals whose announcement was read.
@@ -147,6 +177,7 @@ impl Model {
         let unread: Vec<PageRange> = memory
             .events
             .iter()
+            .chain(&memory.late)
             .filter_map(|event| if let Event::Remove(range) = event { Some(*range) } else { None })
             .collect();
         let (wait, go): (Vec<Zap>, Vec<Zap>) = memory.zaps.drain(..).partition(|zap| unread.contains(&zap.range));
@@ -171,6 +202,7 @@ impl Model {
     /// Forks; the child's pages of `within` will be compared with what the parent had now.
     pub(crate) fn fork(&self, within: PageRange) {
         let mut memory = self.lock();
+        assert!(memory.pages.values().all(|page| page.laid.is_none()), "a child would lack what is laid");
         let fork = Fork { pages: memory.pages.clone(), truth: memory.truth.clone(), within };
         memory.queue(Event::Fork(fork));
         self.changed.notify_all();
@@ -190,7 +222,7 @@ impl Model {
     pub(crate) fn write_present(&self, page: VirtAddr) -> bool {
         let mut memory = self.lock();
         let Some(entry) = memory.pages.get(&page.get()) else { return false };
-        let present = entry.content.is_some() || !entry.registered;
+        let present = entry.is_present() || !entry.registered;
         if present {
             memory.write(page.get());
         }
@@ -246,7 +278,7 @@ impl Model {
     pub(crate) fn begin_touch(&self, page: VirtAddr) {
         let mut memory = self.lock();
         let Some(entry) = memory.pages.get(&page.get()) else { return };
-        if entry.content.is_none() && entry.registered {
+        if !entry.is_present() && entry.registered {
             memory.waiters.insert(page.get());
             memory.touches.push(Touch { page: page.get(), told_to_wait: false });
         }
@@ -264,7 +296,7 @@ impl Model {
                 let touch = memory.touches[at];
                 if !memory.waiters.contains(&touch.page) {
                     // Awake: it looks again.
-                    let missing = memory.pages.get(&touch.page).is_some_and(|e| e.registered && e.content.is_none());
+                    let missing = memory.pages.get(&touch.page).is_some_and(|e| e.registered && !e.is_present());
                     if !missing {
                         memory.touches.swap_remove(at);
                         continue;
@@ -279,7 +311,10 @@ impl Model {
                     let mut memory = self.lock();
                     memory.touches.iter_mut().filter(|t| t.page == page).for_each(|t| t.told_to_wait = true);
                 }
-                FaultResolution::EventsPending => self.deliver(),
+                FaultResolution::EventsPending => {
+                    self.lock().raise_late();
+                    self.deliver();
+                }
                 FaultResolution::Mirrored => panic!("only a signal handler is told so"),
                 FaultResolution::NoMemory => engine.trim_pool(),
                 resolution @ (FaultResolution::Home(_) | FaultResolution::Present) => {
@@ -302,6 +337,9 @@ impl Model {
             self.serve(false);
             let mut memory = self.lock();
             let entry = memory.pages.get_mut(&page.get())?;
+            if let Some(frame) = entry.laid {
+                return Some(memory.own_content(frame));
+            }
             if !entry.registered {
                 return Some(*entry.content.get_or_insert(ZERO));
             }
@@ -346,7 +384,15 @@ impl Model {
                 .existing_block(at.block())
                 .map_or(Slot::System, |block| block.lock().slot(at.index_in_block()));
             let mut memory = self.lock();
-            let got = match (memory.pages[&page].content, slot) {
+            let entry = memory.pages[&page];
+            let got = match (entry.content, slot) {
+                (None, Slot::Mapped(frame)) if entry.laid.is_some() => {
+                    let device = engine.device(frame.device).and_then(|device| device.overlay_start());
+                    let expected = device.map(|start| nth(start, u64::from(frame.index.get())));
+                    assert_eq!(entry.laid, expected, "{at} is in the frame that its slot names");
+                    memory.own_content(expected.expect("what is laid is in a window"))
+                }
+                _ if entry.laid.is_some() => panic!("{at} is laid, and its slot is {slot:?}"),
                 (Some(content), Slot::System | Slot::Mapped(_)) => content,
                 // Mapped and missing: the removal came after the announcement, when another page had moved there.
                 (None, Slot::System | Slot::Mapped(_)) => ZERO,
@@ -354,7 +400,8 @@ impl Model {
                     memory.own_content(nth(POOL, u64::from(frame.index.get())))
                 }
                 (None, Slot::Unmapped { frame, busy: false }) => {
-                    match engine.device(frame.device).and_then(|device| device.frames_start()) {
+                    let device = engine.device(frame.device).expect("a slot names a device that exists");
+                    match device.frames_start().or(device.overlay_start()) {
                         Some(arena) => memory.own_content(nth(arena, u64::from(frame.index.get()))),
                         None => memory.private[&(frame.device.index(), frame.index.get())],
                     }

@@ -7,7 +7,7 @@ use hetmem_core::fault::FaultResolution;
 use hetmem_core::port::FaultPath;
 use hetmem_core::units::{PageRange, VirtAddr};
 
-use super::{Memory, Model, Token, Truth, ZERO};
+use super::{Memory, Model, Token, Truth, ZERO, Zap};
 
 /// How long a thread may sleep before that counts as forever.
 const FOREVER: Duration = Duration::from_secs(20);
@@ -37,8 +37,13 @@ impl Model {
 
     /// Returns after all events that are queued now were read, as the calls that raised them do.
     pub(crate) fn wait_until_read(&self) {
+        let queued = self.lock().events_queued;
+        self.wait_until_read_to(queued);
+    }
+
+    /// Returns after so many events were read, ever.
+    pub(crate) fn wait_until_read_to(&self, queued: u64) {
         let memory = self.lock();
-        let queued = memory.events_queued;
         drop(self.sleep_until(memory, "its events to be read", |memory| memory.events_read >= queued));
     }
 
@@ -48,6 +53,13 @@ impl Model {
         let mut memory = self.lock();
         loop {
             let entry = memory.pages.get_mut(&key).unwrap_or_else(|| panic!("{page} is mapped"));
+            if let Some(frame) = entry.laid {
+                let mut content = memory.own_content(frame);
+                then(&mut content);
+                memory.own.insert(frame.get(), content);
+                memory.truth.insert(key, Truth(vec![content]));
+                return;
+            }
             if !entry.registered {
                 entry.content.get_or_insert(ZERO);
             }
@@ -67,9 +79,9 @@ impl Model {
     /// Carries out a removal, in the thread that announced it.
     pub(crate) fn zap_own(&self, range: PageRange) {
         let mut memory = self.lock();
-        let at = memory.zaps.iter().position(|zap| zap.range == range).expect("it was announced");
-        let zap = memory.zaps.swap_remove(at);
-        memory.carry_out(&zap);
+        let (own, others) = memory.zaps.drain(..).partition(|zap: &Zap| range.contains_range(zap.range));
+        memory.zaps = others;
+        own.iter().for_each(|zap| memory.carry_out(zap));
     }
 
     /// The handler thread: reads events and serves faults until [`Model::stop_handler`].

@@ -20,12 +20,15 @@ pub(crate) const POOL: VirtAddr = VirtAddr::new(1 << 40);
 const ARENAS: u64 = 1 << 41;
 /// The first block of the program.
 pub(crate) const BASE: VirtAddr = VirtAddr::new(64 * BLOCK_SIZE);
-const POOL_PAGES: PageCount = PageCount::new(256);
+const POOL_PAGES: u64 = 256;
 
 pub(crate) const PRIVATE: DeviceId = DeviceId::new(0);
 pub(crate) const COHERENT: DeviceId = DeviceId::new(1);
 pub(crate) const PRIVATE_B: DeviceId = DeviceId::new(2);
 pub(crate) const COHERENT_B: DeviceId = DeviceId::new(3);
+/// Of [`World::with_overlays`] only.
+pub(crate) const OVERLAY: DeviceId = DeviceId::new(4);
+pub(crate) const OVERLAY_B: DeviceId = DeviceId::new(5);
 
 /// A device of a [`World`].
 #[derive(Clone, Copy)]
@@ -33,29 +36,45 @@ pub(crate) struct DeviceKind {
     pub(crate) memory_type: MemoryType,
     pub(crate) owner: u64,
     pub(crate) capacity: u64,
+    /// Whether its pages come to be there by being laid over.
+    pub(crate) lays: bool,
+}
+
+/// Two private and two coherent devices, of owners 1 and 2.
+fn four(capacity: u64) -> [DeviceKind; 4] {
+    use MemoryType::{DeviceCoherent, DevicePrivate};
+    [(DevicePrivate, 1), (DeviceCoherent, 1), (DevicePrivate, 2), (DeviceCoherent, 2)]
+        .map(|(memory_type, owner)| DeviceKind { memory_type, owner, capacity, lays: false })
 }
 
 /// See the module.
 pub(crate) struct World {
     pub(crate) model: Arc<Model>,
     pub(crate) engine: Arc<ModelEngine>,
+    pool_pages: u64,
 }
 
 impl World {
     /// Four devices of `capacity` frames: [`PRIVATE`] and [`COHERENT`] of owner 1, [`PRIVATE_B`] and [`COHERENT_B`] of owner 2.
     pub(crate) fn new(capacity: u64) -> Self {
-        Self::build(capacity, false)
+        Self::build(&four(capacity), POOL_PAGES, false)
     }
 
     /// The same, for a program and an engine of several threads.
     pub(crate) fn threaded(capacity: u64) -> Self {
-        Self::build(capacity, true)
+        Self::build(&four(capacity), POOL_PAGES, true)
     }
 
-    fn build(capacity: u64, threaded: bool) -> Self {
-        use MemoryType::{DeviceCoherent, DevicePrivate};
-        let kinds = [(DevicePrivate, 1), (DeviceCoherent, 1), (DevicePrivate, 2), (DeviceCoherent, 2)];
-        let kinds = kinds.map(|(memory_type, owner)| DeviceKind { memory_type, owner, capacity });
+    /// The four devices and two more of coherent memory that is laid over the program's, two blocks each: [`OVERLAY`] of owner 1 and [`OVERLAY_B`] of
+    /// owner 2.
+    pub(crate) fn with_overlays(threaded: bool) -> Self {
+        let overlay = |owner| DeviceKind { memory_type: MemoryType::DeviceCoherent, owner, capacity: 1024, lays: true };
+        let mut kinds = four(1024).to_vec();
+        kinds.extend([1, 2].map(overlay));
+        Self::build(&kinds, 2048, threaded)
+    }
+
+    fn build(kinds: &[DeviceKind], pool_pages: u64, threaded: bool) -> Self {
         let model = Arc::new(Model {
             memory: Mutex::new(Memory::default()),
             changed: Condvar::new(),
@@ -71,24 +90,35 @@ impl World {
                     Owner::new(kind.owner),
                     PageCount::new(kind.capacity),
                 );
-                let arena =
-                    (kind.memory_type == DeviceCoherent).then_some(VirtAddr::new(ARENAS + (u64::from(id) << 36)));
-                Box::new(ModelDevice { pagemap, arena, model: Arc::clone(&model) }) as Box<dyn Device>
+                let at = (kind.memory_type == MemoryType::DeviceCoherent)
+                    .then_some(VirtAddr::new(ARENAS + (u64::from(id) << 36)));
+                let (arena, window) = if kind.lays { (None, at) } else { (at, None) };
+                Box::new(ModelDevice { pagemap, arena, window, model: Arc::clone(&model) }) as Box<dyn Device>
             })
             .collect();
-        let pool = SystemPool::new(POOL, POOL_PAGES, PageCount::new(8));
+        let pool = SystemPool::new(POOL, PageCount::new(pool_pages), PageCount::new(8));
         let host = ModelHost(Arc::clone(&model));
         let engine = Arc::new(Engine::new(host, devices, pool, CountersAt::Own(Box::default())));
         assert!(model.engine.set(Arc::downgrade(&engine)).is_ok(), "the model has one engine");
-        Self { model, engine }
+        Self { model, engine, pool_pages }
     }
 
     /// Maps and manages `count` pages from page `first` of the program on.
     pub(crate) fn with_nothing_in(self, first: u64, count: u64) -> Self {
+        self.with_region(first, count, Region::default())
+    }
+
+    /// The same, of which that `region` is said.
+    pub(crate) fn with_region(self, first: u64, count: u64, region: Region) -> Self {
         let range = self.at(first, count);
         self.model.map(range, false);
-        assert!(self.model.adopt(range, Region::default()), "nothing is unread at the start");
+        assert!(self.model.adopt(range, region), "nothing is unread at the start");
         self
+    }
+
+    /// Writes all pages of `range`.
+    pub(crate) fn write_all(&self, range: PageRange) {
+        range.iter().for_each(|page| self.model.write(page));
     }
 
     /// The same, with all pages written.
@@ -123,7 +153,7 @@ impl World {
         let pool = &self.engine.pool;
         let mut hogged = Vec::new();
         loop {
-            let spare = POOL_PAGES.get() - pool.in_use().get();
+            let spare = self.pool_pages - pool.in_use().get();
             let Some(want) = spare.checked_sub(left).filter(|want| *want > 0) else { return hogged };
             hogged.extend(pool.take_stocked(PageCount::new(want), VirtAddr::default(), Purpose::Fault));
         }
@@ -156,6 +186,7 @@ impl World {
     /// every structure.
     pub(crate) fn verify(&self) {
         self.model.lock().calm();
+        self.model.lock().raise_late();
         self.model.deliver();
         self.model.serve(false);
         self.model.deliver();

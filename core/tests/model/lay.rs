@@ -1,0 +1,83 @@
+//! Blocks of a device's frames in place of the program's pages, as `mremap` exchanges them.
+
+use hetmem_core::outcome::KeptReason;
+use hetmem_core::units::{PageRange, VirtAddr};
+
+use super::inject::Failure;
+use super::{Event, Memory, Model, Page, StepKind, nth};
+
+/// Where a new mapping lies before it takes a block's place.
+const TEMPORARY: VirtAddr = VirtAddr::new(1 << 42);
+
+impl Page {
+    /// Whether a touch needs nobody's help.
+    pub(crate) fn is_present(&self) -> bool {
+        self.content.is_some() || self.laid.is_some()
+    }
+}
+
+impl Memory {
+    pub(crate) fn is_laid(&self, page: VirtAddr) -> bool {
+        self.pages.get(&page.get()).is_some_and(|entry| entry.laid.is_some())
+    }
+
+    /// Whether the program is changing its mappings, which the kernel lets nobody's pages pass.
+    pub(crate) fn is_changing(&self) -> bool {
+        !self.events.is_empty() || !self.late.is_empty()
+    }
+
+    pub(crate) fn raise_late(&mut self) {
+        for event in std::mem::take(&mut self.late) {
+            self.queue(event);
+        }
+    }
+
+    /// Maps the frames from `frames` on over `block`.
+    pub(crate) fn lay(&mut self, block: PageRange, frames: VirtAddr) {
+        for (i, page) in (0..).zip(block.iter()) {
+            let entry = self.pages.get_mut(&page.get()).unwrap_or_else(|| panic!("{page}, to be laid, is not mapped"));
+            assert!(entry.registered, "{page}, to be laid, is not watched");
+            assert_eq!(entry.content, None, "the page at {page} is mapped over");
+            (entry.laid, entry.registered, entry.written) = (Some(nth(frames, i)), false, true);
+            // A removal that comes now finds shared memory, which keeps its bytes.
+            self.no_longer_sure(page);
+        }
+        self.queue(Event::Unmap(block));
+    }
+
+    /// Maps nothing over what is laid over `block`, and watches that.
+    pub(crate) fn lift(&mut self, block: PageRange) {
+        for page in block.iter() {
+            let entry =
+                self.pages.get_mut(&page.get()).unwrap_or_else(|| panic!("{page}, to be lifted, is not mapped"));
+            assert!(entry.laid.take().is_some(), "{page}, to be lifted, is not laid");
+            entry.registered = true;
+        }
+        let from = PageRange::new(TEMPORARY, block.pages()).expect("the place is valid");
+        self.queue(Event::Remap { from, to: block.start() });
+        self.queue(Event::Unmap(from));
+    }
+}
+
+impl Model {
+    /// Changes the mappings as `change` says, and returns when the handler thread knows. The program acts before and after.
+    pub(crate) fn exchange(&self, kind: StepKind, change: impl FnOnce(&mut Memory)) -> Result<(), KeptReason> {
+        if let Some(Failure::NotExchanged(reason)) = self.step(kind) {
+            return Err(reason);
+        }
+        let queued = {
+            let mut memory = self.lock();
+            change(&mut memory);
+            self.changed.notify_all();
+            memory.events_queued
+        };
+        if self.threaded {
+            self.wait_until_read_to(queued);
+        } else {
+            self.deliver();
+        }
+        self.lock().raise_late();
+        self.step(StepKind::Exchanged);
+        Ok(())
+    }
+}
