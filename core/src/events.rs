@@ -7,7 +7,7 @@ use crate::engine::{Engine, Held};
 use crate::notifier::Event;
 use crate::pool::Purpose;
 use crate::port::{DeviceError, FaultPath, Host};
-use crate::slot::Slot;
+use crate::slot::{Frame, Slot};
 use crate::space::Events;
 use crate::units::{PageCount, PageRange, VirtAddr};
 
@@ -21,7 +21,7 @@ impl<H: Host> Engine<H> {
             self.overlays.forget(range);
         }
         let _notice = self.notifiers.start_if_any(range, Event::Unmap, false);
-        self.drop_pages(events, range);
+        self.drop_pages(events, range, |_| false);
         self.space.remove_region(range);
         self.space.forget_removals(range);
         self.space.forget_blocks(events, range);
@@ -37,7 +37,8 @@ impl<H: Host> Engine<H> {
             return;
         }
         let _notice = self.notifiers.start_if_any(range, Event::Clear, false);
-        self.drop_pages(events, range);
+        // If a block was laid since the program began, it is shared memory that the removal finds, which keeps its bytes.
+        self.drop_pages(events, range, |frame| self.lays(frame.device));
         self.space.add_removal(range);
     }
 
@@ -48,7 +49,7 @@ impl<H: Host> Engine<H> {
             return;
         }
         let _notices = [from, target].map(|range| self.notifiers.start_if_any(range, Event::Unmap, false));
-        self.drop_pages(events, target);
+        self.drop_pages(events, target, |_| false);
         for (no, block) in self.space.blocks_in(from) {
             let Some(part) = from.intersect(no.range()) else { continue };
             for page in part.iter() {
@@ -124,7 +125,8 @@ impl<H: Host> Engine<H> {
         Ok(())
     }
 
-    fn drop_pages(&self, _events: &Events<'_>, range: PageRange) {
+    /// Drops the pages of `range`, but for those that are mapped in frames which `keep` theirs.
+    fn drop_pages(&self, _events: &Events<'_>, range: PageRange, keep: impl Fn(Frame) -> bool) {
         for (no, block) in self.space.blocks_in(range) {
             let Some(part) = range.intersect(no.range()) else { continue };
             let mut state = block.lock();
@@ -134,6 +136,7 @@ impl<H: Host> Engine<H> {
             for page in part.iter() {
                 match state.slot(page.index_in_block()) {
                     Slot::System => {}
+                    Slot::Mapped(frame) if keep(frame) => {}
                     Slot::Mapped(frame) | Slot::Unmapped { frame, .. } => {
                         state.set(page.index_in_block(), Slot::System);
                         self.put(Held::single(frame));

@@ -188,10 +188,17 @@ impl<H: Host> Engine<H> {
         let mut state = block.lock();
         for index in 0..512 {
             let frame = frames.frame(PageCount::new(index as u64));
-            // What the program has dropped meanwhile is the system's.
-            if state.slot(index) == (Slot::Unmapped { frame, busy: true }) {
-                let slot = if lifted.is_ok() { Slot::Unmapped { frame, busy: false } } else { Slot::Mapped(frame) };
-                state.set(index, slot);
+            // What the program has dropped meanwhile is the system's, or is mapped still.
+            let dropped = state.slot(index) != (Slot::Unmapped { frame, busy: true });
+            match lifted {
+                Ok(()) if dropped => {}
+                Ok(()) => state.set(index, Slot::Unmapped { frame, busy: false }),
+                Err(_) => {
+                    if dropped {
+                        self.get(Held::single(frame));
+                    }
+                    state.set(index, Slot::Mapped(frame));
+                }
             }
         }
         state.exchanging = false;

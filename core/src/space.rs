@@ -173,10 +173,10 @@ impl BlockState {
         self.waited = true;
     }
 
-    /// Whether somebody may wait for pages that were busy; forgotten once no page is.
+    /// Whether somebody may wait for pages that were busy; forgotten once no page is, and none waits for an exchange.
     pub fn take_waited(&mut self) -> bool {
         let waited = self.waited;
-        if self.busy == 0 {
+        if self.busy == 0 && !self.exchanging {
             self.waited = false;
         }
         waited

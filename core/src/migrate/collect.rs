@@ -78,7 +78,8 @@ impl<'e, H: Host> Collected<'e, H> {
         }
         let plan = |state: &BlockState, page: VirtAddr| {
             match plan_page(engine, state.slot(page.index_in_block()), request) {
-                _ if suspects.get(page).is_some() => Plan::Keep(KeptReason::Raced),
+                // What was dropped of a block that is laid or lifted meanwhile is nobody's yet.
+                _ if state.exchanging || suspects.get(page).is_some() => Plan::Keep(KeptReason::Raced),
                 // What is out already may go home, and nowhere else.
                 Plan::Hold(frame) if request.target == Target::System => Plan::Hold(frame),
                 _ if excluded.get(page).is_some() => Plan::Keep(KeptReason::ThreadState),

@@ -63,6 +63,7 @@ impl Memory {
             let content = content(self, i);
             self.pages.get_mut(&page.get()).expect("looked at before").content = Some(content);
             self.waiters.remove(&page.get());
+            self.dropped.remove(&page.get());
         }
         PutIn::all(to.pages())
     }
@@ -202,11 +203,11 @@ impl Host for ModelHost {
     }
 
     fn lay(&self, _path: FaultPath, block: PageRange, frames: VirtAddr) -> Result<(), KeptReason> {
-        self.0.exchange(StepKind::Lay, |memory| memory.lay(block, frames))
+        self.0.exchange(StepKind::Lay, block, |memory| memory.lay(block, frames))
     }
 
     fn lift(&self, _path: FaultPath, block: PageRange) -> Result<(), KeptReason> {
-        self.0.exchange(StepKind::Lift, |memory| memory.lift(block))
+        self.0.exchange(StepKind::Lift, block, |memory| memory.lift(block))
     }
 
     fn stop_the_program(&self, page: VirtAddr, why: &'static str) -> ! {

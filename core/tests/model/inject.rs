@@ -1,5 +1,6 @@
 //! Numbered steps: each call of the host or of a device may fail, or give the program a chance to act.
 
+use hetmem_core::migrate::{Request, Target};
 use hetmem_core::outcome::KeptReason;
 use hetmem_core::port::PutStop;
 use hetmem_core::units::{PageRange, VirtAddr};
@@ -125,6 +126,8 @@ pub(crate) enum Action {
     Write(VirtAddr),
     Fork(PageRange),
     Protect(PageRange),
+    /// Another thread of hetmem migrates, if the call leaves it the locks.
+    Migrate(PageRange, Target),
     /// The handler thread reads events and serves faults, if the call leaves it the locks.
     Handle,
 }
@@ -209,7 +212,10 @@ impl Model {
             Action::Touch(page) | Action::Write(page) => self.begin_touch(page),
             Action::Fork(within) => self.fork(within),
             Action::Protect(range) => self.protect(range, true),
-            Action::Handle => {}
+            Action::Migrate(range, target) if unlocked => {
+                let _ = self.engine().migrate(range, Request::all_to(target));
+            }
+            Action::Migrate(..) | Action::Handle => {}
         }
         if unlocked && matches!(action, Action::Handle | Action::Touch(_) | Action::Write(_)) {
             self.deliver();

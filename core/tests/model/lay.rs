@@ -17,6 +17,14 @@ impl Page {
 }
 
 impl Memory {
+    /// Notes what a removal drops of a block that is about to be laid.
+    pub(crate) fn note_dropped(&mut self, page: VirtAddr) {
+        let missing = self.pages.get(&page.get()).is_some_and(|entry| !entry.is_present());
+        if missing && self.exchanging.iter().any(|block| block.contains(page)) {
+            self.dropped.entry(page.get()).or_insert_with(|| self.truth[&page.get()].clone());
+        }
+    }
+
     pub(crate) fn is_laid(&self, page: VirtAddr) -> bool {
         self.pages.get(&page.get()).is_some_and(|entry| entry.laid.is_some())
     }
@@ -41,6 +49,8 @@ impl Memory {
             (entry.laid, entry.registered, entry.written) = (Some(nth(frames, i)), false, true);
             // A removal that comes now finds shared memory, which keeps its bytes.
             self.no_longer_sure(page);
+            let truth = self.truth.get_mut(&page.get()).expect("what is mapped has a truth");
+            self.dropped.remove(&page.get()).into_iter().flat_map(|dropped| dropped.0).for_each(|old| truth.also(old));
         }
         self.queue(Event::Unmap(block));
     }
@@ -61,7 +71,19 @@ impl Memory {
 
 impl Model {
     /// Changes the mappings as `change` says, and returns when the handler thread knows. The program acts before and after.
-    pub(crate) fn exchange(&self, kind: StepKind, change: impl FnOnce(&mut Memory)) -> Result<(), KeptReason> {
+    pub(crate) fn exchange(
+        &self,
+        kind: StepKind,
+        block: PageRange,
+        change: impl FnOnce(&mut Memory),
+    ) -> Result<(), KeptReason> {
+        self.lock().exchanging.push(block);
+        let result = self.exchange_now(kind, change);
+        self.lock().exchanging.retain(|other| *other != block);
+        result
+    }
+
+    fn exchange_now(&self, kind: StepKind, change: impl FnOnce(&mut Memory)) -> Result<(), KeptReason> {
         if let Some(Failure::NotExchanged(reason)) = self.step(kind) {
             return Err(reason);
         }

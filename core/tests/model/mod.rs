@@ -130,6 +130,10 @@ pub(crate) struct Memory {
     pub(crate) zaps: Vec<Zap>,
     /// Events that are raised only after the next change of mappings that hetmem makes.
     late: Vec<Event>,
+    /// Blocks that hetmem is about to change the mapping of.
+    exchanging: Vec<PageRange>,
+    /// What pages held that were dropped meanwhile: a block that is laid over them brings it back.
+    dropped: BTreeMap<u64, Truth>,
     /// How many calls to fault pages in were made to fail.
     pub(crate) faults_refused: u32,
     /// Pages on which threads of the program sleep.

@@ -10,7 +10,7 @@ use super::world::POOL;
 use super::{Event, Fork, Memory, Model, Page, Token, Touch, Truth, ZERO, Zap, nth, run_of};
 
 impl Truth {
-    fn also(&mut self, value: Token) {
+    pub(super) fn also(&mut self, value: Token) {
         if !self.0.contains(&value) {
             self.0.push(value);
         }
@@ -26,6 +26,7 @@ impl Memory {
         for page in range.iter() {
             self.pages.remove(&page.get());
             self.truth.remove(&page.get());
+            self.dropped.remove(&page.get());
             self.no_longer_sure(page);
         }
     }
@@ -78,6 +79,7 @@ impl Memory {
     pub(crate) fn carry_out(&mut self, zap: &Zap) {
         for page in zap.range.iter() {
             let laid = self.is_laid(page);
+            self.note_dropped(page);
             // What is shared keeps its bytes.
             let Some(entry) = self.pages.get_mut(&page.get()).filter(|_| !laid) else { continue };
             (entry.content, entry.written) = (None, false);

@@ -1,0 +1,172 @@
+//! The program changes its memory while a block is laid over it or lifted, at every step: what it wrote is never lost, and no thread left asleep.
+#![cfg(not(loom))]
+
+mod model;
+
+use hetmem_core::migrate::Target;
+use hetmem_core::outcome::KeptReason;
+use hetmem_core::port::FaultPath;
+use hetmem_core::space::Region;
+use hetmem_core::units::{PageCount, PageRange, VirtAddr};
+use model::{Action, COHERENT, Failure, OVERLAY, OVERLAY_B, PRIVATE, StepKind, World};
+
+/// The block that is laid.
+const FIRST: u64 = 512;
+const OWNED: Region = Region { path: FaultPath::Thread, pinned: false, preferred: None, owned: true };
+const HOME: Target = Target::System;
+const ON_OVERLAY: Target = Target::Device(OVERLAY);
+/// From where to where, each way over a laid block.
+const WAYS: [(Target, Target); 9] = [
+    (HOME, ON_OVERLAY),
+    (Target::Device(PRIVATE), ON_OVERLAY),
+    (Target::Device(COHERENT), ON_OVERLAY),
+    (ON_OVERLAY, HOME),
+    (ON_OVERLAY, Target::Device(PRIVATE)),
+    (ON_OVERLAY, Target::Device(COHERENT)),
+    (ON_OVERLAY, Target::Device(OVERLAY_B)),
+    (HOME, HOME),
+    (ON_OVERLAY, ON_OVERLAY),
+];
+
+fn block(world: &World) -> PageRange {
+    world.at(FIRST, 512)
+}
+
+fn page(world: &World, index: u64) -> VirtAddr {
+    world.at(FIRST + index, 1).start()
+}
+
+fn world(place: Target) -> World {
+    let world = World::with_overlays(false).with_region(FIRST, 512, OWNED);
+    world.write_all(block(&world));
+    if place != HOME {
+        world.place(block(&world), place);
+    }
+    world.model.lock().calm();
+    world
+}
+
+/// Compares every page with the truth, checks every structure, and that the block is hetmem's still; then does so of the block laid anew, from where
+/// nothing that was mapped over could come back.
+fn finish(world: &World) {
+    world.verify();
+    assert_eq!(world.engine.space.regions(), [(block(world), OWNED)]);
+    world.write_all(block(world));
+    let outcomes = world.migrate(block(world), ON_OVERLAY);
+    assert_eq!(outcomes.moved() + outcomes.kept(KeptReason::AlreadyThere), PageCount::new(512), "{outcomes:?}");
+    world.verify();
+}
+
+/// What the program does at a step: it touches and writes, and drops pages that it may write anew.
+fn scripts(world: &World) -> Vec<Vec<Action>> {
+    use Action::{Handle, Remove, RemoveLate, Touch, Write, Zap};
+    let (all, some) = (block(world), world.at(FIRST + 3, 40));
+    let (first, second) = (world.at(FIRST, 256), world.at(FIRST + 256, 256));
+    let (inside, outside) = (page(world, 5), page(world, 400));
+    let mut scripts = vec![
+        vec![Touch(inside), Touch(outside)],
+        vec![Write(inside), Write(outside)],
+        vec![Touch(inside), RemoveLate(some), Handle],
+        vec![Remove(first), Touch(inside), Remove(second), Handle],
+        vec![Remove(first), Handle, Zap, Write(inside), Remove(second), Handle, Zap, Write(outside)],
+    ];
+    for range in [all, some] {
+        scripts.extend([
+            vec![Remove(range)],
+            vec![Remove(range), Handle],
+            vec![Remove(range), Handle, Write(inside), Zap],
+            vec![Remove(range), Handle, Zap, Write(inside)],
+            vec![RemoveLate(range)],
+            vec![RemoveLate(range), Handle, Write(inside)],
+        ]);
+    }
+    scripts
+}
+
+/// Which step of the migration is the first of `kind`.
+fn step_of(place: Target, target: Target, kind: StepKind) -> usize {
+    let dry = world(place);
+    let _ = dry.migrate(block(&dry), target);
+    let step = dry.model.lock().steps().iter().position(|step| *step == kind);
+    step.unwrap_or_else(|| panic!("{place:?} to {target:?} has no {kind:?}"))
+}
+
+/// The steps of `steps` that differ from those around them: between private devices there are many copies, each as the one before.
+fn telling(steps: &[StepKind]) -> impl Iterator<Item = usize> {
+    let n = steps.len();
+    (0..n.min(3)).chain(n.saturating_sub(5).max(3)..n)
+}
+
+#[test]
+fn the_program_acts_at_every_step() {
+    for (place, target) in WAYS {
+        let dry = world(place);
+        let _ = dry.migrate(block(&dry), target);
+        let steps = dry.model.lock().steps().to_vec();
+        finish(&dry);
+        for step in telling(&steps) {
+            for script in scripts(&dry) {
+                let world = world(place);
+                script.iter().for_each(|action| world.model.lock().at_step(step, *action));
+                let _ = world.migrate(block(&world), target);
+                finish(&world);
+            }
+        }
+    }
+}
+
+#[test]
+fn the_program_acts_where_a_block_cannot_be_exchanged() {
+    for (place, target, kind) in [(HOME, ON_OVERLAY, StepKind::Lay), (ON_OVERLAY, HOME, StepKind::Lift)] {
+        let step = step_of(place, target, kind);
+        for script in scripts(&world(place)) {
+            let world = world(place);
+            script.iter().for_each(|action| world.model.lock().at_step(step, *action));
+            world.model.lock().fail_at(step, Failure::NotExchanged(KeptReason::NoMemory), 0);
+            let _ = world.migrate(block(&world), target);
+            finish(&world);
+        }
+    }
+}
+
+/// A removal that began before the block was laid is announced as late as can be.
+#[test]
+fn a_removal_that_is_announced_when_the_block_is_laid_drops_nothing() {
+    for fails in [None, Some(KeptReason::NoMemory)] {
+        let world = world(HOME);
+        let lay = step_of(HOME, ON_OVERLAY, StepKind::Lay);
+        world.model.lock().at_step(lay, Action::RemoveLate(world.at(FIRST + 3, 40)));
+        assert_eq!(world.migrate(block(&world), ON_OVERLAY).moved(), PageCount::new(512));
+        assert!(!world.model.lock().events.is_empty(), "it is unread");
+        world.model.lock().calm();
+        world.model.lock().at_step(0, Action::Handle);
+        if let Some(reason) = fails {
+            world.model.lock().fail_at(0, Failure::NotExchanged(reason), 0);
+            assert_eq!(world.migrate(block(&world), HOME).kept(reason), PageCount::new(512));
+        }
+        finish(&world);
+    }
+}
+
+#[test]
+fn another_migration_leaves_a_block_that_is_exchanged_alone() {
+    use Action::{Handle, Migrate, Remove, Zap};
+    for (place, target, kind) in [(HOME, ON_OVERLAY, StepKind::Lay), (ON_OVERLAY, HOME, StepKind::Lift)] {
+        let step = step_of(place, target, kind);
+        for to in [HOME, Target::Device(PRIVATE), Target::Device(COHERENT), ON_OVERLAY, Target::Device(OVERLAY_B)] {
+            for at in [step, step + 1] {
+                let world = world(place);
+                let (some, all) = (world.at(FIRST + 3, 40), block(&world));
+                for action in [Remove(some), Handle, Zap] {
+                    world.model.lock().at_step(step, action);
+                }
+                for action in [Migrate(some, to), Migrate(all, to)] {
+                    world.model.lock().at_step(at, action);
+                }
+                let outcomes = world.migrate(all, target);
+                assert!(outcomes.moved().get() >= 512 - 40, "{outcomes:?}");
+                finish(&world);
+            }
+        }
+    }
+}
