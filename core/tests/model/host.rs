@@ -178,7 +178,7 @@ impl Host for ModelHost {
         if self.0.threaded {
             self.0.wait_for_an_event();
         } else {
-            self.0.lock().raise_late();
+            self.0.raise_late();
             self.0.deliver();
         }
     }

@@ -34,12 +34,6 @@ impl Memory {
         !self.events.is_empty() || !self.late.is_empty()
     }
 
-    pub(crate) fn raise_late(&mut self) {
-        for event in std::mem::take(&mut self.late) {
-            self.queue(event);
-        }
-    }
-
     /// Maps the frames from `frames` on over `block`.
     pub(crate) fn lay(&mut self, block: PageRange, frames: VirtAddr) {
         for (i, page) in (0..).zip(block.iter()) {
@@ -70,6 +64,15 @@ impl Memory {
 }
 
 impl Model {
+    /// Raises the events of [`Model::remove_late`].
+    pub(crate) fn raise_late(&self) {
+        let mut memory = self.lock();
+        for event in std::mem::take(&mut memory.late) {
+            memory.queue(event);
+        }
+        self.changed.notify_all();
+    }
+
     /// Changes the mappings as `change` says, and returns when the handler thread knows. The program acts before and after.
     pub(crate) fn exchange(
         &self,
@@ -98,7 +101,7 @@ impl Model {
         } else {
             self.deliver();
         }
-        self.lock().raise_late();
+        self.raise_late();
         self.step(StepKind::Exchanged);
         Ok(())
     }

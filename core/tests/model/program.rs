@@ -314,7 +314,7 @@ impl Model {
                     memory.touches.iter_mut().filter(|t| t.page == page).for_each(|t| t.told_to_wait = true);
                 }
                 FaultResolution::EventsPending => {
-                    self.lock().raise_late();
+                    self.raise_late();
                     self.deliver();
                 }
                 FaultResolution::Mirrored => panic!("only a signal handler is told so"),

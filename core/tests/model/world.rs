@@ -186,7 +186,7 @@ impl World {
     /// every structure.
     pub(crate) fn verify(&self) {
         self.model.lock().calm();
-        self.model.lock().raise_late();
+        self.model.raise_late();
         self.model.deliver();
         self.model.serve(false);
         self.model.deliver();
