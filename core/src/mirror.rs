@@ -278,6 +278,8 @@ impl<H: MirrorHost> Engine<H> {
     ///
     /// If a touch would end in a signal; pages before it may be present then.
     pub fn fault_in(&self, range: PageRange, access: Access) -> Result<(), crate::port::CannotFault> {
+        // What is laid is there to touches before it is to the books, and what is to be lifted is there for longer.
+        self.await_exchanges(range);
         for (part, region) in self.space.regions_in(range) {
             // A system call is not served there: what hetmem has away comes home by its own doing.
             if region.is_some_and(|region| region.path == FaultPath::Sigbus) {
@@ -327,7 +329,7 @@ impl<H: MirrorHost> Engine<H> {
         for (no, block) in self.space.blocks_in(range) {
             let Some(part) = range.intersect(no.range()) else { continue };
             let state = block.lock();
-            if state.unmapped() == 0 && state.mapped() == 0 {
+            if state.unmapped() == 0 && state.mapped() == 0 && !state.exchanging {
                 continue;
             }
             for page in part.iter() {
@@ -338,6 +340,8 @@ impl<H: MirrorHost> Engine<H> {
                 let allows = MirrorPage(answer.0 & MAPPED_FOR_WRITE);
                 match state.slot(page.index_in_block()) {
                     Slot::Mapped(frame) if answer.is_valid() => *answer = answer.at(frame),
+                    // Perhaps it is laid already, of which nobody will be told.
+                    Slot::System if state.exchanging => *answer = allows,
                     Slot::System | Slot::Mapped(_) => {}
                     Slot::Unmapped { frame, busy: false } if self.is_private_of(frame, owner) => {
                         let write = if allows.allows_write() { WRITE } else { 0 };

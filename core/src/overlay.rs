@@ -131,6 +131,13 @@ impl<H: Host> Engine<H> {
     pub fn end_overlays(&self, range: PageRange) {
         if self.has_overlays {
             self.space.change_region(range, |region| region.owned = false);
+            self.await_exchanges(range);
+        }
+    }
+
+    /// Waits until no block of `range` is being laid or lifted. The caller holds no lock.
+    pub(crate) fn await_exchanges(&self, range: PageRange) {
+        if self.has_overlays {
             self.overlays.settle(|no| no.range().overlaps(range));
         }
     }

@@ -463,3 +463,17 @@ fn where_overlays_have_ended_blocks_are_lifted_and_none_laid() {
     let outcomes = to_overlay(&world);
     kept(&world, &outcomes, KeptReason::Unsupported, Place::At(Target::System));
 }
+
+#[test]
+fn memory_that_is_unmapped_is_laid_over_no_more() {
+    let world = laid();
+    world.model.unmap(block(&world));
+    assert!(world.model.lock().events.is_empty(), "nobody watches what is laid");
+    world.engine.unmapped(&world.engine.space.gate.events(), block(&world));
+    assert_eq!(world.engine.laid_in(PageRange::ALL), []);
+    world.verify();
+    let again = world.with_region(FIRST, 512, OWNED);
+    again.write_all(block(&again));
+    assert_eq!(to_overlay(&again).moved(), PageCount::new(512));
+    finish(&again);
+}

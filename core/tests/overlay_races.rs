@@ -3,7 +3,10 @@
 
 mod model;
 
+use std::thread;
+
 use hetmem_core::migrate::Target;
+use hetmem_core::mirror::{MirrorPage, Place, RangeFault, Want};
 use hetmem_core::outcome::KeptReason;
 use hetmem_core::port::FaultPath;
 use hetmem_core::space::Region;
@@ -54,7 +57,8 @@ fn finish(world: &World) {
     world.write_all(block(world));
     let outcomes = world.migrate(block(world), ON_OVERLAY);
     assert_eq!(outcomes.moved() + outcomes.kept(KeptReason::AlreadyThere), PageCount::new(512), "{outcomes:?}");
-    world.verify();
+    world.model.compare_in_place();
+    world.engine.check();
 }
 
 /// What the program does at a step: it touches and writes, and drops pages that it may write anew.
@@ -169,4 +173,77 @@ fn another_migration_leaves_a_block_that_is_exchanged_alone() {
             }
         }
     }
+}
+
+#[test]
+fn a_mirror_is_told_nothing_of_a_page_that_is_about_to_be_laid() {
+    for (place, target, kind) in [(HOME, ON_OVERLAY, StepKind::Lay), (ON_OVERLAY, HOME, StepKind::Lift)] {
+        let step = step_of(place, target, kind);
+        for removed in [(FIRST + 3, 40), (FIRST, 512)] {
+            // Before the exchange and after.
+            for look in [step, step + 1] {
+                let world = world(place);
+                for action in [Action::Remove(world.at(removed.0, removed.1)), Action::Handle, Action::Zap] {
+                    world.model.lock().at_step(step, action);
+                }
+                world.model.lock().at_step(look, Action::Look(block(&world)));
+                let _ = world.migrate(block(&world), target);
+                finish(&world);
+            }
+        }
+    }
+}
+
+/// Lays the block in one thread, does `meanwhile` in another when it is laid and nobody knows of it yet, and returns what came of that.
+fn while_laying<T: Send>(meanwhile: impl Fn(&World) -> T + Sync) -> T {
+    let world = World::with_overlays(true).with_region(FIRST, 512, OWNED);
+    world.write_all(block(&world));
+    let (began, begun) = std::sync::mpsc::channel();
+    let (laid, result) = thread::scope(|scope| {
+        let (world, meanwhile) = (&world, &meanwhile);
+        let laying = scope.spawn(|| world.migrate(block(world), ON_OVERLAY).moved());
+        world.model.wait_for_a_queued_event();
+        let other = scope.spawn(move || {
+            began.send(()).expect("the test waits");
+            meanwhile(world)
+        });
+        begun.recv().expect("the thread begins");
+        // That it waits can't be seen; if it does not, it gets time to be done.
+        (0..10_000).for_each(|_| thread::yield_now());
+        let handler = scope.spawn(|| world.model.handle());
+        let results = (laying.join().expect("it is laid"), other.join());
+        world.model.stop_handler();
+        handler.join().expect("the handler thread ends");
+        results
+    });
+    assert_eq!(laid, PageCount::new(512));
+    world.verify();
+    result.expect("the other thread's message is above")
+}
+
+#[test]
+fn whoever_holds_or_ends_overlays_waits_for_those_under_way() {
+    let held = while_laying(|world| {
+        world.engine.hold_overlays();
+        world.engine.laid_in(PageRange::ALL).len()
+    });
+    let ended = while_laying(|world| {
+        world.engine.end_overlays(world.at(FIRST + 8, 1));
+        world.engine.laid_in(PageRange::ALL).len()
+    });
+    assert_eq!((held, ended), (1, 1));
+}
+
+#[test]
+fn a_mirror_waits_for_a_block_that_is_being_laid() {
+    let result = while_laying(|world| {
+        let mut out = [MirrorPage::default(); 4];
+        let request = RangeFault { want: Want::Write, ..RangeFault::default() };
+        world.engine.range_fault(world.at(FIRST + 8, 4), request, &mut out).map(|()| out.map(|page| page.place()))
+    });
+    let places = result.expect("the pages are there in the end");
+    assert!(
+        places.iter().all(|place| matches!(place, Some(Place::Device(frame)) if frame.device == OVERLAY)),
+        "{places:?}"
+    );
 }

@@ -1,12 +1,12 @@
 //! What mirrors ask of the program's memory, and what they must be answered.
 
-use hetmem_core::mirror::{MirrorPage, Place, RangeFaultError, Want};
+use hetmem_core::mirror::{MirrorPage, Place, RangeFault, RangeFaultError, Want};
 use hetmem_core::physmap::{MemoryType, Owner};
 use hetmem_core::port::{Access, CannotFault, MappedRange, MirrorHost, Present};
 use hetmem_core::slot::{SYSTEM_POOL, Slot};
 use hetmem_core::units::{PageCount, PageRange, VirtAddr};
 
-use super::{Memory, ModelHost, Page, StepKind, World, ZERO, run_of};
+use super::{Memory, Model, ModelHost, Page, StepKind, World, ZERO, run_of};
 
 impl Page {
     /// Whether it is the page of zeros that all share.
@@ -66,6 +66,19 @@ impl MirrorHost for ModelHost {
             }
         }
         failure.map_or(Ok(()), |_| Err(CannotFault))
+    }
+}
+
+impl Model {
+    /// A mirror looks at the pages: it is told nothing of those that are laid and by the slots the system's, as nobody will tell it when that changes.
+    pub(crate) fn look(&self, range: PageRange) {
+        let engine = self.engine();
+        let mut out = vec![MirrorPage::default(); range.pages().as_usize()];
+        engine.range_fault(range, RangeFault::default(), &mut out).expect("it only looks");
+        for (page, answer) in range.iter().zip(out) {
+            let system = answer.place() == Some(Place::System);
+            assert!(!(system && self.lock().is_laid(page)), "{page} is laid, and said to be {answer:?}");
+        }
     }
 }
 

@@ -28,6 +28,12 @@ impl Model {
         memory
     }
 
+    /// Returns when an event is unread.
+    pub(crate) fn wait_for_a_queued_event(&self) {
+        let memory = self.lock();
+        drop(self.sleep_until(memory, "an event to be raised", |memory| !memory.events.is_empty()));
+    }
+
     /// Returns after an event that is pending now was read.
     pub(crate) fn wait_for_an_event(&self) {
         let memory = self.lock();
