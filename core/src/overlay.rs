@@ -180,7 +180,8 @@ impl<H: Host> Engine<H> {
         let Some(block) = self.space.existing_block(no) else { return Ok(()) };
         let mut state = block.lock();
         let Slot::Mapped(first) = state.slot(0) else { return Ok(()) };
-        if self.selects(first, request).is_err() || !self.begin(no, None) {
+        // Others may have lifted it and moved its pages since the look above.
+        if !self.lays(first.device) || self.selects(first, request).is_err() || !self.begin(no, None) {
             return Ok(());
         }
         let frames = Held { device: first.device, run: FrameRun { first: first.index, pages: BLOCK } };

@@ -3,9 +3,11 @@
 
 mod model;
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
-use hetmem_core::migrate::Target;
+use hetmem_core::migrate::{Request, Target};
 use hetmem_core::mirror::{MirrorPage, Place, RangeFault, Want};
 use hetmem_core::outcome::KeptReason;
 use hetmem_core::port::FaultPath;
@@ -246,4 +248,22 @@ fn a_mirror_waits_for_a_block_that_is_being_laid() {
         places.iter().all(|place| matches!(place, Some(Place::Device(frame)) if frame.device == OVERLAY)),
         "{places:?}"
     );
+}
+
+/// Between the look whether the block is laid and the claim of it another thread can have its turn, and mirrors can have theirs.
+#[test]
+fn a_block_that_another_migration_has_lifted_meanwhile_is_not_lifted_again() {
+    for target in [HOME, Target::Device(PRIVATE), Target::Device(COHERENT), Target::Device(OVERLAY_B), ON_OVERLAY] {
+        let world = world(ON_OVERLAY);
+        let (engine, range) = (Arc::downgrade(&world.engine), block(&world));
+        let first = AtomicBool::new(true);
+        let _mirror = world.engine.subscribe(range, move |_| {
+            if first.swap(false, Ordering::Relaxed) {
+                let engine = engine.upgrade().expect("it is in a call");
+                assert_eq!(engine.migrate(range, Request::all_to(target)).moved().get() % 512, 0);
+            }
+        });
+        assert_eq!(world.migrate(range, HOME).moved().get() % 512, 0);
+        finish(&world);
+    }
 }
