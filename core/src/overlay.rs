@@ -10,13 +10,20 @@
 //! ```
 //!
 //! Whatever takes one page of a laid block out lifts the block first. Then its pages are as those of a private device. They are laid again when they are migrated
-//! to the device again, all 512.
+//! to the device again, all 512, to another block of frames.
 //!
 //! Each step is a change of the program's mappings, of which the kernel tells the handler thread as of any other and waits until it has read that. So it is
 //! made with no lock held, while the block's pages are busy. [`Engine::is_own_change`] tells it from the program's.
-//! A touch of a page that the program drops meanwhile waits for the end, too ([`BlockState::exchanging`]): what it would write now would be mapped over.
+//! From before that until the slots say what came of it, the block is `exchanging`: also pages that the program drops meanwhile, which are busy no longer,
+//! are left alone. A touch of one waits for the end, as what it would write now would be mapped over; no migration takes one out.
 //!
-//! *Limits:* nobody else may map, unmap or protect what is there ([`Region::owned`]). In a laid block `MADV_DONTNEED` keeps the bytes.
+//! A removal can be announced when the block it began in is laid already, and what it then finds is shared memory, which keeps its bytes: it changes nothing in the
+//! slots. One that comes earlier and is carried out while the block is laid leaves zeros or the old bytes. What is written after it is never lost.
+//!
+//! A child has no mapping where a block is laid: who forks lifts all first, and lays none until it is done ([`Engine::hold_overlays`]).
+//!
+//! *Limits:* nobody else may map, unmap or protect what is there ([`Region::owned`]). In a laid block `MADV_DONTNEED` keeps the bytes. To lay a block that was
+//! lifted again, the device needs a second, free block of frames.
 
 use std::collections::BTreeMap;
 

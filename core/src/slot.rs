@@ -11,10 +11,13 @@
 //!
 //! | from → to | System | Mapped | Unmapped, busy | Unmapped |
 //! | --- | --- | --- | --- | --- |
-//! | System | – | remap (arrives) | collect (taken out to the pool) | remap (arrives) |
-//! | Mapped | unmap, remove, remap (leaves); has gone astray | – | collect (taken out to its frame) | – |
+//! | System | – | remap (arrives); lay, or a lift that fails (removed meanwhile) | collect (taken out to the pool) | remap (arrives) |
+//! | Mapped | unmap, remove, remap (leaves); has gone astray | – | collect (taken out to its frame); lift (its frame) | – |
 //! | Unmapped | unmap, remove, remap (leaves); fault | fault (its frame) | collect, fault (its frame) | – |
-//! | Unmapped, busy | finalize, rollback, fault; unmap, remove, remap (leaves) | finalize, rollback | – | finalize, rollback, fault |
+//! | Unmapped, busy | finalize, rollback, fault; unmap, remove, remap (leaves) | finalize, rollback; lay, or a lift that fails | – | finalize, rollback, fault; lift |
+//!
+//! Frames that are laid over the program's pages ([`crate::overlay`]) are `Mapped` by whole blocks, and no removal takes a page out of them. A page
+//! that is removed while its block is laid or lifted is `System` until that ends.
 //!
 //! No other change is accepted ([`Slot::may_become`]). A busy page that is remapped arrives as one that is not: whoever works on
 //! it finds it gone from where it was.
