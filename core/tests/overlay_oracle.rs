@@ -5,6 +5,7 @@ mod model;
 
 use hetmem_core::engine::Residency;
 use hetmem_core::migrate::{Request, Target};
+use hetmem_core::mirror::{MirrorPage, RangeFault, Want};
 use hetmem_core::outcome::{KeptReason, PageOutcome};
 use hetmem_core::physmap::Owner;
 use hetmem_core::run_set::FrameRun;
@@ -25,6 +26,8 @@ enum Op {
     Migrate(u64, u64, u8),
     /// Migrates so many pages from this one on.
     MigratePart(u64, u64, u8),
+    /// Where are they, for an owner who wants to know, to read or to write?
+    RangeFault(u64, u64, Want, Option<u64>),
     Remove(u64, u64),
     Zap,
     Deliver,
@@ -45,6 +48,12 @@ fn page() -> impl Strategy<Value = u64> {
     (0..BLOCKS, prop_oneof![0u64..8, 200u64..208, 504u64..512]).prop_map(|(block, page)| 512 * block + page)
 }
 
+fn range_fault() -> impl Strategy<Value = Op> {
+    let want = prop_oneof![Just(Want::Snapshot), Just(Want::Read), Just(Want::Write)];
+    (page(), 1u64..40, want, prop::option::of(1u64..3))
+        .prop_map(|(p, n, want, owner)| Op::RangeFault(p, n, want, owner))
+}
+
 fn program_op() -> impl Strategy<Value = Op> {
     prop_oneof![
         4 => page().prop_map(Op::Read),
@@ -61,6 +70,7 @@ fn op() -> impl Strategy<Value = Op> {
     prop_oneof![
         12 => (0..BLOCKS, 1u64..3, target()).prop_map(|(block, n, target)| Op::Migrate(block, n, target)),
         3 => (page(), prop_oneof![1u64..8, 400u64..700], target()).prop_map(|(p, n, target)| Op::MigratePart(p, n, target)),
+        4 => range_fault(),
         8 => program_op(),
         8 => (0usize..12, program_op()).prop_map(|(at, op)| Op::During(at, Box::new(op))),
         6 => (0..BLOCKS).prop_map(Op::WriteBlock),
@@ -95,6 +105,7 @@ impl Run {
             Op::WriteBlock(_)
             | Op::Migrate(..)
             | Op::MigratePart(..)
+            | Op::RangeFault(..)
             | Op::Exclusive(_)
             | Op::Evict(_)
             | Op::Home
@@ -115,6 +126,7 @@ impl Run {
             Op::Migrate(block, n, to) => self.migrate(self.range(512 * block, 512 * n), target(to)),
             Op::MigratePart(p, n, to) => self.migrate(self.range(p, n), target(to)),
             Op::Remove(p, n) => model.remove(self.range(p, n)),
+            Op::RangeFault(p, n, want, owner) => self.range_fault(self.range(p, n), want, owner.map(Owner::new)),
             Op::Zap => model.zap_all(),
             Op::Deliver => model.deliver(),
             Op::Exclusive(p) => _ = engine.make_exclusive(self.range(p, 1).start(), Owner::new(1)),
@@ -145,6 +157,15 @@ impl Run {
         }
         let memory = model.lock();
         self.calm = memory.events.is_empty() && !memory.has_plans();
+    }
+
+    fn range_fault(&self, range: PageRange, want: Want, owner: Option<Owner>) {
+        let mut out = vec![MirrorPage::default(); range.pages().as_usize()];
+        let request = RangeFault { want, owner, ..RangeFault::default() };
+        let result = self.world.engine.range_fault(range, request, &mut out);
+        if self.calm {
+            self.world.judge(range, want, owner, result, &out);
+        }
     }
 
     fn fork(&self) {
