@@ -225,14 +225,12 @@ impl<H: Host> Engine<H> {
         lifted
     }
 
-    /// Claims the block for a change of its mapping; one that is to be laid must be hetmem's alone, in the region `at`.
+    /// Claims the block for a change of its mapping; one that is to be laid must be hetmem's alone, and touches of it served by that path.
     fn begin(&self, no: BlockNo, lay_in: Option<FaultPath>) -> bool {
         let mut state = lock(&self.overlays.state);
         if let Some(path) = lay_in {
-            let is_owned = |(range, region): (PageRange, Region)| {
-                range.contains_range(no.range()) && region.owned && region.path == path
-            };
-            if state.holds > 0 || !self.space.region_at(no.start()).is_some_and(is_owned) {
+            let is_owned = |region: &Region| region.owned && region.path == path;
+            if state.holds > 0 || !self.space.is_all(no.range(), is_owned) {
                 return false;
             }
         }

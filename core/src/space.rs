@@ -342,10 +342,15 @@ impl Space {
 
     /// Whether touches of all pages of `range` are served by `path`.
     pub(crate) fn is_managed(&self, range: PageRange, path: FaultPath) -> bool {
+        self.is_all(range, |region| region.path == path)
+    }
+
+    /// Whether all pages of `range` are managed, and `what` is so of each region.
+    pub(crate) fn is_all(&self, range: PageRange, what: impl Fn(&Region) -> bool) -> bool {
         let regions = read(&self.regions);
         let mut at = range.start();
         for (found, region) in regions.overlapping(range) {
-            if found.start() > at || region.path != path {
+            if found.start() > at || !what(region) {
                 return false;
             }
             at = found.end();

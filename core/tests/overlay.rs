@@ -274,6 +274,17 @@ fn advice_keeps_a_block_where_it_is() {
 }
 
 #[test]
+fn a_block_of_several_regions_that_say_the_same_is_laid() {
+    let world = at_home();
+    for pinned in [true, false] {
+        world.engine.space.change_region(world.at(FIRST + 100, 7), |region| region.pinned = pinned);
+    }
+    assert_eq!(world.engine.space.regions().len(), 3);
+    assert_eq!(to_overlay(&world).moved(), PageCount::new(512));
+    finish(&world);
+}
+
+#[test]
 fn one_page_that_stays_keeps_the_block() {
     let page = |world: &World| world.at(FIRST + 100, 1);
     let hole = World::with_overlays(false).with_region(FIRST, 512, OWNED);
@@ -433,8 +444,8 @@ fn while_overlays_are_held_blocks_are_lifted_and_none_laid() {
 
 #[test]
 fn a_child_finds_what_was_laid() {
-    for back in [false, true] {
-        let world = laid();
+    for (place, back) in [(Place::At(ON_OVERLAY), false), (Place::At(ON_OVERLAY), true), (Place::Lifted, false)] {
+        let world = world(place);
         world.engine.hold_overlays();
         for range in world.engine.laid_in(PageRange::ALL) {
             assert_eq!(world.migrate(range, Target::System).moved(), PageCount::new(512));
