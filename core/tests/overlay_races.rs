@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
-use hetmem_core::migrate::{Request, Target};
+use hetmem_core::migrate::{Collected, Request, Target};
 use hetmem_core::mirror::{MirrorPage, Place, RangeFault, Want};
 use hetmem_core::outcome::KeptReason;
 use hetmem_core::port::FaultPath;
@@ -141,12 +141,17 @@ fn a_removal_that_is_announced_when_the_block_is_laid_drops_nothing() {
     for fails in [None, Some(KeptReason::NoMemory)] {
         let world = world(HOME);
         let lay = step_of(HOME, ON_OVERLAY, StepKind::Lay);
-        world.model.lock().at_step(lay, Action::RemoveLate(world.at(FIRST + 3, 40)));
+        let removed = world.at(FIRST + 3, 40);
+        world.model.lock().at_step(lay, Action::RemoveLate(removed));
         assert_eq!(world.migrate(block(&world), ON_OVERLAY).moved(), PageCount::new(512));
         assert!(!world.model.lock().events.is_empty(), "it is unread");
         world.model.lock().calm();
-        world.model.lock().at_step(0, Action::Handle);
         if let Some(reason) = fails {
+            // It is read when the block is about to be lifted. What it drops then is not there to be taken.
+            let away = Action::Migrate(removed, Target::Device(PRIVATE));
+            for action in [Action::Handle, Action::Zap, away] {
+                world.model.lock().at_step(0, action);
+            }
             world.model.lock().fail_at(0, Failure::NotExchanged(reason), 0);
             assert_eq!(world.migrate(block(&world), HOME).kept(reason), PageCount::new(512));
         }
@@ -264,6 +269,18 @@ fn a_block_that_another_migration_has_lifted_meanwhile_is_not_lifted_again() {
             }
         });
         assert_eq!(world.migrate(range, HOME).moved().get() % 512, 0);
+        finish(&world);
+    }
+}
+
+#[test]
+fn what_another_migration_has_laid_meanwhile_is_not_taken_out() {
+    for target in [HOME, Target::Device(PRIVATE), Target::Device(OVERLAY_B)] {
+        let world = world(ON_OVERLAY);
+        let collected = Collected::collect(&world.engine, block(&world), OWNED, Request::all_to(target));
+        assert_eq!(collected.pages(), PageCount::ZERO);
+        assert_eq!(collected.all_kept(KeptReason::Raced).kept(KeptReason::Raced), PageCount::new(512));
+        assert_eq!(world.engine.laid_in(PageRange::ALL), [block(&world)]);
         finish(&world);
     }
 }
