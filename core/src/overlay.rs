@@ -20,6 +20,9 @@
 //! A removal can be announced when the block it began in is laid already, and what it then finds is shared memory, which keeps its bytes: it changes nothing in the
 //! slots. One that comes earlier and is carried out while the block is laid leaves zeros or the old bytes. What is written after it is never lost.
 //!
+//! Nothing tells who refers to a laid page, as `EBUSY` of a MOVE does of others. So a block of which a part is pinned by advice stays laid, and who pins it waits for
+//! changes under way ([`Engine::await_exchanges`]).
+//!
 //! A child has no mapping where a block is laid: who forks lifts all first, and lays none until it is done ([`Engine::hold_overlays`]).
 //!
 //! *Limits:* nobody else may map, unmap or protect what is there ([`Region::owned`]). In a laid block `MADV_DONTNEED` keeps the bytes. To lay a block that was
@@ -143,7 +146,7 @@ impl<H: Host> Engine<H> {
     }
 
     /// Waits until no block of `range` is being laid or lifted. The caller holds no lock.
-    pub(crate) fn await_exchanges(&self, range: PageRange) {
+    pub fn await_exchanges(&self, range: PageRange) {
         if self.has_overlays {
             self.overlays.settle(|no| no.range().overlaps(range));
         }
@@ -188,8 +191,12 @@ impl<H: Host> Engine<H> {
         let mut state = block.lock();
         let Slot::Mapped(first) = state.slot(0) else { return Ok(()) };
         // Others may have lifted it and moved its pages since the look above.
-        if !self.lays(first.device) || self.selects(first, request).is_err() || !self.begin(no, None) {
+        if !self.lays(first.device) || self.selects(first, request).is_err() {
             return Ok(());
+        }
+        match self.begin(no, None) {
+            Err(KeptReason::Raced) => return Ok(()),
+            begun => begun?,
         }
         let frames = Held { device: first.device, run: FrameRun { first: first.index, pages: BLOCK } };
         self.get(frames);
@@ -225,20 +232,26 @@ impl<H: Host> Engine<H> {
         lifted
     }
 
-    /// Claims the block for a change of its mapping; one that is to be laid must be hetmem's alone, and touches of it served by that path.
-    fn begin(&self, no: BlockNo, lay_in: Option<FaultPath>) -> bool {
+    /// Claims the block for a change of its mapping. One that is to be laid must be hetmem's alone, and touches of it served by that path; one that is to be
+    /// lifted must not be pinned, not even a part of it.
+    fn begin(&self, no: BlockNo, lay_in: Option<FaultPath>) -> Result<(), KeptReason> {
         let mut state = lock(&self.overlays.state);
-        if let Some(path) = lay_in {
-            let is_owned = |region: &Region| region.owned && region.path == path;
-            if state.holds > 0 || !self.space.is_all(no.range(), is_owned) {
-                return false;
+        match lay_in {
+            Some(path) => {
+                let is_owned = |region: &Region| region.owned && region.path == path;
+                if state.holds > 0 || !self.space.is_all(no.range(), is_owned) {
+                    return Err(KeptReason::Raced);
+                }
             }
+            // Under the lock: whoever pins it waits for changes under way, and then relies on there being none.
+            None if !self.space.is_all(no.range(), |region| !region.pinned) => return Err(KeptReason::Advised),
+            None => {}
         }
         if state.changing.contains(&no) {
-            return false;
+            return Err(KeptReason::Raced);
         }
         state.changing.push(no);
-        true
+        Ok(())
     }
 
     fn overlay_address(&self, frames: Held) -> VirtAddr {
@@ -326,7 +339,7 @@ impl<H: Host> Batch<'_, H> {
             let mut state = block.lock();
             let ours =
                 |Filled { piece, .. }: &Filled| piece.same_fate(&state, PageCount::ZERO) == (true, piece.at.pages());
-            let begun = filled.iter().all(ours) && engine.begin(no, Some(self.path));
+            let begun = filled.iter().all(ours) && engine.begin(no, Some(self.path)).is_ok();
             state.exchanging = begun;
             begun
         };

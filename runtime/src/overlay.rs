@@ -3,6 +3,7 @@
 use hetmem_core::migrate::{Request, Target};
 use hetmem_core::outcome::{KeptReason, Outcomes, PageOutcome};
 use hetmem_core::port::Access;
+use hetmem_core::space::Region;
 use hetmem_core::units::PageRange;
 
 use crate::inner::Inner;
@@ -23,9 +24,11 @@ impl Inner {
     /// Has all pages of the whole blocks of `ranges` be there that are hetmem's own, to be laid.
     pub(crate) fn fill_holes(&self, ranges: &[PageRange]) {
         for (no, block) in ranges.iter().flat_map(|range| range.by_block()) {
-            let region = self.engine.space.region_at(no.start()).filter(|(extent, _)| extent.contains_range(block));
-            let wanted = region.is_some_and(|(_, region)| region.owned && !region.pinned);
-            if wanted && block == no.range() && self.engine.laid_in(block).is_empty() {
+            if block != no.range() || !self.engine.laid_in(block).is_empty() {
+                continue;
+            }
+            let may_go = |region: Option<Region>| region.is_some_and(|region| region.owned && !region.pinned);
+            if self.engine.space.regions_in(block).into_iter().all(|(_, region)| may_go(region)) {
                 // What can't be had stays a hole, and is an outcome.
                 let _ = self.engine.fault_in(block, Access::Write);
             }

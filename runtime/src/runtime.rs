@@ -365,6 +365,10 @@ impl Runtime {
             Advice::Pin => region.pinned = true,
             Advice::Unpin => region.pinned = false,
         });
+        if advice == Advice::Pin {
+            // A block that was about to come home does, and none after.
+            self.inner.engine.await_exchanges(range);
+        }
         Ok(())
     }
 

@@ -49,7 +49,7 @@ fn scene_on(device: &DaxDevice, name: &str, keeps: (Option<OwnedFd>, Option<Mute
     });
     let devices = std::iter::once(Box::new(store) as Box<_>).chain(emulated).collect();
     let runtime = Runtime::builder().sigbus().start_with(devices).unwrap();
-    Scene { runtime, name: name.to_owned(), keeps: keeps }
+    Scene { runtime, name: name.to_owned(), keeps }
 }
 
 /// On a file in memory, and on a real device if there is one.
@@ -175,6 +175,16 @@ fn what_is_no_whole_block_of_a_mapping_of_hetmems_stays() {
     scene.runtime.advise(pinned.range(), Advice::Pin).unwrap();
     let outcomes = scene.runtime.migrate(pinned.range(), to);
     assert_eq!(outcomes.kept(KeptReason::Advised), PageCount::new(BLOCK_PAGES));
+
+    // A block of which a part is pinned is pinned whole.
+    let half = scene.map(BLOCK_PAGES, FaultPath::Thread);
+    fill(&half, 50);
+    scene.place(&half, Target::Device(LAID));
+    scene.runtime.advise(half.range().slice(PageCount::ZERO, PageCount::new(9)), Advice::Pin).unwrap();
+    let other = half.range().slice(PageCount::new(100), PageCount::new(4));
+    assert_eq!(scene.runtime.migrate(other, Request::all_to(Target::System)).kept(KeptReason::Advised), other.pages());
+    assert!(scene.is_all(&half, Residency::Device(LAID)));
+    verify(&half, 50);
 
     let foreign = scene.map(2 * BLOCK_PAGES, FaultPath::Thread);
     scene.runtime.release(foreign.range()).unwrap();
