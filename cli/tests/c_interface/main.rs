@@ -213,6 +213,7 @@ fn main() -> ExitCode {
         own("routes"),
         own("threads"),
         own("forks"),
+        own("blocks"),
         own("mirrors"),
     ];
     libtest_mimic::run(&arguments, trials).exit_code()

@@ -18,7 +18,9 @@ pub(crate) const SEED: u64 = 20_210_915;
 
 /// Programs of `tests/programs/c` that are taken along.
 pub(crate) const COMPILED: &[&str] =
-    &["threads", "forks", "spawns", "mappings", "syscalls", "regrow", "signals", "userfault", "balanced"];
+    &["threads", "forks", "spawns", "mappings", "syscalls", "regrow", "signals", "userfault", "balanced", "opened"];
+/// Programs of `tests/c_interface/c` that are taken along: each as a program, and as a library `NAME.so`. Both are linked with hetmem's.
+pub(crate) const LINKED: &[&str] = &["blocks"];
 /// Programs of the host that are taken along, with their libraries.
 pub(crate) const INSTALLED: &[&str] = &[
     "true",
@@ -34,6 +36,18 @@ pub(crate) const INSTALLED: &[&str] = &[
 ];
 /// A script of `tests/programs/scripts` that is taken along, with Python and what it imports.
 pub(crate) const SCRIPT: &str = "heap.py";
+
+/// The unit tests of coherent DAX devices, which need the real one here: a file plays it elsewhere.
+const USED_IN_PLACE: &str =
+    "/tests/runtime-unit overlay 2>&1 | tee log; ! grep skipped log && grep -q 'test result: ok. [1-9]' log";
+
+/// A program that knows of the device. It fails if a count is lost.
+const SHARED_IN_PLACE: &str = "shared_structure coherent:dax=/dev/dax0.0,size=64M >said 2>&1 || fail $(cat said); cat said; \
+    grep -Eq '^pages moved +0$' said && grep -Eq '^pages on the device at the end +512$' said";
+
+/// Of one that is linked with the library, one that has it preloaded, too, and one that loads it when it runs.
+const FORKS_IN_C: &str = "device=coherent:dax=/dev/dax0.0,size=64M; blocks $device && \
+    LD_PRELOAD=/hetmem/libhetmem.so.0 blocks $device && opened /programs/blocks.so $device";
 
 /// Both backends, in a machine whose special-purpose memory is a device.
 pub(crate) const DAX: &[Case] = &[
@@ -55,6 +69,9 @@ pub(crate) const DAX: &[Case] = &[
         120,
         "/tests/device-dax 2>&1 | tee log; ! grep skipped log && grep -q 'test result: ok' log",
     ),
+    case("pages_are_used_in_place", 200, USED_IN_PLACE),
+    case("cpu_and_accelerator_share_pages_in_place", 100, SHARED_IN_PLACE),
+    case("forks_of_c_programs", 200, FORKS_IN_C),
     case("pages_are_on_their_node", 200, "/tests/runtime-node 2>&1 | tee log; grep -q 'test result: ok' log"),
     case("threads", 100, "managed coherent:node=1,size=64M private:dax=/dev/dax0.0,size=64M -- threads 10"),
     case("forks", 200, "copies=yes managed coherent:node=1,size=16M private:dax=/dev/dax0.0,size=16M -- forks 2 256"),
@@ -102,8 +119,9 @@ pub(crate) const DAX: &[Case] = &[
         "a_second_opener_is_refused",
         60,
         "mkfifo held; hetmem run --quiet --device private:dax=/dev/dax0.0 -- cat held & exec 3>held; \
-         refused \"/dev/dax0.0 is in use\" private:dax=/dev/dax0.0,size=2M; exec 3>&-; wait; \
-         hetmem run --quiet --device private:dax=/dev/dax0.0 -- true",
+         refused \"/dev/dax0.0 is in use\" private:dax=/dev/dax0.0,size=2M; \
+         refuses \"/dev/dax0.0 is in use\" shared_structure coherent:dax=/dev/dax0.0,size=2M; exec 3>&-; wait; \
+         hetmem run --quiet --device private:dax=/dev/dax0.0 -- true && shared_structure coherent:dax=/dev/dax0.0",
     ),
     // Targets are for people to look at: the machine is an emulator, and shared. Contents and nodes are checked. With
     // `HETMEM_VM_BENCH` set, the measurement is made in full.
@@ -128,6 +146,7 @@ pub(crate) const DAX: &[Case] = &[
         "refused \"there is no node 2; this machine has 0-1\" coherent:node=2,size=2M; \
          refused \"is more than node 1 has\" coherent:node=1,size=2G; \
          refused \"use coherent:node=N\" coherent:dax=/dev/dax0.0; \
+         refuses \"is not a multiple of the alignment of /dev/dax0.0\" shared_structure coherent:dax=/dev/dax0.0,size=3M; \
          refused \"is more than /dev/dax0.0 has\" private:dax=/dev/dax0.0,size=3G; \
          refused \"is not a multiple of the alignment of /dev/dax0.0\" private:dax=/dev/dax0.0,size=4K",
     ),
@@ -191,6 +210,9 @@ pub(crate) const FALLBACK: &[Case] = &[
         120,
         "/tests/device-dax 2>&1 | tee log; ! grep skipped log && grep -q 'test result: ok' log",
     ),
+    case("pages_are_used_in_place", 200, USED_IN_PLACE),
+    case("cpu_and_accelerator_share_pages_in_place", 100, SHARED_IN_PLACE),
+    case("forks_of_c_programs", 200, FORKS_IN_C),
     case("threads", 100, "managed coherent:node=1,size=64M private:dax=/dev/dax0.0,size=64M -- threads 10"),
 ];
 

@@ -119,11 +119,18 @@ sane_figures() {
 
 # refused TEXT DEVICE: hetmem run must refuse the device in one line that has the text.
 refused() {
-    said=$(hetmem run --device "$2" -- /programs/true 2>&1) && fail "$2 was accepted"
+    refuses "$1" hetmem run --device "$2" -- /programs/true
+}
+
+# refuses TEXT COMMAND...: the command must fail, and say why in one line that has the text.
+refuses() {
+    text=$1
+    shift
+    said=$("$@" 2>&1) && fail "was accepted: $*"
     echo "$said"
     [ "$(echo "$said" | wc -l)" = 1 ] || fail "more than one line"
     case $said in
-    *"$1"*) ;;
-    *) fail "it does not say: $1" ;;
+    *"$text"*) ;;
+    *) fail "it does not say: $text" ;;
     esac
 }

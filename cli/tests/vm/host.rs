@@ -1,6 +1,7 @@
 //! What this host has: QEMU, a kernel, tools, and the binaries that go into the machine.
 
 use std::env;
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -10,12 +11,15 @@ use crate::{Outcome, Problem, tools};
 pub(crate) const HETMEM: &str = env!("CARGO_BIN_EXE_hetmem");
 /// The folder of the crate.
 const CRATE: &str = env!("CARGO_MANIFEST_DIR");
-/// The tests of other crates that run in the machine: package, test, name there.
-const TESTS: [(&str, &str, &str); 4] = [
-    ("hetmem-devices", "node", "device-node"),
-    ("hetmem-devices", "dax", "device-dax"),
-    ("hetmem", "node", "runtime-node"),
-    ("hetmem", "node_fork", "runtime-node-fork"),
+/// The example of `runtime/examples` that is taken along.
+const EXAMPLE: &str = "shared_structure";
+/// The tests of other crates that run in the machine: package, test or `None` for the unit tests, name there.
+const TESTS: [(&str, Option<&str>, &str); 5] = [
+    ("hetmem-devices", Some("node"), "device-node"),
+    ("hetmem-devices", Some("dax"), "device-dax"),
+    ("hetmem", Some("node"), "runtime-node"),
+    ("hetmem", Some("node_fork"), "runtime-node-fork"),
+    ("hetmem", None, "runtime-unit"),
 ];
 
 /// Whether this is the project's CI, where nothing may be missing, unless it has said that the kernel could not be fetched.
@@ -84,9 +88,26 @@ pub(crate) fn program(name: &str) -> Outcome<PathBuf> {
 
 /// Compiles the C program `programs/c/NAME.c` to `to`.
 pub(crate) fn compile(name: &str, to: &Path) -> Outcome {
-    let source = Path::new(CRATE).join("tests/programs/c").join(format!("{name}.c"));
-    let output =
-        Command::new(program("cc")?).args(["-std=gnu11", "-O2", "-pthread", "-o"]).arg(to).arg(source).output()?;
+    cc(&Path::new("programs/c").join(name), &[], to)
+}
+
+/// Compiles the C program `c_interface/c/NAME.c`, which is linked with the library, to `to`; as a library itself if it is to be `loaded`.
+pub(crate) fn compile_linked(name: &str, loaded: bool, to: &Path) -> Outcome {
+    let library = Path::new(HETMEM).with_file_name("libhetmem.so");
+    let mut flags = vec!["-I".into(), Path::new(CRATE).join("../include").into_os_string(), library.into()];
+    // Where it is in the machine.
+    flags.push("-Wl,-rpath,/hetmem".into());
+    if loaded {
+        flags.extend(["-shared", "-fPIC"].map(OsString::from));
+    }
+    cc(&Path::new("c_interface/c").join(name), &flags, to)
+}
+
+/// Compiles a source of the tests.
+fn cc(source: &Path, flags: &[OsString], to: &Path) -> Outcome {
+    let source = Path::new(CRATE).join("tests").join(source).with_extension("c");
+    let mut cc = Command::new(program("cc")?);
+    let output = cc.args(["-std=gnu11", "-O2", "-pthread", "-o"]).arg(to).arg(source).args(flags).output()?;
     if output.status.success() { Ok(()) } else { Err(Problem::Wrong(text(&output.stderr))) }
 }
 
@@ -113,30 +134,38 @@ pub(crate) fn source(name: &str) -> PathBuf {
     Path::new(CRATE).join("tests/vm").join(name)
 }
 
-/// Builds what goes into the machine beside the binary under test, in the same profile: the library, and tests of other crates.
+/// Builds what goes into the machine beside the binary under test, in the same profile: the library, an example, and tests of other crates.
 /// The result is pairs of a binary and its path in the machine.
 pub(crate) fn binaries() -> Outcome<Vec<(PathBuf, String)>> {
     let beside = Path::new(HETMEM).parent().ok_or_else(|| Problem::Wrong("hetmem lies nowhere".to_owned()))?;
     cargo(beside, &["build", "--quiet", "--package", "hetmem-capi"])?;
+    cargo(beside, &["build", "--quiet", "--package", "hetmem", "--example", EXAMPLE])?;
+    let library = beside.join("libhetmem.so");
     let mut found = vec![
         (PathBuf::from(HETMEM), "hetmem/hetmem".to_owned()),
-        (beside.join("libhetmem.so"), "hetmem/libhetmem.so".to_owned()),
+        (library.clone(), "hetmem/libhetmem.so".to_owned()),
+        // As programs that are linked with it know it.
+        (library, "hetmem/libhetmem.so.0".to_owned()),
+        (beside.join("examples").join(EXAMPLE), format!("programs/{EXAMPLE}")),
     ];
     let mut arguments = vec!["test", "--quiet", "--no-run", "--message-format=json"];
     for (package, test, _) in TESTS {
-        arguments.extend(["--package", package, "--test", test]);
+        arguments.extend(["--package", package]);
+        arguments.extend(test.map_or(vec!["--lib"], |test| vec!["--test", test]));
     }
     let built = cargo(beside, &arguments)?;
     for (package, test, name) in TESTS {
+        let target = test.unwrap_or(package);
         let executable = built.lines().find_map(|line| {
             let message: serde_json::Value = serde_json::from_str(line).ok()?;
             let of = |value: &serde_json::Value| value.as_str().map(str::to_owned);
             let package_id = of(&message["package_id"])?;
             // `…/devices#hetmem-devices@0.1.0` or, where the folder has the package's name, `…/hetmem#0.1.0`.
             let is_it = package_id.contains(&format!("#{package}@")) || package_id.contains(&format!("/{package}#"));
-            (is_it && of(&message["target"]["name"])? == test).then(|| of(&message["executable"]))?
+            (is_it && of(&message["target"]["name"])? == target).then(|| of(&message["executable"]))?
         });
-        let executable = executable.ok_or_else(|| Problem::Wrong(format!("cargo built no test {package}::{test}")))?;
+        let executable =
+            executable.ok_or_else(|| Problem::Wrong(format!("cargo built no test {package}::{target}")))?;
         found.push((PathBuf::from(executable), format!("tests/{name}")));
     }
     Ok(found)

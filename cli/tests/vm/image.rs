@@ -41,6 +41,10 @@ impl Files {
             host::compile(name, &at)?;
             dynamic.push(at);
         }
+        for name in cases::LINKED {
+            host::compile_linked(name, false, &files.place(&format!("programs/{name}"))?)?;
+            host::compile_linked(name, true, &files.place(&format!("programs/{name}.so"))?)?;
+        }
         for name in cases::INSTALLED {
             let binary = host::program(name)?;
             files.copy(&binary, &format!("programs/{name}"))?;
