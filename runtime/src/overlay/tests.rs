@@ -3,6 +3,7 @@
 #![expect(unsafe_code, reason = "tests fork, and touch memory that is not there")]
 
 mod kernels;
+mod processes;
 
 use std::io::Write as _;
 use std::os::fd::{AsRawFd as _, OwnedFd};
@@ -20,7 +21,6 @@ use hetmem_devices::DaxStore;
 use hetmem_devices::spec::DeviceSpec;
 use hetmem_sys::dax::DaxDevice;
 
-use crate::accelerator::{InPlace, Options, View};
 use crate::runtime::make_device;
 use crate::{Advice, FaultPath, KeptReason, Mapping, PageOutcome, Request, Residency, Runtime, Target};
 
@@ -414,56 +414,6 @@ fn a_page_is_taken_exclusively_after_a_touch_that_brings_it_home() {
     }
 }
 
-#[test]
-fn an_accelerator_and_the_processors_share_pages_in_place() {
-    let _unforked = FORKS.read().unwrap_or_else(PoisonError::into_inner);
-    for scene in scenes() {
-        let mapping = scene.map(BLOCK_PAGES, FaultPath::Thread);
-        scene.place(&mapping, Target::Device(LAID));
-        let options = Options { workers: 1, in_place: InPlace::Direct };
-        let device = mapping.accelerator(LAID, options).unwrap();
-        let (words, rounds) = (mapping.words(), 3);
-        thread::scope(|scope| {
-            scope.spawn(|| {
-                for i in (0..rounds).flat_map(|_| 0..512) {
-                    words[i * 512 + 3].fetch_add(1, Relaxed);
-                }
-            });
-            let add = |view: &mut View<'_>, i: usize| {
-                let at = VirtAddr::new(mapping.range().start().get() + (i % 512) as u64 * 4096 + 24);
-                view.fetch_add(at, 1).map(|_| ())
-            };
-            device.launch(rounds * 512, add).unwrap();
-        });
-        assert!((0..512).all(|page| words[page * 512 + 3].load(Relaxed) == 2 * rounds as u64));
-        assert!(scene.is_all(&mapping, Residency::Device(LAID)), "not one page has moved");
-        // While blocks come and go, too.
-        let stop = AtomicBool::new(false);
-        thread::scope(|scope| {
-            let (stop, scene, mapping) = (&stop, &scene, &mapping);
-            scope.spawn(move || {
-                let targets = [Target::System, Target::Device(LAID), Target::Device(PRIVATE), Target::Device(LAID)];
-                for target in targets.into_iter().cycle() {
-                    if stop.load(Relaxed) {
-                        break;
-                    }
-                    scene.runtime.migrate(mapping.range(), Request::all_to(target));
-                }
-            });
-            let add = |view: &mut View<'_>, i: usize| {
-                let at = VirtAddr::new(mapping.range().start().get() + (i % 512) as u64 * 4096 + 24);
-                view.fetch_add(at, 1).map(|_| ())
-            };
-            let done = device.launch(rounds * 512, add);
-            stop.store(true, Relaxed);
-            done.unwrap();
-        });
-        assert!((0..512).all(|page| words[page * 512 + 3].load(Relaxed) == 3 * rounds as u64));
-        drop(device);
-        scene.runtime.check();
-    }
-}
-
 /// A rule of use, and not what other memory does: the kernel drops no page of a device.
 #[test]
 fn dropping_pages_of_a_laid_blockkeeps_their_bytes() {
@@ -482,5 +432,3 @@ fn dropping_pages_of_a_laid_blockkeeps_their_bytes() {
         assert!(mapping.words().iter().all(|word| word.load(Relaxed) == 0));
     }
 }
-
-mod processes;
