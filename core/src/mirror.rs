@@ -222,6 +222,7 @@ impl<H: MirrorHost> Engine<H> {
                 return Err(RangeFaultError::Changed);
             }
             let rest = range.slice(PageCount::new(first as u64), range.pages());
+            let exchanges = self.await_exchanges(rest);
             self.snapshot(rest, request.owner, &mut out[first..]);
             for i in granted.clone() {
                 // Faulted in for writing a moment ago, whatever the host can say of it.
@@ -238,6 +239,9 @@ impl<H: MirrorHost> Engine<H> {
             let Some((i, access)) = (first..out.len()).find_map(|i| Some((i, need(i, out[i])?))) else { return Ok(()) };
             let page = range.start().add_pages(PageCount::new(i as u64));
             if out[i].is_error() {
+                if self.await_exchanges(rest) != exchanges {
+                    continue;
+                }
                 let mapped = self.host.mapping_from(page).is_some_and(|m| m.range.contains(page));
                 return Err(if mapped { RangeFaultError::NoAccess(page) } else { RangeFaultError::NoMapping(page) });
             }

@@ -58,6 +58,8 @@ struct State {
     laid: BTreeMap<BlockNo, DeviceId>,
     /// Blocks that are being laid or lifted.
     changing: Vec<BlockNo>,
+    /// How many blocks ever were.
+    begun: u64,
     /// While there are such, no block is laid.
     holds: u32,
 }
@@ -77,12 +79,13 @@ impl Overlays {
         self.ended.notify_all();
     }
 
-    /// Waits until no block that `overlaps` is being changed.
-    fn settle(&self, overlaps: impl Fn(BlockNo) -> bool) {
+    /// Waits until no block that `overlaps` is being changed. The result is how many changes of any block have begun.
+    fn settle(&self, overlaps: impl Fn(BlockNo) -> bool) -> u64 {
         let mut state = lock(&self.state);
         while state.changing.iter().any(|no| overlaps(*no)) {
             state = self.ended.wait(state).expect("no thread panicked while it held this lock");
         }
+        state.begun
     }
 
     pub(crate) fn forget(&self, range: PageRange) {
@@ -145,11 +148,12 @@ impl<H: Host> Engine<H> {
         }
     }
 
-    /// Waits until no block of `range` is being laid or lifted. The caller holds no lock.
-    pub fn await_exchanges(&self, range: PageRange) {
-        if self.has_overlays {
-            self.overlays.settle(|no| no.range().overlaps(range));
-        }
+    /// Waits until no block of `range` is being laid or lifted, and returns how many were so far. The caller holds no lock.
+    ///
+    /// Meanwhile a page can be touched already that is on its way by the books, and Linux 6.18 lists no mapping there for a moment (`PROCMAP_QUERY`
+    /// no longer waits for who changes others), although a touch finds one at any time.
+    pub fn await_exchanges(&self, range: PageRange) -> u64 {
+        if self.has_overlays { self.overlays.settle(|no| no.range().overlaps(range)) } else { 0 }
     }
 
     /// Why pages of `parts` of the block numbered `no` can't be laid, if so. A block of that device that is laid already is no matter.
@@ -251,6 +255,7 @@ impl<H: Host> Engine<H> {
             return Err(KeptReason::Raced);
         }
         state.changing.push(no);
+        state.begun += 1;
         Ok(())
     }
 
