@@ -224,6 +224,9 @@ impl<H: MirrorHost> Engine<H> {
             let rest = range.slice(PageCount::new(first as u64), range.pages());
             let exchanges = self.await_exchanges(rest);
             self.snapshot(rest, request.owner, &mut out[first..]);
+            if out[first..].iter().any(|page| page.is_error()) && self.await_exchanges(rest) != exchanges {
+                continue;
+            }
             for i in granted.clone() {
                 // Faulted in for writing a moment ago, whatever the host can say of it.
                 if want_of(i) == Want::Write && out[i].is_valid() && out[i].allows_write() {
@@ -239,9 +242,6 @@ impl<H: MirrorHost> Engine<H> {
             let Some((i, access)) = (first..out.len()).find_map(|i| Some((i, need(i, out[i])?))) else { return Ok(()) };
             let page = range.start().add_pages(PageCount::new(i as u64));
             if out[i].is_error() {
-                if self.await_exchanges(rest) != exchanges {
-                    continue;
-                }
                 let mapped = self.host.mapping_from(page).is_some_and(|m| m.range.contains(page));
                 return Err(if mapped { RangeFaultError::NoAccess(page) } else { RangeFaultError::NoMapping(page) });
             }
