@@ -259,8 +259,13 @@ fn fill_child(inner: &Inner, events: &Events<'_>, child: Userfaultfd) {
 
 /// Whether `addr` lies in a block of a device's memory and can't be read: the device is gone, or the memory broken, and the touch would end here again and again.
 fn is_gone(engine: &Engine<UserMemory>, addr: VirtAddr) -> bool {
-    let is_laid = || engine.has_overlays() && engine.is_laid(addr);
-    is_laid() && access::read_checked(addr, &mut [0]).is_err() && is_laid()
+    if !engine.has_overlays() {
+        return false;
+    }
+    // While a block is lifted it is in the books still, and its pages can't be read by a system call.
+    let page = PageRange::page_of(addr.page_down());
+    let exchanges = engine.await_exchanges(page);
+    engine.is_laid(addr) && access::read_checked(addr, &mut [0]).is_err() && engine.await_exchanges(page) == exchanges
 }
 
 /// Serves a SIGBUS at `addr` in the thread that touched it; `false` if the page is not this runtime's business.
