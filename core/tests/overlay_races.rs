@@ -182,25 +182,6 @@ fn another_migration_leaves_a_block_that_is_exchanged_alone() {
     }
 }
 
-#[test]
-fn a_mirror_is_told_nothing_of_a_page_that_is_about_to_be_laid() {
-    for (place, target, kind) in [(HOME, ON_OVERLAY, StepKind::Lay), (ON_OVERLAY, HOME, StepKind::Lift)] {
-        let step = step_of(place, target, kind);
-        for removed in [(FIRST + 3, 40), (FIRST, 512)] {
-            // Before the exchange and after.
-            for look in [step, step + 1] {
-                let world = world(place);
-                for action in [Action::Remove(world.at(removed.0, removed.1)), Action::Handle, Action::Zap] {
-                    world.model.lock().at_step(step, action);
-                }
-                world.model.lock().at_step(look, Action::Look(block(&world)));
-                let _ = world.migrate(block(&world), target);
-                finish(&world);
-            }
-        }
-    }
-}
-
 /// Lays the block in one thread, does `meanwhile` in another when it is laid and nobody knows of it yet, and returns what came of that.
 fn while_laying<T: Send>(meanwhile: impl Fn(&World) -> T + Sync) -> T {
     let world = World::with_overlays(true).with_region(FIRST, 512, OWNED);
@@ -253,6 +234,17 @@ fn a_mirror_waits_for_a_block_that_is_being_laid() {
         places.iter().all(|place| matches!(place, Some(Place::Device(frame)) if frame.device == OVERLAY)),
         "{places:?}"
     );
+}
+
+/// Of a page that the program drops meanwhile, too: nobody would tell it when that is the device's.
+#[test]
+fn a_mirror_that_looks_at_a_block_that_is_being_laid_is_told_what_becomes_of_it() {
+    for (first, count) in [(FIRST + 3, 40), (FIRST, 512)] {
+        while_laying(|world| {
+            world.model.remove(world.at(first, count));
+            world.model.look(block(world));
+        });
+    }
 }
 
 /// Between the look whether the block is laid and the claim of it another thread can have its turn, and mirrors can have theirs.

@@ -128,8 +128,6 @@ pub(crate) enum Action {
     Protect(PageRange),
     /// Another thread of hetmem migrates, if the call leaves it the locks.
     Migrate(PageRange, Target),
-    /// A mirror looks at the pages, if the call leaves it the locks.
-    Look(PageRange),
     /// The handler thread reads events and serves faults, if the call leaves it the locks.
     Handle,
 }
@@ -217,8 +215,7 @@ impl Model {
             Action::Migrate(range, target) if unlocked => {
                 let _ = self.engine().migrate(range, Request::all_to(target));
             }
-            Action::Look(range) if unlocked => self.look(range),
-            Action::Migrate(..) | Action::Look(_) | Action::Handle => {}
+            Action::Migrate(..) | Action::Handle => {}
         }
         if unlocked && matches!(action, Action::Handle | Action::Touch(_) | Action::Write(_)) {
             self.deliver();
