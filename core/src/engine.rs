@@ -208,15 +208,16 @@ impl<H: Host> Engine<H> {
     }
 
     /// Takes free frames of a device into use for the pages from `page` on.
-    pub(crate) fn allocate(&self, device: DeviceId, want: PageCount, page: VirtAddr) -> Option<Held> {
-        let run = self.device_of(device).pagemap().frames.allocate(want, page)?;
+    fn allocate(&self, device: DeviceId, want: PageCount, page: VirtAddr, huge: bool) -> Option<Held> {
+        let frames = &self.device_of(device).pagemap().frames;
+        let run = huge.then(|| frames.allocate_whole(page)).flatten().or_else(|| frames.allocate(want, page))?;
         self.counters.devices[device.index()].add(run.pages.bytes().get());
         Some(Held { device, run })
     }
 
-    /// The same, ready to be filled.
-    pub(crate) fn allocate_ready(&self, id: DeviceId, want: PageCount, page: VirtAddr) -> Option<Held> {
-        let held = self.allocate(id, want, page)?;
+    /// The same, ready to be filled. For a `huge` page frames are preferred that can hold it whole.
+    pub(crate) fn allocate_ready(&self, id: DeviceId, want: PageCount, page: VirtAddr, huge: bool) -> Option<Held> {
+        let held = self.allocate(id, want, page, huge)?;
         match self.device_of(id).prepare(held.run) {
             Ok(strays) => {
                 self.counters.devices[id.index()].stray_pages.fetch_add(strays.get(), Relaxed);

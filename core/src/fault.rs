@@ -483,6 +483,6 @@ impl Around {
 
     fn piece(&self, offset: PageCount) -> Piece {
         let at = PageRange::page_of(self.page(offset));
-        Piece { at, bytes: Held::single(self.frame(offset)), origin: Origin::Unmapped }
+        Piece { at, bytes: Held::single(self.frame(offset)), origin: Origin::Unmapped, huge: false }
     }
 }

@@ -155,10 +155,27 @@ impl FrameTable {
         }
         let run = free.take(want)?;
         drop(free);
+        Some(self.allocated(run, page))
+    }
+
+    /// The same of a whole chunk for a huge page, if there is one that small pages have not used.
+    #[must_use]
+    pub fn allocate_whole(&self, page: VirtAddr) -> Option<FrameRun> {
+        let mut free = lock(&self.free);
+        // Relaxed: as above.
+        if self.closed.load(Ordering::Relaxed) {
+            return None;
+        }
+        let run = free.take_whole()?;
+        drop(free);
+        Some(self.allocated(run, page))
+    }
+
+    fn allocated(&self, run: FrameRun, page: VirtAddr) -> FrameRun {
         for (i, frame) in (0..).zip(run.iter()) {
             self.descriptor(frame).allocate(page.add_pages(PageCount::new(i)));
         }
-        Some(run)
+        run
     }
 
     /// From now on no frame is taken into use, or again each may be.

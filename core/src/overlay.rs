@@ -314,7 +314,7 @@ impl<H: Host> Batch<'_, H> {
         if pages < BLOCK {
             return Err(KeptReason::PartOfBlock);
         }
-        let frames = engine.allocate_ready(device, BLOCK, self.range.start()).ok_or(KeptReason::NoFrame)?;
+        let frames = engine.allocate_ready(device, BLOCK, self.range.start(), false).ok_or(KeptReason::NoFrame)?;
         let first = u64::from(frames.run.first.get());
         if frames.run.pages < BLOCK || !first.is_multiple_of(BLOCK_PAGES) {
             engine.put(frames);

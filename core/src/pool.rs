@@ -9,7 +9,7 @@
 use crate::frame::{FrameDescriptor, Put};
 use crate::run_set::{FrameRun, RunSet};
 use crate::sync::{Mutex, lock};
-use crate::units::{BLOCK_SIZE, FrameIndex, PageCount, VirtAddr};
+use crate::units::{BLOCK_PAGES, BLOCK_SIZE, FrameIndex, PageCount, VirtAddr};
 
 /// Places that only faults may use; one in the tiny pools that the model checker can bear.
 pub const FAULT_RESERVE: PageCount = PageCount::new(if cfg!(loom) { 1 } else { 128 });
@@ -71,6 +71,32 @@ impl SystemPool {
         Some(run)
     }
 
+    /// The same for a huge page on its way out: a whole chunk that small pages have not used, if there is one.
+    #[must_use]
+    pub fn take_empty_whole(&self, page: VirtAddr) -> Option<FrameRun> {
+        let mut sets = lock(&self.sets);
+        if sets.empty.len() + sets.stocked.len() <= FAULT_RESERVE + PageCount::new(BLOCK_PAGES) {
+            return None;
+        }
+        let run = sets.empty.take_whole()?;
+        drop(sets);
+        self.allocate(run, page);
+        Some(run)
+    }
+
+    /// Takes a stocked huge page for a migration to copy one into, if there is one.
+    #[must_use]
+    pub fn take_stocked_whole(&self, page: VirtAddr) -> Option<FrameRun> {
+        let mut sets = lock(&self.sets);
+        if sets.empty.len() + sets.stocked.len() <= FAULT_RESERVE + PageCount::new(BLOCK_PAGES) {
+            return None;
+        }
+        let run = sets.stocked.take_whole()?;
+        drop(sets);
+        self.allocate(run, page);
+        Some(run)
+    }
+
     /// Takes a run of at most `want` places to copy pages into, with one reference each: stocked ones if there are any, else
     /// empty ones, which the host populates when they are written.
     #[must_use]
@@ -111,7 +137,12 @@ impl SystemPool {
 
     /// Gives a reference back; places without any become stocked.
     pub fn put_populated(&self, run: FrameRun) {
-        self.put(run, |sets, run| sets.stocked.insert(run));
+        self.put(run, |sets, run| {
+            sets.stocked.insert(run);
+            if sets.empty.is_divided(run.first) {
+                sets.stocked.divide(run.first);
+            }
+        });
     }
 
     /// Gives a reference to places back whose page was moved away; places without any become empty.

@@ -106,6 +106,11 @@ pub trait Host: Send + Sync {
     /// Returns after an event that was pending at the call has been read, or after a bounded while. The caller holds no lock.
     fn await_events(&self);
 
+    /// Whether `block` is mapped as one huge page, as far as the host can tell.
+    fn is_huge(&self, _block: PageRange) -> bool {
+        false
+    }
+
     /// The parts of `range` that have pages. More may be named than have.
     fn present_parts(&self, range: PageRange) -> Vec<PageRange> {
         vec![range]

@@ -1,7 +1,8 @@
 //! A set of frame numbers that hands out runs: the free frames of a device, and both sides of the system pool.
 //!
-//! Frames are kept as bits in chunks of 512, one chunk to a huge page. Whole chunks go to those who ask for 512 frames, so that
-//! huge pages stay whole; smaller requests use up the chunk that was touched last, whose memory is warm.
+//! Frames are kept as bits in chunks of 512, one chunk to a huge page. A chunk that small pages have used is *divided*: its memory is mapped page by page from
+//! then on, and a huge page that is moved there is divided, too. So small pages stay among divided chunks as long as there are any, in the one that was
+//! touched last, whose memory is warm; and [`RunSet::take_whole`] gives chunks to huge pages that are not divided.
 //!
 //! *Limits:* a run never crosses a chunk, so it is at most 512 frames long.
 
@@ -69,6 +70,7 @@ fn offset_u32(offset: PageCount) -> u32 {
 struct Chunk {
     bits: [u64; WORDS],
     count: u32,
+    divided: bool,
 }
 
 /// See the module.
@@ -85,7 +87,8 @@ impl RunSet {
     /// The empty set of frames below `capacity`.
     #[must_use]
     pub fn empty(capacity: PageCount) -> Self {
-        let chunks = vec![Chunk { bits: [0; WORDS], count: 0 }; capacity.as_usize().div_ceil(CHUNK as usize)];
+        let chunks =
+            vec![Chunk { bits: [0; WORDS], count: 0, divided: false }; capacity.as_usize().div_ceil(CHUNK as usize)];
         Self { chunks, len: 0, recent: 0, whole: 0 }
     }
 
@@ -117,7 +120,7 @@ impl RunSet {
         self.len == 0
     }
 
-    /// Adds the frames of `run`, which must not be in the set.
+    /// Adds the frames of `run`, which must not be in the set. A part of a chunk divides it.
     ///
     /// # Panics
     ///
@@ -133,6 +136,7 @@ impl RunSet {
             assert_eq!(c.bits[word] & mask, 0, "a frame is given back once");
             c.bits[word] |= mask;
             c.count += mask.count_ones();
+            c.divided |= run.pages.get() < BLOCK_PAGES;
             self.recent = chunk;
             if c.count == CHUNK {
                 self.whole = chunk;
@@ -155,10 +159,37 @@ impl RunSet {
             return None;
         }
         let want = want.as_usize().min(CHUNK as usize);
-        let chunk = if want == CHUNK as usize { self.find(self.whole, CHUNK) } else { None }
-            .or_else(|| self.find(self.recent, 1))?;
+        let whole = want == CHUNK as usize;
+        let chunk = whole
+            .then(|| self.find(self.whole, |c| c.count == CHUNK && c.divided))
+            .flatten()
+            .or_else(|| whole.then(|| self.find(self.whole, |c| c.count == CHUNK)).flatten())
+            .or_else(|| self.find(self.recent, |c| c.count > 0 && c.divided))
+            .or_else(|| self.find(self.recent, |c| c.count > 0))?;
         self.recent = chunk;
+        self.chunks[chunk].divided = true;
         let (start, n) = longest_run(&self.chunks[chunk].bits, want);
+        Some(self.take_from(chunk, start, n))
+    }
+
+    /// Takes a whole chunk that is not divided, for a huge page; `None` if there is none.
+    pub fn take_whole(&mut self) -> Option<FrameRun> {
+        let chunk = self.find(self.whole, |c| c.count == CHUNK && !c.divided)?;
+        Some(self.take_from(chunk, 0, CHUNK as usize))
+    }
+
+    /// Whether small pages have used the chunk of `frame`.
+    #[must_use]
+    pub fn is_divided(&self, frame: FrameIndex) -> bool {
+        self.chunks[frame.index() / CHUNK as usize].divided
+    }
+
+    /// Says that small pages have used the chunk of `frame`.
+    pub fn divide(&mut self, frame: FrameIndex) {
+        self.chunks[frame.index() / CHUNK as usize].divided = true;
+    }
+
+    fn take_from(&mut self, chunk: usize, start: usize, n: usize) -> FrameRun {
         let c = &mut self.chunks[chunk];
         let mut at = start;
         while at < start + n {
@@ -171,13 +202,13 @@ impl RunSet {
         let run = FrameRun { first: FrameIndex::new(first), pages: PageCount::new(n as u64) };
         c.count -= offset_u32(run.pages);
         self.len -= run.pages.get();
-        Some(run)
+        run
     }
 
-    /// The first chunk from `hint` on, around the end, with at least `count` frames.
-    fn find(&self, hint: usize, count: u32) -> Option<usize> {
+    /// The first chunk from `hint` on, around the end, that is as `is` says.
+    fn find(&self, hint: usize, is: impl Fn(&Chunk) -> bool) -> Option<usize> {
         let n = self.chunks.len();
-        (0..n).map(|i| (hint + i) % n).find(|&i| self.chunks[i].count >= count)
+        (0..n).map(|i| (hint + i) % n).find(|&i| is(&self.chunks[i]))
     }
 
     /// Checks the invariants.
@@ -247,6 +278,24 @@ mod tests {
         assert_eq!(one.first.get(), 0);
         let huge = set.take(PageCount::new(512)).unwrap();
         assert_eq!((huge.first.get(), huge.pages.get()), (512, 512));
+    }
+
+    #[test]
+    fn small_pages_stay_among_themselves_and_huge_pages_get_chunks_that_none_has_used() {
+        let mut set = RunSet::full(PageCount::new(4 * 512));
+        let small = set.take(PageCount::new(512)).unwrap();
+        set.insert(small);
+        let huge: Vec<FrameRun> = std::iter::from_fn(|| set.take_whole()).collect();
+        assert_eq!(huge.len(), 3, "one is divided");
+        assert!(huge.iter().all(|run| run.pages.get() == 512 && run.first != small.first));
+        huge.into_iter().for_each(|run| set.insert(run));
+        for _ in 0..512 {
+            assert_eq!(set.take(PageCount::ONE).unwrap().first.get() / 512, small.first.get() / 512);
+        }
+        // With no other left they take one more.
+        assert_ne!(set.take(PageCount::ONE).unwrap().first.get() / 512, small.first.get() / 512);
+        assert_eq!(std::iter::from_fn(|| set.take_whole()).count(), 2);
+        set.check();
     }
 
     #[test]

@@ -373,6 +373,13 @@ impl Host for UserMemory {
         self.events.wait();
     }
 
+    fn is_huge(&self, block: PageRange) -> bool {
+        let query = ScanQuery { all_of: Categories::HUGE, report: Categories::HUGE, ..ScanQuery::default() };
+        let mut found = [Scanned::default(); 1];
+        // Without the scan pages count as small, which is right for their contents.
+        matches!(self.scanner.scan(block, query, &mut found), Ok((1, _)) if found[0].range() == block)
+    }
+
     fn present_parts(&self, range: PageRange) -> Vec<PageRange> {
         let mut parts = Vec::new();
         self.each_present(range, |part| parts.push(part));

@@ -4,6 +4,7 @@ use crate::engine::{Engine, Held};
 use crate::migrate::exclusive::OUT;
 use crate::migrate::{Batch, Copied, Origin, Piece, Request, Select, Target};
 use crate::outcome::{KeptReason, Outcomes, PageOutcome};
+use crate::overlay::BLOCK;
 use crate::physmap::MemoryType;
 use crate::port::{FaultPath, Host, Taken};
 use crate::run_set::FrameRun;
@@ -118,7 +119,7 @@ impl<'e, H: Host> Collected<'e, H> {
                         let bytes = held(frame, run.pages());
                         engine.get(bytes);
                         mark_busy(&mut state, run, bytes);
-                        batch.pieces.push(Piece { at: run, bytes, origin: Origin::Unmapped });
+                        batch.pieces.push(Piece { at: run, bytes, origin: Origin::Unmapped, huge: false });
                     }
                 }
                 at += run.pages();
@@ -258,9 +259,11 @@ fn why_stopped(taken: Taken, asked: PageCount) -> Option<(KeptReason, PageCount)
 
 fn take_system<H: Host>(batch: &mut Batch<'_, H>, state: &mut BlockState, run: PageRange) {
     let engine = batch.engine;
+    let huge = run.pages() == BLOCK && engine.host.is_huge(run);
     let mut rest = run;
     while !rest.is_empty() {
-        let place = engine.pool.take_empty(rest.pages(), rest.start());
+        let whole = (huge && rest == run).then(|| engine.pool.take_empty_whole(rest.start())).flatten();
+        let place = whole.or_else(|| engine.pool.take_empty(rest.pages(), rest.start()));
         let Some(place) = place.map(|run| Held { device: DeviceId::new(u8::MAX), run }) else {
             return batch.set_outcome(rest, PageOutcome::Kept(KeptReason::NoMemory));
         };
@@ -271,7 +274,8 @@ fn take_system<H: Host>(batch: &mut Batch<'_, H>, state: &mut BlockState, run: P
             let bytes = place.slice(PageCount::ZERO, taken.pages);
             engine.get(bytes);
             mark_busy(state, out, bytes);
-            batch.pieces.push(Piece { at: out, bytes, origin: Origin::System });
+            let huge = huge && out.pages() == BLOCK;
+            batch.pieces.push(Piece { at: out, bytes, origin: Origin::System, huge });
         }
         let mut unused = place.run.pages - taken.pages;
         let mut done = taken.pages;
@@ -298,6 +302,7 @@ fn take_system<H: Host>(batch: &mut Batch<'_, H>, state: &mut BlockState, run: P
 fn take_mapped<H: Host>(batch: &mut Batch<'_, H>, state: &mut BlockState, run: PageRange, first: Frame) {
     let engine = batch.engine;
     let frames = held(first, run.pages());
+    let huge = run.pages() == BLOCK && engine.host.is_huge(run);
     let mut at = PageCount::ZERO;
     while at < run.pages() {
         let rest = run.slice(at, run.pages());
@@ -309,7 +314,8 @@ fn take_mapped<H: Host>(batch: &mut Batch<'_, H>, state: &mut BlockState, run: P
             let bytes = bytes.slice(PageCount::ZERO, taken.pages);
             engine.get(bytes);
             mark_busy(state, out, bytes);
-            batch.pieces.push(Piece { at: out, bytes, origin: Origin::Mapped });
+            let huge = huge && out.pages() == BLOCK;
+            batch.pieces.push(Piece { at: out, bytes, origin: Origin::Mapped, huge });
         }
         at += taken.pages;
         if let Some((reason, pages)) = why_stopped(taken, rest.pages()) {

@@ -70,10 +70,12 @@ impl<H: Host> Batch<'_, H> {
         }
         let (want, page) = (piece.at.pages(), piece.at.start());
         let copy = match self.request.target {
-            Target::Device(device) => engine.allocate_ready(device, want, page).ok_or(KeptReason::NoFrame),
-            Target::System => engine
-                .pool
-                .take_stocked(want, page, Purpose::Migration)
+            Target::Device(device) => engine.allocate_ready(device, want, page, piece.huge).ok_or(KeptReason::NoFrame),
+            Target::System => piece
+                .huge
+                .then(|| engine.pool.take_stocked_whole(page))
+                .flatten()
+                .or_else(|| engine.pool.take_stocked(want, page, Purpose::Migration))
                 .map(|run| Held { device: SYSTEM_POOL, run })
                 .ok_or(KeptReason::NoMemory),
         };

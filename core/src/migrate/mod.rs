@@ -26,6 +26,7 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use crate::engine::{Engine, Held};
 use crate::outcome::{KeptReason, Outcomes, PageOutcome};
+use crate::overlay::BLOCK;
 use crate::physmap::Owner;
 use crate::port::{FaultPath, Host, Install, PutStop};
 use crate::slot::{SYSTEM_POOL, Slot};
@@ -105,11 +106,14 @@ pub(crate) struct Piece {
     pub(crate) at: PageRange,
     pub(crate) bytes: Held,
     pub(crate) origin: Origin,
+    /// They were one huge page.
+    pub(crate) huge: bool,
 }
 
 impl Piece {
     pub(crate) fn slice(self, skip: PageCount, take: PageCount) -> Self {
-        Self { at: self.at.slice(skip, take), bytes: self.bytes.slice(skip, take), origin: self.origin }
+        let at = self.at.slice(skip, take);
+        Self { at, bytes: self.bytes.slice(skip, take), origin: self.origin, huge: self.huge && at.pages() == BLOCK }
     }
 
     /// Whether page `offset` of the piece is still this batch's: events may have dropped or moved it.

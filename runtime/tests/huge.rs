@@ -1,0 +1,59 @@
+//! Huge pages stay whole, also where small pages come and go beside them.
+
+use std::sync::atomic::Ordering::Relaxed;
+
+use hetmem::{FaultPath, Mapping, Request, Runtime, Target};
+use hetmem_core::units::{ByteLen, DeviceId, PageCount, PageRange};
+use hetmem_devices::spec::parse_all;
+use hetmem_sys::mapping::{forbid_huge_pages, populate_write};
+use hetmem_sys::pagemap::{Categories, PagemapScanner, Region, ScanQuery};
+
+const BLOCKS: u64 = 16;
+
+/// How many blocks of the mapping are huge pages.
+fn huge(mapping: &Mapping) -> u64 {
+    let query = ScanQuery { all_of: Categories::HUGE, report: Categories::HUGE, ..ScanQuery::default() };
+    let mut found = [Region::default(); 16];
+    let (n, _) = PagemapScanner::open().unwrap().scan(mapping.range(), query, &mut found).unwrap();
+    found[..n].iter().map(|region| region.range().pages().get() / hetmem::BLOCK.get()).sum()
+}
+
+fn skip(why: &str) {
+    use std::io::Write as _;
+    std::io::stderr().write_all(format!("skipped: {why}\n").as_bytes()).unwrap();
+}
+
+#[test]
+fn huge_pages_stay_whole_where_small_ones_are_migrated_too() {
+    let spec = parse_all(&["coherent:emulated,size=256M"], ByteLen::new(1 << 40)).unwrap().remove(0);
+    let runtime = Runtime::builder().device(spec).start().unwrap();
+    let map = || runtime.map(ByteLen::new(BLOCKS << 21), FaultPath::Thread).unwrap();
+    let (small, large) = (map(), map());
+    forbid_huge_pages(small.range()).unwrap();
+    for mapping in [&small, &large] {
+        populate_write(mapping.range()).unwrap();
+        mapping.words().iter().enumerate().step_by(509).for_each(|(i, word)| word.store(i as u64, Relaxed));
+    }
+    if huge(&large) < BLOCKS {
+        return skip("the machine gives no huge pages");
+    }
+    let migrate = |range: PageRange, target| runtime.migrate(range, Request::all_to(target));
+    let device = Target::Device(DeviceId::new(0));
+    for round in 0..6 {
+        // Whole blocks of small pages, and parts of such.
+        let few = small.range().slice(PageCount::new(round * 700), PageCount::new(77));
+        for (mapping, range) in [(&small, few), (&small, small.range()), (&large, large.range())] {
+            for target in [device, Target::System] {
+                migrate(range, target);
+                if std::ptr::eq(mapping, &raw const large) {
+                    // The kernel may have none for a frame or two.
+                    assert!(huge(&large) + 2 >= BLOCKS, "{} in round {round}, {target:?}", huge(&large));
+                }
+            }
+        }
+    }
+    for mapping in [&small, &large] {
+        assert!(mapping.words().iter().enumerate().step_by(509).all(|(i, word)| word.load(Relaxed) == i as u64));
+    }
+    runtime.check();
+}
