@@ -76,11 +76,40 @@ struct Chunk {
 /// See the module.
 #[derive(Clone)]
 pub struct RunSet {
-    // Invariants: each chunk's `count` is the number of its set bits; `len` is the sum of the counts.
+    // Invariants: each chunk's `count` is the number of its set bits; `len` is the sum of the counts, and `totals` says how many chunks are of each kind.
     chunks: Vec<Chunk>,
     len: u64,
+    totals: Totals,
     recent: usize,
     whole: usize,
+}
+
+/// How many chunks there are of the kinds that are looked for, so that nobody looks in vain.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+struct Totals {
+    /// Divided ones with a frame.
+    divided: usize,
+    /// Divided ones with all frames.
+    divided_whole: usize,
+    /// Others with all frames.
+    whole: usize,
+}
+
+impl Totals {
+    fn of(chunk: &Chunk) -> Self {
+        let (divided, whole) = (chunk.divided, chunk.count == CHUNK);
+        Self {
+            divided: usize::from(divided && chunk.count > 0),
+            divided_whole: usize::from(divided && whole),
+            whole: usize::from(!divided && whole),
+        }
+    }
+
+    fn replace(&mut self, before: Self, after: Self) {
+        self.divided = self.divided - before.divided + after.divided;
+        self.divided_whole = self.divided_whole - before.divided_whole + after.divided_whole;
+        self.whole = self.whole - before.whole + after.whole;
+    }
 }
 
 impl RunSet {
@@ -89,7 +118,7 @@ impl RunSet {
     pub fn empty(capacity: PageCount) -> Self {
         let chunks =
             vec![Chunk { bits: [0; WORDS], count: 0, divided: false }; capacity.as_usize().div_ceil(CHUNK as usize)];
-        Self { chunks, len: 0, recent: 0, whole: 0 }
+        Self { chunks, len: 0, totals: Totals::default(), recent: 0, whole: 0 }
     }
 
     /// The set of all frames below `capacity`.
@@ -133,10 +162,12 @@ impl RunSet {
             let n = (64 - bit).min(end - at);
             let mask = mask(bit, n);
             let c = &mut self.chunks[chunk];
+            let before = Totals::of(c);
             assert_eq!(c.bits[word] & mask, 0, "a frame is given back once");
             c.bits[word] |= mask;
             c.count += mask.count_ones();
             c.divided |= run.pages.get() < BLOCK_PAGES;
+            self.totals.replace(before, Totals::of(c));
             self.recent = chunk;
             if c.count == CHUNK {
                 self.whole = chunk;
@@ -159,21 +190,25 @@ impl RunSet {
             return None;
         }
         let want = want.as_usize().min(CHUNK as usize);
-        let whole = want == CHUNK as usize;
-        let chunk = whole
-            .then(|| self.find(self.whole, |c| c.count == CHUNK && c.divided))
-            .flatten()
-            .or_else(|| whole.then(|| self.find(self.whole, |c| c.count == CHUNK)).flatten())
-            .or_else(|| self.find(self.recent, |c| c.count > 0 && c.divided))
-            .or_else(|| self.find(self.recent, |c| c.count > 0))?;
+        let chunk = match self.totals {
+            Totals { divided_whole: 1.., .. } if want == CHUNK as usize => {
+                self.find(self.whole, |c| c.count == CHUNK && c.divided)
+            }
+            Totals { whole: 1.., .. } if want == CHUNK as usize => self.find(self.whole, |c| c.count == CHUNK),
+            Totals { divided: 1.., .. } => self.find(self.recent, |c| c.count > 0 && c.divided),
+            Totals { .. } => self.find(self.recent, |c| c.count > 0),
+        }?;
         self.recent = chunk;
-        self.chunks[chunk].divided = true;
+        self.set_divided(chunk);
         let (start, n) = longest_run(&self.chunks[chunk].bits, want);
         Some(self.take_from(chunk, start, n))
     }
 
     /// Takes a whole chunk that is not divided, for a huge page; `None` if there is none.
     pub fn take_whole(&mut self) -> Option<FrameRun> {
+        if self.totals.whole == 0 {
+            return None;
+        }
         let chunk = self.find(self.whole, |c| c.count == CHUNK && !c.divided)?;
         Some(self.take_from(chunk, 0, CHUNK as usize))
     }
@@ -186,11 +221,19 @@ impl RunSet {
 
     /// Says that small pages have used the chunk of `frame`.
     pub fn divide(&mut self, frame: FrameIndex) {
-        self.chunks[frame.index() / CHUNK as usize].divided = true;
+        self.set_divided(frame.index() / CHUNK as usize);
+    }
+
+    fn set_divided(&mut self, chunk: usize) {
+        let c = &mut self.chunks[chunk];
+        let before = Totals::of(c);
+        c.divided = true;
+        self.totals.replace(before, Totals::of(c));
     }
 
     fn take_from(&mut self, chunk: usize, start: usize, n: usize) -> FrameRun {
         let c = &mut self.chunks[chunk];
+        let before = Totals::of(c);
         let mut at = start;
         while at < start + n {
             let bit = at % 64;
@@ -201,6 +244,7 @@ impl RunSet {
         let first = u32::try_from(chunk * CHUNK as usize + start).expect("a device has at most 2^32 frames");
         let run = FrameRun { first: FrameIndex::new(first), pages: PageCount::new(n as u64) };
         c.count -= offset_u32(run.pages);
+        self.totals.replace(before, Totals::of(c));
         self.len -= run.pages.get();
         run
     }
@@ -221,6 +265,9 @@ impl RunSet {
             assert_eq!(c.count, c.bits.iter().map(|w| w.count_ones()).sum::<u32>());
         }
         assert_eq!(self.len, self.chunks.iter().map(|c| u64::from(c.count)).sum::<u64>());
+        let mut totals = Totals::default();
+        self.chunks.iter().for_each(|c| totals.replace(Totals::default(), Totals::of(c)));
+        assert_eq!(self.totals, totals);
     }
 }
 
@@ -313,7 +360,13 @@ mod tests {
             let mut oracle: BTreeSet<u32> = (0..u32::try_from(cap).unwrap()).collect();
             let mut out: Vec<FrameRun> = Vec::new();
             for (take, n) in ops {
-                if take {
+                if take && n > 550 {
+                    if let Some(run) = set.take_whole() {
+                        prop_assert!(run.pages.get() == 512 && !set.is_divided(run.first));
+                        for f in run.iter() { prop_assert!(oracle.remove(&f.get())); }
+                        out.push(run);
+                    }
+                } else if take {
                     match set.take(PageCount::new(n)) {
                         None => prop_assert!(oracle.is_empty()),
                         Some(run) => {
