@@ -170,7 +170,8 @@ impl RunSet {
             self.totals.replace(before, Totals::of(c));
             self.recent = chunk;
             if c.count == CHUNK {
-                self.whole = chunk;
+                // The lowest first: it has memory behind it, as it was used before, and those after it may have none.
+                self.whole = self.whole.min(chunk);
             }
             at += n;
         }
@@ -343,6 +344,16 @@ mod tests {
         assert_ne!(set.take(PageCount::ONE).unwrap().first.get() / 512, small.first.get() / 512);
         assert_eq!(std::iter::from_fn(|| set.take_whole()).count(), 2);
         set.check();
+    }
+
+    #[test]
+    fn chunks_that_were_used_are_used_again() {
+        let mut set = RunSet::full(PageCount::new(8 * 512));
+        for _ in 0..5 {
+            let taken: Vec<FrameRun> = (0..3).filter_map(|_| set.take_whole()).collect();
+            assert_eq!(taken.iter().map(|run| run.first.get() / 512).collect::<Vec<_>>(), [0, 1, 2]);
+            taken.into_iter().for_each(|run| set.insert(run));
+        }
     }
 
     #[test]
