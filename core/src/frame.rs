@@ -148,34 +148,27 @@ impl FrameTable {
     /// Takes a run of at most `want` free frames for the pages from `page` on, each with one reference.
     #[must_use]
     pub fn allocate(&self, want: PageCount, page: VirtAddr) -> Option<FrameRun> {
-        let mut free = lock(&self.free);
-        // Relaxed: set and read under that lock.
-        if self.closed.load(Ordering::Relaxed) {
-            return None;
-        }
-        let run = free.take(want)?;
-        drop(free);
-        Some(self.allocated(run, page))
+        self.allocate_by(page, |free| free.take(want))
     }
 
     /// The same of a whole chunk for a huge page, if there is one that small pages have not used.
     #[must_use]
     pub fn allocate_whole(&self, page: VirtAddr) -> Option<FrameRun> {
+        self.allocate_by(page, RunSet::take_whole)
+    }
+
+    fn allocate_by(&self, page: VirtAddr, take: impl FnOnce(&mut RunSet) -> Option<FrameRun>) -> Option<FrameRun> {
         let mut free = lock(&self.free);
-        // Relaxed: as above.
+        // Relaxed: set and read under that lock.
         if self.closed.load(Ordering::Relaxed) {
             return None;
         }
-        let run = free.take_whole()?;
+        let run = take(&mut free)?;
         drop(free);
-        Some(self.allocated(run, page))
-    }
-
-    fn allocated(&self, run: FrameRun, page: VirtAddr) -> FrameRun {
         for (i, frame) in (0..).zip(run.iter()) {
             self.descriptor(frame).allocate(page.add_pages(PageCount::new(i)));
         }
-        run
+        Some(run)
     }
 
     /// From now on no frame is taken into use, or again each may be.

@@ -74,24 +74,21 @@ impl SystemPool {
     /// The same for a huge page on its way out: a whole chunk that small pages have not used, if there is one.
     #[must_use]
     pub fn take_empty_whole(&self, page: VirtAddr) -> Option<FrameRun> {
-        let mut sets = lock(&self.sets);
-        if sets.empty.len() + sets.stocked.len() <= FAULT_RESERVE + PageCount::new(BLOCK_PAGES) {
-            return None;
-        }
-        let run = sets.empty.take_whole()?;
-        drop(sets);
-        self.allocate(run, page);
-        Some(run)
+        self.take_whole(page, |sets| &mut sets.empty)
     }
 
     /// Takes a stocked huge page for a migration to copy one into, if there is one.
     #[must_use]
     pub fn take_stocked_whole(&self, page: VirtAddr) -> Option<FrameRun> {
+        self.take_whole(page, |sets| &mut sets.stocked)
+    }
+
+    fn take_whole(&self, page: VirtAddr, from: impl FnOnce(&mut Sets) -> &mut RunSet) -> Option<FrameRun> {
         let mut sets = lock(&self.sets);
-        if sets.empty.len() + sets.stocked.len() <= FAULT_RESERVE + PageCount::new(BLOCK_PAGES) {
+        if sets.empty.len() + sets.stocked.len() < FAULT_RESERVE + PageCount::new(BLOCK_PAGES) {
             return None;
         }
-        let run = sets.stocked.take_whole()?;
+        let run = from(&mut sets).take_whole()?;
         drop(sets);
         self.allocate(run, page);
         Some(run)
@@ -139,6 +136,7 @@ impl SystemPool {
     pub fn put_populated(&self, run: FrameRun) {
         self.put(run, |sets, run| {
             sets.stocked.insert(run);
+            // Small pages came to the chunk while it was empty.
             if sets.empty.is_divided(run.first) {
                 sets.stocked.divide(run.first);
             }

@@ -76,39 +76,28 @@ struct Chunk {
 /// See the module.
 #[derive(Clone)]
 pub struct RunSet {
-    // Invariants: each chunk's `count` is the number of its set bits; `len` is the sum of the counts, and `totals` says how many chunks are of each kind.
+    // Invariants: each chunk's `count` is the number of its set bits; `len` is the sum of the counts; `whole` and `divided_whole` say of the chunks with
+    // all their frames what they say, and `divided` is the number of divided chunks with a frame.
     chunks: Vec<Chunk>,
     len: u64,
-    totals: Totals,
-    recent: usize,
-    whole: usize,
-}
-
-/// How many chunks there are of the kinds that are looked for, so that nobody looks in vain.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-struct Totals {
-    /// Divided ones with a frame.
+    whole: Kind,
+    divided_whole: Kind,
     divided: usize,
-    /// Divided ones with all frames.
-    divided_whole: usize,
-    /// Others with all frames.
-    whole: usize,
+    recent: usize,
 }
 
-impl Totals {
-    fn of(chunk: &Chunk) -> Self {
-        let (divided, whole) = (chunk.divided, chunk.count == CHUNK);
-        Self {
-            divided: usize::from(divided && chunk.count > 0),
-            divided_whole: usize::from(divided && whole),
-            whole: usize::from(!divided && whole),
-        }
-    }
+/// What is known of the chunks of a kind, so that nobody looks in vain, or long.
+#[derive(Clone, Copy, Default)]
+struct Kind {
+    count: usize,
+    /// None is below this.
+    lowest: usize,
+}
 
-    fn replace(&mut self, before: Self, after: Self) {
-        self.divided = self.divided - before.divided + after.divided;
-        self.divided_whole = self.divided_whole - before.divided_whole + after.divided_whole;
-        self.whole = self.whole - before.whole + after.whole;
+impl Kind {
+    fn gains(&mut self, chunk: usize) {
+        self.lowest = if self.count == 0 { chunk } else { self.lowest.min(chunk) };
+        self.count += 1;
     }
 }
 
@@ -118,7 +107,7 @@ impl RunSet {
     pub fn empty(capacity: PageCount) -> Self {
         let chunks =
             vec![Chunk { bits: [0; WORDS], count: 0, divided: false }; capacity.as_usize().div_ceil(CHUNK as usize)];
-        Self { chunks, len: 0, totals: Totals::default(), recent: 0, whole: 0 }
+        Self { chunks, len: 0, whole: Kind::default(), divided_whole: Kind::default(), divided: 0, recent: 0 }
     }
 
     /// The set of all frames below `capacity`.
@@ -133,7 +122,6 @@ impl RunSet {
             first += pages;
         }
         set.recent = 0;
-        set.whole = 0;
         set
     }
 
@@ -161,18 +149,13 @@ impl RunSet {
             let (chunk, word, bit) = (at / 512, at / 64 % WORDS, at % 64);
             let n = (64 - bit).min(end - at);
             let mask = mask(bit, n);
-            let c = &mut self.chunks[chunk];
-            let before = Totals::of(c);
-            assert_eq!(c.bits[word] & mask, 0, "a frame is given back once");
-            c.bits[word] |= mask;
-            c.count += mask.count_ones();
-            c.divided |= run.pages.get() < BLOCK_PAGES;
-            self.totals.replace(before, Totals::of(c));
+            self.change(chunk, |c| {
+                assert_eq!(c.bits[word] & mask, 0, "a frame is given back once");
+                c.bits[word] |= mask;
+                c.count += mask.count_ones();
+                c.divided |= run.pages.get() < BLOCK_PAGES;
+            });
             self.recent = chunk;
-            if c.count == CHUNK {
-                // The lowest first: it has memory behind it, as it was used before, and those after it may have none.
-                self.whole = self.whole.min(chunk);
-            }
             at += n;
         }
         self.len += run.pages.get();
@@ -191,26 +174,20 @@ impl RunSet {
             return None;
         }
         let want = want.as_usize().min(CHUNK as usize);
-        let chunk = match self.totals {
-            Totals { divided_whole: 1.., .. } if want == CHUNK as usize => {
-                self.find(self.whole, |c| c.count == CHUNK && c.divided)
-            }
-            Totals { whole: 1.., .. } if want == CHUNK as usize => self.find(self.whole, |c| c.count == CHUNK),
-            Totals { divided: 1.., .. } => self.find(self.recent, |c| c.count > 0 && c.divided),
-            Totals { .. } => self.find(self.recent, |c| c.count > 0),
-        }?;
+        let chunk = (want == CHUNK as usize)
+            .then(|| self.find_whole(true).or_else(|| self.find_whole(false)))
+            .flatten()
+            .or_else(|| if self.divided > 0 { self.find(|c| c.count > 0 && c.divided) } else { None })
+            .or_else(|| self.find(|c| c.count > 0))?;
         self.recent = chunk;
-        self.set_divided(chunk);
+        self.change(chunk, |c| c.divided = true);
         let (start, n) = longest_run(&self.chunks[chunk].bits, want);
         Some(self.take_from(chunk, start, n))
     }
 
     /// Takes a whole chunk that is not divided, for a huge page; `None` if there is none.
     pub fn take_whole(&mut self) -> Option<FrameRun> {
-        if self.totals.whole == 0 {
-            return None;
-        }
-        let chunk = self.find(self.whole, |c| c.count == CHUNK && !c.divided)?;
+        let chunk = self.find_whole(false)?;
         Some(self.take_from(chunk, 0, CHUNK as usize))
     }
 
@@ -222,38 +199,61 @@ impl RunSet {
 
     /// Says that small pages have used the chunk of `frame`.
     pub fn divide(&mut self, frame: FrameIndex) {
-        self.set_divided(frame.index() / CHUNK as usize);
-    }
-
-    fn set_divided(&mut self, chunk: usize) {
-        let c = &mut self.chunks[chunk];
-        let before = Totals::of(c);
-        c.divided = true;
-        self.totals.replace(before, Totals::of(c));
+        self.change(frame.index() / CHUNK as usize, |c| c.divided = true);
     }
 
     fn take_from(&mut self, chunk: usize, start: usize, n: usize) -> FrameRun {
-        let c = &mut self.chunks[chunk];
-        let before = Totals::of(c);
-        let mut at = start;
-        while at < start + n {
-            let bit = at % 64;
-            let step = (64 - bit).min(start + n - at);
-            c.bits[at / 64] &= !mask(bit, step);
-            at += step;
-        }
         let first = u32::try_from(chunk * CHUNK as usize + start).expect("a device has at most 2^32 frames");
         let run = FrameRun { first: FrameIndex::new(first), pages: PageCount::new(n as u64) };
-        c.count -= offset_u32(run.pages);
-        self.totals.replace(before, Totals::of(c));
+        self.change(chunk, |c| {
+            let mut at = start;
+            while at < start + n {
+                let bit = at % 64;
+                let step = (64 - bit).min(start + n - at);
+                c.bits[at / 64] &= !mask(bit, step);
+                at += step;
+            }
+            c.count -= offset_u32(run.pages);
+        });
         self.len -= run.pages.get();
         run
     }
 
-    /// The first chunk from `hint` on, around the end, that is as `is` says.
-    fn find(&self, hint: usize, is: impl Fn(&Chunk) -> bool) -> Option<usize> {
+    /// Changes a chunk, and what is known of its kinds.
+    fn change(&mut self, chunk: usize, change: impl FnOnce(&mut Chunk)) {
+        let kinds = |c: &Chunk| (c.count == CHUNK, c.divided, c.count > 0 && c.divided);
+        let c = &mut self.chunks[chunk];
+        let (was_whole, was_divided, had_small) = kinds(c);
+        change(c);
+        let (is_whole, is_divided, has_small) = kinds(c);
+        if was_whole {
+            self.wholes(was_divided).count -= 1;
+        }
+        if is_whole {
+            self.wholes(is_divided).gains(chunk);
+        }
+        self.divided = self.divided - usize::from(had_small) + usize::from(has_small);
+    }
+
+    fn wholes(&mut self, divided: bool) -> &mut Kind {
+        if divided { &mut self.divided_whole } else { &mut self.whole }
+    }
+
+    /// The lowest whole chunk that is divided, or that is not: it has memory behind it, as it was used before, and those after it may have none.
+    fn find_whole(&mut self, divided: bool) -> Option<usize> {
+        let Kind { count: 1.., lowest } = *self.wholes(divided) else { return None };
+        let chunk = (lowest..self.chunks.len()).find(|&i| {
+            let c = &self.chunks[i];
+            c.count == CHUNK && c.divided == divided
+        })?;
+        self.wholes(divided).lowest = chunk;
+        Some(chunk)
+    }
+
+    /// The first chunk that is as `is` says, from the one that was touched last on, around the end.
+    fn find(&self, is: impl Fn(&Chunk) -> bool) -> Option<usize> {
         let n = self.chunks.len();
-        (0..n).map(|i| (hint + i) % n).find(|&i| is(&self.chunks[i]))
+        (0..n).map(|i| (self.recent + i) % n).find(|&i| is(&self.chunks[i]))
     }
 
     /// Checks the invariants.
@@ -266,9 +266,12 @@ impl RunSet {
             assert_eq!(c.count, c.bits.iter().map(|w| w.count_ones()).sum::<u32>());
         }
         assert_eq!(self.len, self.chunks.iter().map(|c| u64::from(c.count)).sum::<u64>());
-        let mut totals = Totals::default();
-        self.chunks.iter().for_each(|c| totals.replace(Totals::default(), Totals::of(c)));
-        assert_eq!(self.totals, totals);
+        for (kind, divided) in [(self.whole, false), (self.divided_whole, true)] {
+            let whole = |c: &Chunk| c.count == CHUNK && c.divided == divided;
+            assert_eq!(kind.count, self.chunks.iter().filter(|c| whole(c)).count());
+            assert!(self.chunks.iter().position(whole).is_none_or(|lowest| lowest >= kind.lowest));
+        }
+        assert_eq!(self.divided, self.chunks.iter().filter(|c| c.divided && c.count > 0).count());
     }
 }
 
