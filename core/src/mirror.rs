@@ -216,7 +216,7 @@ impl<H: MirrorHost> Engine<H> {
     ) -> Result<(), RangeFaultError> {
         let want_of = |i: usize| request.wants.get(i).map_or(request.want, |want| request.want.max(*want));
         // What was faulted in last, from where on it was, and how often that page was.
-        let (mut granted, mut first, mut tries) = (0..0, 0, 0);
+        let (mut granted, mut first, mut tries, mut torn) = (0..0, 0, 0, 0);
         loop {
             if request.unless_changed.is_some_and(|(subscription, seq)| subscription.check_retry(seq)) {
                 return Err(RangeFaultError::Changed);
@@ -224,7 +224,8 @@ impl<H: MirrorHost> Engine<H> {
             let rest = range.slice(PageCount::new(first as u64), range.pages());
             let exchanges = self.await_exchanges(rest);
             self.snapshot(rest, request.owner, &mut out[first..]);
-            if out[first..].iter().any(|page| page.is_error()) && self.await_exchanges(rest) != exchanges {
+            if torn < TRIES && self.is_torn(rest, &out[first..]) && self.await_exchanges(rest) != exchanges {
+                torn += 1;
                 continue;
             }
             for i in granted.clone() {
@@ -267,6 +268,14 @@ impl<H: MirrorHost> Engine<H> {
                 }
             }
         }
+    }
+
+    /// Whether nothing was found in memory of hetmem's own, which another mapping was about to take the place of.
+    fn is_torn(&self, range: PageRange, answers: &[MirrorPage]) -> bool {
+        self.has_overlays()
+            && range.iter().zip(answers).any(|(page, answer)| {
+                answer.is_error() && self.space.region_at(page).is_some_and(|(_, region)| region.owned)
+            })
     }
 
     /// Whether the mapping of `page` allows what failed, so that it was not the reason.

@@ -268,8 +268,11 @@ impl<H: Host> Engine<H> {
 impl<H: Host> Engine<H> {
     /// Checks that the laid blocks are those whose pages are all in a block of frames, in order; nothing may be in flight.
     pub(crate) fn check_overlays(&self) {
-        let overlays = lock(&self.overlays.state);
-        assert!(overlays.changing.is_empty(), "no block is being laid or lifted");
+        let laid = {
+            let overlays = lock(&self.overlays.state);
+            assert!(overlays.changing.is_empty(), "no block is being laid or lifted");
+            overlays.laid.clone()
+        };
         for (no, block) in self.space.blocks() {
             let state = block.lock();
             assert!(!state.exchanging, "nothing is about to take the block's place");
@@ -278,7 +281,7 @@ impl<H: Host> Engine<H> {
                 Slot::Mapped(_) | Slot::System | Slot::Unmapped { .. } => None,
             };
             let device = first.map(|frame| frame.device);
-            assert_eq!(overlays.laid.get(&no).copied(), device, "a laid block is mapped from its first page on");
+            assert_eq!(laid.get(&no).copied(), device, "a laid block is mapped from its first page on");
             for index in 0..512 {
                 let Slot::Mapped(frame) = state.slot(index) else {
                     assert_eq!(first, None, "a laid block is mapped whole");
@@ -349,7 +352,7 @@ impl<H: Host> Batch<'_, H> {
             begun
         };
         let laid = match begun {
-            true => engine.host.lay(self.path, self.range, engine.overlay_address(frames)),
+            true => engine.host.lay(self.range, engine.overlay_address(frames)),
             false => Err(KeptReason::Raced),
         };
         if begun {

@@ -125,7 +125,7 @@ pub trait Host: Send + Sync {
     /// # Errors
     ///
     /// Why the block is as it was.
-    fn lay(&self, _path: FaultPath, _block: PageRange, _frames: VirtAddr) -> Result<(), KeptReason> {
+    fn lay(&self, _block: PageRange, _frames: VirtAddr) -> Result<(), KeptReason> {
         Err(KeptReason::Unsupported)
     }
 

@@ -32,7 +32,7 @@ use hetmem_core::units::{BLOCK_PAGES, DeviceId, PageCount, PageRange, VirtAddr};
 use hetmem_sys::errno::Errno;
 use hetmem_sys::mapping::Arena;
 use hetmem_sys::numa::{Node, Place, nodes_of};
-use hetmem_sys::pagemap::{Categories, PagemapScanner, Region, ScanQuery};
+use hetmem_sys::pagemap::PagemapScanner;
 
 use crate::emulated::reserve;
 use crate::frames::Frames;
@@ -91,12 +91,7 @@ impl NodeMemory {
         }
         let mut there = false;
         let asked = nodes_of(PageRange::page_of(range.start()), |_, place| there = place == Place::On(self.node));
-        let query = ScanQuery { all_of: Categories::HUGE, report: Categories::HUGE, ..ScanQuery::default() };
-        let mut found = [Region::default(); 1];
-        asked.is_ok()
-            && there
-            && matches!(self.scanner.scan(range, query, &mut found), Ok((1, _)))
-            && found[0].range() == range
+        asked.is_ok() && there && self.scanner.is_huge(range) == Ok(true)
     }
 
     /// Makes the pages of `range` present, on the node; says how many were elsewhere.

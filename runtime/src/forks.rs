@@ -82,10 +82,6 @@ impl Forks {
 }
 
 fn begin(inner: &Inner) {
-    if inner.engine.has_overlays() {
-        inner.engine.hold_overlays();
-        inner.lift_all();
-    }
     let mut state = lock(&inner.forks.state);
     if !state.parks {
         return;
@@ -98,17 +94,14 @@ fn begin(inner: &Inner) {
 }
 
 fn end(inner: &Inner) {
-    let parks = {
+    {
         let mut state = lock(&inner.forks.state);
-        state.forks -= u32::from(state.parks);
-        state.parks
-    };
-    if parks {
-        inner.delegated.wake();
+        if !state.parks {
+            return;
+        }
+        state.forks -= 1;
     }
-    if inner.engine.has_overlays() {
-        inner.engine.release_overlays();
-    }
+    inner.delegated.wake();
 }
 
 /// Has forks wait for the handler thread of `inner` if it `parks`, and for blocks to come home. The thread may be about to start.
@@ -131,12 +124,19 @@ pub(crate) fn expect(inner: &Arc<Inner>, parks: bool) -> Result<(), Error> {
 
 extern "C" fn prepare() {
     let runtimes: Vec<Arc<Inner>> = lock(&RUNTIMES).iter().filter_map(Weak::upgrade).collect();
+    // All before any handler thread parks, as this takes more than reading.
+    for inner in runtimes.iter().filter(|inner| inner.engine.has_overlays()) {
+        inner.engine.hold_overlays();
+        inner.lift_all();
+    }
     runtimes.iter().for_each(|inner| begin(inner));
     PARKED.set(runtimes);
 }
 
 extern "C" fn in_parent() {
-    PARKED.take().iter().for_each(|inner| end(inner));
+    let runtimes = PARKED.take();
+    runtimes.iter().for_each(|inner| end(inner));
+    runtimes.iter().filter(|inner| inner.engine.has_overlays()).for_each(|inner| inner.engine.release_overlays());
 }
 
 #[expect(clippy::mem_forget, reason = "what ends in the parent does not end in the child")]

@@ -374,10 +374,8 @@ impl Host for UserMemory {
     }
 
     fn is_huge(&self, block: PageRange) -> bool {
-        let query = ScanQuery { all_of: Categories::HUGE, report: Categories::HUGE, ..ScanQuery::default() };
-        let mut found = [Scanned::default(); 1];
         // Without the scan pages count as small, which is right for their contents.
-        matches!(self.scanner.scan(block, query, &mut found), Ok((1, _)) if found[0].range() == block)
+        self.scanner.is_huge(block).unwrap_or(false)
     }
 
     fn present_parts(&self, range: PageRange) -> Vec<PageRange> {
@@ -407,7 +405,7 @@ impl Host for UserMemory {
         false
     }
 
-    fn lay(&self, _path: FaultPath, block: PageRange, frames: VirtAddr) -> Result<(), KeptReason> {
+    fn lay(&self, block: PageRange, frames: VirtAddr) -> Result<(), KeptReason> {
         let window = PageRange::new(frames, block.pages()).ok_or(KeptReason::Unsupported)?;
         // SAFETY: the block is hetmem's to map, all its pages are missing, and their bytes are in the frames.
         unsafe { map_again_over(window, block.start()) }.map_err(|errno| self.exchange_failed(block, errno))

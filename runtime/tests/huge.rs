@@ -6,16 +6,14 @@ use hetmem::{FaultPath, Mapping, Request, Runtime, Target};
 use hetmem_core::units::{ByteLen, DeviceId, PageCount, PageRange};
 use hetmem_devices::spec::parse_all;
 use hetmem_sys::mapping::{forbid_huge_pages, populate_write};
-use hetmem_sys::pagemap::{Categories, PagemapScanner, Region, ScanQuery};
+use hetmem_sys::pagemap::PagemapScanner;
 
 const BLOCKS: u64 = 16;
 
 /// How many blocks of the mapping are huge pages.
 fn huge(mapping: &Mapping) -> u64 {
-    let query = ScanQuery { all_of: Categories::HUGE, report: Categories::HUGE, ..ScanQuery::default() };
-    let mut found = [Region::default(); 16];
-    let (n, _) = PagemapScanner::open().unwrap().scan(mapping.range(), query, &mut found).unwrap();
-    found[..n].iter().map(|region| region.range().pages().get() / hetmem::BLOCK.get()).sum()
+    let scanner = PagemapScanner::open().unwrap();
+    mapping.range().by_block().filter(|(_, block)| scanner.is_huge(*block).unwrap()).count() as u64
 }
 
 fn skip(why: &str) {

@@ -220,6 +220,14 @@ impl PagemapScanner {
         })
     }
 
+    /// Whether `range`, a whole number of huge pages, is mapped by huge pages only.
+    pub fn is_huge(&self, range: PageRange) -> Result<bool, Errno> {
+        let query = ScanQuery { all_of: Categories::HUGE, report: Categories::HUGE, ..ScanQuery::default() };
+        let mut found = [Region::default()];
+        let (n, _) = self.scan(range, query, &mut found)?;
+        Ok(n == 1 && found[0].range() == range)
+    }
+
     /// Whether any page of `range` is there, in memory or in swap.
     pub fn is_there(&self, range: PageRange) -> Result<bool, Errno> {
         let query = ScanQuery { any_of: Categories::PRESENT | Categories::SWAPPED, ..ScanQuery::default() };

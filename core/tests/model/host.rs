@@ -202,7 +202,7 @@ impl Host for ModelHost {
         failure.is_none() && !self.0.lock().zaps.iter().any(|zap| zap.range.overlaps(range))
     }
 
-    fn lay(&self, _path: FaultPath, block: PageRange, frames: VirtAddr) -> Result<(), KeptReason> {
+    fn lay(&self, block: PageRange, frames: VirtAddr) -> Result<(), KeptReason> {
         self.0.exchange(StepKind::Lay, block, |memory| memory.lay(block, frames))
     }
 

@@ -71,11 +71,7 @@ pub fn huge_page() -> Option<Arena> {
 }
 
 pub fn is_huge(range: PageRange) -> bool {
-    use hetmem_sys::pagemap::{Categories, Region, ScanQuery};
-    let query = ScanQuery { all_of: Categories::HUGE, report: Categories::HUGE, ..ScanQuery::default() };
-    let mut found = [Region::default()];
-    let (count, _) = PagemapScanner::open().unwrap().scan(range, query, &mut found).unwrap();
-    count == 1 && found[0].range() == range
+    PagemapScanner::open().unwrap().is_huge(range).unwrap()
 }
 
 /// The page map's word for each page of `range`.
