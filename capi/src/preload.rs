@@ -8,6 +8,9 @@
 //! | `mremap` | a mapping that was divided by its registration is whole again |
 //! | `vmsplice`, `send`, `sendto`, `sendmsg` (`MSG_ZEROCOPY`) | pages that a pipe or socket refers to stay in place |
 //!
+//! All of them may be unwound through: the C library unwinds threads that end by `pthread_exit(3)` or are cancelled, which may happen in most of them. So each
+//! is `C-unwind`, and holds nothing that must be dropped while it calls on.
+//!
 //! Forks that the C library makes itself pass through the handlers of `pthread_atfork`; those that a program makes by a bare system call
 //! are noticed by userfaultfd's fork event, where the privilege for it is there.
 #![expect(unsafe_code, reason = "takes the place of C functions")]
@@ -108,11 +111,11 @@ static NEXT_SEND: Next = Next::new(c"send");
 static NEXT_SENDTO: Next = Next::new(c"sendto");
 static NEXT_SENDMSG: Next = Next::new(c"sendmsg");
 
-type ForkFn = unsafe extern "C" fn() -> libc::pid_t;
+type ForkFn = unsafe extern "C-unwind" fn() -> libc::pid_t;
 
 /// `fork(2)`.
 #[unsafe(no_mangle)]
-unsafe extern "C" fn fork() -> libc::pid_t {
+unsafe extern "C-unwind" fn fork() -> libc::pid_t {
     // SAFETY: the symbol is a function of this type.
     let next = unsafe { std::mem::transmute::<*mut c_void, ForkFn>(NEXT_FORK.get()) };
     // SAFETY: as the caller promised.
@@ -125,7 +128,7 @@ unsafe extern "C" fn fork() -> libc::pid_t {
 
 /// `_Fork(3)`: no handlers run, so what they do is done here; the child stays unmanaged, as it may do next to nothing.
 #[unsafe(no_mangle)]
-unsafe extern "C" fn _Fork() -> libc::pid_t {
+unsafe extern "C-unwind" fn _Fork() -> libc::pid_t {
     // SAFETY: the symbol is a function of this type.
     let next = unsafe { std::mem::transmute::<*mut c_void, ForkFn>(NEXT_BARE_FORK.get()) };
     before_fork();
@@ -142,8 +145,8 @@ unsafe extern "C" fn _Fork() -> libc::pid_t {
 
 /// `daemon(3)`.
 #[unsafe(no_mangle)]
-unsafe extern "C" fn daemon(nochdir: c_int, noclose: c_int) -> c_int {
-    type DaemonFn = unsafe extern "C" fn(c_int, c_int) -> c_int;
+unsafe extern "C-unwind" fn daemon(nochdir: c_int, noclose: c_int) -> c_int {
+    type DaemonFn = unsafe extern "C-unwind" fn(c_int, c_int) -> c_int;
     // SAFETY: the symbol is a function of this type.
     let next = unsafe { std::mem::transmute::<*mut c_void, DaemonFn>(NEXT_DAEMON.get()) };
     // SAFETY: as the caller promised.
@@ -154,7 +157,7 @@ unsafe extern "C" fn daemon(nochdir: c_int, noclose: c_int) -> c_int {
 
 /// `pthread_create(3)`.
 #[unsafe(no_mangle)]
-unsafe extern "C" fn pthread_create(
+unsafe extern "C-unwind" fn pthread_create(
     thread: *mut libc::pthread_t,
     attr: *const libc::pthread_attr_t,
     start: StartRoutine,
@@ -167,8 +170,8 @@ unsafe extern "C" fn pthread_create(
 
 /// `ioctl(2)`.
 #[unsafe(no_mangle)]
-unsafe extern "C" fn ioctl(fd: c_int, request: c_ulong, arg: *mut c_void) -> c_int {
-    type IoctlFn = unsafe extern "C" fn(c_int, c_ulong, *mut c_void) -> c_int;
+unsafe extern "C-unwind" fn ioctl(fd: c_int, request: c_ulong, arg: *mut c_void) -> c_int {
+    type IoctlFn = unsafe extern "C-unwind" fn(c_int, c_ulong, *mut c_void) -> c_int;
     // SAFETY: the symbol is a function of this type, as far as its callers use it.
     let next = unsafe { std::mem::transmute::<*mut c_void, IoctlFn>(NEXT_IOCTL.get()) };
     if request == hetmem_sys::uffd::REGISTER_REQUEST && !arg.is_null() && agent::is_running() {
@@ -185,7 +188,7 @@ unsafe extern "C" fn ioctl(fd: c_int, request: c_ulong, arg: *mut c_void) -> c_i
 
 /// `mremap(2)`.
 #[unsafe(no_mangle)]
-unsafe extern "C" fn mremap(
+unsafe extern "C-unwind" fn mremap(
     old: *mut c_void,
     old_size: usize,
     new_size: usize,
@@ -220,8 +223,8 @@ unsafe extern "C" fn mremap(
 
 /// `vmsplice(2)`.
 #[unsafe(no_mangle)]
-unsafe extern "C" fn vmsplice(fd: c_int, iov: *const libc::iovec, count: usize, flags: libc::c_uint) -> isize {
-    type VmspliceFn = unsafe extern "C" fn(c_int, *const libc::iovec, usize, libc::c_uint) -> isize;
+unsafe extern "C-unwind" fn vmsplice(fd: c_int, iov: *const libc::iovec, count: usize, flags: libc::c_uint) -> isize {
+    type VmspliceFn = unsafe extern "C-unwind" fn(c_int, *const libc::iovec, usize, libc::c_uint) -> isize;
     // SAFETY: the symbol is a function of this type.
     let next = unsafe { std::mem::transmute::<*mut c_void, VmspliceFn>(NEXT_VMSPLICE.get()) };
     // SAFETY: as the caller promised.
@@ -232,8 +235,8 @@ unsafe extern "C" fn vmsplice(fd: c_int, iov: *const libc::iovec, count: usize, 
 
 /// `send(2)`.
 #[unsafe(no_mangle)]
-unsafe extern "C" fn send(fd: c_int, data: *const c_void, size: usize, flags: c_int) -> isize {
-    type SendFn = unsafe extern "C" fn(c_int, *const c_void, usize, c_int) -> isize;
+unsafe extern "C-unwind" fn send(fd: c_int, data: *const c_void, size: usize, flags: c_int) -> isize {
+    type SendFn = unsafe extern "C-unwind" fn(c_int, *const c_void, usize, c_int) -> isize;
     // SAFETY: the symbol is a function of this type.
     let next = unsafe { std::mem::transmute::<*mut c_void, SendFn>(NEXT_SEND.get()) };
     keep_if_referred(data, size, flags);
@@ -243,7 +246,7 @@ unsafe extern "C" fn send(fd: c_int, data: *const c_void, size: usize, flags: c_
 
 /// `sendto(2)`.
 #[unsafe(no_mangle)]
-unsafe extern "C" fn sendto(
+unsafe extern "C-unwind" fn sendto(
     fd: c_int,
     data: *const c_void,
     size: usize,
@@ -251,8 +254,14 @@ unsafe extern "C" fn sendto(
     to: *const libc::sockaddr,
     to_size: libc::socklen_t,
 ) -> isize {
-    type SendtoFn =
-        unsafe extern "C" fn(c_int, *const c_void, usize, c_int, *const libc::sockaddr, libc::socklen_t) -> isize;
+    type SendtoFn = unsafe extern "C-unwind" fn(
+        c_int,
+        *const c_void,
+        usize,
+        c_int,
+        *const libc::sockaddr,
+        libc::socklen_t,
+    ) -> isize;
     // SAFETY: the symbol is a function of this type.
     let next = unsafe { std::mem::transmute::<*mut c_void, SendtoFn>(NEXT_SENDTO.get()) };
     keep_if_referred(data, size, flags);
@@ -262,8 +271,8 @@ unsafe extern "C" fn sendto(
 
 /// `sendmsg(2)`.
 #[unsafe(no_mangle)]
-unsafe extern "C" fn sendmsg(fd: c_int, message: *const libc::msghdr, flags: c_int) -> isize {
-    type SendmsgFn = unsafe extern "C" fn(c_int, *const libc::msghdr, c_int) -> isize;
+unsafe extern "C-unwind" fn sendmsg(fd: c_int, message: *const libc::msghdr, flags: c_int) -> isize {
+    type SendmsgFn = unsafe extern "C-unwind" fn(c_int, *const libc::msghdr, c_int) -> isize;
     // SAFETY: the symbol is a function of this type.
     let next = unsafe { std::mem::transmute::<*mut c_void, SendmsgFn>(NEXT_SENDMSG.get()) };
     if flags & libc::MSG_ZEROCOPY != 0 && !message.is_null() {

@@ -15,7 +15,7 @@ use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous};
 use crate::errno::{errno, set_errno};
 
 /// The C library's `mremap`.
-pub type MremapFn = unsafe extern "C" fn(*mut c_void, usize, usize, c_int, *mut c_void) -> *mut c_void;
+pub type MremapFn = unsafe extern "C-unwind" fn(*mut c_void, usize, usize, c_int, *mut c_void) -> *mut c_void;
 
 /// More mappings than this are not the work of a registration.
 const MAX_PIECES: usize = 64;

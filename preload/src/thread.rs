@@ -12,7 +12,7 @@ use crate::next::Next;
 /// What a thread runs.
 pub type StartRoutine = unsafe extern "C-unwind" fn(*mut c_void) -> *mut c_void;
 type PthreadCreateFn =
-    unsafe extern "C" fn(*mut libc::pthread_t, *const libc::pthread_attr_t, StartRoutine, *mut c_void) -> c_int;
+    unsafe extern "C-unwind" fn(*mut libc::pthread_t, *const libc::pthread_attr_t, StartRoutine, *mut c_void) -> c_int;
 
 static NEXT_PTHREAD_CREATE: Next = Next::new(c"pthread_create");
 

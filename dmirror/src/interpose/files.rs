@@ -65,13 +65,13 @@ macro_rules! opens {
     ($($(#[$doc:meta])* $name:ident($($arg:ident: $type:ty),*) of $path:ident, $flags:ident;)*) => {$(
         $(#[$doc])*
         #[unsafe(no_mangle)]
-        unsafe extern "C" fn $name($($arg: $type),*) -> c_int {
+        unsafe extern "C-unwind" fn $name($($arg: $type),*) -> c_int {
             static NEXT: Next = Next::new(name(concat!(stringify!($name), "\0")));
             if let Some(fd) = opened($path, $flags) {
                 return fd;
             }
             // SAFETY: the symbol is a function of this type; where the caller passed no mode, it is not looked at.
-            let next = unsafe { std::mem::transmute::<*mut c_void, unsafe extern "C" fn($($type),*) -> c_int>(NEXT.get()) };
+            let next = unsafe { std::mem::transmute::<*mut c_void, unsafe extern "C-unwind" fn($($type),*) -> c_int>(NEXT.get()) };
             // SAFETY: as the caller promised.
             unsafe { next($($arg),*) }
         }
@@ -131,17 +131,18 @@ static NEXT_IOCTL: Next = Next::new(c"ioctl");
 
 /// `close(2)`.
 #[unsafe(no_mangle)]
-unsafe extern "C" fn close(fd: c_int) -> c_int {
+unsafe extern "C-unwind" fn close(fd: c_int) -> c_int {
     // SAFETY: the symbol is a function of this type.
-    let next = unsafe { std::mem::transmute::<*mut c_void, unsafe extern "C" fn(c_int) -> c_int>(NEXT_CLOSE.get()) };
+    let next =
+        unsafe { std::mem::transmute::<*mut c_void, unsafe extern "C-unwind" fn(c_int) -> c_int>(NEXT_CLOSE.get()) };
     // SAFETY: as the caller promised.
     closing(|| may_be_a_devices(fd), || unsafe { next(fd) })
 }
 
 /// `close_range(2)`.
 #[unsafe(no_mangle)]
-unsafe extern "C" fn close_range(first: c_uint, last: c_uint, flags: c_int) -> c_int {
-    type CloseRangeFn = unsafe extern "C" fn(c_uint, c_uint, c_int) -> c_int;
+unsafe extern "C-unwind" fn close_range(first: c_uint, last: c_uint, flags: c_int) -> c_int {
+    type CloseRangeFn = unsafe extern "C-unwind" fn(c_uint, c_uint, c_int) -> c_int;
     // SAFETY: the symbol is a function of this type.
     let next = unsafe { std::mem::transmute::<*mut c_void, CloseRangeFn>(NEXT_CLOSE_RANGE.get()) };
     // SAFETY: as the caller promised.
@@ -150,27 +151,28 @@ unsafe extern "C" fn close_range(first: c_uint, last: c_uint, flags: c_int) -> c
 
 /// `closefrom(3)`.
 #[unsafe(no_mangle)]
-unsafe extern "C" fn closefrom(first: c_int) {
+unsafe extern "C-unwind" fn closefrom(first: c_int) {
     // SAFETY: the symbol is a function of this type.
-    let next = unsafe { std::mem::transmute::<*mut c_void, unsafe extern "C" fn(c_int)>(NEXT_CLOSEFROM.get()) };
+    let next = unsafe { std::mem::transmute::<*mut c_void, unsafe extern "C-unwind" fn(c_int)>(NEXT_CLOSEFROM.get()) };
     // SAFETY: as the caller promised.
     closing(|| true, || unsafe { next(first) });
 }
 
 /// `dup2(2)`, which may close `to`.
 #[unsafe(no_mangle)]
-unsafe extern "C" fn dup2(fd: c_int, to: c_int) -> c_int {
+unsafe extern "C-unwind" fn dup2(fd: c_int, to: c_int) -> c_int {
     // SAFETY: the symbol is a function of this type.
-    let next =
-        unsafe { std::mem::transmute::<*mut c_void, unsafe extern "C" fn(c_int, c_int) -> c_int>(NEXT_DUP2.get()) };
+    let next = unsafe {
+        std::mem::transmute::<*mut c_void, unsafe extern "C-unwind" fn(c_int, c_int) -> c_int>(NEXT_DUP2.get())
+    };
     // SAFETY: as the caller promised.
     closing(|| may_be_a_devices(to), || unsafe { next(fd, to) })
 }
 
 /// `dup3(2)`, which may close `to`.
 #[unsafe(no_mangle)]
-unsafe extern "C" fn dup3(fd: c_int, to: c_int, flags: c_int) -> c_int {
-    type Dup3Fn = unsafe extern "C" fn(c_int, c_int, c_int) -> c_int;
+unsafe extern "C-unwind" fn dup3(fd: c_int, to: c_int, flags: c_int) -> c_int {
+    type Dup3Fn = unsafe extern "C-unwind" fn(c_int, c_int, c_int) -> c_int;
     // SAFETY: the symbol is a function of this type.
     let next = unsafe { std::mem::transmute::<*mut c_void, Dup3Fn>(NEXT_DUP3.get()) };
     // SAFETY: as the caller promised.
@@ -179,8 +181,8 @@ unsafe extern "C" fn dup3(fd: c_int, to: c_int, flags: c_int) -> c_int {
 
 /// `ioctl(2)`.
 #[unsafe(no_mangle)]
-unsafe extern "C" fn ioctl(fd: c_int, request: c_ulong, arg: *mut c_void) -> c_int {
-    type IoctlFn = unsafe extern "C" fn(c_int, c_ulong, *mut c_void) -> c_int;
+unsafe extern "C-unwind" fn ioctl(fd: c_int, request: c_ulong, arg: *mut c_void) -> c_int {
+    type IoctlFn = unsafe extern "C-unwind" fn(c_int, c_ulong, *mut c_void) -> c_int;
     // SAFETY: the symbol is a function of this type, as far as its callers use it.
     let next = unsafe { std::mem::transmute::<*mut c_void, IoctlFn>(NEXT_IOCTL.get()) };
     // SAFETY: as the caller promised.

@@ -68,11 +68,11 @@ static NEXT_PKEY_MPROTECT: Next = Next::new(c"pkey_mprotect");
 static NEXT_MREMAP: Next = Next::new(c"mremap");
 static NEXT_MADVISE: Next = Next::new(c"madvise");
 
-type MmapFn = unsafe extern "C" fn(*mut c_void, usize, c_int, c_int, c_int, libc::off64_t) -> *mut c_void;
+type MmapFn = unsafe extern "C-unwind" fn(*mut c_void, usize, c_int, c_int, c_int, libc::off64_t) -> *mut c_void;
 
 /// `mmap(2)`.
 #[unsafe(no_mangle)]
-unsafe extern "C" fn mmap(
+unsafe extern "C-unwind" fn mmap(
     addr: *mut c_void,
     len: usize,
     prot: c_int,
@@ -86,7 +86,7 @@ unsafe extern "C" fn mmap(
 
 /// `mmap(2)`, for large files; on 64-bit machines the same.
 #[unsafe(no_mangle)]
-unsafe extern "C" fn mmap64(
+unsafe extern "C-unwind" fn mmap64(
     addr: *mut c_void,
     len: usize,
     prot: c_int,
@@ -163,8 +163,8 @@ unsafe fn map_device(next: MmapFn, addr: *mut c_void, len: usize, prot: c_int, f
 
 /// `munmap(2)`.
 #[unsafe(no_mangle)]
-unsafe extern "C" fn munmap(addr: *mut c_void, len: usize) -> c_int {
-    type MunmapFn = unsafe extern "C" fn(*mut c_void, usize) -> c_int;
+unsafe extern "C-unwind" fn munmap(addr: *mut c_void, len: usize) -> c_int {
+    type MunmapFn = unsafe extern "C-unwind" fn(*mut c_void, usize) -> c_int;
     // SAFETY: the symbol is a function of this type.
     let next = unsafe { std::mem::transmute::<*mut c_void, MunmapFn>(NEXT_MUNMAP.get()) };
     // SAFETY: as the caller promised.
@@ -173,8 +173,8 @@ unsafe extern "C" fn munmap(addr: *mut c_void, len: usize) -> c_int {
 
 /// `mprotect(2)`.
 #[unsafe(no_mangle)]
-unsafe extern "C" fn mprotect(addr: *mut c_void, len: usize, prot: c_int) -> c_int {
-    type MprotectFn = unsafe extern "C" fn(*mut c_void, usize, c_int) -> c_int;
+unsafe extern "C-unwind" fn mprotect(addr: *mut c_void, len: usize, prot: c_int) -> c_int {
+    type MprotectFn = unsafe extern "C-unwind" fn(*mut c_void, usize, c_int) -> c_int;
     // SAFETY: the symbol is a function of this type.
     let next = unsafe { std::mem::transmute::<*mut c_void, MprotectFn>(NEXT_MPROTECT.get()) };
     // SAFETY: as the caller promised.
@@ -183,8 +183,8 @@ unsafe extern "C" fn mprotect(addr: *mut c_void, len: usize, prot: c_int) -> c_i
 
 /// `pkey_mprotect(2)`.
 #[unsafe(no_mangle)]
-unsafe extern "C" fn pkey_mprotect(addr: *mut c_void, len: usize, prot: c_int, key: c_int) -> c_int {
-    type PkeyMprotectFn = unsafe extern "C" fn(*mut c_void, usize, c_int, c_int) -> c_int;
+unsafe extern "C-unwind" fn pkey_mprotect(addr: *mut c_void, len: usize, prot: c_int, key: c_int) -> c_int {
+    type PkeyMprotectFn = unsafe extern "C-unwind" fn(*mut c_void, usize, c_int, c_int) -> c_int;
     // SAFETY: the symbol is a function of this type.
     let next = unsafe { std::mem::transmute::<*mut c_void, PkeyMprotectFn>(NEXT_PKEY_MPROTECT.get()) };
     // SAFETY: as the caller promised.
@@ -193,8 +193,8 @@ unsafe extern "C" fn pkey_mprotect(addr: *mut c_void, len: usize, prot: c_int, k
 
 /// `madvise(2)`.
 #[unsafe(no_mangle)]
-unsafe extern "C" fn madvise(addr: *mut c_void, len: usize, advice: c_int) -> c_int {
-    type MadviseFn = unsafe extern "C" fn(*mut c_void, usize, c_int) -> c_int;
+unsafe extern "C-unwind" fn madvise(addr: *mut c_void, len: usize, advice: c_int) -> c_int {
+    type MadviseFn = unsafe extern "C-unwind" fn(*mut c_void, usize, c_int) -> c_int;
     // SAFETY: the symbol is a function of this type.
     let next = unsafe { std::mem::transmute::<*mut c_void, MadviseFn>(NEXT_MADVISE.get()) };
     // SAFETY: as the caller promised.
@@ -209,7 +209,7 @@ unsafe extern "C" fn madvise(addr: *mut c_void, len: usize, advice: c_int) -> c_
 
 /// `mremap(2)`.
 #[unsafe(no_mangle)]
-unsafe extern "C" fn mremap(
+unsafe extern "C-unwind" fn mremap(
     old: *mut c_void,
     old_size: usize,
     new_size: usize,

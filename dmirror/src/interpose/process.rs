@@ -21,10 +21,11 @@ static NEXT_BARE_FORK: Next = Next::new(c"_Fork");
 
 /// `_Fork(3)`: no handlers run, so what they do is done here.
 #[unsafe(no_mangle)]
-unsafe extern "C" fn _Fork() -> libc::pid_t {
+unsafe extern "C-unwind" fn _Fork() -> libc::pid_t {
     // SAFETY: the symbol is a function of this type.
-    let next =
-        unsafe { std::mem::transmute::<*mut c_void, unsafe extern "C" fn() -> libc::pid_t>(NEXT_BARE_FORK.get()) };
+    let next = unsafe {
+        std::mem::transmute::<*mut c_void, unsafe extern "C-unwind" fn() -> libc::pid_t>(NEXT_BARE_FORK.get())
+    };
     process::before_fork();
     // SAFETY: as the caller promised.
     let pid = unsafe { next() };
@@ -38,7 +39,7 @@ unsafe extern "C" fn _Fork() -> libc::pid_t {
 
 /// `pthread_create(3)`.
 #[unsafe(no_mangle)]
-unsafe extern "C" fn pthread_create(
+unsafe extern "C-unwind" fn pthread_create(
     thread: *mut libc::pthread_t,
     attr: *const libc::pthread_attr_t,
     start: StartRoutine,
