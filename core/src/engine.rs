@@ -297,6 +297,22 @@ impl<H: Host> Engine<H> {
         (PageCount::new(unmapped), PageCount::new(mapped))
     }
 
+    /// Calls `visit` with each page of `range` that the program doesn't map and whose bytes hetmem has.
+    pub fn each_away(&self, range: PageRange, mut visit: impl FnMut(PageRange)) {
+        for (no, block) in self.space.blocks_in(range) {
+            let Some(part) = range.intersect(no.range()) else { continue };
+            let state = block.lock();
+            if state.unmapped() == 0 {
+                continue;
+            }
+            let is_away = |page: VirtAddr| matches!(state.slot(page.index_in_block()), Slot::Unmapped { .. });
+            let away: Vec<PageRange> = part.iter().filter(|page| is_away(*page)).map(PageRange::page_of).collect();
+            // The caller's memory is touched with no lock held.
+            drop(state);
+            away.into_iter().for_each(&mut visit);
+        }
+    }
+
     /// Checks every structure against every other; nothing may be in flight.
     ///
     /// # Panics

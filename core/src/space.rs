@@ -228,6 +228,9 @@ impl BlockState {
     }
 }
 
+/// The number of exclusions of a range that stays excluded.
+const FOR_GOOD: u32 = u32::MAX;
+
 /// A `MADV_DONTNEED` that was announced and may not be over: until it is, pages of its range stay.
 #[derive(Clone, Copy)]
 pub(crate) struct Removal {
@@ -242,7 +245,8 @@ pub struct Space {
     /// Orders events against installs.
     pub gate: Gate,
     regions: RwLock<RangeMap<Region>>,
-    excluded: RwLock<RangeMap<()>>,
+    /// How many exclusions hold for a range; [`FOR_GOOD`] if one never ends.
+    excluded: RwLock<RangeMap<u32>>,
     removals: Mutex<RangeMap<Removal>>,
     index: RwLock<BTreeMap<BlockNo, Arc<Block>>>,
 }
@@ -383,24 +387,47 @@ impl Space {
         read(&self.regions).iter().map(|(range, region)| (range, *region)).collect()
     }
 
-    /// Keeps the pages of `range` from ever being taken out again. On return no migration that began earlier can still take
-    /// one; a page that is out already comes home with its next touch, for good.
+    /// Keeps the pages of `range` from being taken out, until [`Space::include`] has been called as often as this. On return no migration that began
+    /// earlier can still take one; a page that is out already comes home with its next touch, and stays.
     pub fn exclude(&self, range: PageRange) {
-        write(&self.excluded).insert(range, ());
+        let mut excluded = write(&self.excluded);
+        let mut at = range.start();
+        for (part, holds) in excluded.remove(range) {
+            if let Some(gap) = PageRange::between(at, part.start()) {
+                excluded.insert(gap, 1);
+            }
+            at = part.end();
+            excluded.insert(part, holds.saturating_add(1));
+        }
+        if let Some(rest) = PageRange::between(at, range.end()) {
+            excluded.insert(rest, 1);
+        }
     }
 
-    /// Ends an exclusion.
+    /// The same for good.
+    pub fn exclude_for_good(&self, range: PageRange) {
+        write(&self.excluded).insert(range, FOR_GOOD);
+    }
+
+    /// Ends one exclusion of `range`.
     pub fn include(&self, range: PageRange) {
-        write(&self.excluded).remove(range);
+        let mut excluded = write(&self.excluded);
+        for (part, holds) in excluded.remove(range) {
+            match holds {
+                FOR_GOOD => excluded.insert(part, FOR_GOOD),
+                0 | 1 => {}
+                _ => excluded.insert(part, holds - 1),
+            }
+        }
     }
 
     /// The excluded ranges, in order.
     #[must_use]
     pub fn exclusions(&self) -> Vec<PageRange> {
-        read(&self.excluded).iter().map(|(range, ())| range).collect()
+        read(&self.excluded).iter().map(|(range, _)| range).collect()
     }
 
-    pub(crate) fn excluded(&self) -> RwLockReadGuard<'_, RangeMap<()>> {
+    pub(crate) fn excluded(&self) -> RwLockReadGuard<'_, RangeMap<u32>> {
         read(&self.excluded)
     }
 
@@ -451,4 +478,47 @@ impl Space {
 /// Why a page of `region` may not be moved at all, if so.
 pub(crate) const fn kept_by_advice(region: &Region) -> Option<KeptReason> {
     if region.pinned { Some(KeptReason::Advised) } else { None }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::units::{PageCount, VirtAddr};
+
+    fn range(page: u64, pages: u64) -> PageRange {
+        PageRange::new(VirtAddr::new(page * 4096), PageCount::new(pages)).unwrap()
+    }
+
+    fn excluded(space: &Space) -> Vec<u64> {
+        space.exclusions().into_iter().flat_map(PageRange::iter).map(|page| page.get() / 4096).collect()
+    }
+
+    #[test]
+    fn each_exclusion_holds_until_it_ends_whatever_overlaps_it() {
+        let space = Space::default();
+        space.exclude(range(10, 8));
+        space.exclude(range(14, 8));
+        space.exclude(range(12, 1));
+        space.include(range(10, 8));
+        assert_eq!(excluded(&space), [12, 14, 15, 16, 17, 18, 19, 20, 21]);
+        space.include(range(14, 8));
+        space.include(range(12, 1));
+        assert_eq!(excluded(&space), [0; 0]);
+        // One too many is none.
+        space.include(range(12, 1));
+        space.exclude(range(12, 1));
+        assert_eq!(excluded(&space), [12]);
+    }
+
+    #[test]
+    fn what_is_excluded_for_good_stays_so() {
+        let space = Space::default();
+        space.exclude(range(10, 4));
+        space.exclude_for_good(range(12, 4));
+        space.include(range(10, 8));
+        assert_eq!(excluded(&space), [12, 13, 14, 15]);
+        space.exclude(range(12, 1));
+        space.include(range(12, 1));
+        assert_eq!(excluded(&space), [12, 13, 14, 15]);
+    }
 }

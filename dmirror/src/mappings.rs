@@ -45,7 +45,7 @@ pub(crate) fn own_variables() -> &'static [PageRange] {
                 library = mapping.name.to_vec();
             }
         });
-        behind_files(|file, _| file.name == library)
+        behind_files(|file| file.name == library)
     })
 }
 

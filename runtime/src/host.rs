@@ -30,8 +30,10 @@ use hetmem_core::units::{PageCount, PageRange, VirtAddr};
 use hetmem_sys::copy::copy_pages;
 use hetmem_sys::errno::Errno;
 use hetmem_sys::mapping::{Arena, ArenaOptions, HugePages, OnFork, Spare, discard, is_mapped, map_again_over};
+use hetmem_sys::maps::MapsFile;
 use hetmem_sys::pagemap::{Categories, PagemapScanner, Region as Scanned, ScanQuery};
 use hetmem_sys::procmap::MappingQuery;
+use hetmem_sys::thread::Tasks;
 use hetmem_sys::uffd::{
     Access, CopyFlags, Features, Mode, MoveFlags, OpenError, Progress, Userfaultfd, Wake, WriteProtect,
 };
@@ -53,9 +55,6 @@ const EVENT_WAIT: Duration = Duration::from_millis(1);
 /// How often a frame is moved in that the kernel says is busy.
 const BUSY_TRIES: u32 = 32;
 
-/// The system calls that announce a removal and then carry it out.
-const REMOVING_CALLS: [i64; 2] = [libc::SYS_madvise, libc::SYS_process_madvise];
-
 /// Removals that are followed at once; pages of others stay until they are seen absent.
 const MAX_REMOVALS: usize = 64;
 
@@ -63,20 +62,22 @@ const MAX_REMOVALS: usize = 64;
 pub(crate) struct Contexts {
     pub(crate) thread: Userfaultfd,
     pub(crate) sigbus: Option<Userfaultfd>,
+    /// The program's mappings, for what a context can't register as a whole.
+    pub(crate) maps: MapsFile,
     /// Whether forks that nobody announces are noticed, which takes a privilege.
     pub(crate) fork_events: bool,
 }
 
 impl Contexts {
     /// Opens them; `sigbus` says whether regions will be served by SIGBUS.
-    pub(crate) fn open(sigbus: bool) -> Result<Self, OpenError> {
+    pub(crate) fn open(sigbus: bool, maps: MapsFile) -> Result<Self, OpenError> {
         let program = |extra: Features| match Userfaultfd::open(PROGRAM | extra | Features::EVENT_FORK, Access::Full) {
             Err(OpenError::ForkEventNotPermitted) => Ok((Userfaultfd::open(PROGRAM | extra, Access::Full)?, false)),
             other => Ok((other?, true)),
         };
         let (thread, fork_events) = program(Features::NONE)?;
         let sigbus = if sigbus { Some(program(Features::SIGBUS)?.0) } else { None };
-        Ok(Self { thread, sigbus, fork_events })
+        Ok(Self { thread, sigbus, maps, fork_events })
     }
 
     pub(crate) fn program(&self, path: FaultPath) -> &Userfaultfd {
@@ -137,6 +138,7 @@ pub(crate) struct UserMemory {
     pub(crate) traps: Traps,
     pub(crate) events: EventCount,
     pub(crate) scanner: PagemapScanner,
+    pub(crate) tasks: Tasks,
     /// Mappings by address; `None` before Linux 6.11.
     pub(crate) mappings: Option<MappingQuery>,
     /// Announced removals, and the threads that may still be at them.
@@ -162,6 +164,7 @@ impl UserMemory {
             traps: Traps::default(),
             events: EventCount::default(),
             scanner: PagemapScanner::open()?,
+            tasks: Tasks::open()?,
             mappings: MappingQuery::open().ok(),
             removals: Mutex::default(),
             refusal: AtomicI32::new(0),
@@ -388,16 +391,18 @@ impl Host for UserMemory {
         let mut pending = lock(&self.removals);
         pending.retain(|(r, _)| looks > 0 || *r != range);
         // The pages that are there are either not yet removed or written anew. The removal is over once every thread was seen
-        // outside the system call: one that enters it later announces itself anew.
+        // at rest, and so outside the system call: one that enters it later announces itself anew.
         if !pending.iter().any(|(r, _)| *r == range) {
             if pending.len() == MAX_REMOVALS {
                 return false;
             }
+            // Without the list nothing is known.
+            let Ok(threads) = self.tasks.list() else { return false };
             let own = hetmem_sys::thread::current_tid();
-            pending.push((range, hetmem_sys::thread::threads().into_iter().filter(|tid| *tid != own).collect()));
+            pending.push((range, threads.into_iter().filter(|tid| *tid != own).collect()));
         }
         let Some(at) = pending.iter().position(|(r, _)| *r == range) else { return false };
-        pending[at].1.retain(|tid| !hetmem_sys::thread::is_outside(*tid, &REMOVING_CALLS));
+        pending[at].1.retain(|tid| !self.tasks.is_at_rest(*tid));
         if pending[at].1.is_empty() {
             pending.swap_remove(at);
             return true;
@@ -445,7 +450,7 @@ fn format_line<'a>(line: &'a mut [u8; 240], page: VirtAddr, why: &'a str, errno:
     let capacity = line.len();
     let mut rest = &mut line[..];
     // What does not fit is cut off.
-    let _ = write!(rest, "page {page} can't be given back to the program: {why} (last errno {errno})");
+    let _ = write!(rest, "was stopped: page {page} can't be given back to the program: {why} (last errno {errno})");
     let left = rest.len();
     std::str::from_utf8(&line[..capacity - left]).unwrap_or(why)
 }

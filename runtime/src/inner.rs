@@ -267,7 +267,10 @@ impl Inner {
         if !self.engine.away_in(hull).0.is_zero() {
             return;
         }
-        for (mapping, _) in crate::mappings::mappings_in(hull).into_iter().filter(|(_, anonymous)| *anonymous) {
+        for (mapping, _) in crate::mappings::mappings_in(&self.engine.host.contexts.maps, hull)
+            .into_iter()
+            .filter(|(_, anonymous)| *anonymous)
+        {
             for (uffd, _) in self.engine.host.program_contexts() {
                 // One that is not registered needs no unregistering.
                 let _ = uffd.unregister(mapping);

@@ -2,17 +2,25 @@
 
 use std::ops::ControlFlow;
 
+use hetmem_core::range_map::RangeMap;
 use hetmem_core::units::{PageRange, VirtAddr};
-use hetmem_sys::maps::{Mapping, Perms, for_each_mapping};
+use hetmem_sys::maps::{Mapping, MapsFile, Perms};
 
 /// Room for a line of the file: a path is at most 4096 bytes.
 const BUFFER: usize = 16 << 10;
 
 /// Calls `visit` with each mapping of the process, in order of address. A file that can't be read shows no mapping.
-pub fn visit(mut visit: impl FnMut(&Mapping<'_>)) {
+pub fn visit(visit: impl FnMut(&Mapping<'_>)) {
+    if let Ok(maps) = MapsFile::open() {
+        visit_in(&maps, visit);
+    }
+}
+
+/// The same, by a file that is open.
+pub(crate) fn visit_in(maps: &MapsFile, mut visit: impl FnMut(&Mapping<'_>)) {
     let mut buffer = vec![0; BUFFER];
     // An unreadable file means that nothing is adopted, which is safe.
-    let _ = for_each_mapping(&mut buffer, |mapping| {
+    let _ = maps.for_each(&mut buffer, |mapping| {
         visit(mapping);
         ControlFlow::Continue(())
     });
@@ -29,9 +37,9 @@ fn is_special(name: &[u8]) -> bool {
 }
 
 /// The mappings of `extent`, in order, and whether each is private memory that is no file's.
-pub(crate) fn mappings_in(extent: PageRange) -> Vec<(PageRange, bool)> {
+pub(crate) fn mappings_in(maps: &MapsFile, extent: PageRange) -> Vec<(PageRange, bool)> {
     let mut found = Vec::new();
-    visit(|mapping| {
+    visit_in(maps, |mapping| {
         if let Some(part) = mapping.range.intersect(extent) {
             found.push((part, is_private_anonymous(mapping)));
         }
@@ -55,20 +63,67 @@ pub fn eligible(within: PageRange, needs: Perms, alone: &[PageRange]) -> Vec<Pag
     found
 }
 
+/// What an agent adopts: the program's private anonymous memory that can be read and written, without what is to be left `alone`, the variables of
+/// libraries and the main stack; in order of address. One look at the file.
+pub(crate) fn adoptable(maps: &MapsFile, mut alone: RangeMap<()>) -> Vec<PageRange> {
+    let mut candidates = Vec::new();
+    let mut behind = BehindFiles::default();
+    visit_in(maps, |mapping| {
+        if behind.is_a_librarys(mapping) {
+            alone.insert(mapping.range, ());
+        } else if is_private_anonymous(mapping) && mapping.perms.contains(Perms::READ | Perms::WRITE) {
+            candidates.push(mapping.range);
+        }
+    });
+    let mut found = Vec::new();
+    for range in candidates {
+        let mut at = range.start();
+        for (hole, ()) in alone.overlapping(range) {
+            found.extend(PageRange::between(at, hole.start()).filter(|part| !part.is_empty()));
+            at = hole.end();
+        }
+        found.extend(PageRange::between(at, range.end()).filter(|part| !part.is_empty()));
+    }
+    found
+}
+
+/// Tells the anonymous memory right behind the mappings of a file that is not the program's own: the variables that a library has no bytes for in its file,
+/// or what else happens to be there.
+#[derive(Default)]
+struct BehindFiles {
+    program: Vec<u8>,
+    /// The end of the last mapping, if what follows is a library's.
+    end: Option<VirtAddr>,
+}
+
+impl BehindFiles {
+    /// Whether `mapping` is such memory. Asked of each mapping, in order.
+    fn is_a_librarys(&mut self, mapping: &Mapping<'_>) -> bool {
+        if mapping.inode != 0 {
+            if self.program.is_empty() {
+                // The first mapping of a file is the program's own: position-independent or not, it is lowest.
+                self.program = mapping.name.to_vec();
+            }
+            self.end = (mapping.name != self.program).then_some(mapping.range.end());
+            return false;
+        }
+        let follows = self.end == Some(mapping.range.start());
+        if follows {
+            self.end = Some(mapping.range.end());
+        }
+        follows
+    }
+}
+
 /// The anonymous memory right behind mappings of files that are `chosen`: the variables that a library has no bytes for in its file, or what else happens
-/// to be there. `chosen` is told whether the file is the program's own.
+/// to be there.
 #[must_use]
-pub fn behind_files(chosen: impl Fn(&Mapping<'_>, bool) -> bool) -> Vec<PageRange> {
+pub fn behind_files(chosen: impl Fn(&Mapping<'_>) -> bool) -> Vec<PageRange> {
     let mut found = Vec::new();
     let mut last: Option<VirtAddr> = None;
-    let mut program = Vec::new();
     visit(|mapping| {
         if mapping.inode != 0 {
-            if program.is_empty() {
-                // The first mapping of a file is the program's own: position-independent or not, it is lowest.
-                program = mapping.name.to_vec();
-            }
-            last = chosen(mapping, mapping.name == program).then_some(mapping.range.end());
+            last = chosen(mapping).then_some(mapping.range.end());
         } else if last == Some(mapping.range.start()) {
             last = Some(mapping.range.end());
             found.push(mapping.range);

@@ -16,6 +16,7 @@ use hetmem_core::units::{BLOCK_PAGES, ByteLen, DeviceId, PAGE_SIZE, PageCount, P
 use hetmem_devices::spec::{Backend, DeviceSpec};
 use hetmem_devices::{DaxStore, Emulated, NodeMemory};
 use hetmem_sys::mapping::{Arena, ArenaOptions, HugePages, OnFork, Whose};
+use hetmem_sys::maps::MapsFile;
 
 pub use hetmem_core::engine::Residency;
 pub use hetmem_core::migrate::{Request, Select, Target};
@@ -105,7 +106,8 @@ impl Builder {
 
     /// The same, with these devices.
     pub(crate) fn start_with(self, devices: Vec<Box<dyn Device>>) -> Result<Runtime, Error> {
-        let contexts = Contexts::open(self.sigbus)?;
+        let maps = MapsFile::open().map_err(|errno| Error::os("/proc/self/maps can't be read", errno))?;
+        let contexts = Contexts::open(self.sigbus, maps)?;
         let stock = self.stock.unwrap_or(DEFAULT_STOCK);
         if stock.whole_pages().is_none() {
             return Err(Error::invalid(format!("a stock of {stock} is not a multiple of the page, {PAGE_SIZE} B")));

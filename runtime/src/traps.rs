@@ -214,7 +214,9 @@ fn is_trapped(traps: &RangeMap<Trap>, extent: PageRange, path: FaultPath) -> boo
 /// for ever. What is not private and anonymous is let go of, as nothing of it can be away. (It stays registered until the next
 /// request if the program changes a mapping just now.)
 fn free_others(table: &mut Table, contexts: &Contexts, extent: PageRange, path: FaultPath) {
-    for (mapping, _) in crate::mappings::mappings_in(extent).into_iter().filter(|(_, anonymous)| !anonymous) {
+    for (mapping, _) in
+        crate::mappings::mappings_in(&contexts.maps, extent).into_iter().filter(|(_, anonymous)| !anonymous)
+    {
         if unregister(contexts, path, mapping) {
             table.traps.remove(mapping);
         }
@@ -233,7 +235,7 @@ fn trap_each_mapping(
     let mut refuse = |from: VirtAddr, to: VirtAddr, reason| {
         refused.extend(PageRange::between(from, to).filter(|r| !r.is_empty()).map(|r| (r, reason)));
     };
-    for (mapping, anonymous) in crate::mappings::mappings_in(extent) {
+    for (mapping, anonymous) in crate::mappings::mappings_in(&contexts.maps, extent) {
         refuse(at, mapping.start(), KeptReason::Unmanaged);
         at = mapping.end();
         if !anonymous {

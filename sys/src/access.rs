@@ -13,6 +13,7 @@ use hetmem_core::units::VirtAddr;
 
 use crate::copy::address;
 use crate::errno::Errno;
+use crate::raw;
 
 /// The word at `at`.
 ///
@@ -92,26 +93,29 @@ unsafe fn byte_at<'a>(at: VirtAddr) -> &'a AtomicU8 {
     unsafe { AtomicU8::from_ptr(std::ptr::with_exposed_provenance_mut(address(at))) }
 }
 
-fn whole(done: isize, len: usize) -> Result<(), Errno> {
-    match usize::try_from(done) {
+/// Copies between `local`, which is this function's to use, and the bytes at `at`, by `call`.
+///
+/// # Safety
+///
+/// `call` is `process_vm_readv(2)` with a `local` that may be written, or `process_vm_writev(2)` with one that may be read and an `at` that the caller may write.
+unsafe fn copy_checked(call: libc::c_long, local: *mut u8, at: VirtAddr, len: usize) -> Result<(), Errno> {
+    let vector = |base: usize| [base, len];
+    let (local, remote) = (vector(local.expose_provenance()), vector(address(at)));
+    let own = usize::try_from(rustix::process::getpid().as_raw_pid()).unwrap_or(0);
+    let args = [own, local.as_ptr().expose_provenance(), 1, remote.as_ptr().expose_provenance(), 1, 0];
+    // SAFETY: the two vectors live through the call; the rest is the caller's.
+    match unsafe { raw::syscall6(call, args) } {
         Ok(done) if done == len => Ok(()),
         // Cut short where the next byte can't be accessed.
         Ok(_) => Err(Errno::FAULT),
-        Err(_) => {
-            let error = std::io::Error::last_os_error();
-            Err(Errno::from_io_error(&error).unwrap_or(Errno::FAULT))
-        }
+        Err(errno) => Err(errno),
     }
 }
 
-/// Copies the bytes at `at` to `out`; `EFAULT` if one can't be loaded.
+/// Copies the bytes at `at` to `out`; `EFAULT` if one can't be loaded, `EPERM` or `ENOSYS` where a sandbox forbids the call.
 pub fn read_checked(at: VirtAddr, out: &mut [u8]) -> Result<(), Errno> {
-    let local = libc::iovec { iov_base: out.as_mut_ptr().cast(), iov_len: out.len() };
-    let remote = libc::iovec { iov_base: std::ptr::with_exposed_provenance_mut(address(at)), iov_len: out.len() };
-    let own = rustix::process::getpid().as_raw_pid();
     // SAFETY: the kernel writes to `out` only, and checks the other side as it copies.
-    let done = unsafe { libc::process_vm_readv(own, &raw const local, 1, &raw const remote, 1, 0) };
-    whole(done, out.len())
+    unsafe { copy_checked(libc::SYS_process_vm_readv, out.as_mut_ptr(), at, out.len()) }
 }
 
 /// Copies `from` to the bytes at `at`; `EFAULT` if one can't be stored, and those before it may have been.
@@ -120,12 +124,8 @@ pub fn read_checked(at: VirtAddr, out: &mut [u8]) -> Result<(), Errno> {
 ///
 /// If the bytes can be stored, the caller may store them.
 pub unsafe fn write_checked(at: VirtAddr, from: &[u8]) -> Result<(), Errno> {
-    let local = libc::iovec { iov_base: from.as_ptr().cast_mut().cast(), iov_len: from.len() };
-    let remote = libc::iovec { iov_base: std::ptr::with_exposed_provenance_mut(address(at)), iov_len: from.len() };
-    let own = rustix::process::getpid().as_raw_pid();
     // SAFETY: the kernel only reads `from`; the caller answers for the other side.
-    let done = unsafe { libc::process_vm_writev(own, &raw const local, 1, &raw const remote, 1, 0) };
-    whole(done, from.len())
+    unsafe { copy_checked(libc::SYS_process_vm_writev, from.as_ptr().cast_mut(), at, from.len()) }
 }
 
 #[cfg(test)]

@@ -17,6 +17,7 @@
 //! copy     page copies that race with nobody
 //! dax      memory that is a character device
 //! thread   threads on given stacks, with signals blocked and descriptors of their own; futexes
+//! raw      system calls by number
 //! sigbus   the handler for faults that are reported as signals
 //! probe    what this kernel and this process can do
 //! yardstick  what measurements compare hetmem with
@@ -41,7 +42,7 @@ pub mod pagemap;
 pub mod probe;
 pub mod process;
 pub mod procmap;
-mod raw;
+pub mod raw;
 pub mod sigbus;
 pub mod thread;
 pub mod uffd;

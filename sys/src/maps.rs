@@ -4,10 +4,13 @@
 //! seen before or after the change, and one that moves may be missed. Whoever acts on a mapping must cope with its
 //! being gone.
 
+use std::ffi::CStr;
 use std::ops::ControlFlow;
+use std::os::fd::OwnedFd;
 
+use hetmem_core::sync::{Mutex, lock};
 use hetmem_core::units::{PageRange, VirtAddr};
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{Mode, OFlags, SeekFrom};
 
 use crate::errno::Errno;
 use crate::flags::flags;
@@ -115,14 +118,51 @@ fn parse_perms(field: &[u8]) -> Option<Perms> {
     )
 }
 
-/// Calls `visit` with each mapping of this process, in the order of addresses, until it breaks.
-///
-/// `buffer` is where the file is read to; [`BUFFER_SIZE`] is a good size. A name that doesn't fit is cut short; a
-/// buffer that can't hold the fields before the name gives `EINVAL`.
+/// The list of this process's mappings, kept open: later the process may have another root directory, or `/proc` may be gone.
+#[derive(Debug)]
+pub struct MapsFile {
+    file: OwnedFd,
+    // One reader at a time, as they share the file's offset.
+    reading: Mutex<()>,
+}
+
+impl MapsFile {
+    /// Opens the calling process's list.
+    pub fn open() -> Result<Self, Errno> {
+        let open = |path: &CStr| rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
+        let mut file = open(c"/proc/self/maps")?;
+        // Once the first thread has ended, that one shows an empty file; this one does so once the calling thread has.
+        if rustix::io::pread(&file, &mut [0; 1], 0) != Ok(1) {
+            file = open(c"/proc/thread-self/maps")?;
+        }
+        Ok(Self { file, reading: Mutex::new(()) })
+    }
+
+    /// Calls `visit` with each mapping, in the order of addresses, until it breaks.
+    ///
+    /// `buffer` is where the file is read to; [`BUFFER_SIZE`] is a good size. A name that doesn't fit is cut short; a
+    /// buffer that can't hold the fields before the name gives `EINVAL`.
+    pub fn for_each(&self, buffer: &mut [u8], visit: impl FnMut(&Mapping<'_>) -> ControlFlow<()>) -> Result<(), Errno> {
+        let _one_at_a_time = lock(&self.reading);
+        rustix::fs::seek(&self.file, SeekFrom::Start(0))?;
+        let mut seen = false;
+        let read = |room: &mut [u8]| {
+            let n = rustix::io::retry_on_intr(|| rustix::io::read(&self.file, &mut *room))?;
+            // There is no process without a mapping.
+            if n == 0 && !seen {
+                Err(Errno::SRCH)
+            } else {
+                seen = true;
+                Ok(n)
+            }
+        };
+        walk(buffer, read, visit)
+    }
+}
+
+/// Calls `visit` with each mapping of this process, as [`MapsFile::for_each`] does.
 pub fn for_each_mapping(buffer: &mut [u8], visit: impl FnMut(&Mapping<'_>) -> ControlFlow<()>) -> Result<(), Errno> {
-    // Not /proc/self: once the first thread has ended, that one shows an empty file.
-    let file = rustix::fs::open(c"/proc/thread-self/maps", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
-    walk(buffer, |room| rustix::io::retry_on_intr(|| rustix::io::read(&file, &mut *room)), visit)
+    MapsFile::open()?.for_each(buffer, visit)
 }
 
 /// Splits what `read` delivers into lines, and each line into a mapping.

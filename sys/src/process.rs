@@ -1,10 +1,72 @@
-//! Ending the process.
-#![expect(unsafe_code, reason = "changes the disposition of a signal")]
+//! How much memory the process has, its signals, and its end.
+#![expect(unsafe_code, reason = "changes the disposition and the mask of signals")]
+
+use std::os::fd::OwnedFd;
+
+use hetmem_core::units::PageCount;
+use rustix::fs::{Mode, OFlags};
+
+use crate::errno::Errno;
+use crate::raw;
+
+/// How much memory the process has (`/proc/PID/statm`), kept open.
+#[derive(Debug)]
+pub struct MemoryUse {
+    statm: OwnedFd,
+}
+
+impl MemoryUse {
+    /// Opens the calling process's file, which can be read as long as the calling thread lives.
+    pub fn open() -> Result<Self, Errno> {
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+        Ok(Self { statm: rustix::fs::open(c"/proc/thread-self/statm", flags, Mode::empty())? })
+    }
+
+    /// Pages of anonymous memory that are present, about: the kernel counts by processor.
+    pub fn anonymous(&self) -> Result<PageCount, Errno> {
+        let mut line = [0; 160];
+        let n = rustix::io::retry_on_intr(|| rustix::io::pread(&self.statm, &mut line, 0))?;
+        let text = std::str::from_utf8(&line[..n]).map_err(|_| Errno::INVAL)?;
+        let mut fields = text.split_ascii_whitespace().skip(1).map(str::parse::<u64>);
+        match (fields.next(), fields.next()) {
+            (Some(Ok(resident)), Some(Ok(shared))) => Ok(PageCount::new(resident.saturating_sub(shared))),
+            _ => Err(Errno::INVAL),
+        }
+    }
+}
+
+/// `rt_sigprocmask(2)`: sets the calling thread's mask, signal N as bit N-1, and returns the one before. Unlike the C library's function it blocks the
+/// C library's own signals as well.
+pub(crate) fn set_signal_mask(mask: u64) -> u64 {
+    let mut before = 0_u64;
+    let args = [
+        libc::SIG_SETMASK.cast_unsigned() as usize,
+        std::ptr::from_ref(&mask).expose_provenance(),
+        std::ptr::from_mut(&mut before).expose_provenance(),
+        size_of::<u64>(),
+        0,
+    ];
+    // SAFETY: reads one mask and writes the other, which live through the call. It fails for wrong arguments only.
+    let _ = unsafe { raw::syscall5(libc::SYS_rt_sigprocmask, args) };
+    before
+}
 
 /// Ends the process with SIGABRT at once: the program's own handler for it, if any, does not run, as it might touch memory
-/// that is no longer whole.
+/// that is no longer whole. By system calls alone: the C library's `abort` takes locks that a thread may hold for ever.
 pub fn die() -> ! {
+    const ABORT: usize = libc::SIGABRT as usize;
+    // The kernel's `struct sigaction` of the default disposition: all zeros, on every architecture.
+    let default = [0_u64; 4];
+    let action = [ABORT, default.as_ptr().expose_provenance(), 0, size_of::<u64>(), 0];
     // SAFETY: no handler of the program's is to run any more, which is all that this changes.
-    unsafe { libc::signal(libc::SIGABRT, libc::SIG_DFL) };
-    std::process::abort()
+    let _ = unsafe { raw::syscall5(libc::SYS_rt_sigaction, action) };
+    set_signal_mask(!(1 << (libc::SIGABRT - 1)));
+    let (process, thread) = (std::process::id() as usize, super::thread::current_tid() as usize);
+    // SAFETY: ends the process, which is the purpose.
+    let _ = unsafe { raw::syscall5(libc::SYS_tgkill, [process, thread, ABORT, 0, 0]) };
+    loop {
+        // Where the signal could not be sent, or is not acted on (the first process of a namespace).
+        // SAFETY: ends the process, which is the purpose.
+        let _ = unsafe { raw::syscall5(libc::SYS_exit_group, [128 + ABORT, 0, 0, 0, 0]) };
+    }
 }

@@ -12,7 +12,7 @@ use crate::errno::Errno;
 /// The arguments must be what the system call asks for, and its effects on memory and descriptors must be ones that
 /// the caller may cause.
 #[cfg(target_arch = "x86_64")]
-pub(crate) unsafe fn syscall6(number: libc::c_long, args: [usize; 6]) -> Result<usize, Errno> {
+pub unsafe fn syscall6(number: libc::c_long, args: [usize; 6]) -> Result<usize, Errno> {
     let ret: i64;
     // SAFETY: the kernel keeps all registers but rax, rcx and r11; the caller answers for the call's effects.
     unsafe {
@@ -30,7 +30,7 @@ pub(crate) unsafe fn syscall6(number: libc::c_long, args: [usize; 6]) -> Result<
             options(nostack, preserves_flags),
         );
     }
-    decode(ret)
+    decode_word(ret)
 }
 
 /// Makes system call `number` with up to six arguments.
@@ -40,7 +40,7 @@ pub(crate) unsafe fn syscall6(number: libc::c_long, args: [usize; 6]) -> Result<
 /// The arguments must be what the system call asks for, and its effects on memory and descriptors must be ones that
 /// the caller may cause.
 #[cfg(target_arch = "aarch64")]
-pub(crate) unsafe fn syscall6(number: libc::c_long, args: [usize; 6]) -> Result<usize, Errno> {
+pub unsafe fn syscall6(number: libc::c_long, args: [usize; 6]) -> Result<usize, Errno> {
     let ret: i64;
     // SAFETY: the kernel keeps all registers but x0; the caller answers for the call's effects.
     unsafe {
@@ -56,7 +56,7 @@ pub(crate) unsafe fn syscall6(number: libc::c_long, args: [usize; 6]) -> Result<
             options(nostack, preserves_flags),
         );
     }
-    decode(ret)
+    decode_word(ret)
 }
 
 /// [`syscall6`] with five arguments.
@@ -70,9 +70,14 @@ pub(crate) unsafe fn syscall5(number: libc::c_long, args: [usize; 5]) -> Result<
     unsafe { syscall6(number, [a, b, c, d, e, 0]) }
 }
 
+/// [`decode_word`], of what a function returned.
+pub(crate) fn decode(ret: isize) -> Result<usize, Errno> {
+    decode_word(ret as i64)
+}
+
 /// Splits what the kernel returned: −4095 to −1 is an errno, all else is the result.
 #[expect(clippy::cast_possible_truncation, reason = "hetmem runs on 64-bit machines only")]
-fn decode(ret: i64) -> Result<usize, Errno> {
+fn decode_word(ret: i64) -> Result<usize, Errno> {
     match i32::try_from(ret) {
         Ok(small @ -4095..=-1) => Err(Errno::from_raw_os_error(-small)),
         Ok(_) | Err(_) => Ok(ret.cast_unsigned() as usize),

@@ -5,53 +5,43 @@ mod common;
 
 use std::ffi::c_void;
 use std::os::fd::AsRawFd;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
 
-use common::{in_own_process, populated_pages};
-use hetmem_core::units::{PageCount, PageRange};
+use common::in_own_process;
+use hetmem_core::units::{PageCount, VirtAddr};
 use hetmem_sys::errno::Errno;
-use hetmem_sys::thread::{current_tid, dtv_extent, futex_wait, futex_wake, spawn_on, thread_exists, unshare_files};
+use hetmem_sys::thread::{
+    Stack, confine, current_tid, futex_wait, futex_wake, give_up_privileges, thread_exists, unshare_directories,
+    unshare_files,
+};
+
+thread_local! {
+    static VARIABLE: std::cell::Cell<u64> = const { std::cell::Cell::new(42) };
+}
 
 /// What a thread on a given stack found out about itself.
 #[derive(Default)]
 struct Findings {
-    done: AtomicU32,
     tid: AtomicU32,
     stack_word: AtomicU64,
     blocked_signals: AtomicU64,
+    variable: AtomicU64,
+    errno: AtomicI32,
     descriptor: AtomicU32,
     saw_descriptor: AtomicU32,
 }
 
-impl Findings {
-    fn finish(&self) {
-        // Release pairs with the Acquire in `await_end`.
-        self.done.store(1, Ordering::Release);
-        futex_wake(&self.done, 1).unwrap();
-    }
-
-    /// Waits until the thread has finished and the kernel has ended it.
-    fn await_end(&self) {
-        while self.done.load(Ordering::Acquire) == 0 {
-            match futex_wait(&self.done, 0, None) {
-                Ok(()) | Err(Errno::AGAIN | Errno::INTR) => {}
-                Err(errno) => panic!("{errno}"),
-            }
-        }
-        while thread_exists(self.tid.load(Ordering::Relaxed)) {
-            hetmem_sys::thread::yield_now();
-        }
-    }
+fn stack() -> &'static Stack {
+    Box::leak(Box::new(Stack::new(PageCount::new(64)).unwrap()))
 }
 
-fn run(stack: PageRange, entry: extern "C" fn(*mut c_void) -> *mut c_void) -> Findings {
-    let findings = Findings::default();
-    let arg = std::ptr::from_ref(&findings).cast_mut().cast();
-    // SAFETY: the stack and the findings outlive the thread, whose end is awaited below; the entries here take
-    // findings.
-    unsafe { spawn_on(stack, entry, arg) }.unwrap();
-    findings.await_end();
-    findings
+/// Runs `entry` on `stack` until the thread has ended.
+fn run(stack: &'static Stack, entry: extern "C" fn(*mut c_void), findings: &Findings) {
+    let arg = std::ptr::from_ref(findings).cast_mut().cast();
+    // SAFETY: the findings outlive the thread, whose end is awaited; the entries here take findings.
+    let tid = unsafe { stack.start(entry, arg) }.unwrap();
+    stack.wait_ended();
+    assert!(!thread_exists(tid));
 }
 
 /// The findings behind the argument of an entry.
@@ -60,78 +50,150 @@ fn findings<'a>(arg: *mut c_void) -> &'a Findings {
     unsafe { &*arg.cast::<Findings>() }
 }
 
-extern "C" fn look_around(arg: *mut c_void) -> *mut c_void {
+/// A field of the calling thread's status.
+fn status(field: &str) -> String {
+    let status = std::fs::read_to_string("/proc/thread-self/status").unwrap();
+    status.lines().find_map(|line| line.strip_prefix(field)).unwrap().trim().to_owned()
+}
+
+extern "C" fn look_around(arg: *mut c_void) {
     let found = findings(arg);
     let on_stack = 0u64;
     found.tid.store(current_tid(), Ordering::Relaxed);
     found.stack_word.store(std::ptr::from_ref(&on_stack).expose_provenance() as u64, Ordering::Relaxed);
-    let status = std::fs::read_to_string(format!("/proc/self/task/{}/status", current_tid())).unwrap();
-    let blocked = status.lines().find_map(|line| line.strip_prefix("SigBlk:")).unwrap();
-    found.blocked_signals.store(u64::from_str_radix(blocked.trim(), 16).unwrap(), Ordering::Relaxed);
-    assert!(dtv_extent().is_some());
-    found.finish();
-    std::ptr::null_mut()
-}
-
-fn blocked_here() -> u64 {
-    let status = std::fs::read_to_string("/proc/thread-self/status").unwrap();
-    let blocked = status.lines().find_map(|line| line.strip_prefix("SigBlk:")).unwrap();
-    u64::from_str_radix(blocked.trim(), 16).unwrap()
+    found.blocked_signals.store(u64::from_str_radix(&status("SigBlk:"), 16).unwrap(), Ordering::Relaxed);
+    // Its storage is its own, and begins as it does in every thread.
+    found.variable.store(VARIABLE.replace(7), Ordering::Relaxed);
+    // SAFETY: a descriptor that nobody has.
+    unsafe { libc::close(-1) };
+    found.errno.store(std::io::Error::last_os_error().raw_os_error().unwrap(), Ordering::Relaxed);
 }
 
 #[test]
-fn a_thread_runs_on_its_stack_with_signals_blocked_and_leaves_the_mask_here_alone() {
-    let stack = populated_pages(64);
-    let before = blocked_here();
-    let found = run(stack.range(), look_around);
-    assert_eq!(blocked_here(), before);
-    assert!(stack.range().contains(hetmem_core::units::VirtAddr::new(found.stack_word.load(Ordering::Relaxed))));
-    // All but SIGKILL and SIGSTOP, which can't be, and the two that glibc keeps for itself.
-    let open = [9, 19, 32, 33].map(|signal: u64| 1 << (signal - 1)).into_iter().sum::<u64>();
-    assert_eq!(found.blocked_signals.load(Ordering::Relaxed), !open);
+fn a_thread_runs_on_its_stack_with_all_signals_blocked_and_leaves_the_mask_here_alone() {
+    let stack = stack();
+    let before = status("SigBlk:");
+    VARIABLE.set(1);
+    for _ in 0..3 {
+        let found = Findings::default();
+        run(stack, look_around, &found);
+        assert_eq!(status("SigBlk:"), before);
+        assert!(stack.range().contains(VirtAddr::new(found.stack_word.load(Ordering::Relaxed))));
+        // All but SIGKILL and SIGSTOP, which can't be.
+        let open = [9, 19].map(|signal: u64| 1 << (signal - 1)).into_iter().sum::<u64>();
+        assert_eq!(found.blocked_signals.load(Ordering::Relaxed), !open);
+        assert_eq!(found.errno.load(Ordering::Relaxed), libc::EBADF);
+        // The storage is used again by the next thread on the stack, as it was left.
+        assert!([42, 7].contains(&found.variable.load(Ordering::Relaxed)));
+    }
+    assert_eq!(VARIABLE.get(), 1);
 }
 
-#[test]
-fn a_stack_that_is_too_small_is_refused() {
-    let stack = populated_pages(1);
-    let refused = PageRange::new(stack.range().start(), PageCount::ONE).unwrap();
-    // SAFETY: nothing starts on a stack of one page.
-    assert_eq!(unsafe { spawn_on(refused, look_around, std::ptr::null_mut()) }, Err(Errno::INVAL));
-}
-
-extern "C" fn leave_the_table(arg: *mut c_void) -> *mut c_void {
+extern "C" fn wait_for_release(arg: *mut c_void) {
     let found = findings(arg);
-    found.tid.store(current_tid(), Ordering::Relaxed);
+    while found.descriptor.load(Ordering::Acquire) == 0 {
+        let _woken = futex_wait(&found.descriptor, 0, None);
+    }
+}
+
+fn release(findings: &Findings) {
+    findings.descriptor.store(1, Ordering::Release);
+    futex_wake(&findings.descriptor, 1).unwrap();
+}
+
+#[test]
+fn one_thread_is_on_a_stack_at_a_time() {
+    let (stack, found) = (stack(), Findings::default());
+    let arg = std::ptr::from_ref(&found).cast_mut().cast();
+    // SAFETY: the findings outlive the thread, whose end is awaited.
+    unsafe { stack.start(wait_for_release, arg) }.unwrap();
+    // SAFETY: as above, if it started.
+    assert_eq!(unsafe { stack.start(wait_for_release, arg) }, Err(Errno::BUSY));
+    release(&found);
+    stack.wait_ended();
+    run(stack, look_around, &Findings::default());
+}
+
+#[test]
+fn the_c_library_counts_no_such_thread_and_asks_none_to_change_its_ids() {
+    let status = in_own_process("the_c_library_counts_no_such_thread_and_asks_none_to_change_its_ids", || {
+        let (stack, found) = (stack(), Findings::default());
+        let arg = std::ptr::from_ref(&found).cast_mut().cast();
+        // SAFETY: the findings outlive the thread, whose end is awaited.
+        unsafe { stack.start(wait_for_release, arg) }.unwrap();
+        let own = rustix::process::getuid().as_raw();
+        // SAFETY: sets what is set already.
+        assert_eq!(unsafe { libc::setuid(own) }, 0);
+        release(&found);
+        stack.wait_ended();
+    });
+    assert!(status.success());
+}
+
+extern "C" fn leave_the_table(arg: *mut c_void) {
+    let found = findings(arg);
     // SAFETY: this thread has nothing open.
     unsafe { unshare_files(None) }.unwrap();
+    unshare_directories().unwrap();
     let number = i32::try_from(found.descriptor.load(Ordering::Acquire)).unwrap();
     // SAFETY: only asked about.
     let theirs = unsafe { std::os::fd::BorrowedFd::borrow_raw(number) };
     found.saw_descriptor.store(u32::from(rustix::io::fcntl_getfd(theirs).is_ok()), Ordering::Relaxed);
     // What this thread opens gets the lowest number of an empty table.
-    let own = std::fs::File::open("/dev/null").unwrap();
+    let own = rustix::fs::open(c"/dev/null", rustix::fs::OFlags::RDONLY, rustix::fs::Mode::empty()).unwrap();
     found.descriptor.store(u32::try_from(own.as_raw_fd()).unwrap(), Ordering::Relaxed);
     // The program can't be seen through a path either, but its memory can.
     assert!(hetmem_sys::pagemap::PagemapScanner::open().is_ok());
-    drop(own);
-    found.finish();
-    std::ptr::null_mut()
+    rustix::process::chdir(c"/proc").unwrap();
 }
 
 #[test]
-fn a_thread_with_a_table_of_its_own_shares_no_descriptor_with_the_program() {
-    let stack = populated_pages(64);
+fn a_thread_with_tables_of_its_own_shares_neither_descriptors_nor_directories_with_the_program() {
     let kept = std::fs::File::open("/dev/null").unwrap();
+    let directory = std::env::current_dir().unwrap();
     let findings = Findings::default();
     findings.descriptor.store(u32::try_from(kept.as_raw_fd()).unwrap(), Ordering::Release);
-    let arg = std::ptr::from_ref(&findings).cast_mut().cast();
-    // SAFETY: the stack and the findings outlive the thread, whose end is awaited.
-    unsafe { spawn_on(stack.range(), leave_the_table, arg) }.unwrap();
-    findings.await_end();
+    run(stack(), leave_the_table, &findings);
     assert_eq!(findings.saw_descriptor.load(Ordering::Relaxed), 0);
     assert_eq!(findings.descriptor.load(Ordering::Relaxed), 0);
     // Here everything is as it was.
     assert!(rustix::io::fcntl_getfd(&kept).is_ok());
+    assert_eq!(std::env::current_dir().unwrap(), directory);
+}
+
+extern "C" fn give_up(arg: *mut c_void) {
+    let found = findings(arg);
+    let tasks = hetmem_sys::thread::Tasks::open().unwrap();
+    give_up_privileges();
+    let capabilities = ["CapInh:", "CapPrm:", "CapEff:", "CapAmb:"];
+    let left = capabilities.map(|set| u64::from_str_radix(&status(set), 16).unwrap());
+    assert_eq!(left, [0; 4]);
+    if status("Uid:").starts_with('0') {
+        // Only where no other id is known (a user namespace of one user).
+        found.descriptor.store(1, Ordering::Relaxed);
+    }
+    confine().unwrap();
+    // What the agent does is possible.
+    assert!(tasks.list().unwrap().contains(&current_tid()));
+    let read =
+        rustix::fs::openat(rustix::fs::CWD, c"/proc/version", rustix::fs::OFlags::RDONLY, rustix::fs::Mode::empty());
+    assert_eq!(read.map(drop), Ok(()));
+    found.saw_descriptor.store(1, Ordering::Relaxed);
+}
+
+#[test]
+fn a_thread_gives_up_what_it_may_do_and_the_others_keep_it() {
+    let fields = ["Uid:", "Gid:", "Groups:", "CapEff:", "Seccomp:", "NoNewPrivs:"];
+    let before = fields.map(status);
+    // SAFETY: asks for a number.
+    let dumpable = unsafe { libc::prctl(libc::PR_GET_DUMPABLE) };
+    let found = Findings::default();
+    run(stack(), give_up, &found);
+    assert_eq!(found.saw_descriptor.load(Ordering::Relaxed), 1, "all was tried");
+    assert_eq!(found.descriptor.load(Ordering::Relaxed), 0, "it is not root");
+    assert_eq!(fields.map(status), before);
+    // SAFETY: asks for a number.
+    assert_eq!(unsafe { libc::prctl(libc::PR_GET_DUMPABLE) }, dumpable);
 }
 
 #[test]
@@ -153,29 +215,42 @@ fn one_descriptor_can_be_kept() {
     assert!(status.success());
 }
 
+extern "C" fn open_for_writing(_: *mut c_void) {
+    confine().unwrap();
+    let flags = rustix::fs::OFlags::WRONLY;
+    drop(rustix::fs::openat(rustix::fs::CWD, c"/dev/null", flags, rustix::fs::Mode::empty()));
+}
+
+extern "C" fn make_a_socket(_: *mut c_void) {
+    confine().unwrap();
+    // SAFETY: asks for a socket.
+    unsafe { libc::socket(libc::AF_UNIX, libc::SOCK_STREAM, 0) };
+}
+
+extern "C" fn map_code(_: *mut c_void) {
+    confine().unwrap();
+    // SAFETY: asks for a mapping that could be executed.
+    unsafe { libc::mmap(std::ptr::null_mut(), 4096, libc::PROT_EXEC, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1, 0) };
+}
+
+/// A confined thread that does what no agent does ends its process.
+fn ends_the_process(test: &str, entry: extern "C" fn(*mut c_void)) {
+    use std::os::unix::process::ExitStatusExt;
+    let status = in_own_process(test, || run(stack(), entry, &Findings::default()));
+    assert_eq!(status.signal(), Some(libc::SIGSYS));
+}
+
 #[test]
-fn setuid_does_not_wait_for_a_thread_with_signals_blocked() {
-    extern "C" fn wait_for_release(arg: *mut c_void) -> *mut c_void {
-        let found = findings(arg);
-        found.tid.store(current_tid(), Ordering::Release);
-        while found.descriptor.load(Ordering::Acquire) == 0 {
-            let _woken = futex_wait(&found.descriptor, 0, None);
-        }
-        found.finish();
-        std::ptr::null_mut()
-    }
-    let status = in_own_process("setuid_does_not_wait_for_a_thread_with_signals_blocked", || {
-        let stack = populated_pages(64);
-        let findings = Findings::default();
-        let arg = std::ptr::from_ref(&findings).cast_mut().cast();
-        // SAFETY: the stack and the findings outlive the thread, whose end is awaited.
-        unsafe { spawn_on(stack.range(), wait_for_release, arg) }.unwrap();
-        let own = rustix::process::getuid().as_raw();
-        // SAFETY: sets what is set already.
-        assert_eq!(unsafe { libc::setuid(own) }, 0);
-        findings.descriptor.store(1, Ordering::Release);
-        futex_wake(&findings.descriptor, 1).unwrap();
-        findings.await_end();
-    });
-    assert!(status.success());
+fn a_confined_thread_opens_nothing_for_writing() {
+    ends_the_process("a_confined_thread_opens_nothing_for_writing", open_for_writing);
+}
+
+#[test]
+fn a_confined_thread_makes_no_socket() {
+    ends_the_process("a_confined_thread_makes_no_socket", make_a_socket);
+}
+
+#[test]
+fn a_confined_thread_maps_no_code() {
+    ends_the_process("a_confined_thread_maps_no_code", map_code);
 }

@@ -149,7 +149,7 @@ fn report_agents(ledger: &Ledger, name: &str, ended: &Ended) -> bool {
             0 | 1 => String::new(),
             n => format!(" (and {} more processes)", n - 1),
         };
-        failure::tell(&format!("{whose} could not be managed: {}{more}", refusal.message));
+        failure::tell(&format!("{whose} {}{more}", refusal.message));
     } else if ledger.processes() == 0 {
         failure::tell(&format!("{name} ran unmanaged: the loader did not load the agent, or it did not start"));
     }

@@ -7,40 +7,77 @@ use hetmem_core::range_map::RangeMap;
 use hetmem_core::space::Region;
 use hetmem_core::units::PageRange;
 use hetmem_sys::mapping::set_aside;
-use hetmem_sys::maps::Perms;
 use std::sync::atomic::Ordering::Relaxed;
 
 use crate::inner::Inner;
 use crate::mappings;
 
-/// Brings the regions up to date with the program's mappings and returns what is managed now.
+/// Brings the regions up to date with the program's mappings and returns what is managed now, in order of address.
 pub(super) fn refresh(inner: &Inner) -> Vec<PageRange> {
     let space = &inner.engine.space;
-    let mut alone: Vec<PageRange> = set_aside().collect();
-    alone.extend(space.exclusions());
-    alone.extend(mappings::behind_files(|_, of_program| !of_program));
-    let found = mappings::eligible(PageRange::ALL, Perms::READ | Perms::WRITE, &alone);
-    let mut known = RangeMap::default();
-    for (range, region) in space.regions() {
-        known.insert(range, region);
-    }
-    for range in &found {
-        for (part, region) in space.regions_in(*range) {
-            if region.is_none() {
-                space.add_region(part, Region { path: FaultPath::Thread, ..Region::default() });
-            }
-            known.remove(part);
-        }
+    let mut alone = RangeMap::default();
+    set_aside().chain(space.exclusions()).for_each(|range| alone.insert(range, ()));
+    let found = mappings::adoptable(&inner.engine.host.contexts.maps, alone);
+    let known: Vec<PageRange> = space.regions().into_iter().map(|(range, _)| range).collect();
+    for new in without(&found, &known) {
+        space.add_region(new, Region { path: FaultPath::Thread, ..Region::default() });
     }
     // What is left is no longer eligible: unmapped unnoticed, as nothing of it was away, or protected. The latter stays
     // managed until its pages are home.
-    for (range, _) in known.iter() {
-        let (unmapped, mapped) = inner.engine.away_in(range);
+    for old in without(&known, &found) {
+        let (unmapped, mapped) = inner.engine.away_in(old);
         if (unmapped + mapped).is_zero() {
-            space.remove_region(range);
+            space.remove_region(old);
         }
     }
     let bytes: u64 = found.iter().map(|r| r.pages().bytes().get()).sum();
     inner.engine.counters.adopted_bytes.store(bytes, Relaxed);
     found
+}
+
+/// What of `ranges` is in none of `others`; all are in order of address, and disjoint.
+fn without(ranges: &[PageRange], others: &[PageRange]) -> Vec<PageRange> {
+    let mut left = Vec::new();
+    let mut others = others.iter().peekable();
+    for range in ranges {
+        let mut at = range.start();
+        while let Some(other) = others.peek() {
+            if other.start() >= range.end() {
+                break;
+            }
+            left.extend(PageRange::between(at, other.start()).filter(|part| !part.is_empty()));
+            at = at.max(other.end());
+            // One that goes on may cover the next range, too.
+            if other.end() >= range.end() {
+                break;
+            }
+            others.next();
+        }
+        left.extend(PageRange::between(at, range.end()).filter(|part| !part.is_empty()));
+    }
+    left
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use hetmem_core::units::{PageCount, VirtAddr};
+
+    fn ranges(pages: &[(u64, u64)]) -> Vec<PageRange> {
+        let range = |(first, n): &(u64, u64)| PageRange::new(VirtAddr::new(first * 4096), PageCount::new(*n)).unwrap();
+        pages.iter().map(range).collect()
+    }
+
+    #[test]
+    fn what_others_cover_is_cut_out() {
+        let all = ranges(&[(10, 10), (30, 5), (40, 1)]);
+        assert_eq!(without(&all, &[]), all);
+        assert_eq!(without(&all, &all), []);
+        assert_eq!(
+            without(&all, &ranges(&[(0, 12), (14, 2), (18, 15), (40, 9)])),
+            ranges(&[(12, 2), (16, 2), (33, 2)])
+        );
+        assert_eq!(without(&ranges(&[(0, 50)]), &all), ranges(&[(0, 10), (20, 10), (35, 5), (41, 9)]));
+        assert_eq!(without(&ranges(&[(35, 1), (36, 9)]), &all), ranges(&[(35, 1), (36, 4), (41, 4)]));
+    }
 }

@@ -1,24 +1,29 @@
 //! The agent: what runs inside a program that `hetmem run` started.
 //!
 //! ```text
-//! start      two threads on stacks of their own, with descriptors of their own
+//! start      two threads on stacks of their own, with descriptors of their own: how they begin, leave, and come back
+//! calls      what the program's threads ask
 //! adopt      finds the program's memory
-//! work       the thread that migrates: policies, and what the program's threads ask for
+//! work       the thread that migrates: what the program's threads ask for, and the policy
+//! pace       when it looks at what
 //! config     what `hetmem run` asks of the agent
 //! ledger     the statistics memory shared with `hetmem run`
 //! ```
 //!
 //! The agent must not touch memory that may be away while it holds a lock that a fault needs, and its handler thread must never touch
-//! any. So its allocator, its stacks and its arenas are set aside ([`hetmem_sys::mapping::set_aside`]), its threads block
-//! all signals, and what thread-local storage of theirs lies on the program's heap is excluded from migration.
+//! any. So its allocator, its stacks and its arenas are set aside ([`hetmem_sys::mapping::set_aside`]), and its threads, which block all signals,
+//! have thread-local storage of their own.
 
 mod adopt;
+mod calls;
 pub mod config;
 pub mod ledger;
+mod pace;
 mod start;
 mod work;
 
-pub use start::{
-    after_fork_in_child, after_fork_in_parent, before_fork, is_running, keep_in_place, last_word, protect_thread,
-    release_range, start, undivided,
+pub use calls::{
+    after_fork_in_parent, all_home, before_fork, begin_thread, each_unseen, is_running, keep_at_home, keep_in_place,
+    protect_thread, release_range, thread_began, undivided,
 };
+pub use start::{after_fork_in_child, is_first, last_word, leave, note, start};

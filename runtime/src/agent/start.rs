@@ -1,32 +1,47 @@
-//! Starting the agent: in the program's first moment, and again in a forked child.
+//! The agent's life: it starts in the program's first moment and in a forked child, leaves when the program needs to be alone, and may come back.
 //!
 //! ```text
 //! program's thread            handler thread                worker
 //! ----------------            --------------                ------
-//! start(): spawn ───────────► own descriptor table
-//! waits                       opens userfaultfd, ledger
+//! start() ──────────────────► own descriptors, directories
+//! waits                       opens userfaultfd, ledger, …
 //!                             makes devices and pool
-//!                             spawn ──────────────────────► (shares the table)
-//!          ◄───────────────── ready
+//!                             gives up its privileges
+//!                             starts ─────────────────────► (shares what the handler has)
+//!          ◄───────────────── ready, confined               confined
 //! main() runs                 serves faults                 adopts, carries out the policy
+//!
+//! leave(), waits ─────────────────────────────────────────► brings everything home
+//!                             reads its last events ◄────── stops it, ends
+//!                             gives memory back, ends
+//! goes on alone
 //! ```
-#![expect(unsafe_code, reason = "threads on stacks of their own")]
+//!
+//! The threads are none of the C library's ([`Stack`]): it does not count them when the program's last thread ends, and does not ask them to
+//! change their ids. They open all that they will need at the start, and can do next to nothing else from then on ([`confine`]).
+#![expect(unsafe_code, reason = "threads on stacks of their own, and what they share with the program's")]
 
+use std::cell::Cell;
 use std::ffi::c_void;
+use std::mem::ManuallyDrop;
+use std::ops::Deref;
+use std::os::fd::OwnedFd;
 use std::ptr;
 use std::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
 
 use hetmem_core::engine::CountersAt;
 use hetmem_core::sync::{Condvar, Mutex, lock};
-use hetmem_core::units::{PageCount, PageRange, VirtAddr};
+use hetmem_core::units::PageCount;
 use hetmem_devices::spec::Backend;
 use hetmem_sys::errno::Errno;
-use hetmem_sys::mapping::{Arena, ArenaOptions, HugePages};
-use hetmem_sys::thread::{current_tid, dtv_extent, spawn_on, unshare_files};
+use hetmem_sys::mapping::wiped_on_fork;
+use hetmem_sys::maps::MapsFile;
+use hetmem_sys::process::MemoryUse;
+use hetmem_sys::thread::{Stack, backoff_sleep, confine, give_up_privileges, unshare_directories, unshare_files};
 
 use super::config::{Config, Policy};
 use super::ledger::Ledger;
-use super::work::{self, Mailbox, Stacks};
+use super::work::{self, Departure, Mailbox, Stacks};
 use crate::host::Contexts;
 use crate::inner::Inner;
 use crate::runtime::{DEFAULT_STOCK, make_devices};
@@ -34,30 +49,98 @@ use crate::service;
 
 /// Pages of each of the agent's stacks.
 const STACK: PageCount = PageCount::new(128);
+/// How long to sleep, in nanoseconds, before it is looked again whether the program's threads are done with an agent that leaves.
+const LOOK_AGAIN_AFTER: u32 = 50_000;
 
-struct Agent {
-    inner: Inner,
-    mailbox: Mailbox,
-    stacks: Stacks,
-    policy: Policy,
+/// See the module.
+pub(super) struct Agent {
+    pub(super) inner: Inner,
+    pub(super) mailbox: Mailbox,
+    pub(super) stacks: Stacks,
+    pub(super) policy: Policy,
+    pub(super) memory: MemoryUse,
+    /// Readable when the handler is to end. A descriptor of the agent's table, as all of an agent's are.
+    stop: OwnedFd,
 }
 
-/// The agent of this process; null where there is none. Never freed: its threads run until the process ends.
-static AGENT: AtomicPtr<Agent> = AtomicPtr::new(ptr::null_mut());
-/// The ledger, for the last word of an agent that must stop the program.
+/// The stacks of the handler and of the worker: made once, and used again by whatever agent comes next, also in a forked child.
+static THREADS: [AtomicPtr<Stack>; 2] = [const { AtomicPtr::new(ptr::null_mut()) }; 2];
+/// The two words below; null before the first agent. In a forked child, however it was made, they are zero.
+static WORDS: AtomicPtr<[AtomicU64; 4]> = AtomicPtr::new(ptr::null_mut());
+/// The address of the agent of this process; 0 where there is none.
+const AGENT: usize = 0;
+/// How many threads of the program use the agent at this moment.
+const USERS: usize = 1;
+/// The ledger, which outlives agents.
 static LEDGER: AtomicPtr<Ledger> = AtomicPtr::new(ptr::null_mut());
-/// The process that the agent runs in.
+/// The process that counts there.
 static PID: AtomicU32 = AtomicU32::new(0);
 
-fn agent() -> Option<&'static Agent> {
-    // SAFETY: null or a leaked agent. Acquire pairs with the Release in `serve`.
-    unsafe { AGENT.load(Ordering::Acquire).as_ref() }
+fn word(which: usize) -> Option<&'static AtomicU64> {
+    // SAFETY: null, or words that are never unmapped. Acquire pairs with the Release in `start`.
+    unsafe { WORDS.load(Ordering::Acquire).as_ref() }.map(|words| &words[which])
+}
+
+/// The agent, which does not end while this lives.
+pub(super) struct Use(&'static Agent);
+
+impl Use {
+    /// The agent of this process, if it has one.
+    pub(super) fn begin() -> Option<Self> {
+        let (agent, users) = (word(AGENT)?, word(USERS)?);
+        if agent.load(Ordering::Acquire) == 0 {
+            return None;
+        }
+        // SeqCst, here and in `leave`: either this thread sees that the agent leaves, or the agent sees this thread.
+        users.fetch_add(1, Ordering::SeqCst);
+        let at = usize::try_from(agent.load(Ordering::SeqCst)).unwrap_or(0);
+        // SAFETY: null, or an agent that is not freed while it has users.
+        match unsafe { ptr::with_exposed_provenance::<Agent>(at).as_ref() } {
+            Some(agent) => Some(Self(agent)),
+            None => {
+                users.fetch_sub(1, Ordering::SeqCst);
+                None
+            }
+        }
+    }
+}
+
+thread_local! {
+    /// The agent that this thread holds from before a fork until after it.
+    static HELD: Cell<Option<&'static Agent>> = const { Cell::new(None) };
+}
+
+impl Use {
+    /// Goes on after this returns, until [`Use::held`].
+    pub(super) fn hold(self) {
+        HELD.set(Some(ManuallyDrop::new(self).0));
+    }
+
+    /// What this thread holds, if anything.
+    pub(super) fn held() -> Option<Self> {
+        HELD.take().map(Self)
+    }
+}
+
+impl Deref for Use {
+    type Target = Agent;
+    fn deref(&self) -> &Agent {
+        self.0
+    }
+}
+
+impl Drop for Use {
+    fn drop(&mut self) {
+        // In a child that was forked meanwhile there is nothing to count down.
+        if let Some(users) = word(USERS) {
+            let _ = users.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1));
+        }
+    }
 }
 
 /// What the handler thread tells the thread that started it.
-#[derive(Default)]
 struct Startup {
-    config: Option<Config>,
+    config: &'static Config,
     result: Mutex<Option<Result<(), String>>>,
     told: Condvar,
 }
@@ -69,19 +152,29 @@ impl Startup {
     }
 }
 
-/// Starts the agent as `config` says.
+/// Starts the agent as `config` says, in a process that has none.
 ///
 /// # Errors
 ///
 /// One line that says what is missing and what would fix it; the program is unmanaged then.
-pub fn start(config: Config) -> Result<(), String> {
+pub fn start(config: &'static Config) -> Result<(), String> {
     if config.devices.iter().any(|spec| matches!(spec.backend, Backend::Node(_))) {
         // Before the program has threads. Where it is refused, strays are found and counted.
         let _ = hetmem_sys::numa::keep_from_balancing();
     }
-    let startup: &'static Startup = Box::leak(Box::new(Startup { config: Some(config), ..Startup::default() }));
-    let arg = ptr::from_ref(startup).cast_mut().cast::<c_void>();
-    spawn_thread(0, serve, arg).map_err(|errno| format!("the agent's thread can't be started: {errno}"))?;
+    let no_memory = |errno: Errno| format!("the agent's memory can't be set up: {errno}");
+    let [handler, worker] = [0, 1].map(stack);
+    let (handler, _worker) = (handler.map_err(no_memory)?, worker.map_err(no_memory)?);
+    if WORDS.load(Ordering::Relaxed).is_null() {
+        let words = wiped_on_fork().map_err(no_memory)?;
+        WORDS.store(ptr::from_ref(words).cast_mut(), Ordering::Release);
+    }
+    let startup = Box::leak(Box::new(Startup { config, result: Mutex::default(), told: Condvar::new() }));
+    let arg = ptr::from_mut(startup).cast::<c_void>();
+    // SAFETY: `serve` takes a leaked `Startup`, and does what a thread without the C library may do.
+    unsafe { handler.start(serve, arg) }.map_err(|errno| format!("the agent's thread can't be started: {errno}"))?;
+    // SAFETY: never freed; the handler reads and locks it from here on, as this thread does.
+    let startup: &'static Startup = unsafe { &*arg.cast_const().cast::<Startup>() };
     let mut result = lock(&startup.result);
     loop {
         if let Some(result) = result.take() {
@@ -91,158 +184,151 @@ pub fn start(config: Config) -> Result<(), String> {
     }
 }
 
-/// The stacks of the two threads, by their starts. A forked child has its parent's stacks, and nobody on them.
-static STACKS: [AtomicU64; 2] = [const { AtomicU64::new(0) }; 2];
-
-fn spawn_thread(which: usize, entry: extern "C" fn(*mut c_void) -> *mut c_void, arg: *mut c_void) -> Result<(), Errno> {
-    let known = VirtAddr::new(STACKS[which].load(Ordering::Relaxed));
-    let range = match PageRange::new(known, STACK).filter(|_| known != VirtAddr::default()) {
-        Some(range) => range,
-        None => {
-            let options =
-                ArenaOptions { huge_pages: HugePages::Never, name: Some(c"hetmem:stack"), ..ArenaOptions::default() };
-            // The stack is never unmapped: its thread ends with the process.
-            let stack = std::mem::ManuallyDrop::new(Arena::reserve(STACK, &options)?);
-            STACKS[which].store(stack.range().start().get(), Ordering::Relaxed);
-            stack.range()
-        }
-    };
-    // SAFETY: the stack is readable and writable and stays; a process starts each of its two threads once, and a child is
-    // forked without them. Both entries take what they are given here.
-    unsafe { spawn_on(range, entry, arg) }
+/// The stack of the handler (0) or the worker (1).
+fn stack(which: usize) -> Result<&'static Stack, Errno> {
+    // SAFETY: null, or a leaked stack. Relaxed: written before the process has any thread that asks.
+    if let Some(stack) = unsafe { THREADS[which].load(Ordering::Relaxed).as_ref() } {
+        return Ok(stack);
+    }
+    let stack: &'static Stack = Box::leak(Box::new(Stack::new(STACK)?));
+    THREADS[which].store(ptr::from_ref(stack).cast_mut(), Ordering::Relaxed);
+    Ok(stack)
 }
 
 /// The handler thread.
-extern "C" fn serve(arg: *mut c_void) -> *mut c_void {
+extern "C" fn serve(arg: *mut c_void) {
     // SAFETY: `start` passes a leaked `Startup`.
     let startup = unsafe { &*arg.cast_const().cast::<Startup>() };
-    match prepare(startup) {
-        Ok((agent, stop)) => {
-            startup.tell(Ok(()));
-            service::run(&agent.inner, &stop);
-        }
-        Err(message) => startup.tell(Err(message)),
+    let agent = match prepare(startup.config) {
+        Ok(agent) => agent,
+        Err(message) => return startup.tell(Err(message)),
+    };
+    startup.tell(Ok(()));
+    service::run(&agent.inner, &agent.stop);
+    if let Ok(worker) = stack(1) {
+        worker.wait_ended();
     }
-    ptr::null_mut()
+    // SAFETY: leaked by `prepare`; the worker has ended, and so have all uses, by `leave`. Where the process ends for want of other threads nobody uses
+    // anything any more.
+    drop(unsafe { Box::from_raw(ptr::from_ref(agent).cast_mut()) });
 }
 
-fn prepare(startup: &Startup) -> Result<(&'static Agent, std::os::fd::OwnedFd), String> {
-    let config = startup.config.as_ref().ok_or("the agent got no configuration")?;
+fn prepare(config: &Config) -> Result<&'static Agent, String> {
     // SAFETY: this thread has used no descriptor yet, and none is handed to it.
     unsafe { unshare_files(None) }.map_err(|errno| format!("the agent can't have descriptors of its own: {errno}"))?;
-    // Messages of the agent's, if any, must not end up in what it opens first.
-    let counters = match Ledger::open(&config.ledger) {
-        Ok(ledger) => {
-            let ledger: &'static Ledger = Box::leak(Box::new(ledger));
-            LEDGER.store(ptr::from_ref(ledger).cast_mut(), Ordering::Release);
+    unshare_directories().map_err(|errno| format!("the agent can't have directories of its own: {errno}"))?;
+    let counters = match ledger(config) {
+        Some(ledger) => {
             PID.store(std::process::id(), Ordering::Relaxed);
             CountersAt::Shared(ledger.claim(std::process::id()))
         }
         // The supervisor has ended, or the program has changed its user: it is managed, and nobody counts.
-        Err(_) => CountersAt::Own(Box::default()),
+        None => CountersAt::Own(Box::default()),
     };
-    let contexts = Contexts::open(false).map_err(|error| error.to_string())?;
+    let no_proc = |errno: Errno| format!("the agent can't read /proc: {errno}");
+    let maps = MapsFile::open().map_err(no_proc)?;
+    let contexts = Contexts::open(false, maps).map_err(|error| error.to_string())?;
     let devices = make_devices(&config.devices).map_err(|error| error.to_string())?;
-    let inner = Inner::new(contexts, devices, DEFAULT_STOCK, counters, last_word)
-        .map_err(|errno| format!("the agent's memory can't be set up: {errno}"))?;
-    let agent = Agent { inner, mailbox: Mailbox::default(), stacks: Stacks::default(), policy: config.policy };
-    let agent: &'static Agent = Box::leak(Box::new(agent));
+    let no_memory = |errno: Errno| format!("the agent's memory can't be set up: {errno}");
+    let inner = Inner::new(contexts, devices, DEFAULT_STOCK, counters, last_word).map_err(no_memory)?;
     let stop = rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC)
         .map_err(|errno| format!("the agent has no descriptor to stop by: {errno}"))?;
-    exclude_own_storage(agent);
-    AGENT.store(ptr::from_ref(agent).cast_mut(), Ordering::Release);
-    spawn_thread(1, labour, ptr::from_ref(agent).cast_mut().cast())
+    let memory = MemoryUse::open().map_err(no_proc)?;
+    inner.engine.host.tasks.enclose_caller();
+    give_up_privileges();
+    let (mailbox, stacks) = (Mailbox::default(), Stacks::default());
+    let agent = Agent { inner, mailbox, stacks, policy: config.policy, memory, stop };
+    let agent: &'static Agent = Box::leak(Box::new(agent));
+    let worker = stack(1).map_err(no_memory)?;
+    let arg = ptr::from_ref(agent).cast_mut().cast();
+    // SAFETY: `labour` takes a leaked agent, which the handler does not free before the worker has ended.
+    unsafe { worker.start(labour, arg) }
         .map_err(|errno| format!("the agent's second thread can't be started: {errno}"))?;
-    Ok((agent, stop))
+    // A kernel without filters for system calls has none for the program's threads either.
+    let _ = confine();
+    if let Some(word) = word(AGENT) {
+        word.store(arg.expose_provenance() as u64, Ordering::Release);
+    }
+    Ok(agent)
+}
+
+/// The ledger, opened once: a process that can't reach its path any more still has it, and so have its children.
+fn ledger(config: &Config) -> Option<&'static Ledger> {
+    // SAFETY: null or a leaked ledger. Acquire pairs with the Release below.
+    if let Some(ledger) = unsafe { LEDGER.load(Ordering::Acquire).as_ref() } {
+        return Some(ledger);
+    }
+    let ledger: &'static Ledger = Box::leak(Box::new(Ledger::open(&config.ledger).ok()?));
+    LEDGER.store(ptr::from_ref(ledger).cast_mut(), Ordering::Release);
+    Some(ledger)
 }
 
 /// The worker.
-extern "C" fn labour(arg: *mut c_void) -> *mut c_void {
+extern "C" fn labour(arg: *mut c_void) {
     // SAFETY: `prepare` passes a leaked agent.
     let agent = unsafe { &*arg.cast_const().cast::<Agent>() };
-    exclude_own_storage(agent);
-    work::run(&agent.inner, &agent.mailbox, &agent.stacks, agent.policy)
+    let _ = confine();
+    let Departure = work::run(agent);
+    // An eventfd takes eight bytes at a time and is never full of ones.
+    let _ = rustix::io::write(&agent.stop, &1u64.to_ne_bytes());
 }
 
-/// The C library keeps a table of each thread's storage on the program's heap: the agent's threads use it, so it stays.
-fn exclude_own_storage(agent: &Agent) {
-    if let Some(table) = dtv_extent() {
-        agent.inner.engine.space.exclude(table);
+/// Ends the agent: everything is home, nothing registered, its threads have ended and its memory is given back. `false` if there is none, or if
+/// pages can't come home; then it stays.
+pub fn leave() -> bool {
+    let (Some(agent), Some(users)) = (word(AGENT), word(USERS)) else { return false };
+    let at = agent.swap(0, Ordering::SeqCst);
+    if at == 0 {
+        return false;
+    }
+    // Whoever began before is served by the worker, which goes on until it is asked to end.
+    while users.load(Ordering::SeqCst) > 0 {
+        backoff_sleep(LOOK_AGAIN_AFTER);
+    }
+    let leaving = usize::try_from(at).unwrap_or(0);
+    // SAFETY: an agent, which ends only after the question below.
+    let leaving = unsafe { &*ptr::with_exposed_provenance::<Agent>(leaving) };
+    if !leaving.mailbox.leave() {
+        agent.store(at, Ordering::SeqCst);
+        return false;
+    }
+    if let Ok(handler) = stack(0) {
+        handler.wait_ended();
+    }
+    true
+}
+
+/// Leaves `line` to the supervisor of this process, which has no agent: what became of the management of this process, in words that follow its name.
+pub fn note(config: &Config, line: &str) {
+    if let Some(ledger) = ledger(config) {
+        ledger.refuse(std::process::id(), line);
     }
 }
 
-/// Leaves `line` to the supervisor, which prints it: the agent is about to stop the program.
+/// Whether no agent was ever in this process, before an `execve(2)` perhaps; as far as the ledger can be asked.
+#[must_use]
+pub fn is_first(config: &Config) -> bool {
+    ledger(config).is_some_and(|ledger| ledger.counters_of(std::process::id()).is_none())
+}
+
+/// Leaves `line` to the supervisor, which prints it: what became of the management of this process.
 pub fn last_word(line: &str) {
-    // SAFETY: null or a leaked ledger. Acquire pairs with the Release in `prepare`.
+    // SAFETY: null or a leaked ledger. Acquire pairs with the Release in `ledger`.
     if let Some(ledger) = unsafe { LEDGER.load(Ordering::Acquire).as_ref() } {
         ledger.refuse(PID.load(Ordering::Relaxed), line);
     }
 }
 
-/// In a thread that is about to fork: brings every page home and keeps the agent still.
-pub fn before_fork() {
-    if let Some(agent) = agent() {
-        agent.mailbox.quiesce();
-    }
-}
-
-/// In the parent, after a fork or an attempt at one: lets the agent go on.
-pub fn after_fork_in_parent() {
-    if let Some(agent) = agent() {
-        agent.mailbox.resume();
-    }
-}
-
-/// In the child: there is no agent here. What its memory held stays where it is, unused. Says whether there was one.
-pub fn after_fork_in_child() -> bool {
-    LEDGER.store(ptr::null_mut(), Ordering::Release);
-    hetmem_sys::mapping::forget_omitted();
-    !AGENT.swap(ptr::null_mut(), Ordering::AcqRel).is_null()
-}
-
-/// Whether this process is managed.
+/// In a forked child, before anything of the agent's is used. Says whether its parent had an agent, and knew of the fork.
 #[must_use]
-pub fn is_running() -> bool {
-    agent().is_some()
-}
-
-/// Keeps the calling thread's stack, with the control block at its end, from ever leaving: the kernel writes there when the
-/// thread ends, and can't wait for a page then.
-pub fn protect_thread(stack: PageRange) {
-    let Some(agent) = agent() else { return };
-    agent.stacks.add(&agent.inner, stack, current_tid());
-    // What left before the exclusion comes home now, and stays. Two pages cover the control block.
-    let last = stack.slice(stack.pages() - PageCount::ONE, PageCount::ONE).start();
-    for page in [last, VirtAddr::new(last.get().saturating_sub(4096))] {
-        if stack.contains(page)
-            && let Ok(address) = usize::try_from(page.get())
-        {
-            // SAFETY: the calling thread's own stack, which is readable.
-            unsafe { ptr::with_exposed_provenance::<u8>(address).read_volatile() };
+pub fn after_fork_in_child() -> bool {
+    for stack in &THREADS {
+        // SAFETY: null or a leaked stack.
+        if let Some(stack) = unsafe { stack.load(Ordering::Relaxed).as_ref() } {
+            stack.forget_thread();
         }
     }
-}
-
-/// Keeps `range` where it is from now on: the kernel is about to hold its pages by reference, beyond what it tells userfaultfd.
-pub fn keep_in_place(range: PageRange) {
-    if let Some(agent) = agent() {
-        agent.inner.engine.space.exclude(range);
-    }
-}
-
-/// Runs `f` while every page is home and no mapping that touches `range` is registered: the kernel holds together what a
-/// registration would divide.
-pub fn undivided<R>(range: PageRange, f: impl FnOnce() -> R) -> R {
-    let Some(agent) = agent() else { return f() };
-    agent.mailbox.quiesce_for(Some(range));
-    let result = f();
-    agent.mailbox.resume();
-    result
-}
-
-/// Lets go of `range` for good: its pages are home, and the program may watch it with a userfaultfd of its own.
-pub fn release_range(range: PageRange) {
-    if let Some(agent) = agent() {
-        agent.mailbox.release(range);
-    }
+    hetmem_sys::mapping::forget_omitted();
+    // There is no agent here, so there are no users to count.
+    HELD.take().is_some()
 }

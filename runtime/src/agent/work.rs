@@ -1,7 +1,7 @@
 //! The agent's second thread: carries out the policy, and what the program's threads ask for between two of its steps.
 
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use hetmem_core::migrate::{Request, Select, Target};
 use hetmem_core::outcome::KeptReason;
@@ -13,15 +13,20 @@ use hetmem_sys::thread::thread_exists;
 
 use super::adopt;
 use super::config::Policy;
+use super::pace::{Nap, Paced};
+use super::start::Agent;
 use crate::inner::Inner;
 use crate::service::MEMORY_PATIENCE;
 
-/// How often the program's mappings are looked at when nothing else is to be done.
-const TICK: Duration = Duration::from_millis(10);
 /// Steps of chaos between two looks at the program's mappings.
 const STEPS_A_LOOK: u32 = 32;
 /// How long to wait, in nanoseconds, before pages that did not come home are asked again.
 const ASK_AGAIN_AFTER: u32 = 100_000;
+/// The agent's threads.
+const OWN_THREADS: usize = 2;
+
+/// The worker has ended: everything is home, or nobody is left to miss it.
+pub(super) struct Departure;
 
 /// What the program's threads want of the worker.
 #[derive(Default)]
@@ -36,6 +41,24 @@ struct Wants {
     release: Vec<PageRange>,
     released: u64,
     asked: u64,
+    /// Whether the agent is to leave, and what came of it.
+    leave: Leave,
+}
+
+#[derive(Default, PartialEq, Eq, Clone, Copy)]
+enum Leave {
+    #[default]
+    No,
+    Asked,
+    Granted,
+    /// Pages can't come home.
+    Refused,
+}
+
+impl Wants {
+    fn nothing(&self) -> bool {
+        self.forks == 0 && self.release.is_empty() && self.leave != Leave::Asked
+    }
 }
 
 /// The way from the program's threads to the worker.
@@ -81,17 +104,43 @@ impl Mailbox {
     }
 }
 
-/// Stacks of the program's threads, kept from migration while the threads live.
+impl Mailbox {
+    /// Asks the worker to bring everything home and to end; whether it does.
+    pub(super) fn leave(&self) -> bool {
+        let mut wants = lock(&self.wants);
+        wants.leave = Leave::Asked;
+        self.changed.notify_all();
+        while wants.leave == Leave::Asked {
+            wants = self.changed.wait(wants).expect("no thread panicked while it held this lock");
+        }
+        let granted = wants.leave == Leave::Granted;
+        wants.leave = Leave::No;
+        granted
+    }
+
+    /// Whether somebody waits for the worker.
+    fn is_empty(&self) -> bool {
+        lock(&self.wants).nothing()
+    }
+}
+
+/// Stacks of the program's threads, kept from migration while the threads live. Those of threads that have ended may overlap those of threads that live: a
+/// program that makes them itself cuts them anew. So each counts by itself.
 #[derive(Default)]
 pub(super) struct Stacks(Mutex<Vec<(PageRange, u32)>>);
 
 impl Stacks {
     pub(super) fn add(&self, inner: &Inner, stack: PageRange, tid: u32) {
-        // The exclusion is made under the lock, so that the end of the stack's last owner can't undo it.
-        let mut stacks = lock(&self.0);
-        stacks.retain(|(old, _)| *old != stack);
-        stacks.push((stack, tid));
         inner.engine.space.exclude(stack);
+        lock(&self.0).push((stack, tid));
+    }
+
+    /// `memory` is excluded, and is included again when thread `tid` has ended; at once if there is none.
+    pub(super) fn follow(&self, inner: &Inner, memory: PageRange, tid: Option<u32>) {
+        match tid {
+            Some(tid) => lock(&self.0).push((memory, tid)),
+            None => inner.engine.space.include(memory),
+        }
     }
 
     /// Ends the exclusion of stacks whose threads have ended, in the kernel's sense: it writes to them no more.
@@ -106,20 +155,23 @@ impl Stacks {
     }
 }
 
-/// Runs until the process ends.
-pub(super) fn run(inner: &Inner, mailbox: &Mailbox, stacks: &Stacks, policy: Policy) -> ! {
-    let mut worker =
-        Worker { inner, ranges: Vec::new(), kept_alone: Vec::new(), act: Act::new(policy), steps: 0, audited: None };
+/// Runs until the agent leaves, or the program has no thread left.
+pub(super) fn run(agent: &Agent) -> Departure {
+    let mut worker = Worker::new(agent);
     loop {
-        worker.answer(mailbox);
-        if worker.steps.is_multiple_of(STEPS_A_LOOK) {
-            stacks.prune(inner);
+        if worker.answer() {
+            return Departure;
+        }
+        if worker.is_time_to_look() {
             worker.look();
         }
         worker.steps = worker.steps.wrapping_add(1);
         if worker.step() == Pace::Rest {
             worker.steps = 0;
-            worker.rest(mailbox);
+            if agent.inner.engine.host.tasks.are_all_but(OWN_THREADS) {
+                return Departure;
+            }
+            worker.rest();
         }
     }
 }
@@ -148,6 +200,7 @@ impl Act {
 }
 
 struct Worker<'a> {
+    agent: &'a Agent,
     inner: &'a Inner,
     ranges: Vec<PageRange>,
     /// Ranges that the program wants to itself.
@@ -156,27 +209,96 @@ struct Worker<'a> {
     steps: u32,
     /// Up to where the books were compared with where pages are.
     audited: Option<BlockNo>,
+    looks: Paced,
+    counts: Paced,
+    nap: Nap,
+    /// Whether the program has done something lately.
+    busy: bool,
+    last: Signs,
+    counted: Option<Counted>,
 }
 
-impl Worker<'_> {
-    fn look(&mut self) {
-        self.ranges = adopt::refresh(self.inner);
-        for alone in &self.kept_alone {
-            self.inner.engine.space.remove_region(*alone);
+/// By what it shows that a program does something.
+#[derive(Clone, Copy, PartialEq, Eq, Default)]
+struct Signs {
+    /// Anonymous memory of the process, hetmem's included.
+    anonymous: PageCount,
+    /// Pages that came home.
+    home: u64,
+    faults: u64,
+}
+
+/// A count of the pages in system memory.
+#[derive(Clone, Copy)]
+struct Counted {
+    resident: PageCount,
+    signs: Signs,
+}
+
+impl<'a> Worker<'a> {
+    fn new(agent: &'a Agent) -> Self {
+        Self {
+            agent,
+            inner: &agent.inner,
+            ranges: Vec::new(),
+            kept_alone: Vec::new(),
+            act: Act::new(agent.policy),
+            steps: 0,
+            audited: None,
+            looks: Paced::new(),
+            counts: Paced::new(),
+            nap: Nap::new(),
+            busy: true,
+            last: Signs::default(),
+            counted: None,
         }
+    }
+
+    fn is_time_to_look(&self) -> bool {
+        match self.act {
+            Act::Chaos(_) => self.steps.is_multiple_of(STEPS_A_LOOK),
+            Act::Manual | Act::Limit { .. } => self.looks.is_due(Instant::now(), self.busy),
+        }
+    }
+
+    fn look(&mut self) {
+        let (inner, kept_alone) = (self.inner, &self.kept_alone);
+        self.agent.stacks.prune(inner);
+        self.ranges = self.looks.run(|| {
+            let ranges = adopt::refresh(inner);
+            kept_alone.iter().for_each(|alone| inner.engine.space.remove_region(*alone));
+            ranges
+        });
         self.inner.release_idle();
         self.audited = self.inner.engine.audit(self.audited);
     }
 
-    fn rest(&self, mailbox: &Mailbox) {
-        let wants = lock(&mailbox.wants);
-        if wants.forks == 0 && wants.release.is_empty() {
-            // Woken or not: the loop looks at everything anyway.
-            drop(mailbox.changed.wait_timeout(wants, TICK).expect("no thread panicked while it held this lock"));
+    fn signs(&self) -> Signs {
+        let counters = &self.inner.engine.counters;
+        Signs {
+            // An answer that can't be had is no sign.
+            anonymous: self.agent.memory.anonymous().unwrap_or(self.last.anonymous),
+            home: counters.pages_migrated_to_system.load(Relaxed),
+            faults: counters.cpu_faults.load(Relaxed),
         }
     }
 
-    fn answer(&mut self, mailbox: &Mailbox) {
+    fn rest(&mut self) {
+        let signs = self.signs();
+        self.busy = signs != self.last;
+        self.last = signs;
+        let nap = self.nap.next(self.busy);
+        let mailbox = &self.agent.mailbox;
+        let wants = lock(&mailbox.wants);
+        if wants.nothing() {
+            // Woken or not: the loop looks at everything anyway.
+            drop(mailbox.changed.wait_timeout(wants, nap).expect("no thread panicked while it held this lock"));
+        }
+    }
+
+    /// Does what the program's threads ask for; `true` if the agent leaves.
+    fn answer(&mut self) -> bool {
+        let mailbox = &self.agent.mailbox;
         let mut wants = lock(&mailbox.wants);
         while let Some(range) = wants.release.pop() {
             drop(wants);
@@ -195,17 +317,23 @@ impl Worker<'_> {
             wants.released += 1;
             mailbox.changed.notify_all();
         }
-        if wants.forks == 0 {
-            return;
+        if wants.forks == 0 && wants.leave != Leave::Asked {
+            return false;
         }
         drop(wants);
         let engine = &self.inner.engine;
-        if !self.all_come(|| engine.bring_all_home()) && !engine.host.contexts.fork_events {
+        let home = self.all_come(|| engine.bring_all_home());
+        let mut wants = lock(&mailbox.wants);
+        if wants.leave == Leave::Asked {
+            wants.leave = if home { Leave::Granted } else { Leave::Refused };
+            mailbox.changed.notify_all();
+            return home;
+        }
+        if !home && !engine.host.contexts.fork_events {
             engine
                 .host
                 .stop_the_program(VirtAddr::default(), "it can't come home, and a forked child would read zeros");
         }
-        let mut wants = lock(&mailbox.wants);
         wants.quiet = true;
         mailbox.changed.notify_all();
         while wants.forks > 0 {
@@ -217,6 +345,7 @@ impl Worker<'_> {
             wants = mailbox.changed.wait(wants).expect("no thread panicked while it held this lock");
         }
         wants.quiet = false;
+        false
     }
 
     /// Calls `ask`, which says how many pages did not come home, until there are none. Such a page is busy, or there is no memory for
@@ -243,22 +372,54 @@ impl Worker<'_> {
                 self.inner.migrate(&[chunk], Request::all_to(target));
                 Pace::GoOn
             }
-            Act::Limit { clock, limit } => {
-                let resident = self.inner.resident(&self.ranges).bytes();
-                let mut surplus = resident.get().saturating_sub(limit.get());
-                let mut chunks = self.ranges.iter().map(|r| r.pages().get() / 64 + 2).sum::<u64>() * 2;
-                while surplus > 0 && chunks > 0 {
-                    chunks -= 1;
-                    let Some(chunk) = clock.next(&self.ranges) else { break };
-                    if is_warm(self.inner, chunk) {
-                        continue;
-                    }
-                    let moved = evict(self.inner, chunk);
-                    surplus = surplus.saturating_sub(moved.bytes().get());
-                }
-                Pace::Rest
+            Act::Limit { limit, .. } => {
+                let limit = *limit;
+                self.keep_to(limit)
             }
         }
+    }
+
+    /// How many pages are in system memory: the last count, and what has come since. Never more than there are.
+    fn estimate(&self, signs: Signs) -> PageCount {
+        let Some(counted) = self.counted else { return signs.anonymous };
+        let came = signs.home.saturating_sub(counted.signs.home);
+        let now = (counted.resident + signs.anonymous).get() + came;
+        PageCount::new(now.saturating_sub(counted.signs.anonymous.get())).min(signs.anonymous)
+    }
+
+    /// Evicts what is above the limit, chunk by chunk.
+    fn keep_to(&mut self, limit: ByteLen) -> Pace {
+        let signs = self.signs();
+        if self.estimate(signs).bytes() <= limit {
+            return Pace::Rest;
+        }
+        if self.counts.is_due(Instant::now(), true) {
+            let (inner, ranges) = (self.inner, &self.ranges);
+            let resident = self.counts.run(|| inner.resident(ranges));
+            self.counted = Some(Counted { resident, signs });
+        }
+        let resident = self.estimate(signs);
+        let mut surplus = resident.bytes().get().saturating_sub(limit.get());
+        let mut moved_out = PageCount::ZERO;
+        // Twice round, at most: the second chance of each chunk is over then.
+        let mut chunks = self.ranges.iter().map(|r| r.pages().get() / 64 + 2).sum::<u64>() * 2;
+        let Act::Limit { clock, .. } = &mut self.act else { return Pace::Rest };
+        while surplus > 0 && chunks > 0 {
+            chunks -= 1;
+            let Some(chunk) = clock.next(&self.ranges) else { break };
+            if is_warm(self.inner, chunk) {
+                continue;
+            }
+            let moved = evict(self.inner, chunk);
+            moved_out += moved;
+            surplus = surplus.saturating_sub(moved.bytes().get());
+            // Who forks, or asks for anything else, does not wait until all is done.
+            if !self.agent.mailbox.is_empty() {
+                break;
+            }
+        }
+        self.counted = Some(Counted { resident: resident - moved_out.min(resident), signs: self.signs() });
+        if surplus > 0 && !moved_out.is_zero() { Pace::GoOn } else { Pace::Rest }
     }
 }
 

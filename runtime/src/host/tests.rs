@@ -11,7 +11,7 @@ fn arena(pages: u64) -> Arena {
 
 /// `None`, with the reason said, where the host has no userfaultfd for this process.
 fn memory() -> Option<UserMemory> {
-    match Contexts::open(false) {
+    match Contexts::open(false, MapsFile::open().unwrap()) {
         Ok(contexts) => Some(UserMemory::new(contexts, |why| panic!("{why}")).expect("the page map can be read")),
         Err(error) => {
             eprintln!("skipped: {error}");

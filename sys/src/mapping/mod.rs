@@ -2,6 +2,7 @@
 //!
 //! * [`Arena`]: anonymous private memory between two guard pages, for frames, stacks and transit windows.
 //! * [`SharedMemory`]: a file in memory that several processes map, for counters.
+//! * [`wiped_on_fork`]: words that no forked child inherits.
 //! * [`map_again_over`], [`Spare`]: mappings that take the place of others.
 //! * [`populate_read`], [`populate_write`] and [`discard`]: make pages present, or drop them, in any range of this process.
 
@@ -11,10 +12,12 @@ mod exchange;
 mod query;
 mod set_aside;
 mod shared;
+mod wiped;
 
 pub use advice::{discard, forbid_huge_pages, populate_read, populate_write};
 pub use arena::{Arena, ArenaOptions, HugePages, OnFork, Prefault, Whose};
 pub use exchange::{Spare, map_again_over};
 pub use query::is_mapped;
-pub use set_aside::{forget_omitted, set_aside};
+pub use set_aside::{forget_omitted, set_aside, unlock_set_aside};
 pub use shared::{SharedLayout, SharedMemory};
+pub use wiped::wiped_on_fork;

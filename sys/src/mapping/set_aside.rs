@@ -1,6 +1,7 @@
 //! The ranges of hetmem's own arenas in this process, which the agent never adopts.
 //!
 //! *Limits:* [`CAPACITY`] arenas at a time.
+#![expect(unsafe_code, reason = "a system call that rustix has for pointers only")]
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -56,6 +57,15 @@ pub fn set_aside() -> impl Iterator<Item = PageRange> {
         let pages = PageCount::new(entry.pages.load(Ordering::SeqCst) & !OMITTED);
         PageRange::new(start, pages).filter(|range| !range.is_empty())
     })
+}
+
+/// Undoes what `mlockall(2)` does to hetmem's own memory.
+pub fn unlock_set_aside() {
+    for range in set_aside() {
+        let args = [crate::copy::address(range.start()), range.pages().as_usize() * 4096, 0, 0, 0];
+        // SAFETY: contents and access stay. What can't be unlocked stays in memory, no more.
+        let _ = unsafe { crate::raw::syscall5(libc::SYS_munlock, args) };
+    }
 }
 
 /// In a forked child: forgets the arenas that it doesn't have.

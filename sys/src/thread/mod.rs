@@ -1,15 +1,24 @@
 //! Threads that live inside a foreign program without disturbing it, and how they wait.
 //!
-//! An agent's thread runs on a stack in hetmem's own memory, with all signals blocked (so that no handler of the
-//! program ever runs on it), and with a descriptor table of its own, so that the program neither sees nor closes what
-//! the agent has open.
+//! An agent's thread is one of which the C library knows nothing ([`Stack`]). It runs in hetmem's own memory, with all signals blocked (so that no
+//! handler of the program ever runs on it), with a descriptor table of its own, so that the program neither sees nor closes what the agent has
+//! open, and with no privilege that it does not need ([`give_up_privileges`], [`confine`]).
+//!
+//! ```text
+//! spawn      clone(2) of such a thread
+//! tls        what is behind its thread pointer
+//! privilege  what it gives up
+//! tasks      which threads the process has, and what they are at
+//! wait       futexes, sleeps, numbers of threads
+//! ```
 
+mod privilege;
 mod spawn;
 mod tasks;
-mod tcb;
+mod tls;
 mod wait;
 
-pub use spawn::{next_symbol, spawn_on, unshare_files};
-pub use tasks::{is_outside, threads};
-pub use tcb::dtv_extent;
+pub use privilege::{confine, give_up_privileges};
+pub use spawn::{Stack, next_symbol, unshare_directories, unshare_files};
+pub use tasks::Tasks;
 pub use wait::{backoff_sleep, current_tid, futex_wait, futex_wake, thread_exists, yield_now};

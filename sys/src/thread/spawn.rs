@@ -1,21 +1,24 @@
-//! Starting a thread, and giving it a descriptor table of its own.
-#![expect(unsafe_code, reason = "pthread calls, and a function resolved by name")]
+//! Threads of which the C library knows nothing, and their descriptor tables.
+//!
+//! A thread from `pthread_create(3)` counts: a program whose last thread returns goes on for its sake, `setuid(3)` has it change its ids and aborts
+//! if it can't, and it answers to nobody but the C library. So an agent's thread is made by `clone(2)`. Its thread-local storage is [`tls`](super::tls)'s.
+//!
+//! *Limits:* on such a thread no function of the C library may be called that allocates, locks what the program's threads lock, or asks who the
+//! calling thread is. Functions that are their arguments' alone (`memcpy`) and system calls are right.
+#![expect(unsafe_code, reason = "clone, and a function resolved by name")]
 
-use std::ffi::{CStr, c_int, c_void};
-use std::mem::MaybeUninit;
+use std::ffi::{CStr, c_void};
+use std::mem::ManuallyDrop;
+use std::sync::atomic::{AtomicU32, Ordering};
 
-use hetmem_core::units::PageRange;
+use hetmem_core::units::{PageCount, PageRange, VirtAddr};
 
+use super::tls::{self, Block};
+use super::wait::{thread_exists, yield_now};
 use crate::copy::address;
 use crate::errno::Errno;
+use crate::mapping::{Arena, ArenaOptions, HugePages};
 use crate::raw;
-
-type PthreadCreate = unsafe extern "C" fn(
-    *mut libc::pthread_t,
-    *const libc::pthread_attr_t,
-    extern "C" fn(*mut c_void) -> *mut c_void,
-    *mut c_void,
-) -> c_int;
 
 /// The definition of a C symbol that comes after the calling object's own, null if there is none: what a library that
 /// interposes a function calls to reach the real one.
@@ -25,39 +28,191 @@ pub fn next_symbol(name: &CStr) -> *mut c_void {
     unsafe { libc::dlsym(libc::RTLD_NEXT, name.as_ptr()) }
 }
 
-/// Runs `entry(arg)` on a new, detached thread whose stack is `stack`, with every signal blocked that a program may
-/// block. (glibc's own two stay open: `setuid(2)` waits for every thread to answer one of them.) The C library puts the
-/// thread's control block and thread-local storage at the upper end of the stack.
+/// A stack, and above it thread-local storage, for one thread at a time. It is never unmapped.
+#[derive(Debug)]
+pub struct Stack {
+    /// All of it.
+    range: PageRange,
+    /// Where the stack begins, downwards.
+    top: VirtAddr,
+    storage: Block,
+    /// The number of the thread on it: 0 before it starts, and again when the kernel lets go of the stack.
+    tid: AtomicU32,
+    /// The number of the last thread on it.
+    last: AtomicU32,
+}
+
+impl Stack {
+    /// One of `pages` pages, with storage for the modules that the calling thread has storage for.
+    ///
+    /// # Errors
+    ///
+    /// If there is no memory for it.
+    pub fn new(pages: PageCount) -> Result<Self, Errno> {
+        let plan = tls::Plan::of_this_thread();
+        let options =
+            ArenaOptions { huge_pages: HugePages::Never, name: Some(c"hetmem:stack"), ..ArenaOptions::default() };
+        let arena = ManuallyDrop::new(Arena::reserve(pages + plan.pages(), &options)?);
+        let range = arena.range();
+        let rest = range.slice(pages, plan.pages());
+        // SAFETY: fresh memory, which nobody else uses and nobody unmaps.
+        let storage = unsafe { plan.build(rest) };
+        Ok(Self { range, top: rest.start(), storage, tid: AtomicU32::new(0), last: AtomicU32::new(0) })
+    }
+
+    /// Runs `entry(arg)` on a new thread on this stack, with every signal blocked. The thread ends when `entry` returns. The result is its number.
+    ///
+    /// # Errors
+    ///
+    /// `EBUSY` if a thread is on it; else what `clone(2)` says.
+    ///
+    /// # Safety
+    ///
+    /// `arg` is what `entry` expects, which may run on another thread and does what such a thread may do (see the module).
+    pub unsafe fn start(&'static self, entry: extern "C" fn(*mut c_void), arg: *mut c_void) -> Result<u32, Errno> {
+        // Relaxed: the kernel orders what it writes with the new thread's first step.
+        self.tid.compare_exchange(0, u32::MAX, Ordering::Relaxed, Ordering::Relaxed).map_err(|_| Errno::BUSY)?;
+        let flags = libc::CLONE_VM
+            | libc::CLONE_FS
+            | libc::CLONE_FILES
+            | libc::CLONE_SIGHAND
+            | libc::CLONE_THREAD
+            | libc::CLONE_SYSVSEM
+            | libc::CLONE_SETTLS
+            | libc::CLONE_PARENT_SETTID
+            | libc::CLONE_CHILD_CLEARTID;
+        let cloned = with_signals_blocked(|| {
+            // SAFETY: the stack and the storage are this thread's alone, by the exchange above, and stay; the caller vouches for the entry.
+            unsafe {
+                clone_thread(
+                    flags.cast_unsigned() as usize,
+                    address(self.top),
+                    self.tid.as_ptr(),
+                    self.storage.pointer(),
+                    entry,
+                    arg,
+                )
+            }
+        });
+        match raw::decode(cloned) {
+            Ok(tid) => {
+                let tid = u32::try_from(tid).unwrap_or(0);
+                self.last.store(tid, Ordering::Release);
+                Ok(tid)
+            }
+            Err(errno) => {
+                self.tid.store(0, Ordering::Relaxed);
+                Err(errno)
+            }
+        }
+    }
+
+    /// Returns once the thread that was on it has ended, so that the kernel does not count it among the process's any more.
+    pub fn wait_ended(&self) {
+        loop {
+            // Acquire: what the thread did is seen by whoever uses the stack next.
+            let tid = self.tid.load(Ordering::Acquire);
+            if tid == 0 {
+                break;
+            }
+            // The kernel's own wake-up is one for all processes, as it does not know who waits. Every error is a reason to look again.
+            let _ = rustix::thread::futex::wait(&self.tid, rustix::thread::futex::Flags::empty(), tid, None);
+        }
+        // The kernel lets go of the memory first, and of the thread a little later.
+        let last = self.last.load(Ordering::Acquire);
+        while last != 0 && thread_exists(last) {
+            yield_now();
+        }
+    }
+
+    /// In a forked child, which has its parent's stacks and nobody on them.
+    pub fn forget_thread(&self) {
+        self.tid.store(0, Ordering::Relaxed);
+        self.last.store(0, Ordering::Relaxed);
+    }
+
+    /// Its pages, storage included.
+    #[must_use]
+    pub const fn range(&self) -> PageRange {
+        self.range
+    }
+}
+
+/// `clone(2)` of a thread that runs `entry(arg)` and ends; the result is the kernel's.
 ///
 /// # Safety
 ///
-/// * `stack` is readable and writable, is used by nobody else, and stays mapped until the thread has ended in the
-///   kernel's sense: see [`thread_exists`](super::thread_exists).
-/// * `arg` is what `entry` expects, and `entry` may run on another thread.
-pub unsafe fn spawn_on(
-    stack: PageRange,
-    entry: extern "C" fn(*mut c_void) -> *mut c_void,
+/// `top` is the end of a stack, aligned to 16, and `storage` a thread pointer, which nobody else uses until the thread has ended; `tid` stays.
+#[cfg(target_arch = "x86_64")]
+#[unsafe(naked)]
+unsafe extern "C" fn clone_thread(
+    flags: usize,
+    top: usize,
+    tid: *mut u32,
+    storage: usize,
+    entry: extern "C" fn(*mut c_void),
     arg: *mut c_void,
-) -> Result<(), Errno> {
-    let mut attr = Attributes::new()?;
-    attr.set_stack(stack)?;
-    attr.set_detached()?;
-    let create = real_pthread_create();
-    with_signals_blocked(|| {
-        let mut thread = MaybeUninit::uninit();
-        // SAFETY: the attributes are initialised; the caller vouches for the stack, the entry and its argument.
-        check(unsafe { create(thread.as_mut_ptr(), &raw const attr.0, entry, arg) })
-    })?
+) -> isize {
+    std::arch::naked_asm!(
+        // The new thread finds what it runs on its stack.
+        "mov [rsi - 16], r8",
+        "mov [rsi - 8], r9",
+        "sub rsi, 16",
+        "mov r10, rdx", // child_tid; parent_tid is in place
+        "mov r8, rcx",  // tls
+        "mov eax, {clone}",
+        "syscall",
+        "test rax, rax",
+        "jz 2f",
+        "ret",
+        "2:",
+        "xor ebp, ebp",
+        "pop rax",
+        "pop rdi",
+        "call rax",
+        "xor edi, edi",
+        "mov eax, {exit}",
+        "syscall",
+        "ud2",
+        clone = const libc::SYS_clone,
+        exit = const libc::SYS_exit,
+    )
 }
 
-/// `pthread_create` behind any that a preloaded library has put in front of it.
-fn real_pthread_create() -> PthreadCreate {
-    let found = next_symbol(c"pthread_create");
-    if found.is_null() {
-        return libc::pthread_create;
-    }
-    // SAFETY: a symbol of this name has this type in every C library.
-    unsafe { std::mem::transmute::<*mut c_void, PthreadCreate>(found) }
+/// `clone(2)` of a thread that runs `entry(arg)` and ends; the result is the kernel's.
+///
+/// # Safety
+///
+/// `top` is the end of a stack, aligned to 16, and `storage` a thread pointer, which nobody else uses until the thread has ended; `tid` stays.
+#[cfg(target_arch = "aarch64")]
+#[unsafe(naked)]
+unsafe extern "C" fn clone_thread(
+    flags: usize,
+    top: usize,
+    tid: *mut u32,
+    storage: usize,
+    entry: extern "C" fn(*mut c_void),
+    arg: *mut c_void,
+) -> isize {
+    std::arch::naked_asm!(
+        // The new thread finds what it runs on its stack.
+        "stp x4, x5, [x1, #-16]!",
+        "mov x4, x2", // child_tid; parent_tid and tls are in place
+        "mov x8, {clone}",
+        "svc 0",
+        "cbz x0, 2f",
+        "ret",
+        "2:",
+        "mov x29, xzr",
+        "ldp x9, x0, [sp], #16",
+        "blr x9",
+        "mov x0, xzr",
+        "mov x8, {exit}",
+        "svc 0",
+        "udf 0",
+        clone = const libc::SYS_clone,
+        exit = const libc::SYS_exit,
+    )
 }
 
 /// Gives the calling thread a descriptor table of its own, with nothing in it but `keep`, if given. What the thread
@@ -81,52 +236,17 @@ pub unsafe fn unshare_files(keep: Option<std::os::fd::BorrowedFd<'_>>) -> Result
     if keep > 0 { close(0, keep - 1) } else { Ok(()) }
 }
 
-/// Runs `body` with all signals blocked, and restores the mask.
-fn with_signals_blocked<R>(body: impl FnOnce() -> R) -> Result<R, Errno> {
-    let mut all = MaybeUninit::<libc::sigset_t>::uninit();
-    // SAFETY: writes the set.
-    unsafe { libc::sigfillset(all.as_mut_ptr()) };
-    let mut before = MaybeUninit::<libc::sigset_t>::uninit();
-    // SAFETY: reads the set that was filled, writes the old one.
-    check(unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, all.as_ptr(), before.as_mut_ptr()) })?;
+/// Gives the calling thread a working and a root directory of its own: what the program's threads do to theirs (`chroot(2)`, `setns(2)`, which is refused
+/// to who shares them) does not concern it.
+pub fn unshare_directories() -> Result<(), Errno> {
+    // SAFETY: the thread's directories are what they were.
+    unsafe { raw::syscall5(libc::SYS_unshare, [libc::CLONE_FS.cast_unsigned() as usize, 0, 0, 0, 0]) }.map(|_| ())
+}
+
+/// Runs `body` with all signals blocked, those that the C library keeps for itself too, and restores the mask.
+fn with_signals_blocked<R>(body: impl FnOnce() -> R) -> R {
+    let before = crate::process::set_signal_mask(u64::MAX);
     let result = body();
-    // SAFETY: reads the set that the call above wrote.
-    check(unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, before.as_ptr(), std::ptr::null_mut()) })?;
-    Ok(result)
-}
-
-/// A pthread function's result: 0 or an error number.
-fn check(result: c_int) -> Result<(), Errno> {
-    if result == 0 { Ok(()) } else { Err(Errno::from_raw_os_error(result)) }
-}
-
-/// Thread attributes, destroyed on drop.
-struct Attributes(libc::pthread_attr_t);
-
-impl Attributes {
-    fn new() -> Result<Self, Errno> {
-        let mut attr = MaybeUninit::uninit();
-        // SAFETY: writes the attributes.
-        check(unsafe { libc::pthread_attr_init(attr.as_mut_ptr()) })?;
-        // SAFETY: written by the successful call above.
-        Ok(Self(unsafe { attr.assume_init() }))
-    }
-
-    fn set_stack(&mut self, stack: PageRange) -> Result<(), Errno> {
-        let lowest = std::ptr::with_exposed_provenance_mut(address(stack.start()));
-        // SAFETY: records the numbers; the stack is used by `pthread_create` only.
-        check(unsafe { libc::pthread_attr_setstack(&raw mut self.0, lowest, stack.pages().as_usize() * 4096) })
-    }
-
-    fn set_detached(&mut self) -> Result<(), Errno> {
-        // SAFETY: records the state.
-        check(unsafe { libc::pthread_attr_setdetachstate(&raw mut self.0, libc::PTHREAD_CREATE_DETACHED) })
-    }
-}
-
-impl Drop for Attributes {
-    fn drop(&mut self) {
-        // SAFETY: initialised, and not used again.
-        unsafe { libc::pthread_attr_destroy(&raw mut self.0) };
-    }
+    crate::process::set_signal_mask(before);
+    result
 }

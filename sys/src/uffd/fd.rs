@@ -77,6 +77,23 @@ pub enum OpenError {
     Os(#[source] Errno),
 }
 
+/// Whether descriptor `number` of the calling thread is a userfaultfd, as far as can be told: without `/proc` any open one may be.
+#[must_use]
+pub fn is_userfaultfd(number: i32) -> bool {
+    use std::io::Write as _;
+    let mut path = [0; 32];
+    if write!(&mut path[..], "/proc/self/fd/{number}\0").is_err() {
+        return true;
+    }
+    let Ok(path) = std::ffi::CStr::from_bytes_until_nul(&path) else { return true };
+    let mut name = [0_u8; 64];
+    match rustix::fs::readlinkat_raw(rustix::fs::CWD, path, &mut name[..]) {
+        Ok(length) => name[..length] == *b"anon_inode:[userfaultfd]",
+        // There is no such descriptor, or no list of them.
+        Err(_) => rustix::fs::access(c"/proc/self/fd", rustix::fs::Access::EXISTS).is_err(),
+    }
+}
+
 /// What missing pages of a registered range can be filled with.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Fill {

@@ -39,9 +39,11 @@ mod features;
 mod install;
 
 pub use events::{Event, EventBuffer, Events, FaultFlags};
-pub use fd::{Access, Fill, Mode, OpenError, Route, Userfaultfd};
+pub use fd::{Access, Fill, Mode, OpenError, Route, Userfaultfd, is_userfaultfd};
 pub use features::Features;
 /// The number of the `ioctl(2)` by which a program registers a range with a userfaultfd of its own.
 pub const REGISTER_REQUEST: u64 = abi::UFFDIO_REGISTER as u64;
+/// The number of the one by which it moves pages.
+pub const MOVE_REQUEST: u64 = abi::UFFDIO_MOVE as u64;
 
 pub use install::{CopyFlags, MoveFlags, Progress, Wake, WriteProtect};

@@ -1,0 +1,60 @@
+//! Calls for which the process must have one thread, or all threads alike: the agent leaves before.
+
+use std::ffi::{c_int, c_void};
+
+use hetmem_preload::next::Next;
+use runtime::agent;
+
+use super::start_again;
+
+static NEXT_UNSHARE: Next = Next::new(c"unshare");
+static NEXT_SETNS: Next = Next::new(c"setns");
+
+/// What `unshare(2)` does to a process of one thread only, CLONE_NEWTIME among it from Linux 6 on for its children; the others don't mind.
+const OF_ONE_THREAD: c_int =
+    libc::CLONE_NEWUSER | libc::CLONE_THREAD | libc::CLONE_SIGHAND | libc::CLONE_VM | 0x80 /* CLONE_NEWTIME */;
+
+/// Runs `call` without the agent, which comes back after: with what it may have then.
+pub(super) fn without_agent<R>(call: impl FnOnce() -> R) -> R {
+    let was_here = agent::leave();
+    let result = call();
+    if was_here {
+        let errno = hetmem_preload::errno::errno();
+        start_again();
+        hetmem_preload::errno::set_errno(errno);
+    }
+    result
+}
+
+/// Before a filter of system calls is put on all threads: the agent's could do nothing any more.
+pub(super) fn leave_for_good() {
+    if agent::leave() {
+        agent::last_word("is managed no longer: it filters the system calls of all its threads (seccomp)");
+    }
+}
+
+/// Whether `unshare(2)` with `flags` needs the process to have one thread.
+pub(super) const fn is_for_one_thread(flags: c_int) -> bool {
+    flags & OF_ONE_THREAD != 0
+}
+
+/// `unshare(2)`.
+#[unsafe(no_mangle)]
+unsafe extern "C-unwind" fn unshare(flags: c_int) -> c_int {
+    // SAFETY: the symbol is a function of this type.
+    let next =
+        unsafe { std::mem::transmute::<*mut c_void, unsafe extern "C-unwind" fn(c_int) -> c_int>(NEXT_UNSHARE.get()) };
+    // SAFETY: as the caller promised.
+    let call = || unsafe { next(flags) };
+    if is_for_one_thread(flags) { without_agent(call) } else { call() }
+}
+
+/// `setns(2)`: the kinds that want one thread are not all told by the arguments.
+#[unsafe(no_mangle)]
+unsafe extern "C-unwind" fn setns(fd: c_int, kind: c_int) -> c_int {
+    type SetnsFn = unsafe extern "C-unwind" fn(c_int, c_int) -> c_int;
+    // SAFETY: the symbol is a function of this type.
+    let next = unsafe { std::mem::transmute::<*mut c_void, SetnsFn>(NEXT_SETNS.get()) };
+    // SAFETY: as the caller promised.
+    without_agent(|| unsafe { next(fd, kind) })
+}

@@ -1,0 +1,166 @@
+//! The C library's functions that this library has for itself.
+//!
+//! The agent's code calls them while memory of the program is away. The program may have others of these names, that touch its memory: the runtime of a sanitizer,
+//! for one. So what the compiler and Rust's library call is found in here, and shown to nobody (`.hidden`). `clock_gettime` is a system call, as the
+//! program may have moved the code that the kernel provides for it (vDSO).
+//!
+//! What else this library takes from others is listed, with a reason, in `.ci/imports`, and compared by `.ci/run`.
+
+use std::ffi::{c_char, c_int, c_void};
+
+std::arch::global_asm!(
+    ".hidden memcpy",
+    ".hidden memmove",
+    ".hidden memset",
+    ".hidden memcmp",
+    ".hidden bcmp",
+    ".hidden strlen",
+    ".hidden clock_gettime",
+);
+
+/// Copies forwards.
+///
+/// # Safety
+///
+/// As for `memcpy(3)`; the destination may begin inside the source's bytes only before them.
+#[cfg(target_arch = "x86_64")]
+unsafe fn copy_up(to: *mut c_void, from: *const c_void, len: usize) {
+    // SAFETY: as the caller promised. One instruction, which the processor carries out by whole lines.
+    unsafe {
+        std::arch::asm!(
+            "rep movsb",
+            inout("rcx") len => _, inout("rdi") to => _, inout("rsi") from => _,
+            options(nostack, preserves_flags),
+        );
+    }
+}
+
+/// Copies forwards.
+///
+/// # Safety
+///
+/// As for `memcpy(3)`; the destination may begin inside the source's bytes only before them.
+#[cfg(target_arch = "aarch64")]
+unsafe fn copy_up(to: *mut c_void, from: *const c_void, len: usize) {
+    let (to, from) = (to.cast::<u8>(), from.cast::<u8>());
+    let words = if len >= 8 { len / 8 } else { 0 };
+    // Volatile, so that the compiler does not make a call of `memcpy` of it.
+    for i in 0..words {
+        // SAFETY: inside both.
+        let word = unsafe { from.add(i * 8).cast::<[u8; 8]>().read_volatile() };
+        // SAFETY: inside both.
+        unsafe { to.add(i * 8).cast::<[u8; 8]>().write_volatile(word) };
+    }
+    for i in words * 8..len {
+        // SAFETY: inside both.
+        let byte = unsafe { from.add(i).read_volatile() };
+        // SAFETY: inside both.
+        unsafe { to.add(i).write_volatile(byte) };
+    }
+}
+
+/// `memcpy(3)`.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn memcpy(to: *mut c_void, from: *const c_void, len: usize) -> *mut c_void {
+    // SAFETY: as the caller promised.
+    unsafe { copy_up(to, from, len) };
+    to
+}
+
+/// `memmove(3)`.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn memmove(to: *mut c_void, from: *const c_void, len: usize) -> *mut c_void {
+    if to.addr().wrapping_sub(from.addr()) >= len {
+        // SAFETY: as the caller promised; nothing of the source is written before it is read.
+        unsafe { copy_up(to, from, len) };
+        return to;
+    }
+    let (target, source) = (to.cast::<u8>(), from.cast::<u8>());
+    let mut at = len;
+    // Words while there are any. Volatile, so that the compiler does not make a call of `memmove` of it.
+    while at >= 8 {
+        at -= 8;
+        // SAFETY: inside both; read whole before it is written.
+        let word = unsafe { source.add(at).cast::<u64>().read_unaligned() };
+        std::hint::black_box(word);
+        // SAFETY: inside both.
+        unsafe { target.add(at).cast::<u64>().write_unaligned(word) };
+    }
+    while at > 0 {
+        at -= 1;
+        // SAFETY: inside both.
+        let byte = unsafe { source.add(at).read_volatile() };
+        // SAFETY: inside both.
+        unsafe { target.add(at).write_volatile(byte) };
+    }
+    to
+}
+
+/// `memset(3)`.
+#[unsafe(no_mangle)]
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "the C function takes a byte in an int")]
+unsafe extern "C" fn memset(to: *mut c_void, byte: c_int, len: usize) -> *mut c_void {
+    let value = byte as u8;
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: as the caller promised.
+    unsafe {
+        std::arch::asm!(
+            "rep stosb",
+            inout("rcx") len => _, inout("rdi") to => _, in("al") value,
+            options(nostack, preserves_flags),
+        );
+    }
+    #[cfg(target_arch = "aarch64")]
+    for i in 0..len {
+        // SAFETY: as the caller promised.
+        unsafe { to.cast::<u8>().add(i).write_volatile(value) };
+    }
+    to
+}
+
+/// `memcmp(3)`.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn memcmp(left: *const c_void, right: *const c_void, len: usize) -> c_int {
+    for i in 0..len {
+        // SAFETY: as the caller promised.
+        let a = unsafe { left.cast::<u8>().add(i).read_volatile() };
+        // SAFETY: as the caller promised.
+        let b = unsafe { right.cast::<u8>().add(i).read_volatile() };
+        if a != b {
+            return c_int::from(a) - c_int::from(b);
+        }
+    }
+    0
+}
+
+/// `bcmp(3)`.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn bcmp(left: *const c_void, right: *const c_void, len: usize) -> c_int {
+    // SAFETY: as the caller promised.
+    unsafe { memcmp(left, right, len) }
+}
+
+/// `strlen(3)`.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn strlen(text: *const c_char) -> usize {
+    let mut len = 0;
+    // SAFETY: as the caller promised, up to the end of the text.
+    while unsafe { text.add(len).read_volatile() } != 0 {
+        len += 1;
+    }
+    len
+}
+
+/// `clock_gettime(2)`.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn clock_gettime(clock: libc::clockid_t, time: *mut libc::timespec) -> c_int {
+    let args = [usize::try_from(clock).unwrap_or(usize::MAX), time.expose_provenance(), 0, 0, 0, 0];
+    // SAFETY: as the caller promised.
+    match unsafe { hetmem_sys::raw::syscall6(libc::SYS_clock_gettime, args) } {
+        Ok(_) => 0,
+        Err(errno) => {
+            hetmem_preload::errno::set_errno(errno.raw_os_error());
+            -1
+        }
+    }
+}

@@ -1,0 +1,169 @@
+//! What happens before `main()`, and the functions that stand in front of the C library's.
+//!
+//! | function | what it adds | in |
+//! | --- | --- | --- |
+//! | `fork`, `_Fork`, `daemon` | pages come home before, and the child gets an agent of its own | here |
+//! | `clone` | pages come home before a child is made; a word that the kernel clears at a thread's end stays in place | `threads` |
+//! | `pthread_create` | the new thread's stack is kept from migration | `threads` |
+//! | `pthread_mutex_init` | robust and priority-inheriting mutexes, whose words the kernel looks at, stay in place | `threads` |
+//! | `unshare`, `setns` | the agent leaves before, as the kernel wants one thread, and comes back | `alone` |
+//! | `ioctl` (userfaultfd) | a range that the program watches itself is let go of; what it moves is home | `memory` |
+//! | `mremap` | a mapping that was divided by its registration is whole again | `memory` |
+//! | `mincore` | pages that are away are said to be there | `memory` |
+//! | `mlockall` | hetmem's own memory is not locked | `memory` |
+//! | `vmsplice`, `send`, `sendto`, `sendmsg` (`MSG_ZEROCOPY`) | pages that a pipe or socket refers to stay in place | `io` |
+//! | `syscall` | the same, where the program asks the kernel through it; `seccomp` for all threads: the agent leaves for good | `direct` |
+//!
+//! All of them may be unwound through: the C library unwinds threads that end by `pthread_exit(3)` or are cancelled, which may happen in most of them. So each
+//! is `C-unwind`, and holds nothing that must be dropped while it calls on. Memory that the caller names is read as the kernel would: what can't be
+//! read is the kernel's to refuse.
+//!
+//! Forks that the C library makes itself pass through the handlers of `pthread_atfork`; those that a program makes by an instruction of its own
+//! are noticed by userfaultfd's fork event, where the privilege for it is there.
+#![expect(unsafe_code, reason = "takes the place of C functions")]
+
+mod alone;
+mod direct;
+mod inside;
+mod io;
+mod memory;
+mod refusal;
+mod threads;
+
+use std::ffi::{c_int, c_void};
+use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
+
+use hetmem_preload::next::Next;
+use runtime::agent::config::{Config, VARIABLE};
+use runtime::agent::{self};
+
+use refusal::{obstacle, refuse};
+
+/// Run by the loader, before the program's own code and that of the libraries that it was linked with.
+#[used]
+#[unsafe(link_section = ".init_array")]
+static START: extern "C" fn() = begin;
+
+/// The configuration, for children; leaked. Null where nothing is managed.
+static CONFIG: AtomicPtr<Config> = AtomicPtr::new(std::ptr::null_mut());
+/// Whether this process was forked from a managed one and has no agent yet.
+static ORPHAN: AtomicBool = AtomicBool::new(false);
+
+fn config() -> Option<&'static Config> {
+    // SAFETY: null or a leaked configuration. Acquire pairs with the Release in `begin`.
+    unsafe { CONFIG.load(Ordering::Acquire).as_ref() }
+}
+
+extern "C" fn begin() {
+    // SAFETY: asks for a number.
+    if unsafe { libc::getauxval(libc::AT_SECURE) } != 0 {
+        // The environment is somebody's of less privilege.
+        return;
+    }
+    let Ok(text) = std::env::var(VARIABLE) else { return };
+    // Another hetmem's, or nobody's: nobody can be told, and the program is not to suffer.
+    let Ok(config) = Config::decode(&text) else { return };
+    std::panic::set_hook(Box::new(|info| {
+        agent::last_word(&format!("was stopped by a defect of hetmem's own: {info}"));
+        hetmem_sys::process::die();
+    }));
+    let config: &'static Config = Box::leak(Box::new(config));
+    CONFIG.store(std::ptr::from_ref(config).cast_mut(), Ordering::Release);
+    if let Some(obstacle) = obstacle() {
+        return agent::note(config, &obstacle);
+    }
+    // SAFETY: registers functions that live as long as the process. Without memory for it, forks are not noticed, which is told.
+    let registered = unsafe { libc::pthread_atfork(Some(before_fork), Some(in_parent), Some(in_child)) };
+    let started = if registered == 0 { agent::start(config) } else { Err("the C library has no memory".to_owned()) };
+    if let Err(message) = started {
+        refuse(config, &message);
+    }
+}
+
+extern "C" fn before_fork() {
+    agent::before_fork();
+}
+
+extern "C" fn in_parent() {
+    agent::after_fork_in_parent();
+}
+
+extern "C" fn in_child() {
+    // First of all: the old heap may be locked by a thread that is not here.
+    // SAFETY: this is a handler of `pthread_atfork`, or what stands in for one, in the child.
+    unsafe { crate::ALLOCATOR.restart_in_child() };
+    if agent::after_fork_in_child() {
+        ORPHAN.store(true, Ordering::Relaxed);
+    }
+}
+
+/// In a forked child, once the C library's own part is done: it gets an agent of its own. A child that can't have one goes on
+/// unmanaged.
+fn adopt_orphan() {
+    if ORPHAN.swap(false, Ordering::Relaxed) {
+        start_again();
+    }
+}
+
+/// Starts an agent in a process that is to be managed and has none; it goes on unmanaged if that can't be.
+fn start_again() {
+    if let Some(config) = config()
+        && let Err(message) = agent::start(config)
+    {
+        agent::note(config, &format!("could not be managed: {message}"));
+    }
+}
+
+/// Runs `make`, which makes a child past the C library, with everything home. In the child, if that returns there, there is no agent.
+fn with_all_home(make: impl FnOnce() -> isize) -> isize {
+    before_fork();
+    let made = make();
+    if made == 0 {
+        in_child();
+        ORPHAN.store(false, Ordering::Relaxed);
+    } else {
+        in_parent();
+    }
+    made
+}
+
+static NEXT_FORK: Next = Next::new(c"fork");
+static NEXT_BARE_FORK: Next = Next::new(c"_Fork");
+static NEXT_DAEMON: Next = Next::new(c"daemon");
+
+type ForkFn = unsafe extern "C-unwind" fn() -> libc::pid_t;
+
+/// `fork(2)`.
+#[unsafe(no_mangle)]
+unsafe extern "C-unwind" fn fork() -> libc::pid_t {
+    // SAFETY: the symbol is a function of this type.
+    let next = unsafe { std::mem::transmute::<*mut c_void, ForkFn>(NEXT_FORK.get()) };
+    // SAFETY: as the caller promised.
+    let pid = unsafe { next() };
+    if pid == 0 {
+        adopt_orphan();
+    }
+    pid
+}
+
+/// `_Fork(3)`: no handlers run, so what they do is done here; the child stays unmanaged, as it may do next to nothing.
+#[unsafe(no_mangle)]
+unsafe extern "C-unwind" fn _Fork() -> libc::pid_t {
+    // SAFETY: the symbol is a function of this type.
+    let next = unsafe { std::mem::transmute::<*mut c_void, ForkFn>(NEXT_BARE_FORK.get()) };
+    // SAFETY: as the caller promised.
+    let made = with_all_home(|| unsafe { next() } as isize);
+    libc::pid_t::try_from(made).unwrap_or(-1)
+}
+
+/// `daemon(3)`.
+#[unsafe(no_mangle)]
+unsafe extern "C-unwind" fn daemon(nochdir: c_int, noclose: c_int) -> c_int {
+    type DaemonFn = unsafe extern "C-unwind" fn(c_int, c_int) -> c_int;
+    // SAFETY: the symbol is a function of this type.
+    let next = unsafe { std::mem::transmute::<*mut c_void, DaemonFn>(NEXT_DAEMON.get()) };
+    // SAFETY: as the caller promised.
+    let result = unsafe { next(nochdir, noclose) };
+    adopt_orphan();
+    result
+}

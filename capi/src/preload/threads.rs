@@ -1,0 +1,97 @@
+//! Threads and children that the program makes, and what the kernel does to their memory by itself.
+
+use std::ffi::{c_int, c_void};
+
+use hetmem_core::units::PageRange;
+use hetmem_preload::next::{Next, pages_of};
+use hetmem_preload::thread::{self, StartRoutine};
+use runtime::agent;
+
+use super::with_all_home;
+
+static NEXT_CLONE: Next = Next::new(c"clone");
+static NEXT_MUTEX_INIT: Next = Next::new(c"pthread_mutex_init");
+
+/// `pthread_create(3)`.
+#[unsafe(no_mangle)]
+unsafe extern "C-unwind" fn pthread_create(
+    thread: *mut libc::pthread_t,
+    attr: *const libc::pthread_attr_t,
+    start: StartRoutine,
+    arg: *mut c_void,
+) -> c_int {
+    let known: Option<fn(PageRange)> = agent::is_running().then_some(agent::protect_thread);
+    // SAFETY: as the caller promised.
+    unsafe { thread::create(thread, attr, start, arg, known) }
+}
+
+type ChildFn = unsafe extern "C-unwind" fn(*mut c_void) -> c_int;
+
+/// `clone(2)` of the C library, which has up to seven arguments; those that the caller did not pass are passed on, and not looked at.
+#[unsafe(no_mangle)]
+unsafe extern "C-unwind" fn clone(
+    run: Option<ChildFn>,
+    stack: *mut c_void,
+    flags: c_int,
+    arg: *mut c_void,
+    parent_tid: *mut c_int,
+    storage: *mut c_void,
+    child_tid: *mut c_int,
+) -> c_int {
+    type CloneFn = unsafe extern "C-unwind" fn(
+        Option<ChildFn>,
+        *mut c_void,
+        c_int,
+        *mut c_void,
+        *mut c_int,
+        *mut c_void,
+        *mut c_int,
+    ) -> c_int;
+    // SAFETY: the symbol is a function of this type.
+    let next = unsafe { std::mem::transmute::<*mut c_void, CloneFn>(NEXT_CLONE.get()) };
+    // SAFETY: as the caller promised. The child runs `run` on its own stack and does not return here.
+    let call = || unsafe { next(run, stack, flags, arg, parent_tid, storage, child_tid) };
+    if flags & libc::CLONE_VM == 0 {
+        let made = with_all_home(|| call() as isize);
+        return c_int::try_from(made).unwrap_or(-1);
+    }
+    let word = (flags & libc::CLONE_CHILD_CLEARTID != 0).then_some(child_tid.cast::<c_void>());
+    with_word_in_place(word, || call() as isize).try_into().unwrap_or(-1)
+}
+
+/// Runs `make`, which makes a thread and returns its number, with the `word` in place that the kernel clears at the thread's end: it does not wait for a
+/// page then.
+pub(super) fn with_word_in_place(word: Option<*mut c_void>, make: impl FnOnce() -> isize) -> isize {
+    let Some(page) = word.and_then(|word| pages_of(word, size_of::<c_int>())) else { return make() };
+    agent::begin_thread(page);
+    let made = make();
+    agent::thread_began(page, u32::try_from(made).ok());
+    made
+}
+
+/// `pthread_mutex_init(3)`. The kernel itself looks at the word of a mutex that is robust (when its owner ends) or inherits priorities (in the system call that
+/// waits for it), and does not wait for a page.
+#[unsafe(no_mangle)]
+unsafe extern "C-unwind" fn pthread_mutex_init(
+    mutex: *mut libc::pthread_mutex_t,
+    attr: *const libc::pthread_mutexattr_t,
+) -> c_int {
+    type InitFn = unsafe extern "C-unwind" fn(*mut libc::pthread_mutex_t, *const libc::pthread_mutexattr_t) -> c_int;
+    // SAFETY: the symbol is a function of this type.
+    let next = unsafe { std::mem::transmute::<*mut c_void, InitFn>(NEXT_MUTEX_INIT.get()) };
+    // SAFETY: as the caller promised.
+    let made = unsafe { next(mutex, attr) };
+    if made == 0 && !attr.is_null() && agent::is_running() {
+        let (mut robust, mut protocol) = (0, 0);
+        // SAFETY: attributes that the call above has accepted.
+        unsafe { libc::pthread_mutexattr_getrobust(attr, &raw mut robust) };
+        // SAFETY: attributes that the call above has accepted.
+        unsafe { libc::pthread_mutexattr_getprotocol(attr, &raw mut protocol) };
+        if (robust == libc::PTHREAD_MUTEX_ROBUST || protocol == libc::PTHREAD_PRIO_INHERIT)
+            && let Some(pages) = pages_of(mutex.cast(), size_of::<libc::pthread_mutex_t>())
+        {
+            agent::keep_at_home(pages);
+        }
+    }
+    made
+}

@@ -1,0 +1,123 @@
+//! What the program's threads ask of the agent, from within the functions that stand in front of the C library's.
+//!
+//! Where there is no agent, each does nothing: in a program that it has left, and in a child that was forked past the C library.
+
+use hetmem_core::units::{PageCount, PageRange, VirtAddr};
+use hetmem_sys::access;
+use hetmem_sys::thread::current_tid;
+
+use super::start::Use;
+
+/// In a thread that is about to fork: brings every page home and keeps the agent still.
+pub fn before_fork() {
+    if let Some(agent) = Use::begin() {
+        agent.mailbox.quiesce();
+        agent.hold();
+    }
+}
+
+/// In the parent, after a fork or an attempt at one: lets the agent go on.
+pub fn after_fork_in_parent() {
+    if let Some(agent) = Use::held() {
+        agent.mailbox.resume();
+    }
+}
+
+/// Whether this process is managed.
+#[must_use]
+pub fn is_running() -> bool {
+    Use::begin().is_some()
+}
+
+/// Keeps the calling thread's stack, with the control block at its end, from ever leaving: the kernel writes there when the
+/// thread ends, and can't wait for a page then.
+pub fn protect_thread(stack: PageRange) {
+    let Some(agent) = Use::begin() else { return };
+    agent.stacks.add(&agent.inner, stack, current_tid());
+    // What left before the exclusion comes home now, and stays. Two pages cover the control block.
+    let last = stack.slice(stack.pages() - PageCount::ONE, PageCount::ONE).start();
+    for page in [last, VirtAddr::new(last.get().saturating_sub(4096))] {
+        if stack.contains(page) {
+            bring(PageRange::page_of(page));
+        }
+    }
+}
+
+/// Keeps `range` where it is from now on: the kernel is about to hold its pages by reference, beyond what it tells userfaultfd.
+pub fn keep_in_place(range: PageRange) {
+    if let Some(agent) = Use::begin() {
+        agent.inner.engine.space.exclude_for_good(range);
+    }
+}
+
+/// The same, and what is away comes home at once: the kernel is about to look at it by itself, and can't wait for a page then.
+pub fn keep_at_home(range: PageRange) {
+    if let Some(agent) = Use::begin() {
+        agent.inner.engine.space.exclude_for_good(range);
+        bring(range);
+    }
+}
+
+/// Before a thread is made at whose end the kernel writes to `page`.
+pub fn begin_thread(page: PageRange) {
+    if let Some(agent) = Use::begin() {
+        agent.inner.engine.space.exclude(page);
+        bring(page);
+    }
+}
+
+/// After that: the thread's number, if there is one.
+pub fn thread_began(page: PageRange, tid: Option<u32>) {
+    if let Some(agent) = Use::begin() {
+        agent.stacks.follow(&agent.inner, page, tid);
+    }
+}
+
+/// Has the kernel touch each page of `range` for the calling thread: who excludes a range from migration needs what is away of it.
+fn bring(range: PageRange) {
+    for page in range.iter() {
+        // What can't be read was never away.
+        let _ = access::read_checked(page, &mut [0]);
+    }
+}
+
+/// Runs `f` while every page is home and no mapping that touches `range` is registered: the kernel holds together what a
+/// registration would divide.
+pub fn undivided<R>(range: PageRange, f: impl FnOnce() -> R) -> R {
+    standing_still(|agent| agent.mailbox.quiesce_for(Some(range)), f)
+}
+
+/// Runs `f` while every page is home: the kernel is about to take pages of the program's away by itself.
+pub fn all_home<R>(f: impl FnOnce() -> R) -> R {
+    standing_still(|agent| agent.mailbox.quiesce(), f)
+}
+
+fn standing_still<R>(stop: impl FnOnce(&Use), f: impl FnOnce() -> R) -> R {
+    let Some(agent) = Use::begin() else { return f() };
+    stop(&agent);
+    // Also where the call is unwound through.
+    let _still = Still(&agent);
+    f()
+}
+
+struct Still<'a>(&'a Use);
+
+impl Drop for Still<'_> {
+    fn drop(&mut self) {
+        self.0.mailbox.resume();
+    }
+}
+
+/// Lets go of `range` for good: its pages are home, and the program may watch it with a userfaultfd of its own.
+pub fn release_range(range: PageRange) {
+    if let Some(agent) = Use::begin() {
+        agent.mailbox.release(range);
+    }
+}
+
+/// Calls `visit` with each page of `range` that the program has and can't see, as they are on a private device or on their way.
+pub fn each_unseen(range: PageRange, visit: impl FnMut(PageRange)) {
+    if let Some(agent) = Use::begin() {
+        agent.inner.engine.each_away(range, visit);
+    }
+}
