@@ -10,7 +10,7 @@ use crate::frame::FrameDescriptor;
 use crate::notifier::{EmptyRange, Event, Invalidation, Notice, Notifiers, Subscription};
 use crate::overlay::Overlays;
 use crate::physmap::MemoryType;
-use crate::pool::SystemPool;
+use crate::pool::{Fill, Purpose, SystemPool};
 use crate::port::{Device, Host, NoBacking};
 use crate::run_set::FrameRun;
 use crate::slot::{Frame, SYSTEM_POOL, Slot};
@@ -230,6 +230,23 @@ impl<H: Host> Engine<H> {
         }
     }
 
+    /// Places of the pool that were just taken, empty, ready to be filled.
+    pub(crate) fn open_places(&self, run: FrameRun) -> Option<FrameRun> {
+        if self.host.open_places(self.pool.address(run), run.pages) {
+            return Some(run);
+        }
+        self.pool.put_hole(run);
+        None
+    }
+
+    /// Takes places of the pool to copy pages into.
+    pub(crate) fn take_stocked(&self, want: PageCount, page: VirtAddr, purpose: Purpose) -> Option<FrameRun> {
+        match self.pool.take_stocked(want, page, purpose)? {
+            (run, Fill::Populated) => Some(run),
+            (run, Fill::Empty) => self.open_places(run),
+        }
+    }
+
     pub(crate) fn count_copied(&self, pages: PageCount) {
         self.counters.bytes_copied.fetch_add(pages.bytes().get(), Relaxed);
     }
@@ -237,17 +254,31 @@ impl<H: Host> Engine<H> {
     /// Gives stocked system pages above the pool's limit back to the host.
     pub fn trim_pool(&self) {
         while let Some(run) = self.pool.take_surplus() {
-            self.host.discard(self.pool.address(run), run.pages);
-            self.pool.put_hole(run);
+            if !self.discard(run) {
+                break;
+            }
         }
     }
 
     /// Makes room in the pool for `pages` pages in transit: the stock gives way to them.
     pub(crate) fn make_room(&self, pages: PageCount) {
         while let Some(run) = self.pool.take_for_room(pages) {
-            self.host.discard(self.pool.address(run), run.pages);
-            self.pool.put_hole(run);
+            if !self.discard(run) {
+                break;
+            }
         }
+    }
+
+    /// Empties places that were taken out of the stock. `false` if they can't be: then they are in stock again, as a place that is not empty must never be taken
+    /// for one that is.
+    fn discard(&self, run: FrameRun) -> bool {
+        let discarded = self.host.discard(self.pool.address(run), run.pages);
+        if discarded {
+            self.pool.put_hole(run)
+        } else {
+            self.pool.put_populated(run)
+        }
+        discarded
     }
 
     /// Where each page of `range` is: by hetmem's books, and by the device's word where the program maps it. Nothing is faulted in.

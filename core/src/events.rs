@@ -4,6 +4,7 @@
 //! before it is applied, which is after the program's change was made: their callbacks may not wait for accesses by address.
 
 use crate::engine::{Engine, Held};
+use crate::fault::DEVICE_TRIES;
 use crate::notifier::Event;
 use crate::pool::Purpose;
 use crate::port::{DeviceError, FaultPath, Host};
@@ -110,9 +111,10 @@ impl<H: Host> Engine<H> {
                     put(one, address);
                     continue;
                 }
-                let via = self.pool.take_stocked(PageCount::ONE, page, Purpose::Fault).ok_or(DeviceError)?;
+                let take = || self.take_stocked(PageCount::ONE, page, Purpose::Fault);
+                let via = (0..DEVICE_TRIES).find_map(|_| take()).ok_or(DeviceError)?;
                 let to = Held { device: crate::slot::SYSTEM_POOL, run: via };
-                let copied = (0..8).any(|_| self.copy_frames(held, to).is_ok());
+                let copied = (0..DEVICE_TRIES).any(|_| self.copy_frames(held, to).is_ok());
                 if copied {
                     put(one, self.pool.address(via));
                 }

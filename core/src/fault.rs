@@ -26,7 +26,7 @@ pub const MAX_AROUND: u16 = 64;
 /// Never written pages that one fault makes readable at most.
 const MAX_ZERO_AROUND: u16 = 16;
 /// How often a device may fail to give a page back before the program is stopped.
-const DEVICE_TRIES: u32 = 8;
+pub(crate) const DEVICE_TRIES: u32 = 8;
 
 /// What became of a fault.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -178,7 +178,7 @@ impl<H: Host> Engine<H> {
         let mut done = PageCount::ZERO;
         let mut result = FaultResolution::Home(PageCount::ZERO);
         while done < run.pages() {
-            let Some(place) = self.pool.take_stocked(run.pages() - done, run.page(done), Purpose::Fault) else {
+            let Some(place) = self.take_stocked(run.pages() - done, run.page(done), Purpose::Fault) else {
                 result = FaultResolution::NoMemory;
                 break;
             };

@@ -23,6 +23,15 @@ pub enum Purpose {
     Migration,
 }
 
+/// What is in a place that was taken.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Fill {
+    /// Nothing yet.
+    Empty,
+    /// A page.
+    Populated,
+}
+
 struct Sets {
     empty: RunSet,
     stocked: RunSet,
@@ -95,9 +104,9 @@ impl SystemPool {
     }
 
     /// Takes a run of at most `want` places to copy pages into, with one reference each: stocked ones if there are any, else
-    /// empty ones, which the host populates when they are written.
+    /// empty ones, which the host opens, and populates when they are written. Says which.
     #[must_use]
-    pub fn take_stocked(&self, want: PageCount, page: VirtAddr, purpose: Purpose) -> Option<FrameRun> {
+    pub fn take_stocked(&self, want: PageCount, page: VirtAddr, purpose: Purpose) -> Option<(FrameRun, Fill)> {
         let mut sets = lock(&self.sets);
         let spare = sets.empty.len() + sets.stocked.len();
         let want = match purpose {
@@ -105,10 +114,11 @@ impl SystemPool {
             Purpose::Migration if spare > FAULT_RESERVE => want.min(spare - FAULT_RESERVE),
             Purpose::Migration => return None,
         };
-        let run = sets.stocked.take(want).or_else(|| sets.empty.take(want))?;
+        let stocked = sets.stocked.take(want).map(|run| (run, Fill::Populated));
+        let (run, fill) = stocked.or_else(|| sets.empty.take(want).map(|run| (run, Fill::Empty)))?;
         drop(sets);
         self.allocate(run, page);
-        Some(run)
+        Some((run, fill))
     }
 
     fn allocate(&self, run: FrameRun, page: VirtAddr) {

@@ -80,6 +80,11 @@ pub trait Host: Send + Sync {
         Ok(range.pages())
     }
 
+    /// Makes sure that the `pages` places from `at` on, which are the pool's, can be used: `false` if the process may have no more memory now.
+    fn open_places(&self, _at: VirtAddr, _pages: PageCount) -> bool {
+        true
+    }
+
     /// Makes the pages of `from` missing in the program and puts their bytes at `to`, page by page atomically: a touch
     /// by the program finds the page before or waits after.
     ///
@@ -99,9 +104,9 @@ pub trait Host: Send + Sync {
     /// Copies `pages` pages between frames that are not the program's.
     fn copy(&self, from: VirtAddr, to: VirtAddr, pages: PageCount);
 
-    /// Gives the memory of pages that are not the program's back to the host; they read as zeros afterwards. The caller holds
-    /// no lock.
-    fn discard(&self, at: VirtAddr, pages: PageCount);
+    /// Gives the memory of pages that are not the program's back to the host; they read as zeros afterwards. `false` if that can't be done: pages of locked memory
+    /// stay. The caller holds no lock.
+    fn discard(&self, at: VirtAddr, pages: PageCount) -> bool;
 
     /// Returns after an event that was pending at the call has been read, or after a bounded while. The caller holds no lock.
     fn await_events(&self);

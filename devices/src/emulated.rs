@@ -1,16 +1,16 @@
 //! The emulated device: ordinary memory of this machine that plays device memory, in both types.
 //!
 //! It is the default device and the one that tests use: latency, bandwidth and failures can be injected. Its memory is
-//! populated when a frame is first used and kept from then on, so that only first uses pay for allocation.
+//! opened and populated when a frame is first used and kept from then on, so that only first uses pay for allocation.
 //!
 //! *Limits:* each process has its own; the memory is that of the process that uses the device, in accounting too.
 
 use hetmem_core::physmap::{MemoryType, Owner, Pagemap};
-use hetmem_core::port::{Device, DeviceError};
+use hetmem_core::port::{Device, DeviceError, NoBacking};
 use hetmem_core::run_set::FrameRun;
-use hetmem_core::units::{DeviceId, VirtAddr};
+use hetmem_core::units::{DeviceId, PageCount, VirtAddr};
 use hetmem_sys::errno::Errno;
-use hetmem_sys::mapping::{Arena, ArenaOptions, HugePages, OnFork};
+use hetmem_sys::mapping::{Access, Arena, ArenaOptions, HugePages, OnFork};
 
 use crate::frames::Frames;
 use crate::spec::DeviceSpec;
@@ -18,7 +18,7 @@ use crate::spec::DeviceSpec;
 /// See the module.
 pub struct Emulated {
     frames: Frames,
-    _arena: Arena,
+    arena: Arena,
 }
 
 impl Emulated {
@@ -29,7 +29,7 @@ impl Emulated {
     /// If the host has no address space for it.
     pub fn new(device: DeviceId, owner: Owner, spec: &DeviceSpec) -> Result<Self, Errno> {
         let arena = reserve(spec)?;
-        Ok(Self { frames: Frames::new(device, owner, spec, arena.range()), _arena: arena })
+        Ok(Self { frames: Frames::new(device, owner, spec, arena.range()), arena })
     }
 }
 
@@ -42,6 +42,7 @@ pub(crate) fn reserve(spec: &DeviceSpec) -> Result<Arena, Errno> {
     let options = ArenaOptions {
         huge_pages: HugePages::Prefer,
         on_fork: OnFork::Omit,
+        access: Access::AsOpened,
         name: Some(name),
         ..ArenaOptions::default()
     };
@@ -55,6 +56,11 @@ impl Device for Emulated {
 
     fn frames_start(&self) -> Option<VirtAddr> {
         self.frames.start()
+    }
+
+    fn prepare(&self, run: FrameRun) -> Result<PageCount, NoBacking> {
+        self.arena.open(self.frames.place(run)).map_err(|_| NoBacking)?;
+        Ok(PageCount::ZERO)
     }
 
     fn device_side(&self) -> Option<VirtAddr> {

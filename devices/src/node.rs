@@ -96,6 +96,7 @@ impl NodeMemory {
 
     /// Makes the pages of `range` present, on the node; says how many were elsewhere.
     fn settle(&self, range: PageRange) -> Result<PageCount, Errno> {
+        self.arena.open(range)?;
         if self.is_settled_huge_page(range) {
             return Ok(PageCount::ZERO);
         }

@@ -4,7 +4,7 @@
 //! The algorithm is `dlmalloc`'s; its memory comes from one arena. A forked child leaves what its parent used as it is, as a thread
 //! that the child does not have may have been half-way through a change, and goes on in the rest of the arena.
 //!
-//! *Limits:* the arena's size, 4 GiB of address space, or what `RLIMIT_AS` leaves of it; one heap for each library.
+//! *Limits:* the arena's size, 4 GiB of address space, or a sixteenth of what `RLIMIT_AS` allows; one heap for each library.
 #![expect(unsafe_code, reason = "implements GlobalAlloc")]
 
 use std::alloc::{GlobalAlloc, Layout};
@@ -13,13 +13,17 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard};
 
 use dlmalloc::Dlmalloc;
-use hetmem_core::units::PageCount;
-use hetmem_sys::mapping::{Arena, ArenaOptions, HugePages};
+use hetmem_core::units::{PageCount, PageRange, VirtAddr};
+use hetmem_sys::mapping::{Access, Arena, ArenaOptions, HugePages, allow_access};
 
-/// Address space of the arena: 4 GiB, of which only what is used takes memory.
+/// Address space of the arena: 4 GiB, of which only what is used can be used by anybody.
 const CAPACITY: usize = 4 << 30;
+/// The part of the process's address space that the arena may be, where that is limited.
+const SHARE: u64 = 16;
 /// The least to work with.
 const SMALLEST: usize = 16 << 20;
+/// What is opened at a time.
+const STEP: usize = 256 << 10;
 
 /// See the module.
 pub struct SetAside {
@@ -33,8 +37,11 @@ struct Heap {
 /// The part of the arena that dlmalloc doesn't have yet.
 struct Source;
 
+/// The arena, once there is one. Only read and written with the heap locked, or in a child's only thread, so that all accesses are relaxed.
 static START: AtomicUsize = AtomicUsize::new(0);
 static NEXT: AtomicUsize = AtomicUsize::new(0);
+/// Up to where it is opened.
+static OPEN: AtomicUsize = AtomicUsize::new(0);
 static END: AtomicUsize = AtomicUsize::new(0);
 
 impl Heap {
@@ -45,23 +52,44 @@ impl Heap {
 
 /// Reserves an arena, as large as can be had. `false` if there is none to be had.
 fn reserve() -> bool {
-    let mut size = CAPACITY;
+    let limit = rustix::process::getrlimit(rustix::process::Resource::As).current.unwrap_or(u64::MAX);
+    let share = usize::try_from(limit / SHARE).unwrap_or(usize::MAX).next_multiple_of(4096);
+    let mut size = CAPACITY.min(share.max(SMALLEST));
     while size >= SMALLEST {
-        let options =
-            ArenaOptions { huge_pages: HugePages::Never, name: Some(c"hetmem:heap"), ..ArenaOptions::default() };
+        let options = ArenaOptions {
+            huge_pages: HugePages::Never,
+            access: Access::AsAllowed,
+            name: Some(c"hetmem:heap"),
+            ..ArenaOptions::default()
+        };
         if let Ok(arena) = Arena::reserve(PageCount::new(size as u64 / 4096), &options) {
             let start = usize::try_from(arena.range().start().get()).unwrap_or(0);
             // The arena lasts as long as the process.
             let _ = std::mem::ManuallyDrop::new(arena);
-            // Relaxed: only read and written with the heap locked, or in a child's only thread.
             START.store(start, Ordering::Relaxed);
             NEXT.store(start, Ordering::Relaxed);
+            OPEN.store(start, Ordering::Relaxed);
             END.store(start + size, Ordering::Relaxed);
             return true;
         }
-        size /= 2;
+        size = (size / 2).next_multiple_of(4096);
     }
     false
+}
+
+/// Opens the arena up to `end` at least; `false` where the process may have no more memory.
+fn open(end: usize) -> bool {
+    let open = OPEN.load(Ordering::Relaxed);
+    if end <= open {
+        return true;
+    }
+    let to = end.next_multiple_of(STEP).min(END.load(Ordering::Relaxed));
+    let range = PageRange::between(VirtAddr::new(open as u64), VirtAddr::new(to as u64));
+    if range.is_none_or(|range| allow_access(range).is_err()) {
+        return false;
+    }
+    OPEN.store(to, Ordering::Relaxed);
+    true
 }
 
 // SAFETY: `alloc` hands out disjoint parts of a zeroed arena, and nothing is ever taken back.
@@ -72,7 +100,7 @@ unsafe impl dlmalloc::Allocator for Source {
         }
         let size = size.next_multiple_of(64 << 10);
         let next = NEXT.load(Ordering::Relaxed);
-        if size > END.load(Ordering::Relaxed) - next {
+        if size > END.load(Ordering::Relaxed) - next || !open(next + size) {
             return (ptr::null_mut(), 0, 0);
         }
         NEXT.store(next + size, Ordering::Relaxed);

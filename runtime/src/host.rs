@@ -145,6 +145,8 @@ pub(crate) struct UserMemory {
     removals: Mutex<Vec<(PageRange, Vec<u32>)>>,
     /// Address space that is never populated.
     nowhere: Arena,
+    /// The pool's memory.
+    pub(crate) pool: Arena,
     /// The error behind the last [`PutStop::Refused`].
     refusal: AtomicI32,
     on_fatal: fn(&str),
@@ -152,7 +154,7 @@ pub(crate) struct UserMemory {
 }
 
 impl UserMemory {
-    pub(crate) fn new(contexts: Contexts, on_fatal: fn(&str)) -> Result<Self, Errno> {
+    pub(crate) fn new(contexts: Contexts, pool: Arena, on_fatal: fn(&str)) -> Result<Self, Errno> {
         let nowhere = ArenaOptions {
             huge_pages: HugePages::Never,
             on_fork: OnFork::Omit,
@@ -169,6 +171,7 @@ impl UserMemory {
             removals: Mutex::default(),
             refusal: AtomicI32::new(0),
             nowhere: Arena::reserve(BLOCK, &nowhere)?,
+            pool,
             on_fatal,
             stopping: AtomicBool::new(false),
         })
@@ -366,10 +369,14 @@ impl Host for UserMemory {
         unsafe { copy_pages(to, from, pages) };
     }
 
-    fn discard(&self, at: VirtAddr, pages: PageCount) {
-        let Some(range) = PageRange::new(at, pages) else { return };
-        // SAFETY: the pages are hetmem's own and hold nothing that matters. A failure leaves memory in use, no more.
-        let _ = unsafe { discard(range) };
+    fn discard(&self, at: VirtAddr, pages: PageCount) -> bool {
+        let Some(range) = PageRange::new(at, pages) else { return false };
+        // SAFETY: the pages are hetmem's own and hold nothing that matters.
+        unsafe { discard(range) }.is_ok()
+    }
+
+    fn open_places(&self, at: VirtAddr, pages: PageCount) -> bool {
+        PageRange::new(at, pages).is_some_and(|places| self.pool.open(places).is_ok())
     }
 
     fn await_events(&self) {

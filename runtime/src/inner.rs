@@ -10,7 +10,7 @@ use hetmem_core::pool::SystemPool;
 use hetmem_core::port::{Device, FaultPath, Host};
 use hetmem_core::units::{BLOCK_PAGES, ByteLen, PageCount, PageRange};
 use hetmem_sys::errno::Errno;
-use hetmem_sys::mapping::{Arena, ArenaOptions, HugePages, OnFork};
+use hetmem_sys::mapping::{Access, Arena, ArenaOptions, HugePages, OnFork};
 
 use crate::delegate::Delegated;
 use crate::error::Error;
@@ -28,8 +28,6 @@ pub(crate) struct Inner {
     pub(crate) forks: Forks,
     /// The process whose memory it is.
     process: u32,
-    /// The pool's memory, which lives as long as the engine that uses it.
-    _pool_arena: Arena,
 }
 
 impl Inner {
@@ -40,33 +38,30 @@ impl Inner {
         counters: CountersAt,
         on_fatal: fn(&str),
     ) -> Result<Self, Errno> {
-        let host = UserMemory::new(contexts, on_fatal)?;
         let stock = stock_limit.whole_pages().ok_or(Errno::INVAL)?;
         let capacity = PageCount::new((stock + TRANSIT).get().next_multiple_of(BLOCK_PAGES));
         // Pages get huge by coming from huge mappings; a touch of one place must not populate its neighbours.
         let options = ArenaOptions {
             huge_pages: HugePages::Never,
             on_fork: OnFork::Omit,
+            access: Access::AsOpened,
             name: Some(c"hetmem:pool"),
             ..ArenaOptions::default()
         };
-        let pool_arena = Arena::reserve(capacity, &options)?;
-        host.open_window(pool_arena.range())?;
+        let host = UserMemory::new(contexts, Arena::reserve(capacity, &options)?, on_fatal)?;
+        let places = host.pool.range();
+        host.open_window(places)?;
+        // Pages can come home whatever the process may have later.
+        host.pool.open(places.slice(PageCount::ZERO, PageCount::new(BLOCK_PAGES)))?;
         for device in &devices {
             if let Some(start) = device.frames_start() {
                 let frames = PageRange::new(start, device.pagemap().frames.capacity()).ok_or(Errno::INVAL)?;
                 host.open_window(frames)?;
             }
         }
-        let pool = SystemPool::new(pool_arena.range().start(), capacity, stock);
+        let pool = SystemPool::new(places.start(), capacity, stock);
         let engine = Engine::new(host, devices, pool, counters);
-        Ok(Self {
-            engine,
-            delegated: Delegated::new()?,
-            forks: Forks::default(),
-            process: std::process::id(),
-            _pool_arena: pool_arena,
-        })
+        Ok(Self { engine, delegated: Delegated::new()?, forks: Forks::default(), process: std::process::id() })
     }
 
     /// The extents that must be trapped for `range`: every region that overlaps it, joined with the neighbours that touch it, as

@@ -222,16 +222,17 @@ fn attend(number: libc::c_long, args: &Arguments) -> Option<isize> {
         libc::SYS_mincore => Some(unsafe { memory::mincore(first, args[1], third) } as isize),
         // SAFETY: as the caller of `syscall` promised.
         libc::SYS_mlockall => Some(unsafe { memory::mlockall(int(args[0])) } as isize),
-        // SAFETY: as the caller of `syscall` promised.
         libc::SYS_ioctl => {
-            Some(unsafe { memory::ioctl(int(args[0]), args[1] as libc::c_ulong, third.cast()) } as isize)
+            let request = args[1] as libc::c_ulong;
+            // SAFETY: as the caller of `syscall` promised.
+            Some(unsafe { memory::ioctl(int(args[0]), request, third.cast()) } as isize)
         }
         _ => None,
     }
 }
 
 const SET_FILTER: usize = libc::SECCOMP_SET_MODE_FILTER as usize;
-const FOR_ALL_THREADS: usize = libc::SECCOMP_FILTER_FLAG_TSYNC as usize;
+const FOR_ALL_THREADS: usize = 1; // SECCOMP_FILTER_FLAG_TSYNC
 /// Which argument of `clone(2)` is the word that the kernel clears.
 const CHILD_TID: usize = if cfg!(target_arch = "x86_64") { 3 } else { 4 };
 

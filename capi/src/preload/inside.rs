@@ -47,15 +47,15 @@ unsafe fn copy_up(to: *mut c_void, from: *const c_void, len: usize) {
     // Volatile, so that the compiler does not make a call of `memcpy` of it.
     for i in 0..words {
         // SAFETY: inside both.
-        let word = unsafe { from.add(i * 8).cast::<[u8; 8]>().read_volatile() };
+        let word = unsafe { from.wrapping_add(i * 8).cast::<[u8; 8]>().read_volatile() };
         // SAFETY: inside both.
-        unsafe { to.add(i * 8).cast::<[u8; 8]>().write_volatile(word) };
+        unsafe { to.wrapping_add(i * 8).cast::<[u8; 8]>().write_volatile(word) };
     }
     for i in words * 8..len {
         // SAFETY: inside both.
-        let byte = unsafe { from.add(i).read_volatile() };
+        let byte = unsafe { from.wrapping_add(i).read_volatile() };
         // SAFETY: inside both.
-        unsafe { to.add(i).write_volatile(byte) };
+        unsafe { to.wrapping_add(i).write_volatile(byte) };
     }
 }
 
@@ -81,17 +81,17 @@ unsafe extern "C" fn memmove(to: *mut c_void, from: *const c_void, len: usize) -
     while at >= 8 {
         at -= 8;
         // SAFETY: inside both; read whole before it is written.
-        let word = unsafe { source.add(at).cast::<u64>().read_unaligned() };
+        let word = unsafe { source.wrapping_add(at).cast::<u64>().read_unaligned() };
         std::hint::black_box(word);
         // SAFETY: inside both.
-        unsafe { target.add(at).cast::<u64>().write_unaligned(word) };
+        unsafe { target.wrapping_add(at).cast::<u64>().write_unaligned(word) };
     }
     while at > 0 {
         at -= 1;
         // SAFETY: inside both.
-        let byte = unsafe { source.add(at).read_volatile() };
+        let byte = unsafe { source.wrapping_add(at).read_volatile() };
         // SAFETY: inside both.
-        unsafe { target.add(at).write_volatile(byte) };
+        unsafe { target.wrapping_add(at).write_volatile(byte) };
     }
     to
 }
@@ -113,7 +113,7 @@ unsafe extern "C" fn memset(to: *mut c_void, byte: c_int, len: usize) -> *mut c_
     #[cfg(target_arch = "aarch64")]
     for i in 0..len {
         // SAFETY: as the caller promised.
-        unsafe { to.cast::<u8>().add(i).write_volatile(value) };
+        unsafe { to.cast::<u8>().wrapping_add(i).write_volatile(value) };
     }
     to
 }
@@ -123,9 +123,9 @@ unsafe extern "C" fn memset(to: *mut c_void, byte: c_int, len: usize) -> *mut c_
 unsafe extern "C" fn memcmp(left: *const c_void, right: *const c_void, len: usize) -> c_int {
     for i in 0..len {
         // SAFETY: as the caller promised.
-        let a = unsafe { left.cast::<u8>().add(i).read_volatile() };
+        let a = unsafe { left.cast::<u8>().wrapping_add(i).read_volatile() };
         // SAFETY: as the caller promised.
-        let b = unsafe { right.cast::<u8>().add(i).read_volatile() };
+        let b = unsafe { right.cast::<u8>().wrapping_add(i).read_volatile() };
         if a != b {
             return c_int::from(a) - c_int::from(b);
         }
@@ -145,7 +145,7 @@ unsafe extern "C" fn bcmp(left: *const c_void, right: *const c_void, len: usize)
 unsafe extern "C" fn strlen(text: *const c_char) -> usize {
     let mut len = 0;
     // SAFETY: as the caller promised, up to the end of the text.
-    while unsafe { text.add(len).read_volatile() } != 0 {
+    while unsafe { text.wrapping_add(len).read_volatile() } != 0 {
         len += 1;
     }
     len

@@ -122,9 +122,9 @@ pub(super) unsafe extern "C-unwind" fn mincore(start: *mut c_void, size: usize, 
     if result == 0 {
         agent::each_unseen(range, |page| away.push(page.start()));
         for page in away {
-            let index = page.pages_since(range.start()).as_usize();
+            let at = resident.wrapping_add(page.pages_since(range.start()).as_usize());
             // SAFETY: the kernel has written a byte for each page of the range.
-            unsafe { *resident.add(index) |= 1 };
+            unsafe { *at |= 1 };
         }
     }
     result

@@ -75,7 +75,7 @@ impl<H: Host> Batch<'_, H> {
                 .huge
                 .then(|| engine.pool.take_stocked_whole(page))
                 .flatten()
-                .or_else(|| engine.pool.take_stocked(want, page, Purpose::Migration))
+                .or_else(|| engine.take_stocked(want, page, Purpose::Migration))
                 .map(|run| Held { device: SYSTEM_POOL, run })
                 .ok_or(KeptReason::NoMemory),
         };
@@ -113,7 +113,7 @@ impl<H: Host> Engine<H> {
         while at < from.run.pages {
             let want = from.run.pages - at;
             let page = crate::units::VirtAddr::default();
-            let via = self.pool.take_stocked(want, page, Purpose::Migration).ok_or(DeviceError)?;
+            let via = self.take_stocked(want, page, Purpose::Migration).ok_or(DeviceError)?;
             let address = self.pool.address(via);
             let result = self
                 .device_of(from.device)

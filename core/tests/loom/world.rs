@@ -129,8 +129,9 @@ impl Host for ModelHost {
         memory.own.insert(to.get(), content);
     }
 
-    fn discard(&self, at: VirtAddr, _pages: PageCount) {
+    fn discard(&self, at: VirtAddr, _pages: PageCount) -> bool {
         lock(&self.0.memory).own.remove(&at.get());
+        true
     }
 
     fn await_events(&self) {

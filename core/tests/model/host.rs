@@ -164,14 +164,22 @@ impl Host for ModelHost {
         }
     }
 
-    fn discard(&self, at: VirtAddr, pages: PageCount) {
+    fn open_places(&self, _at: VirtAddr, _pages: PageCount) -> bool {
+        self.0.step(StepKind::OpenPlaces) != Some(Failure::Refused)
+    }
+
+    fn discard(&self, at: VirtAddr, pages: PageCount) -> bool {
         // The kernel tells the handler thread of it first, which needs the gate: nobody may hold it here.
-        self.0.step(StepKind::Discard);
+        let failure = self.0.step(StepKind::Discard);
         drop(self.0.engine().space.gate.events());
+        if failure.is_some() {
+            return false;
+        }
         let mut memory = self.0.lock();
         for i in 0..pages.get() {
             memory.own.remove(&nth(at, i).get());
         }
+        true
     }
 
     fn await_events(&self) {

@@ -18,6 +18,7 @@ pub(crate) enum StepKind {
     HostCopy,
     RemovalIsOver,
     Discard,
+    OpenPlaces,
     Trapped,
     MappingFrom,
     Presence,
@@ -72,6 +73,8 @@ pub(crate) enum Failure {
     Fault,
     /// The block is as it was.
     NotExchanged(KeptReason),
+    /// Pages stay, or the process may have no more memory.
+    Refused,
 }
 
 impl StepKind {
@@ -89,7 +92,8 @@ impl StepKind {
                 .collect(),
             Self::ZeroFill => PUT_STOPS.map(|stop| Failure::Put(stop, Done::None)).to_vec(),
             Self::CopyIn | Self::CopyOut => vec![Failure::Device],
-            Self::HostCopy | Self::Discard | Self::MappingFrom | Self::Presence | Self::Exchanged => Vec::new(),
+            Self::HostCopy | Self::MappingFrom | Self::Presence | Self::Exchanged => Vec::new(),
+            Self::Discard | Self::OpenPlaces => vec![Failure::Refused],
             Self::Lay | Self::Lift => EXCHANGE_REASONS.map(Failure::NotExchanged).to_vec(),
             Self::FaultIn => vec![Failure::Fault],
             Self::RemovalIsOver => vec![Failure::NotOver],
@@ -102,7 +106,9 @@ impl StepKind {
         match self {
             Self::CopyIn | Self::CopyOut | Self::HostCopy | Self::Discard => true,
             Self::MappingFrom | Self::Presence | Self::FaultIn | Self::Lay | Self::Lift | Self::Exchanged => true,
-            Self::TakeOut | Self::PutIn | Self::ZeroFill | Self::RemovalIsOver | Self::Trapped => false,
+            Self::TakeOut | Self::PutIn | Self::ZeroFill | Self::RemovalIsOver | Self::Trapped | Self::OpenPlaces => {
+                false
+            }
         }
     }
 }

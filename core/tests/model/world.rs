@@ -155,7 +155,9 @@ impl World {
         loop {
             let spare = self.pool_pages - pool.in_use().get();
             let Some(want) = spare.checked_sub(left).filter(|want| *want > 0) else { return hogged };
-            hogged.extend(pool.take_stocked(PageCount::new(want), VirtAddr::default(), Purpose::Fault));
+            hogged.extend(
+                pool.take_stocked(PageCount::new(want), VirtAddr::default(), Purpose::Fault).map(|(run, _)| run),
+            );
         }
     }
 

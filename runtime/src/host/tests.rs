@@ -12,7 +12,9 @@ fn arena(pages: u64) -> Arena {
 /// `None`, with the reason said, where the host has no userfaultfd for this process.
 fn memory() -> Option<UserMemory> {
     match Contexts::open(false, MapsFile::open().unwrap()) {
-        Ok(contexts) => Some(UserMemory::new(contexts, |why| panic!("{why}")).expect("the page map can be read")),
+        Ok(contexts) => {
+            Some(UserMemory::new(contexts, arena(512), |why| panic!("{why}")).expect("the page map can be read"))
+        }
         Err(error) => {
             eprintln!("skipped: {error}");
             None

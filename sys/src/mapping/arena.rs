@@ -5,11 +5,15 @@
 //!   │ NONE  │ READ|WRITE, starts on a 2 MiB boundary │ NONE  │
 //! ```
 //!
+//! Address space is counted, and looked through: what can be written counts against `RLIMIT_DATA`, is populated by `mlockall(2)`, and is read by who reads all
+//! of his memory. So an arena may be reserved without access and opened block by block, as it is used ([`Access::AsOpened`]).
+//!
 //! The guards keep the kernel from merging the arena with a neighbouring mapping of the program, and turn a run past
 //! either end into a fault.
 #![expect(unsafe_code, reason = "memory is mapped and unmapped")]
 
 use std::ffi::CStr;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use hetmem_core::units::{BLOCK_PAGES, BLOCK_SIZE, PageCount, PageRange, VirtAddr};
 use rustix::mm::{Advice, MapFlags, MprotectFlags, ProtFlags};
@@ -50,6 +54,18 @@ pub enum Prefault {
     All,
 }
 
+/// Which of the arena's memory can be used.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Access {
+    /// All of it, from the start.
+    #[default]
+    All,
+    /// The blocks that [`Arena::open`] was asked for.
+    AsOpened,
+    /// What [`allow_access`] was asked for: for who must not allocate.
+    AsAllowed,
+}
+
 /// Whose memory the arena is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum Whose {
@@ -69,6 +85,8 @@ pub struct ArenaOptions<'a> {
     pub on_fork: OnFork,
     /// First touch.
     pub prefault: Prefault,
+    /// Access.
+    pub access: Access,
     /// Whose it is.
     pub whose: Whose,
     /// What `/proc/<pid>/maps` calls the arena: printable ASCII without `\`, `` ` ``, `$`, `[` and `]`, at most 79
@@ -82,12 +100,19 @@ pub struct Arena {
     // Invariants: `guarded` is mapped, was mapped by this arena, and is `range` with a page on either side.
     range: PageRange,
     guarded: PageRange,
+    /// A bit for each block that is open; none where all are.
+    opened: Option<Box<[AtomicU64]>>,
 }
 
 impl Arena {
     /// Maps an arena of `pages` pages.
     pub fn reserve(pages: PageCount, options: &ArenaOptions<'_>) -> Result<Self, Errno> {
-        let arena = Self::map(pages)?;
+        let mut arena = Self::map(pages)?;
+        match options.access {
+            Access::All => set_access(arena.range, MprotectFlags::READ | MprotectFlags::WRITE)?,
+            Access::AsOpened => arena.prepare_to_open()?,
+            Access::AsAllowed => {}
+        }
         if options.whose == Whose::Hetmem {
             super::set_aside::add(arena.range, options.on_fork)?;
         }
@@ -137,17 +162,54 @@ impl Arena {
         let guarded = all.slice(before, pages + guard + guard);
         let after = all.pages() - before - guarded.pages();
         // INVARIANT: `guarded` is a part of what was just mapped; should trimming fail below, drop unmaps it.
-        let arena = Self { range: guarded.slice(guard, pages), guarded };
+        let arena = Self { range: guarded.slice(guard, pages), guarded, opened: None };
         for excess in [all.slice(PageCount::ZERO, before), all.slice(all.pages() - after, after)] {
             if !excess.is_empty() {
                 // SAFETY: a part of the fresh mapping that nobody knows of.
                 unsafe { rustix::mm::munmap(pointer(excess.start()), excess.pages().as_usize() * 4096)? };
             }
         }
-        let access = MprotectFlags::READ | MprotectFlags::WRITE;
-        // SAFETY: the arena's own memory, which nobody knows of yet.
-        unsafe { rustix::mm::mprotect(pointer(arena.range.start()), pages.as_usize() * 4096, access)? };
         Ok(arena)
+    }
+
+    /// Has all of the arena be of one kind to the kernel, so that blocks that are opened in any order become one mapping where they touch: the kernel
+    /// joins no two mappings that got their pages apart (`mm/vma.c`, `is_mergeable_anon_vma`), and moves pages within one only. So it gets a page while
+    /// it is one mapping.
+    fn prepare_to_open(&mut self) -> Result<(), Errno> {
+        let first = PageRange::page_of(self.range.start());
+        set_access(first, MprotectFlags::READ | MprotectFlags::WRITE)?;
+        populate_write(first)?;
+        // SAFETY: the page is the arena's, and nothing was put there.
+        unsafe { discard(first)? };
+        set_access(first, MprotectFlags::empty())?;
+        let words = self.range.pages().get().div_ceil(BLOCK_PAGES).div_ceil(64);
+        self.opened = Some((0..words).map(|_| AtomicU64::new(0)).collect());
+        Ok(())
+    }
+
+    /// Makes sure that `part` can be read and written, `EINVAL` if it is not a part of the arena, `ENOMEM` where the process may have no more such memory.
+    pub fn open(&self, part: PageRange) -> Result<(), Errno> {
+        if !self.range.contains_range(part) {
+            return Err(Errno::INVAL);
+        }
+        let Some(opened) = &self.opened else { return Ok(()) };
+        let block_of = |at: VirtAddr| at.pages_since(self.range.start()).get() / BLOCK_PAGES;
+        if part.is_empty() {
+            return Ok(());
+        }
+        let last = part.slice(part.pages() - PageCount::ONE, PageCount::ONE).start();
+        for block in block_of(part.start())..=block_of(last) {
+            let (word, bit) = (usize::try_from(block / 64).unwrap_or(usize::MAX), 1 << (block % 64));
+            // Acquire pairs with the Release below: the kernel has let the memory be used before the bit is seen.
+            if opened[word].load(Ordering::Acquire) & bit != 0 {
+                continue;
+            }
+            // Twice is the same as once.
+            let whole = self.range.slice(PageCount::new(block * BLOCK_PAGES), PageCount::new(BLOCK_PAGES));
+            set_access(whole, MprotectFlags::READ | MprotectFlags::WRITE)?;
+            opened[word].fetch_or(bit, Ordering::Release);
+        }
+        Ok(())
     }
 
     /// The arena's pages, without the guards.
@@ -186,6 +248,20 @@ impl Drop for Arena {
             unsafe { rustix::mm::munmap(pointer(self.guarded.start()), self.guarded.pages().as_usize() * 4096) };
         debug_assert_eq!(unmapped, Ok(()));
     }
+}
+
+/// Lets `range`, of an arena that was made [`Access::AsAllowed`], be read and written; `EINVAL` if it is not in hetmem's memory, `ENOMEM` where the process
+/// may have no more such memory.
+pub fn allow_access(range: PageRange) -> Result<(), Errno> {
+    if !super::set_aside().any(|arena| arena.contains_range(range)) {
+        return Err(Errno::INVAL);
+    }
+    set_access(range, MprotectFlags::READ | MprotectFlags::WRITE)
+}
+
+fn set_access(range: PageRange, access: MprotectFlags) -> Result<(), Errno> {
+    // SAFETY: an arena's own memory, of which nobody uses what can't be used yet.
+    unsafe { rustix::mm::mprotect(pointer(range.start()), range.pages().as_usize() * 4096, access) }
 }
 
 pub(super) fn ignore_unsupported(result: Result<(), Errno>) -> Result<(), Errno> {
