@@ -230,10 +230,6 @@ impl<H: Host> Engine<H> {
         }
     }
 
-    pub(crate) fn count_copied(&self, pages: PageCount) {
-        self.counters.bytes_copied.fetch_add(pages.bytes().get(), Relaxed);
-    }
-
     /// Gives stocked system pages above the pool's limit back to the host.
     pub fn trim_pool(&self) {
         while let Some(run) = self.pool.take_surplus() {

@@ -4,6 +4,7 @@
 //! before it is applied, which is after the program's change was made: their callbacks may not wait for accesses by address.
 
 use crate::engine::{Engine, Held};
+use crate::fault::DEVICE_TRIES;
 use crate::notifier::Event;
 use crate::pool::Purpose;
 use crate::port::{DeviceError, FaultPath, Host};
@@ -112,7 +113,8 @@ impl<H: Host> Engine<H> {
                 }
                 let via = self.pool.take_stocked(PageCount::ONE, page, Purpose::Fault).ok_or(DeviceError)?;
                 let to = Held { device: crate::slot::SYSTEM_POOL, run: via };
-                let copied = (0..8).any(|_| self.copy_frames(held, to).is_ok());
+                // Each page is owed, as nobody can ask for it again: the child's memory is a copy of this moment.
+                let copied = (0..DEVICE_TRIES).any(|_| self.copy_owed(held, to));
                 if copied {
                     put(one, self.pool.address(via));
                 }

@@ -4,6 +4,7 @@
 mod model;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::Ordering::Relaxed;
 
 use hetmem_core::engine::Residency;
 use hetmem_core::fault::FaultResolution;
@@ -12,6 +13,7 @@ use hetmem_core::mirror::{MirrorPage, RangeFault, RangeFaultError, Want};
 use hetmem_core::outcome::{KeptReason, Outcomes, PageOutcome};
 use hetmem_core::physmap::Owner;
 use hetmem_core::port::{FaultPath, PutStop};
+use hetmem_core::slot::Slot;
 use hetmem_core::units::{DeviceId, PageCount, PageRange};
 use model::{Action, COHERENT, COHERENT_B, Failure, PRIVATE, PRIVATE_B, STOPPED, StepKind, World};
 
@@ -365,6 +367,42 @@ fn a_device_that_never_gives_a_page_back_stops_the_program() {
     let stopped = catch_unwind(AssertUnwindSafe(|| world.engine.fault(page, FaultPath::Thread)));
     let panic = stopped.expect_err("zeros in place of the page would be the alternative");
     assert!(panic.downcast_ref::<String>().is_some_and(|message| message.starts_with(STOPPED)));
+}
+
+/// Sequential touches bring neighbours along; here the device never gives one of them back, and a thread waits for another.
+#[test]
+fn a_neighbour_that_the_device_does_not_give_back_is_left_away() {
+    for bad in 2..5 {
+        let world = World::new(CAPACITY).with_pages(0, 8);
+        let range = world.at(0, 8);
+        world.place(range, Target::Device(PRIVATE));
+        let page = |i| range.slice(PageCount::new(i), PageCount::ONE).start();
+        let frame = {
+            let block = world.engine.space.existing_block(page(bad).block()).expect("its pages are away");
+            let slot = block.lock().slot(page(bad).index_in_block());
+            let Slot::Unmapped { frame, .. } = slot else { panic!("{slot:?} is not away") };
+            (frame.device.index(), frame.index.get())
+        };
+        world.model.lock().broken.insert(frame);
+        assert!(world.model.touch(page(0)).is_some());
+        // The next one in order takes three neighbours with it, of which `waited` is touched meanwhile.
+        let waited = if bad == 4 { 3 } else { 4 };
+        world.model.lock().calm();
+        world.model.lock().at_step(0, Action::Touch(page(waited)));
+        assert!(world.model.touch(page(1)).is_some(), "the touched page is served");
+        world.model.serve(false);
+        assert!(world.model.lock().waiters.is_empty(), "who waited for page {waited} was woken");
+        let now = world.residency(range);
+        assert_eq!(now[1], Residency::System);
+        assert_eq!(now[bad as usize], Residency::Device(PRIVATE), "it stays, and is no longer on its way");
+        assert!(!now.contains(&Residency::Migrating), "{now:?}");
+        assert!(world.engine.counters.errors.load(Relaxed) > 0, "the failed copies are counted");
+        world.engine.check();
+        world.model.lock().broken.clear();
+        assert!(world.model.touch(page(bad)).is_some(), "the device works again");
+        assert_eq!(world.residency(range)[bad as usize], Residency::System);
+        world.verify();
+    }
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! Copy: allocate frames of the target and fill them. No lock is held, as this is where the time goes.
 
+use std::sync::atomic::Ordering::Relaxed;
+
 use crate::engine::{Engine, Held};
 use crate::migrate::{Batch, Piece, Target, is_pool};
 use crate::outcome::KeptReason;
@@ -94,7 +96,23 @@ impl<H: Host> Batch<'_, H> {
 impl<H: Host> Engine<H> {
     /// Copies pages from frames to frames, each by the way its device offers.
     pub(crate) fn copy_frames(&self, from: Held, to: Held) -> Result<(), DeviceError> {
-        self.count_copied(from.run.pages);
+        let copied = self.copy_by_device(from, to);
+        if copied.is_ok() {
+            self.counters.bytes_copied.fetch_add(from.run.pages.bytes().get(), Relaxed);
+        }
+        copied
+    }
+
+    /// The same for pages that are owed: a failure is one that nobody else tells of.
+    pub(crate) fn copy_owed(&self, from: Held, to: Held) -> bool {
+        let copied = self.copy_frames(from, to).is_ok();
+        if !copied {
+            self.counters.errors.fetch_add(1, Relaxed);
+        }
+        copied
+    }
+
+    fn copy_by_device(&self, from: Held, to: Held) -> Result<(), DeviceError> {
         match (self.address(from), self.address(to)) {
             (Some(source), _) if !is_pool(to) && is_pool(from) => self.device_of(to.device).copy_in(to.run, source),
             (_, Some(target)) if !is_pool(from) => self.device_of(from.device).copy_out(from.run, target),

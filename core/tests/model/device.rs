@@ -71,10 +71,12 @@ impl Device for ModelDevice {
     fn copy_out(&self, from: FrameRun, to: VirtAddr) -> Result<(), DeviceError> {
         let failure = self.model.step(StepKind::CopyOut);
         let mut memory = self.model.lock();
+        let device = self.pagemap.device.index();
+        let fails = failure.is_some() || from.iter().any(|frame| memory.broken.contains(&(device, frame.get())));
         for i in 0..from.pages.get() {
             let content = self.get(&memory, from, i);
-            memory.own.insert(nth(to, i).get(), if failure.is_some() { GARBAGE } else { content });
+            memory.own.insert(nth(to, i).get(), if fails { GARBAGE } else { content });
         }
-        if failure.is_some() { Err(DeviceError) } else { Ok(()) }
+        if fails { Err(DeviceError) } else { Ok(()) }
     }
 }
