@@ -405,6 +405,47 @@ fn a_neighbour_that_the_device_does_not_give_back_is_left_away() {
     }
 }
 
+/// A device's defect unwinds through the migration: its pages are where they were, and not on their way for ever.
+#[test]
+fn a_device_that_panics_leaves_no_page_on_its_way() {
+    for (place, target) in [(Target::System, PRIVATE), (Target::Device(PRIVATE), PRIVATE_B)] {
+        let world = world(place);
+        world.model.lock().panics = true;
+        let caught = catch_unwind(AssertUnwindSafe(|| world.migrate(batch(&world), Target::Device(target))));
+        assert!(caught.is_err());
+        for now in world.residency(batch(&world)) {
+            assert_eq!(now, residency_at(place));
+        }
+        world.model.read_all();
+    }
+}
+
+/// As while a fork is under way: what is out comes home, and nothing leaves, not even for a moment.
+#[test]
+fn while_pages_are_held_they_only_come_home() {
+    for place in EVERYWHERE {
+        for target in EVERYWHERE {
+            for world in [world(place), away(place)] {
+                let was = world.engine.away_in(batch(&world)).0;
+                world.engine.hold_pages();
+                // An event would be applied with the gate alone: who is refused holds nothing that it would wait for.
+                let steps = world.model.lock().steps().len();
+                let moved = world.migrate(batch(&world), target).moved();
+                let took = world.model.lock().steps()[steps..].contains(&StepKind::TakeOut);
+                assert!(!took, "a page was taken out on its way from {place:?} to {target:?}");
+                assert!(moved.is_zero() || (target == Target::System && !was.is_zero()));
+                assert!(world.engine.bring_all_home().is_zero());
+                assert!(world.engine.away_in(batch(&world)).0.is_zero());
+                world.engine.release_pages();
+                if target != Target::System {
+                    assert!(!world.migrate(batch(&world), Target::Device(PRIVATE)).moved().is_zero());
+                }
+                world.verify();
+            }
+        }
+    }
+}
+
 #[test]
 fn a_page_that_is_there_twice_stops_the_program() {
     let world = world(Target::Device(COHERENT));
