@@ -253,11 +253,13 @@ impl UserMemory {
         }
     }
 
-    fn put_stop(&self, page: VirtAddr, errno: Errno) -> PutStop {
+    fn put_stop(&self, path: FaultPath, page: VirtAddr, errno: Errno) -> PutStop {
         match errno {
             Errno::AGAIN => PutStop::EventsPending,
             Errno::EXIST => PutStop::Occupied,
             Errno::NOMEM => PutStop::NoMemory,
+            // The kernel looks for changes under way, then waits for them, and finds no mapping, or another: the page may belong elsewhere now.
+            _ if self.contexts.is_changing(path) => PutStop::EventsPending,
             Errno::NOENT | Errno::SRCH | Errno::INVAL | Errno::FAULT if !is_mapped(PageRange::page_of(page)) => {
                 PutStop::Gone
             }
@@ -271,7 +273,7 @@ impl UserMemory {
 
     /// Fills `to`, or its first half, quarter, and so on: the kernel fills one mapping at a time, and refuses a run that goes on into
     /// the next as a whole.
-    fn in_one_mapping(&self, to: PageRange, fill: impl Fn(PageRange) -> Progress) -> PutIn {
+    fn in_one_mapping(&self, path: FaultPath, to: PageRange, fill: impl Fn(PageRange) -> Progress) -> PutIn {
         let mut part = to;
         loop {
             let progress = fill(part);
@@ -280,7 +282,7 @@ impl UserMemory {
                 part = part.slice(PageCount::ZERO, PageCount::new(part.pages().get() / 2));
                 continue;
             }
-            let stop = progress.stop.map(|errno| self.put_stop(part.start().add_pages(progress.done), errno));
+            let stop = progress.stop.map(|errno| self.put_stop(path, part.start().add_pages(progress.done), errno));
             return PutIn { pages: progress.done, stop };
         }
     }
@@ -326,7 +328,7 @@ impl Host for UserMemory {
 
     fn put_in(&self, path: FaultPath, to: PageRange, from: VirtAddr, how: Install) -> PutIn {
         let uffd = self.contexts.program(path);
-        self.in_one_mapping(to, |to| match how {
+        self.in_one_mapping(path, to, |to| match how {
             Install::Move => {
                 // SAFETY: the source is a frame of hetmem's that the engine has references to; the destination is a page whose
                 // bytes these are, in a trapped range.
@@ -350,7 +352,7 @@ impl Host for UserMemory {
 
     fn zero_fill(&self, path: FaultPath, range: PageRange) -> PutIn {
         // SAFETY: the engine asks for pages of which nothing was ever taken out.
-        self.in_one_mapping(range, |range| unsafe { self.contexts.program(path).zeropage(range, Wake::Now) })
+        self.in_one_mapping(path, range, |range| unsafe { self.contexts.program(path).zeropage(range, Wake::Now) })
     }
 
     fn wake(&self, path: FaultPath, range: PageRange) {
@@ -455,6 +457,16 @@ impl UserMemory {
     pub(crate) fn program_contexts(&self) -> impl Iterator<Item = (&Userfaultfd, FaultPath)> {
         let sigbus = self.contexts.sigbus.as_ref().map(|uffd| (uffd, FaultPath::Sigbus));
         std::iter::once((&self.contexts.thread, FaultPath::Thread)).chain(sigbus)
+    }
+
+    /// A thread on which touches depend has panicked: whoever touches what is away would wait for ever. Ends the process, with one line.
+    pub(crate) fn end_after_panic(&self, thread: &str, panic: &(dyn std::any::Any + Send)) -> ! {
+        let text = panic.downcast_ref::<&str>().copied();
+        let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message");
+        if !self.stopping.swap(true, Ordering::SeqCst) {
+            (self.on_fatal)(&format!("{thread} has panicked, so the program is stopped: {text}"));
+        }
+        hetmem_sys::process::die()
     }
 
     /// Why a block could not be laid or lifted, which is as it was.
