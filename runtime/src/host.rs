@@ -29,7 +29,7 @@ use hetmem_core::sync::{Condvar, Mutex, lock};
 use hetmem_core::units::{PageCount, PageRange, VirtAddr};
 use hetmem_sys::copy::copy_pages;
 use hetmem_sys::errno::Errno;
-use hetmem_sys::mapping::{Arena, ArenaOptions, HugePages, OnFork, Spare, discard, is_mapped, map_again_over};
+use hetmem_sys::mapping::{Arena, ArenaOptions, HugePages, OnFork, Spare, discard, is_locked, is_mapped, map_again_over};
 use hetmem_sys::pagemap::{Categories, PagemapScanner, Region as Scanned, ScanQuery};
 use hetmem_sys::procmap::MappingQuery;
 use hetmem_sys::uffd::{
@@ -248,6 +248,8 @@ impl UserMemory {
                 Some(Errno::AGAIN) => return Err(KeptReason::Raced),
                 // Not one mapping, or not one that can be moved from.
                 Some(_) if pages > PageCount::ONE => pages = PageCount::new(pages.get() / 2),
+                // Pages are not moved between what is locked and what is not.
+                Some(Errno::INVAL) if is_locked(range.start()) => return Err(KeptReason::Locked),
                 Some(_) | None => return Err(KeptReason::Unsupported),
             }
         }

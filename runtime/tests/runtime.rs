@@ -147,6 +147,19 @@ fn unmanaged_and_pinned_pages_are_kept_with_the_reason() {
 }
 
 #[test]
+fn locked_pages_are_kept_as_locked() {
+    let runtime = runtime();
+    let mapping = runtime.map(ByteLen::new(8 * PAGE_SIZE), FaultPath::Thread).unwrap();
+    fill(&mapping);
+    // SAFETY: the test's own memory, which keeps its contents.
+    let locked = unsafe { libc::mlock(mapping.as_ptr().wrapping_add(2 * 4096).cast(), 3 * 4096) };
+    assert_eq!(locked, 0, "three pages can be locked: {}", std::io::Error::last_os_error());
+    let outcomes = runtime.migrate(mapping.range(), to(PRIVATE));
+    assert_eq!((outcomes.kept(KeptReason::Locked).get(), outcomes.moved().get()), (3, 5), "{outcomes:?}");
+    verify(&mapping);
+}
+
+#[test]
 fn a_release_that_fails_leaves_the_range_managed_and_its_pins() {
     // The second copy fails, which is the first one home.
     let spec = "private:emulated,size=16M,fail=2".parse().unwrap();

@@ -18,7 +18,6 @@ const MAPPINGS_DEFAULT: u64 = 65530;
 const NEEDED: [(Features, &str); 6] = [
     (Features::MOVE, "MOVE"),
     (Features::PAGEFAULT_FLAG_WP, "PAGEFAULT_FLAG_WP"),
-    (Features::WP_UNPOPULATED, "WP_UNPOPULATED"),
     (Features::EVENT_REMAP, "EVENT_REMAP"),
     (Features::EVENT_REMOVE, "EVENT_REMOVE"),
     (Features::EVENT_UNMAP, "EVENT_UNMAP"),
