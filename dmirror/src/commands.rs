@@ -23,6 +23,7 @@ use crate::file::OpenFile;
 use crate::interpose;
 use crate::mappings::{Part, is_of_the_kernel, migratable, own_variables};
 use crate::memory::{bounce, copy_in, copy_out};
+use crate::process::has_forked;
 use crate::stacks;
 
 /// Pages that the driver works on at a time.
@@ -52,6 +53,15 @@ impl OpenFile {
         let range = command.range()?;
         (command.cpages, command.faults) = (0, 0);
         self.accelerator.settle();
+        let result = self.carry_out(operation, command, range);
+        if has_forked() {
+            // What has migrated has ended the noticing around it.
+            self.devices.runtime.notice_copies();
+        }
+        result
+    }
+
+    fn carry_out(&self, operation: Operation, command: &mut Command, range: PageRange) -> Result<(), Errno> {
         match operation {
             Operation::Read => self.read(command, range),
             Operation::Write => self.write(command, range),

@@ -29,8 +29,10 @@ use hetmem_core::sync::{Condvar, Mutex, lock};
 use hetmem_core::units::{PageCount, PageRange, VirtAddr};
 use hetmem_sys::copy::copy_pages;
 use hetmem_sys::errno::Errno;
-use hetmem_sys::mapping::{Arena, ArenaOptions, HugePages, OnFork, Spare, discard, is_locked, is_mapped, map_again_over};
-use hetmem_sys::pagemap::{Categories, PagemapScanner, Region as Scanned, ScanQuery};
+use hetmem_sys::mapping::{
+    Arena, ArenaOptions, HugePages, OnFork, Spare, discard, is_locked, is_mapped, map_again_over,
+};
+use hetmem_sys::pagemap::{Categories, PagemapEntry, PagemapScanner, Region as Scanned, ScanQuery};
 use hetmem_sys::procmap::MappingQuery;
 use hetmem_sys::uffd::{
     Access, CopyFlags, Features, Mode, MoveFlags, OpenError, Progress, Userfaultfd, Wake, WriteProtect,
@@ -483,6 +485,13 @@ impl UserMemory {
             Errno::AGAIN => KeptReason::Raced,
             _ => KeptReason::Unsupported,
         }
+    }
+
+    /// Whether others map the page at `page`, too, as far as the page map tells.
+    pub(crate) fn is_shared(&self, page: PageRange) -> bool {
+        let mut entry = [PagemapEntry::default()];
+        let known = self.scanner.entries(page, &mut entry) == Ok(1);
+        known && entry[0].is_present() && !entry[0].is_mapped_once()
     }
 
     /// Makes the pages of `range` this process's own again, as far as they are shared with a forked child. The caller holds

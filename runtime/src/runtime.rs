@@ -17,6 +17,7 @@ use hetmem_core::units::{BLOCK_PAGES, ByteLen, DeviceId, PAGE_SIZE, PageCount, P
 use hetmem_devices::spec::{Backend, DeviceSpec};
 use hetmem_devices::{DaxStore, Emulated, NodeMemory};
 use hetmem_sys::mapping::{Arena, ArenaOptions, HugePages, OnFork, Whose};
+use hetmem_sys::uffd::WriteProtect;
 
 pub use hetmem_core::engine::Residency;
 pub use hetmem_core::migrate::{Request, Select, Target};
@@ -343,6 +344,19 @@ impl Runtime {
             return Ok(());
         }
         Err(Error::invalid("pages could not come home; they are in use all the time"))
+    }
+
+    /// From here on the first write to each page on a coherent device that a forked child shares at this moment is noticed: the kernel makes a copy of it then, which is in
+    /// system memory, and [`Runtime::residency`] says so. Of nodes the kernel tells where a page is; of other coherent devices nothing does but this. The noticing
+    /// ends where pages of the same mapping migrate: whoever wants it to go on asks anew.
+    pub fn notice_copies(&self) {
+        let host = &self.inner.engine.host;
+        self.inner.engine.each_mapped(|page| {
+            if host.is_shared(page) {
+                // A failure leaves a page unnoticed.
+                let _ = host.contexts.thread.write_protect(page, WriteProtect::Protect);
+            }
+        });
     }
 
     /// Migrates the pages of `range` that `request` selects, and says what became of each, in order. Zero moved pages is not an

@@ -205,6 +205,9 @@ fn serve(inner: &Inner, fault: Fault) -> Option<Fault> {
     let engine = &inner.engine;
     let page = PageRange::page_of(fault.addr);
     if fault.write_protected {
+        if engine.host.is_shared(page) {
+            engine.copied_on_write(page.start());
+        }
         let resolved = engine.host.contexts.program(fault.path).write_protect(page, WriteProtect::Resolve);
         // Any error but this one means that the range is gone, and with it the toucher's wait.
         return (resolved == Err(Errno::AGAIN)).then_some(fault);

@@ -15,7 +15,7 @@ const PERMISSION: &str = "set sysctl vm.unprivileged_userfaultfd=1, or grant rea
 const MAPPINGS_DEFAULT: u64 = 65530;
 
 /// The userfaultfd features that hetmem needs.
-const NEEDED: [(Features, &str); 6] = [
+const NEEDED: [(Features, &str); 5] = [
     (Features::MOVE, "MOVE"),
     (Features::PAGEFAULT_FLAG_WP, "PAGEFAULT_FLAG_WP"),
     (Features::EVENT_REMAP, "EVENT_REMAP"),
