@@ -377,6 +377,7 @@ fn a_neighbour_that_the_device_does_not_give_back_is_left_away() {
         let range = world.at(0, 8);
         world.place(range, Target::Device(PRIVATE));
         let page = |i| range.slice(PageCount::new(i), PageCount::ONE).start();
+        let at = |i| world.residency(PageRange::page_of(page(i)))[0];
         let frame = {
             let block = world.engine.space.existing_block(page(bad).block()).expect("its pages are away");
             let slot = block.lock().slot(page(bad).index_in_block());
@@ -394,13 +395,13 @@ fn a_neighbour_that_the_device_does_not_give_back_is_left_away() {
         assert!(world.model.lock().waiters.is_empty(), "who waited for page {waited} was woken");
         let now = world.residency(range);
         assert_eq!(now[1], Residency::System);
-        assert_eq!(now[bad as usize], Residency::Device(PRIVATE), "it stays, and is no longer on its way");
+        assert_eq!(at(bad), Residency::Device(PRIVATE), "it stays, and is no longer on its way");
         assert!(!now.contains(&Residency::Migrating), "{now:?}");
         assert!(world.engine.counters.errors.load(Relaxed) > 0, "the failed copies are counted");
         world.engine.check();
         world.model.lock().broken.clear();
         assert!(world.model.touch(page(bad)).is_some(), "the device works again");
-        assert_eq!(world.residency(range)[bad as usize], Residency::System);
+        assert_eq!(at(bad), Residency::System);
         world.verify();
     }
 }

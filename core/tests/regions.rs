@@ -6,7 +6,7 @@ use std::sync::Barrier;
 use hetmem_core::space::{Region, Space};
 use hetmem_core::units::{BLOCK_PAGES, PageCount, PageRange, VirtAddr};
 
-const RACERS: u64 = 4;
+const RACERS: usize = 4;
 
 fn pages(first: u64, count: u64) -> PageRange {
     PageRange::new(VirtAddr::new(1 << 30).add_pages(PageCount::new(first)), PageCount::new(count)).unwrap()
@@ -28,7 +28,7 @@ fn a_range_of_which_a_part_is_managed_is_refused_whole() {
 fn of_those_who_adopt_at_once_one_gets_each_page() {
     for round in 0..400 {
         let space = Space::default();
-        let start = Barrier::new(RACERS as usize);
+        let start = Barrier::new(RACERS);
         let whole = pages(round, BLOCK_PAGES);
         let got: Vec<Vec<PageRange>> = std::thread::scope(|scope| {
             let racers: Vec<_> = (0..RACERS)
@@ -36,7 +36,8 @@ fn of_those_who_adopt_at_once_one_gets_each_page() {
                     let (space, start) = (&space, &start);
                     scope.spawn(move || {
                         start.wait();
-                        let part = whole.slice(PageCount::new(racer), PageCount::new(BLOCK_PAGES - RACERS));
+                        let part =
+                            whole.slice(PageCount::new(racer as u64), PageCount::new(BLOCK_PAGES - RACERS as u64));
                         if racer % 2 == 0 {
                             space.add_rest(part, Region::default())
                         } else {

@@ -217,7 +217,8 @@ fn pages_follow_a_mapping_that_moves_while_they_come_home() {
     const PAGES: u64 = 3000;
     let runtime = runtime();
     // Apart by no multiple of a page table, so that the kernel moves entry by entry, which takes long.
-    let (here, there) = (Raw::aligned(PAGES + 1), Raw::aligned(PAGES + 1));
+    // Each is unmapped by being moved, or at the end of the process.
+    let [here, there] = [(); 2].map(|()| std::mem::ManuallyDrop::new(Raw::aligned(PAGES + 1)));
     here.unmap(0, 1);
     here.advise_part(1, PAGES, libc::MADV_NOHUGEPAGE);
     let both = [here.slice(1, PAGES), there.slice(0, PAGES)];
@@ -230,24 +231,23 @@ fn pages_follow_a_mapping_that_moves_while_they_come_home() {
         both.iter().for_each(|range| runtime.release(*range).unwrap());
         // SAFETY: the test's own memory, which no system call is given.
         unsafe { runtime.adopt(now.range(), FaultPath::Thread) }.unwrap();
-        let away = || runtime.residency(now.range()).into_iter().filter(|at| *at == Residency::Device(PRIVATE)).count();
-        while away() < PAGES as usize / 2 {
+        let away =
+            || runtime.residency(now.range()).into_iter().filter(|at| *at == Residency::Device(PRIVATE)).count() as u64;
+        while away() < PAGES / 2 {
             // Kept while the events of the last move are unread.
             let _outcomes = runtime.migrate(now.range(), to(PRIVATE));
         }
-        let moved = std::thread::scope(|scope| {
+        let moved = std::mem::ManuallyDrop::new(std::thread::scope(|scope| {
             let home = scope.spawn(|| runtime.migrate_all(&both, Request::all_to(Target::System)));
             // Somewhere on the way.
             while runtime.residency(now.slice(0, 2))[0] != Residency::System && !home.is_finished() {
                 std::thread::yield_now();
             }
             now.remap_to(next)
-        });
+        }));
         let wrong = (0..PAGES).step_by(2).find(|i| moved.get(*i) != i + 1);
         assert_eq!(wrong.map(|page| (page, moved.get(page))), None, "round {round}");
-        std::mem::forget(moved);
     }
-    std::mem::forget((here, there));
 }
 
 #[test]
