@@ -20,8 +20,10 @@
  *             Signal handlers may call nothing of it.
  *   Numbers   Of choices are unsigned integers with named values; a number without a name is refused with HETMEM_INVALID_INPUT.
  *   fork      A forked child has no runtime: functions refuse its parent's handles with HETMEM_INVALID_INPUT, and freeing them there does
- *             nothing. It may make a runtime of its own. Pages that are on private devices at the moment of the fork read as zeros in
- *             the child, unless the parent has CAP_SYS_PTRACE: bring them home first (hetmem_migrate to HETMEM_SYSTEM).
+ *             nothing. It may make a runtime of its own. It finds all bytes: what is on private devices comes home before the fork (or is copied
+ *             into the child, where the parent has CAP_SYS_PTRACE), and until that is over migrations keep pages as HETMEM_KEPT_RACED. This is so of
+ *             fork(3) but not of _Fork(3) and bare system calls, after which a child whose parent lacks that privilege reads zeros there.
+ *             hetmem_config_forks_exec_at_once() spares programs the wait whose children need none of it.
  *   Agent     A program that runs under `hetmem run` is managed by the agent and gets no runtime of its own (HETMEM_HOST_REFUSES).
  *
  * Every function is C99 and can be used from C++.
@@ -124,6 +126,12 @@ hetmem_error *hetmem_config_set_stock(hetmem_config *config, uint64_t bytes);
  * must not replace it while the runtime exists.
  */
 hetmem_error *hetmem_config_allow_sigbus(hetmem_config *config);
+
+/*
+ * Says that forked children of this program execute another program at once, or at least touch no managed memory, so that forks need not wait for
+ * pages: a child reads zeros where its parent had pages on private devices, unless the parent has CAP_SYS_PTRACE.
+ */
+hetmem_error *hetmem_config_forks_exec_at_once(hetmem_config *config);
 
 /*
  * Starts a runtime, for the caller to free. The configuration can be used again.

@@ -50,7 +50,7 @@ pub(crate) struct RunArgs {
     /// Which pages go where: manual, limit or chaos[=SEED]
     ///
     /// manual: nothing moves unless the program asks for it. limit: at most --system-limit of managed memory stays in system
-    /// memory, and the coldest pages leave first. chaos: random chunks of everything move to every device and back,
+    /// memory; a clock chooses what leaves, and passes over what touches brought home since it last came by. chaos: random chunks of everything move to every device and back,
     /// without pause, to test programs and hetmem itself; the same SEED makes the same choices.
     #[arg(long, value_name = "POLICY", default_value_t = PolicyName::Manual)]
     pub(crate) policy: PolicyName,

@@ -16,6 +16,7 @@ use crate::run_set::FrameRun;
 use crate::slot::{Frame, SYSTEM_POOL, Slot};
 use crate::space::{Installing, Space};
 use crate::stats::Counters;
+use crate::sync::atomic::AtomicU32;
 use crate::units::{DeviceId, PageCount, PageRange, VirtAddr};
 
 /// Counters of the engine's own, or of a supervisor.
@@ -83,6 +84,8 @@ pub struct Engine<H> {
     /// Whether a touch may bring neighbours of its page along.
     pub fault_around: bool,
     devices: Vec<Box<dyn Device>>,
+    /// Who wants no page to leave.
+    holds: AtomicU32,
     pub(crate) has_overlays: bool,
     pub(crate) overlays: Overlays,
 }
@@ -101,7 +104,18 @@ impl<H: Host> Engine<H> {
         let (space, notifiers) = (Space::default(), Notifiers::default());
         let has_overlays = devices.iter().any(|device| device.overlay_start().is_some());
         let overlays = Overlays::default();
-        Self { host, space, pool, counters, notifiers, fault_around: true, devices, has_overlays, overlays }
+        Self {
+            host,
+            space,
+            pool,
+            counters,
+            notifiers,
+            fault_around: true,
+            devices,
+            holds: AtomicU32::new(0),
+            has_overlays,
+            overlays,
+        }
     }
 
     /// Subscribes `callback` to changes in `range`. On return nothing changes pages there that does not know of it.
@@ -129,6 +143,26 @@ impl<H: Host> Engine<H> {
         drop(installing);
         let notice = self.notifiers.start(range, event, true);
         (self.space.gate.install(), Some(notice))
+    }
+
+    /// From here until [`Engine::release_pages`] no page is taken out of the program, and migrations keep those that would be, as
+    /// [`KeptReason::Raced`](crate::outcome::KeptReason). They do not wait: who waited might hold what the caller needs next. What is out already comes home as
+    /// ever, and batches under way end; after [`Engine::bring_all_home`] has left none, nothing is away. The caller holds no lock.
+    pub fn hold_pages(&self) {
+        // Relaxed: the gate orders it.
+        self.holds.fetch_add(1, Relaxed);
+        // Whoever found no hold acts upon that with the gate held.
+        drop(self.space.gate.events());
+    }
+
+    /// Ends [`Engine::hold_pages`].
+    pub fn release_pages(&self) {
+        self.holds.fetch_sub(1, Relaxed);
+    }
+
+    /// Whether pages are held; asked with the gate held.
+    pub(crate) fn holds_pages(&self, _installing: &Installing<'_>) -> bool {
+        self.holds.load(Relaxed) > 0
     }
 
     /// The devices, in the order of their ids.
@@ -245,10 +279,6 @@ impl<H: Host> Engine<H> {
             (run, Fill::Populated) => Some(run),
             (run, Fill::Empty) => self.open_places(run),
         }
-    }
-
-    pub(crate) fn count_copied(&self, pages: PageCount) {
-        self.counters.bytes_copied.fetch_add(pages.bytes().get(), Relaxed);
     }
 
     /// Gives stocked system pages above the pool's limit back to the host.

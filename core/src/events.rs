@@ -114,7 +114,8 @@ impl<H: Host> Engine<H> {
                 let take = || self.take_stocked(PageCount::ONE, page, Purpose::Fault);
                 let via = (0..DEVICE_TRIES).find_map(|_| take()).ok_or(DeviceError)?;
                 let to = Held { device: crate::slot::SYSTEM_POOL, run: via };
-                let copied = (0..DEVICE_TRIES).any(|_| self.copy_frames(held, to).is_ok());
+                // Each page is owed, as nobody can ask for it again: the child's memory is a copy of this moment.
+                let copied = (0..DEVICE_TRIES).any(|_| self.copy_owed(held, to));
                 if copied {
                     put(one, self.pool.address(via));
                 }

@@ -2,7 +2,7 @@
 //!
 //! Concurrent touches of one page make one migration: the first marks the page busy, the others wait for it. Neighbours come along
 //! as long as touches go on in sequence ([`MAX_AROUND`]); a touch out of sequence brings one page, and so does each one without
-//! [`Engine::fault_around`].
+//! [`Engine::fault_around`]. Only the touched page is owed: neighbours that the device does not give back are left where they are.
 //!
 //! Nothing here allocates, and no memory is touched but hetmem's own: this runs while memory of the program is away.
 
@@ -25,7 +25,7 @@ use notify::Notify;
 pub const MAX_AROUND: u16 = 64;
 /// Never written pages that one fault makes readable at most.
 const MAX_ZERO_AROUND: u16 = 16;
-/// How often a device may fail to give a page back before the program is stopped.
+/// How often a device may fail to give a page back that is owed, before the program is stopped.
 pub(crate) const DEVICE_TRIES: u32 = 8;
 
 /// What became of a fault.
@@ -183,7 +183,15 @@ impl<H: Host> Engine<H> {
                 break;
             };
             let to = Held { device: SYSTEM_POOL, run: place };
-            self.fetch(run, done, to);
+            let fetched = self.fetch(run, done, to);
+            if fetched < place.pages {
+                self.put(to.slice(fetched, place.pages - fetched));
+            }
+            if fetched.is_zero() {
+                // Neighbours, as the touched page comes or the program stops.
+                break;
+            }
+            let to = to.slice(PageCount::ZERO, fetched);
             let _installing = self.space.gate.install();
             let mut state = block.lock();
             let (n, stop) = self.put_around(&mut state, path, run, done, to);
@@ -225,9 +233,9 @@ impl<H: Host> Engine<H> {
         self.release_waiters(block, &mut state, path, run.range());
     }
 
-    /// Copies the frames of pages `from` on into `to`. A device that goes on failing leaves no place for the page: the
-    /// program is stopped.
-    fn fetch(&self, run: &Around, from: PageCount, to: Held) {
+    /// Copies the frames of pages `from` on into `to`, and says how many came: fewer where the device does not give a neighbour back. If it
+    /// does not give the touched page back, which is the first, there is no place for that one: the program is stopped.
+    fn fetch(&self, run: &Around, from: PageCount, to: Held) -> PageCount {
         let mut at = PageCount::ZERO;
         while at < to.run.pages {
             let mut n = PageCount::ONE;
@@ -240,14 +248,22 @@ impl<H: Host> Engine<H> {
                 }
                 n += PageCount::ONE;
             }
-            let source = Held { device: first.device, run: crate::run_set::FrameRun { first: first.index, pages: n } };
-            let target = to.slice(at, n);
-            let copied = (0..DEVICE_TRIES).any(|_| self.copy_frames(source, target).is_ok());
-            if !copied {
-                self.host.stop_the_program(run.page(from + at), "the device does not give a page back");
+            let frames = Held { device: first.device, run: crate::run_set::FrameRun { first: first.index, pages: n } };
+            let copy = |n| self.copy_owed(frames.slice(PageCount::ZERO, n), to.slice(at, n));
+            if copy(n) {
+                at += n;
+                continue;
             }
-            at += n;
+            let owed = (from + at).is_zero();
+            if !owed {
+                return at;
+            }
+            if (1..DEVICE_TRIES).any(|_| copy(PageCount::ONE)) {
+                return PageCount::ONE;
+            }
+            self.host.stop_the_program(run.page(from + at), "the device does not give a page back");
         }
+        at
     }
 
     /// Puts the pages in `from` in at pages `at` on of `run`. Returns how many are dealt with, and what stopped it.

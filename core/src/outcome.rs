@@ -52,7 +52,7 @@ kept_reasons! {
     Locked = "locked",
     /// The memory holds a thread's stack or control block, which the kernel writes when the thread ends.
     ThreadState = "thread_state",
-    /// Another migration, a fault or a change of the mapping was under way.
+    /// Another migration, a fault, a fork or a change of the mapping was under way.
     Raced = "raced",
     /// The device has no free frame.
     NoFrame = "no_frame",

@@ -38,7 +38,7 @@ use crate::outcome::{KeptReason, PageOutcome};
 use crate::port::{FaultPath, Host};
 use crate::run_set::FrameRun;
 use crate::slot::{SYSTEM_POOL, Slot};
-use crate::space::{BlockState, Region};
+use crate::space::{BlockState, Region, kept_by_advice};
 use crate::sync::{Arc, Condvar, Mutex, lock};
 use crate::units::{BLOCK_PAGES, BlockNo, DeviceId, PageCount, PageRange, VirtAddr};
 
@@ -248,7 +248,9 @@ impl<H: Host> Engine<H> {
                 }
             }
             // Under the lock: whoever pins it waits for changes under way, and then relies on there being none.
-            None if !self.space.is_all(no.range(), |region| !region.pinned) => return Err(KeptReason::Advised),
+            None if !self.space.is_all(no.range(), |region| kept_by_advice(region).is_none()) => {
+                return Err(KeptReason::Advised);
+            }
             None => {}
         }
         if state.changing.contains(&no) {

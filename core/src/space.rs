@@ -38,6 +38,8 @@ pub struct Region {
     pub pinned: bool,
     /// The device on which its pages are best kept.
     pub preferred: Option<DeviceId>,
+    /// Whether its management is about to end: pins hold its pages no longer.
+    pub ending: bool,
     /// Whether nobody but hetmem maps, unmaps or protects what is there, so that device memory may be laid over it ([`crate::overlay`]).
     pub owned: bool,
 }
@@ -313,6 +315,29 @@ impl Space {
         write(&self.regions).insert(range, region);
     }
 
+    /// Puts `range` under management if no part of it is.
+    ///
+    /// # Errors
+    ///
+    /// A part that is managed already; nothing has changed then.
+    pub fn add_new_region(&self, range: PageRange, region: Region) -> Result<(), PageRange> {
+        let mut regions = write(&self.regions);
+        if let Some((managed, _)) = regions.overlapping(range).next() {
+            return Err(managed.intersect(range).unwrap_or(managed));
+        }
+        regions.insert(range, region);
+        Ok(())
+    }
+
+    /// Puts those parts of `range` under management that are not, and returns them, in order.
+    pub fn add_rest(&self, range: PageRange, region: Region) -> Vec<PageRange> {
+        let mut regions = write(&self.regions);
+        let rest: Vec<PageRange> =
+            parts_of(&regions, range).into_iter().filter(|(_, known)| known.is_none()).map(|(part, _)| part).collect();
+        rest.iter().for_each(|part| regions.insert(*part, region));
+        rest
+    }
+
     /// Changes what is said of the managed parts of `range`.
     pub fn change_region(&self, range: PageRange, change: impl Fn(&mut Region)) {
         let mut regions = write(&self.regions);
@@ -365,20 +390,7 @@ impl Space {
     /// `range` cut at region boundaries, with the region of each part; `None` for the unmanaged parts.
     #[must_use]
     pub fn regions_in(&self, range: PageRange) -> Vec<(PageRange, Option<Region>)> {
-        let regions = read(&self.regions);
-        let (mut parts, mut at) = (Vec::new(), range.start());
-        for (found, region) in regions.overlapping(range) {
-            let Some(part) = found.intersect(range) else { continue };
-            if let Some(gap) = PageRange::between(at, part.start()).filter(|g| !g.is_empty()) {
-                parts.push((gap, None));
-            }
-            parts.push((part, Some(*region)));
-            at = part.end();
-        }
-        if let Some(gap) = PageRange::between(at, range.end()).filter(|g| !g.is_empty()) {
-            parts.push((gap, None));
-        }
-        parts
+        parts_of(&read(&self.regions), range)
     }
 
     /// All regions, in order.
@@ -475,9 +487,25 @@ impl Space {
     }
 }
 
+fn parts_of(regions: &RangeMap<Region>, range: PageRange) -> Vec<(PageRange, Option<Region>)> {
+    let (mut parts, mut at) = (Vec::new(), range.start());
+    for (found, region) in regions.overlapping(range) {
+        let Some(part) = found.intersect(range) else { continue };
+        if let Some(gap) = PageRange::between(at, part.start()).filter(|g| !g.is_empty()) {
+            parts.push((gap, None));
+        }
+        parts.push((part, Some(*region)));
+        at = part.end();
+    }
+    if let Some(gap) = PageRange::between(at, range.end()).filter(|g| !g.is_empty()) {
+        parts.push((gap, None));
+    }
+    parts
+}
+
 /// Why a page of `region` may not be moved at all, if so.
 pub(crate) const fn kept_by_advice(region: &Region) -> Option<KeptReason> {
-    if region.pinned { Some(KeptReason::Advised) } else { None }
+    if region.pinned && !region.ending { Some(KeptReason::Advised) } else { None }
 }
 
 #[cfg(test)]

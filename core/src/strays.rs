@@ -73,6 +73,43 @@ impl<H: Host> Engine<H> {
         }
     }
 
+    /// Calls `visit` with each page that is mapped from a device's frame and could be moved there. With the gate and a block held.
+    pub fn each_mapped(&self, mut visit: impl FnMut(PageRange)) {
+        let mut at = None;
+        loop {
+            let _installing = self.space.gate.install();
+            let Some((no, block)) = self.space.block_after(at) else { return };
+            at = Some(no);
+            let state = block.lock();
+            if state.mapped() == 0 {
+                continue;
+            }
+            for page in no.range().iter() {
+                if let Slot::Mapped(frame) = state.slot(page.index_in_block())
+                    && !self.lays(frame.device)
+                {
+                    visit(PageRange::page_of(page));
+                }
+            }
+        }
+    }
+
+    /// The program writes to `page`, which it shares with a forked child: the kernel makes it a copy in system memory, and what was the device's is the
+    /// child's. For a thread that serves faults.
+    pub fn copied_on_write(&self, page: VirtAddr) {
+        let _notice = self.notifiers.start_if_any(PageRange::page_of(page), Event::Migrate(None), false);
+        let _installing = self.space.gate.install();
+        let Some(block) = self.space.existing_block(page.block()) else { return };
+        let mut state = block.lock();
+        if let Slot::Mapped(frame) = state.slot(page.index_in_block())
+            && !self.lays(frame.device)
+        {
+            state.set(page.index_in_block(), Slot::System);
+            self.put(Held::single(frame));
+            self.counters.devices[frame.device.index()].stray_pages.fetch_add(1, Relaxed);
+        }
+    }
+
     /// Corrects the slots of strays in some blocks after `after`, or from the first on. Returns where to go on; `None` is the end.
     pub fn audit(&self, after: Option<BlockNo>) -> Option<BlockNo> {
         let (mut at, mut asked) = (after, PageCount::ZERO);

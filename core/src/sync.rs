@@ -1,22 +1,10 @@
 //! The one door to synchronisation primitives.
 //!
-//! Every lock and atomic of this crate and of the crates above comes from here, so that `--cfg loom` swaps all of them
+//! Every lock of this crate and of the crates above comes from here (but the one of the preloaded libraries' allocator), so that `--cfg loom` swaps all of them
 //! for the model checker's. The standard library's locks are futexes: taking one touches no thread-local storage and
 //! no memory but the lock itself, which is what allows their use while memory of the program may be away.
 //!
-//! # Lock order
-//!
-//! ```text
-//! gate (events against installs)
-//!   removals
-//!   exclusions
-//!     block index
-//!       block
-//!         overlays
-//!           regions, pool, frame table
-//! ```
-//!
-//! A lock may be taken while locks above it are held, never the other way round.
+//! The order in which locks are taken is drawn in ARCHITECTURE.md (Lock order).
 
 #[cfg(loom)]
 pub use loom::sync::{Arc, Condvar, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard, atomic};

@@ -4,6 +4,7 @@
 mod model;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::Ordering::Relaxed;
 
 use hetmem_core::engine::Residency;
 use hetmem_core::fault::FaultResolution;
@@ -12,6 +13,7 @@ use hetmem_core::mirror::{MirrorPage, RangeFault, RangeFaultError, Want};
 use hetmem_core::outcome::{KeptReason, Outcomes, PageOutcome};
 use hetmem_core::physmap::Owner;
 use hetmem_core::port::{FaultPath, PutStop};
+use hetmem_core::slot::Slot;
 use hetmem_core::units::{DeviceId, PageCount, PageRange};
 use model::{Action, COHERENT, COHERENT_B, Failure, PRIVATE, PRIVATE_B, STOPPED, StepKind, World};
 
@@ -365,6 +367,84 @@ fn a_device_that_never_gives_a_page_back_stops_the_program() {
     let stopped = catch_unwind(AssertUnwindSafe(|| world.engine.fault(page, FaultPath::Thread)));
     let panic = stopped.expect_err("zeros in place of the page would be the alternative");
     assert!(panic.downcast_ref::<String>().is_some_and(|message| message.starts_with(STOPPED)));
+}
+
+/// Sequential touches bring neighbours along; here the device never gives one of them back, and a thread waits for another.
+#[test]
+fn a_neighbour_that_the_device_does_not_give_back_is_left_away() {
+    for bad in 2..5 {
+        let world = World::new(CAPACITY).with_pages(0, 8);
+        let range = world.at(0, 8);
+        world.place(range, Target::Device(PRIVATE));
+        let page = |i| range.slice(PageCount::new(i), PageCount::ONE).start();
+        let at = |i| world.residency(PageRange::page_of(page(i)))[0];
+        let frame = {
+            let block = world.engine.space.existing_block(page(bad).block()).expect("its pages are away");
+            let slot = block.lock().slot(page(bad).index_in_block());
+            let Slot::Unmapped { frame, .. } = slot else { panic!("{slot:?} is not away") };
+            (frame.device.index(), frame.index.get())
+        };
+        world.model.lock().broken.insert(frame);
+        assert!(world.model.touch(page(0)).is_some());
+        // The next one in order takes three neighbours with it, of which `waited` is touched meanwhile.
+        let waited = if bad == 4 { 3 } else { 4 };
+        world.model.lock().calm();
+        world.model.lock().at_step(0, Action::Touch(page(waited)));
+        assert!(world.model.touch(page(1)).is_some(), "the touched page is served");
+        world.model.serve(false);
+        assert!(world.model.lock().waiters.is_empty(), "who waited for page {waited} was woken");
+        let now = world.residency(range);
+        assert_eq!(now[1], Residency::System);
+        assert_eq!(at(bad), Residency::Device(PRIVATE), "it stays, and is no longer on its way");
+        assert!(!now.contains(&Residency::Migrating), "{now:?}");
+        assert!(world.engine.counters.errors.load(Relaxed) > 0, "the failed copies are counted");
+        world.engine.check();
+        world.model.lock().broken.clear();
+        assert!(world.model.touch(page(bad)).is_some(), "the device works again");
+        assert_eq!(at(bad), Residency::System);
+        world.verify();
+    }
+}
+
+/// A device's defect unwinds through the migration: its pages are where they were, and not on their way for ever.
+#[test]
+fn a_device_that_panics_leaves_no_page_on_its_way() {
+    for (place, target) in [(Target::System, PRIVATE), (Target::Device(PRIVATE), PRIVATE_B)] {
+        let world = world(place);
+        world.model.lock().panics = true;
+        let caught = catch_unwind(AssertUnwindSafe(|| world.migrate(batch(&world), Target::Device(target))));
+        assert!(caught.is_err());
+        for now in world.residency(batch(&world)) {
+            assert_eq!(now, residency_at(place));
+        }
+        world.model.read_all();
+    }
+}
+
+/// As while a fork is under way: what is out comes home, and nothing leaves, not even for a moment.
+#[test]
+fn while_pages_are_held_they_only_come_home() {
+    for place in EVERYWHERE {
+        for target in EVERYWHERE {
+            for world in [world(place), away(place)] {
+                let was = world.engine.away_in(batch(&world)).0;
+                world.engine.hold_pages();
+                // An event would be applied with the gate alone: who is refused holds nothing that it would wait for.
+                let steps = world.model.lock().steps().len();
+                let moved = world.migrate(batch(&world), target).moved();
+                let took = world.model.lock().steps()[steps..].contains(&StepKind::TakeOut);
+                assert!(!took, "a page was taken out on its way from {place:?} to {target:?}");
+                assert!(moved.is_zero() || (target == Target::System && !was.is_zero()));
+                assert!(world.engine.bring_all_home().is_zero());
+                assert!(world.engine.away_in(batch(&world)).0.is_zero());
+                world.engine.release_pages();
+                if target != Target::System {
+                    assert!(!world.migrate(batch(&world), Target::Device(PRIVATE)).moved().is_zero());
+                }
+                world.verify();
+            }
+        }
+    }
 }
 
 #[test]

@@ -16,7 +16,7 @@ use model::{COHERENT, Failure, OVERLAY, OVERLAY_B, PRIVATE, StepKind, World};
 /// The block that is laid.
 const FIRST: u64 = 512;
 const OWNED: Region =
-    Region { path: hetmem_core::port::FaultPath::Thread, pinned: false, preferred: None, owned: true };
+    Region { path: hetmem_core::port::FaultPath::Thread, pinned: false, preferred: None, ending: false, owned: true };
 const ON_OVERLAY: Target = Target::Device(OVERLAY);
 
 /// Where a block's pages begin.

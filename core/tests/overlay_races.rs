@@ -17,7 +17,7 @@ use model::{Action, COHERENT, Failure, OVERLAY, OVERLAY_B, PRIVATE, StepKind, Wo
 
 /// The block that is laid.
 const FIRST: u64 = 512;
-const OWNED: Region = Region { path: FaultPath::Thread, pinned: false, preferred: None, owned: true };
+const OWNED: Region = Region { path: FaultPath::Thread, pinned: false, preferred: None, ending: false, owned: true };
 const HOME: Target = Target::System;
 const ON_OVERLAY: Target = Target::Device(OVERLAY);
 /// From where to where, each way over a laid block.

@@ -12,7 +12,6 @@ use hetmem::accelerator::AccessError;
 use hetmem::mappings::eligible;
 use hetmem::mirror::{Event, MirrorPage, Place, RangeFaultError, Want};
 use hetmem::{FaultPath, KeptReason, PageOutcome, Request, Residency, Select, Target};
-use hetmem_core::sync::lock;
 use hetmem_core::units::{PAGE_SIZE, PageCount, PageRange, VirtAddr};
 use hetmem_sys::errno::Errno;
 use hetmem_sys::mapping::{populate_write, set_aside};
@@ -24,6 +23,7 @@ use crate::file::OpenFile;
 use crate::interpose;
 use crate::mappings::{Part, is_of_the_kernel, migratable, own_variables};
 use crate::memory::{bounce, copy_in, copy_out};
+use crate::process::has_forked;
 use crate::stacks;
 
 /// Pages that the driver works on at a time.
@@ -53,6 +53,15 @@ impl OpenFile {
         let range = command.range()?;
         (command.cpages, command.faults) = (0, 0);
         self.accelerator.settle();
+        let result = self.carry_out(operation, command, range);
+        if has_forked() {
+            // What has migrated has ended the noticing around it.
+            self.devices.runtime.notice_copies();
+        }
+        result
+    }
+
+    fn carry_out(&self, operation: Operation, command: &mut Command, range: PageRange) -> Result<(), Errno> {
         match operation {
             Operation::Read => self.read(command, range),
             Operation::Write => self.write(command, range),
@@ -299,12 +308,11 @@ impl OpenFile {
         let mut alone: Vec<PageRange> = set_aside().collect();
         alone.extend(stacks::living());
         alone.extend(own_variables());
-        let _adopting = lock(&self.devices.adopting);
         let found = eligible(range, needs, &alone);
-        for part in found.iter().flat_map(|part| runtime.unmanaged(*part)) {
+        for part in &found {
             // SAFETY: hetmem allocates from memory that is set aside; stacks, which have the threads' control blocks, are left out; faults are
-            // served by the handler thread. A part that is managed by now is refused, and that is as good.
-            let _ = unsafe { runtime.adopt(part, FaultPath::Thread) };
+            // served by the handler thread.
+            let _adopted = unsafe { runtime.adopt_rest(*part, FaultPath::Thread) };
         }
         found
     }

@@ -6,7 +6,6 @@ use std::sync::Arc;
 use hetmem::accelerator::{Accelerator, Options};
 use hetmem::{Error, ErrorKind, Runtime, Select};
 use hetmem_core::physmap::{MemoryType, Owner};
-use hetmem_core::sync::Mutex;
 use hetmem_core::units::{ByteLen, DeviceId, PageRange};
 use hetmem_devices::spec::{Backend, DeviceSpec};
 use hetmem_sys::errno::Errno;
@@ -26,14 +25,13 @@ const AGENT: &str = "HETMEM_AGENT";
 /// The runtime while a device is open.
 pub(crate) struct Devices {
     pub(crate) runtime: Runtime,
-    /// Held while memory is adopted: what is not managed yet must still be so when it is.
-    pub(crate) adopting: Mutex<()>,
 }
 
 impl Devices {
     /// Starts the runtime.
     pub(crate) fn start() -> Result<Arc<Self>, Error> {
-        let mut builder = Runtime::builder().single_faults().own_allocator();
+        // The gate brings pages home before a fork, once no command is under way.
+        let mut builder = Runtime::builder().single_faults().own_allocator().forks_exec_at_once();
         for minor in 0..DEVICES {
             let (memory_type, size) = match minor {
                 0 | 1 => (MemoryType::DevicePrivate, PRIVATE_SIZE),
@@ -49,7 +47,7 @@ impl Devices {
                 fail_every: None,
             });
         }
-        Ok(Arc::new(Self { runtime: builder.start()?, adopting: Mutex::new(()) }))
+        Ok(Arc::new(Self { runtime: builder.start()? }))
     }
 }
 

@@ -34,6 +34,14 @@ static ANY: AtomicBool = AtomicBool::new(false);
 /// Whether descriptors may have come from a parent.
 static INHERITED: AtomicBool = AtomicBool::new(false);
 
+/// Whether this process has forked while something was open: then children may share pages of the devices.
+static FORKED: AtomicBool = AtomicBool::new(false);
+
+/// See [`FORKED`]; asked by who is inside.
+pub(crate) fn has_forked() -> bool {
+    FORKED.load(Ordering::Relaxed)
+}
+
 struct Open {
     files: Vec<Arc<OpenFile>>,
     devices: Weak<Devices>,
@@ -235,6 +243,10 @@ pub(crate) extern "C" fn before_fork() {
 /// In the parent, after a fork or an attempt at one.
 pub(crate) extern "C" fn in_parent() {
     if let Some(mut held) = lock(&HELD).take() {
+        if let Some(devices) = lock(&OPEN).devices.upgrade() {
+            FORKED.store(true, Ordering::Relaxed);
+            devices.runtime.notice_copies();
+        }
         held.gate.forks -= 1;
         CHANGED.notify_all();
     }

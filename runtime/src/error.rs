@@ -17,7 +17,8 @@ pub enum ErrorKind {
     Exhausted,
 }
 
-/// Why an operation was refused. Nothing has changed then.
+/// Why an operation was refused. Nothing has changed then, unless the operation says what has: [`Runtime::release`](crate::Runtime::release),
+/// [`Runtime::bring_home`](crate::Runtime::bring_home) and [`Runtime::remove_device`](crate::Runtime::remove_device) may have done a part.
 #[derive(Debug)]
 pub struct Error {
     kind: ErrorKind,

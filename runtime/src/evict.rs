@@ -25,7 +25,7 @@ impl Runtime {
     ///
     /// # Errors
     ///
-    /// If there is no such device, or if pages could not come home. These are where they were, come home with a touch as ever, and
+    /// If there is no such device, or if pages could not come home. These are where they were, come home with a touch as ever, no page goes to the device, and
     /// this may be called again.
     pub fn remove_device(&self, device: DeviceId) -> Result<(), Error> {
         let Some(known) = self.inner.engine.device(device) else {

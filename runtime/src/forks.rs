@@ -1,7 +1,16 @@
-//! Forks by the C library, in a program whose allocator is hetmem's too.
+//! Forks by the C library: what a runtime does before them and after, by a handler of `pthread_atfork`, which runs before the locks of `malloc` are taken.
 //!
-//! `fork(3)` holds the locks of `malloc`, and its system call waits until the handler thread has read the fork's event. So the handler thread may
-//! neither allocate then nor wait for anybody who does. A handler of `pthread_atfork`, which runs before those locks are taken, has it *park*:
+//! | where | before | until it is over |
+//! | --- | --- | --- |
+//! | userfaultfd announces no forks (no `CAP_SYS_PTRACE`) | all pages come home that a child would not have | no page leaves |
+//! | it does, and hetmem allocates from the heap that forks lock | the handler thread parks | it reads events, and acts on none |
+//! | a coherent DAX device | blocks come home | none is laid |
+//!
+//! *No page leaves:* who would take one out is refused and does not wait ([`hetmem_core::engine::Engine::hold_pages`]): it may hold a lock that another handler of
+//! `pthread_atfork` takes next. A page that can't come home stops the program, as the child would read zeros.
+//!
+//! *Parking.* `fork(3)` holds the locks of `malloc`, and its system call waits until the handler thread has read the fork's event. So the handler thread may
+//! neither allocate then nor wait for anybody who does. So it *parks*:
 //!
 //! ```text
 //! forking thread                          handler thread
@@ -11,36 +20,54 @@
 //! say that it is over                     acts on them, lets go of the gate
 //! ```
 //!
-//! Before that, blocks that a device's memory was laid over come home, as a child would not have them ([`hetmem_core::overlay`]), and until the fork is over none
-//! is laid. Such a runtime has its forks noticed whatever allocator it uses, but parks for none if it has one of its own.
+//! Pages and blocks come home before any handler thread parks, as that takes more than reading. Forks of several threads come one after the other, and a child, in
+//! which no runtime of its parent's works, has none of this to do at its own forks.
 //!
-//! *Limits:* [`ROOM`] reads of events fit into one fork; other threads go on until their next touch of a missing page or change of a mapping.
+//! *Limits:* whoever forks holds no lock that a callback of a mirror waits for. [`ROOM`] reads of events fit into one fork; other threads go on until their next touch of a missing page or change of a mapping.
 #![expect(unsafe_code, reason = "registers functions with the C library")]
 
 use std::cell::RefCell;
 use std::sync::{Arc, Once, Weak};
+use std::time::Instant;
 
-use hetmem_core::sync::{Condvar, Mutex, lock};
+use hetmem_core::port::Host as _;
+use hetmem_core::sync::{Condvar, Mutex, MutexGuard, lock};
+use hetmem_core::units::VirtAddr;
 use hetmem_sys::errno::Errno;
 
 use crate::error::Error;
 use crate::inner::Inner;
+use crate::service::MEMORY_PATIENCE;
 
 /// Reads for which a parked handler thread has room.
 pub(crate) const ROOM: usize = 64;
 
-/// The runtimes whose handler threads park.
+/// What a runtime needs of forks.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Needs {
+    /// That its handler thread parks.
+    pub(crate) parks: bool,
+    /// That pages come home, and stay.
+    pub(crate) homes: bool,
+}
+
+/// The runtimes that are to know of forks. Locked while one is under way: then none begins, and nobody holds it in the child.
 static RUNTIMES: Mutex<Vec<Weak<Inner>>> = Mutex::new(Vec::new());
 
+/// A fork under way.
+struct Fork {
+    runtimes: Vec<Arc<Inner>>,
+    _others_wait: MutexGuard<'static, Vec<Weak<Inner>>>,
+}
+
 thread_local! {
-    /// What this thread has parked for a fork under way.
-    static PARKED: RefCell<Vec<Arc<Inner>>> = const { RefCell::new(Vec::new()) };
+    /// This thread's fork.
+    static UNDER_WAY: RefCell<Option<Fork>> = const { RefCell::new(None) };
 }
 
 #[derive(Default)]
 struct State {
-    /// Whether the handler thread parks at all.
-    parks: bool,
+    needs: Needs,
     /// Forks under way for which it does.
     forks: u32,
     parked: bool,
@@ -83,7 +110,7 @@ impl Forks {
 
 fn begin(inner: &Inner) {
     let mut state = lock(&inner.forks.state);
-    if !state.parks {
+    if !state.needs.parks {
         return;
     }
     state.forks += 1;
@@ -96,7 +123,7 @@ fn begin(inner: &Inner) {
 fn end(inner: &Inner) {
     {
         let mut state = lock(&inner.forks.state);
-        if !state.parks {
+        if !state.needs.parks {
             return;
         }
         state.forks -= 1;
@@ -104,9 +131,9 @@ fn end(inner: &Inner) {
     inner.delegated.wake();
 }
 
-/// Has forks wait for the handler thread of `inner` if it `parks`, and for blocks to come home. The thread may be about to start.
-pub(crate) fn expect(inner: &Arc<Inner>, parks: bool) -> Result<(), Error> {
-    lock(&inner.forks.state).parks = parks;
+/// Has forks do what `inner` `needs`, and blocks come home before. Its handler thread may be about to start.
+pub(crate) fn expect(inner: &Arc<Inner>, needs: Needs) -> Result<(), Error> {
+    lock(&inner.forks.state).needs = needs;
     static REGISTERED: Once = Once::new();
     let mut result = 0;
     REGISTERED.call_once(|| {
@@ -122,31 +149,63 @@ pub(crate) fn expect(inner: &Arc<Inner>, parks: bool) -> Result<(), Error> {
     Ok(())
 }
 
+fn homes(inner: &Inner) -> bool {
+    lock(&inner.forks.state).needs.homes
+}
+
+/// Brings home what the child would not have.
+fn bring_home(inner: &Inner) {
+    inner.engine.hold_pages();
+    let start = Instant::now();
+    while !inner.bring_home() {
+        if start.elapsed() > MEMORY_PATIENCE {
+            inner
+                .engine
+                .host
+                .stop_the_program(VirtAddr::default(), "pages could not come home that a forked child needs");
+        }
+    }
+}
+
 extern "C" fn prepare() {
-    let runtimes: Vec<Arc<Inner>> = lock(&RUNTIMES).iter().filter_map(Weak::upgrade).collect();
-    // All before any handler thread parks, as this takes more than reading.
+    let registered = lock(&RUNTIMES);
+    let living = registered.iter().filter_map(Weak::upgrade);
+    let runtimes: Vec<Arc<Inner>> = living.filter(|inner| inner.is_of_this_process()).collect();
     for inner in runtimes.iter().filter(|inner| inner.engine.has_overlays()) {
         inner.engine.hold_overlays();
         inner.lift_all();
     }
+    runtimes.iter().filter(|inner| homes(inner)).for_each(|inner| bring_home(inner));
     runtimes.iter().for_each(|inner| begin(inner));
-    PARKED.set(runtimes);
+    UNDER_WAY.set(Some(Fork { runtimes, _others_wait: registered }));
 }
 
 extern "C" fn in_parent() {
-    let runtimes = PARKED.take();
-    runtimes.iter().for_each(|inner| end(inner));
-    runtimes.iter().filter(|inner| inner.engine.has_overlays()).for_each(|inner| inner.engine.release_overlays());
+    let Some(fork) = UNDER_WAY.take() else { return };
+    for inner in &fork.runtimes {
+        end(inner);
+        if homes(inner) {
+            inner.engine.release_pages();
+        }
+        if inner.engine.has_overlays() {
+            inner.engine.release_overlays();
+        }
+    }
 }
 
 #[expect(clippy::mem_forget, reason = "what ends in the parent does not end in the child")]
 extern "C" fn in_child() {
-    std::mem::forget(PARKED.take());
+    // The lock is let go of, as the child may have runtimes of its own.
+    if let Some(fork) = UNDER_WAY.take() {
+        std::mem::forget(fork.runtimes);
+    }
 }
 
 /// Lets the handler thread of `inner` go on while `f` runs, if this thread has parked it: another handler of `pthread_atfork` has work for it.
 pub(crate) fn unparked<R>(inner: &Inner, f: impl FnOnce() -> R) -> R {
-    let parked = PARKED.with_borrow(|parked| parked.iter().any(|other| std::ptr::eq(&raw const **other, inner)));
+    let parked = UNDER_WAY.with_borrow(|fork| {
+        fork.iter().flat_map(|fork| &fork.runtimes).any(|other| std::ptr::eq(&raw const **other, inner))
+    });
     if !parked {
         return f();
     }

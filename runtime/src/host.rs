@@ -29,9 +29,11 @@ use hetmem_core::sync::{Condvar, Mutex, lock};
 use hetmem_core::units::{PageCount, PageRange, VirtAddr};
 use hetmem_sys::copy::copy_pages;
 use hetmem_sys::errno::Errno;
-use hetmem_sys::mapping::{Arena, ArenaOptions, HugePages, OnFork, Spare, discard, is_mapped, map_again_over};
+use hetmem_sys::mapping::{
+    Arena, ArenaOptions, HugePages, OnFork, Spare, discard, is_locked, is_mapped, map_again_over,
+};
 use hetmem_sys::maps::MapsFile;
-use hetmem_sys::pagemap::{Categories, PagemapScanner, Region as Scanned, ScanQuery};
+use hetmem_sys::pagemap::{Categories, PagemapEntry, PagemapScanner, Region as Scanned, ScanQuery};
 use hetmem_sys::procmap::MappingQuery;
 use hetmem_sys::thread::Tasks;
 use hetmem_sys::uffd::{
@@ -254,16 +256,20 @@ impl UserMemory {
                 Some(Errno::AGAIN) => return Err(KeptReason::Raced),
                 // Not one mapping, or not one that can be moved from.
                 Some(_) if pages > PageCount::ONE => pages = PageCount::new(pages.get() / 2),
+                // Pages are not moved between what is locked and what is not.
+                Some(Errno::INVAL) if is_locked(range.start()) => return Err(KeptReason::Locked),
                 Some(_) | None => return Err(KeptReason::Unsupported),
             }
         }
     }
 
-    fn put_stop(&self, page: VirtAddr, errno: Errno) -> PutStop {
+    fn put_stop(&self, path: FaultPath, page: VirtAddr, errno: Errno) -> PutStop {
         match errno {
             Errno::AGAIN => PutStop::EventsPending,
             Errno::EXIST => PutStop::Occupied,
             Errno::NOMEM => PutStop::NoMemory,
+            // The kernel looks for changes under way, then waits for them, and finds no mapping, or another: the page may belong elsewhere now.
+            _ if self.contexts.is_changing(path) => PutStop::EventsPending,
             Errno::NOENT | Errno::SRCH | Errno::INVAL | Errno::FAULT if !is_mapped(PageRange::page_of(page)) => {
                 PutStop::Gone
             }
@@ -277,7 +283,7 @@ impl UserMemory {
 
     /// Fills `to`, or its first half, quarter, and so on: the kernel fills one mapping at a time, and refuses a run that goes on into
     /// the next as a whole.
-    fn in_one_mapping(&self, to: PageRange, fill: impl Fn(PageRange) -> Progress) -> PutIn {
+    fn in_one_mapping(&self, path: FaultPath, to: PageRange, fill: impl Fn(PageRange) -> Progress) -> PutIn {
         let mut part = to;
         loop {
             let progress = fill(part);
@@ -286,7 +292,7 @@ impl UserMemory {
                 part = part.slice(PageCount::ZERO, PageCount::new(part.pages().get() / 2));
                 continue;
             }
-            let stop = progress.stop.map(|errno| self.put_stop(part.start().add_pages(progress.done), errno));
+            let stop = progress.stop.map(|errno| self.put_stop(path, part.start().add_pages(progress.done), errno));
             return PutIn { pages: progress.done, stop };
         }
     }
@@ -332,7 +338,7 @@ impl Host for UserMemory {
 
     fn put_in(&self, path: FaultPath, to: PageRange, from: VirtAddr, how: Install) -> PutIn {
         let uffd = self.contexts.program(path);
-        self.in_one_mapping(to, |to| match how {
+        self.in_one_mapping(path, to, |to| match how {
             Install::Move => {
                 // SAFETY: the source is a frame of hetmem's that the engine has references to; the destination is a page whose
                 // bytes these are, in a trapped range.
@@ -356,7 +362,7 @@ impl Host for UserMemory {
 
     fn zero_fill(&self, path: FaultPath, range: PageRange) -> PutIn {
         // SAFETY: the engine asks for pages of which nothing was ever taken out.
-        self.in_one_mapping(range, |range| unsafe { self.contexts.program(path).zeropage(range, Wake::Now) })
+        self.in_one_mapping(path, range, |range| unsafe { self.contexts.program(path).zeropage(range, Wake::Now) })
     }
 
     fn wake(&self, path: FaultPath, range: PageRange) {
@@ -469,6 +475,16 @@ impl UserMemory {
         std::iter::once((&self.contexts.thread, FaultPath::Thread)).chain(sigbus)
     }
 
+    /// A thread on which touches depend has panicked: whoever touches what is away would wait for ever. Ends the process, with one line.
+    pub(crate) fn end_after_panic(&self, thread: &str, panic: &(dyn std::any::Any + Send)) -> ! {
+        let text = panic.downcast_ref::<&str>().copied();
+        let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message");
+        if !self.stopping.swap(true, Ordering::SeqCst) {
+            (self.on_fatal)(&format!("{thread} has panicked, so the program is stopped: {text}"));
+        }
+        hetmem_sys::process::die()
+    }
+
     /// Why a block could not be laid or lifted, which is as it was.
     fn exchange_failed(&self, block: PageRange, errno: Errno) -> KeptReason {
         if !is_mapped(block) {
@@ -481,6 +497,13 @@ impl UserMemory {
             Errno::AGAIN => KeptReason::Raced,
             _ => KeptReason::Unsupported,
         }
+    }
+
+    /// Whether others map the page at `page`, too, as far as the page map tells.
+    pub(crate) fn is_shared(&self, page: PageRange) -> bool {
+        let mut entry = [PagemapEntry::default()];
+        let known = self.scanner.entries(page, &mut entry) == Ok(1);
+        known && entry[0].is_present() && !entry[0].is_mapped_once()
     }
 
     /// Makes the pages of `range` this process's own again, as far as they are shared with a forked child. The caller holds

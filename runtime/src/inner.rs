@@ -21,6 +21,9 @@ use crate::service::MEMORY_PATIENCE;
 /// Room in the pool for pages in transit, beside the stock.
 const TRANSIT: PageCount = PageCount::new(64 * BLOCK_PAGES);
 
+/// How often pages are asked home that others are at work on.
+const HOME_TRIES: u32 = 1000;
+
 /// See the module.
 pub(crate) struct Inner {
     pub(crate) engine: Engine<UserMemory>,
@@ -283,6 +286,20 @@ impl Inner {
                 PageCount::new(present.get().saturating_sub(mapped.get()))
             })
             .sum()
+    }
+
+    /// Brings every page home that a forked child would not have; `false` if some could not come while it tried.
+    pub(crate) fn bring_home(&self) -> bool {
+        self.lift_all();
+        for _ in 0..HOME_TRIES {
+            if self.engine.bring_all_home().is_zero() {
+                self.release_idle();
+                return true;
+            }
+            // Others are at work on them: a touch, an event.
+            self.engine.host.await_events();
+        }
+        false
     }
 
     /// Lets ranges fall back that faults have emptied.

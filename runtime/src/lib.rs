@@ -2,6 +2,7 @@
 
 pub mod accelerator;
 pub mod agent;
+mod children;
 mod delegate;
 mod error;
 mod evict;

@@ -1,6 +1,7 @@
 //! The public API: a runtime, the memory it manages, and what can be asked of it.
 
 use std::os::fd::OwnedFd;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::thread::JoinHandle;
@@ -9,14 +10,15 @@ use std::time::Instant;
 use hetmem_core::engine::CountersAt;
 use hetmem_core::notifier::Event;
 use hetmem_core::physmap::{MemoryType, Owner};
-use hetmem_core::port::{Device, Host as _};
-use hetmem_core::space::Region as RegionEntry;
+use hetmem_core::port::Device;
+use hetmem_core::space::{Region as RegionEntry, Space};
 use hetmem_core::stats::Counters;
 use hetmem_core::units::{BLOCK_PAGES, ByteLen, DeviceId, PAGE_SIZE, PageCount, PageRange, VirtAddr};
 use hetmem_devices::spec::{Backend, DeviceSpec};
 use hetmem_devices::{DaxStore, Emulated, NodeMemory};
 use hetmem_sys::mapping::{Arena, ArenaOptions, HugePages, OnFork, Whose};
 use hetmem_sys::maps::MapsFile;
+use hetmem_sys::uffd::WriteProtect;
 
 pub use hetmem_core::engine::Residency;
 pub use hetmem_core::migrate::{Request, Select, Target};
@@ -51,6 +53,7 @@ pub struct Builder {
     sigbus: bool,
     single_faults: bool,
     own_allocator: bool,
+    forks_exec_at_once: bool,
 }
 
 impl Builder {
@@ -93,6 +96,18 @@ impl Builder {
         self
     }
 
+    /// Says that forked children of this program execute another program at once, or at least touch no managed memory, so that forks need not wait for pages.
+    ///
+    /// Otherwise each fork by the C library brings home before what the child would not have, and while it is under way no page leaves: migrations keep what they
+    /// would move as [`KeptReason::Raced`]. (It brings nothing home where userfaultfd announces forks, with `CAP_SYS_PTRACE`: then the child gets copies.) With
+    /// this, and without that privilege, a child reads zeros where its parent had pages away. `posix_spawn`, `vfork` and [`std::process::Command`] as long as it
+    /// uses these bring nothing home in any case.
+    #[must_use]
+    pub fn forks_exec_at_once(mut self) -> Self {
+        self.forks_exec_at_once = true;
+        self
+    }
+
     /// Starts the runtime and its handler thread.
     ///
     /// # Errors
@@ -117,16 +132,14 @@ impl Builder {
             .map_err(|errno| Error::os("the runtime's memory can't be set up", errno))?;
         inner.engine.fault_around = !self.single_faults;
         let inner = Arc::new(inner);
-        let parks = inner.engine.host.contexts.fork_events && !self.own_allocator;
-        if parks || inner.engine.has_overlays() {
-            forks::expect(&inner, parks)?;
+        let told = inner.engine.host.contexts.fork_events;
+        let needs = forks::Needs { parks: told && !self.own_allocator, homes: !told && !self.forks_exec_at_once };
+        if needs.parks || needs.homes || inner.engine.has_overlays() {
+            forks::expect(&inner, needs)?;
         }
         Runtime::start(inner, self.sigbus)
     }
 }
-
-/// How often pages are asked home that others are at work on.
-const HOME_TRIES: u32 = 1000;
 
 /// The stock of populated system pages unless said otherwise.
 pub(crate) const DEFAULT_STOCK: ByteLen = ByteLen::new(64 << 20);
@@ -194,7 +207,13 @@ impl Runtime {
         let before = inner.engine.host.events.count();
         let service = std::thread::Builder::new()
             .name("hetmem".to_owned())
-            .spawn(move || service::run(&shared, &stopped))
+            .spawn(move || {
+                // Nothing that it leaves behind is used again.
+                let served = catch_unwind(AssertUnwindSafe(|| service::run(&shared, &stopped)));
+                if let Err(panic) = served {
+                    shared.engine.host.end_after_panic("the thread that serves touches", &*panic);
+                }
+            })
             .map_err(|error| {
                 inner.forks.end();
                 Error::os("the handler thread can't be started", errno_of(&error))
@@ -231,7 +250,8 @@ impl Runtime {
         };
         let arena =
             Arena::reserve(pages, &options).map_err(|errno| Error::os(format!("{len} can't be mapped"), errno))?;
-        self.add(arena.range(), RegionEntry { path, owned: true, ..RegionEntry::default() });
+        let (range, region) = (arena.range(), RegionEntry { path, owned: true, ..RegionEntry::default() });
+        self.add(|space| (space.add_region(range, region), vec![range]));
         Ok(Mapping { inner: Arc::clone(&self.inner), arena: Some(arena) })
     }
 
@@ -255,18 +275,31 @@ impl Runtime {
         if range.is_empty() {
             return Err(Error::invalid("an empty range can't be adopted"));
         }
-        if self.inner.engine.space.regions_in(range).iter().any(|(_, region)| region.is_some()) {
-            return Err(Error::invalid(format!("a part of {range} is managed already")));
-        }
-        self.add(range, RegionEntry { path, ..RegionEntry::default() });
-        Ok(())
+        let region = RegionEntry { path, ..RegionEntry::default() };
+        self.add(|space| match space.add_new_region(range, region) {
+            Ok(()) => (Ok(()), vec![range]),
+            Err(part) => (Err(Error::invalid(format!("{part} of {range} is managed already"))), Vec::new()),
+        })
     }
 
-    /// The parts of `range` that are not managed, in order: those that may be adopted.
-    #[must_use]
-    pub fn unmanaged(&self, range: PageRange) -> Vec<PageRange> {
-        let parts = self.inner.engine.space.regions_in(range);
-        parts.into_iter().filter(|(_, region)| region.is_none()).map(|(part, _)| part).collect()
+    /// The same for those parts of existing memory that are not managed yet, which are returned, in order. Of several threads that ask for the same memory
+    /// at once, one gets each page.
+    ///
+    /// # Errors
+    ///
+    /// If `path` is [`FaultPath::Sigbus`] and the builder was not told so.
+    ///
+    /// # Safety
+    ///
+    /// As for [`Runtime::adopt`].
+    #[expect(unsafe_code, reason = "the promise can only be the caller's")]
+    pub unsafe fn adopt_rest(&self, range: PageRange, path: FaultPath) -> Result<Vec<PageRange>, Error> {
+        self.check_path(path)?;
+        let region = RegionEntry { path, ..RegionEntry::default() };
+        Ok(self.add(|space| {
+            let rest = space.add_rest(range, region);
+            (rest.clone(), rest)
+        }))
     }
 
     fn check_path(&self, path: FaultPath) -> Result<(), Error> {
@@ -276,51 +309,56 @@ impl Runtime {
         Ok(())
     }
 
-    fn add(&self, range: PageRange, region: RegionEntry) {
+    /// Has `add` put memory under management, which says what it has added.
+    fn add<R>(&self, add: impl FnOnce(&Space) -> (R, Vec<PageRange>)) -> R {
         let engine = &self.inner.engine;
-        {
+        let (result, added) = {
             // An event of what was mapped here before may have been read, and not been applied yet.
             let _installing = engine.space.gate.install();
-            engine.space.add_region(range, region);
+            add(&engine.space)
+        };
+        for range in added {
+            engine.counters.adopted_bytes.fetch_add(range.pages().bytes().get(), Relaxed);
+            if engine.notifiers.any_in(range) {
+                self.inner.watch(range);
+            }
         }
-        engine.counters.adopted_bytes.fetch_add(range.pages().bytes().get(), Relaxed);
-        if engine.notifiers.any_in(range) {
-            self.inner.watch(range);
-        }
+        result
     }
 
-    /// Brings the pages of `range` home and ends its management.
+    /// Brings the pages of `range` home, pinned ones, too, and ends its management.
     ///
     /// # Errors
     ///
-    /// If a page could not come home; the range stays managed then.
+    /// If a page could not come home. The range stays managed then, and its advice holds; other pages of it may have come home.
     pub fn release(&self, range: PageRange) -> Result<(), Error> {
         release(&self.inner, range)
     }
 
-    /// Brings every page home that a forked child would not have: those on private and on coherent DAX devices, and those held exclusively. Whoever forks
-    /// does this before (`pthread_atfork`), and lets nobody migrate until the fork is done.
+    /// Brings every page home that a forked child would not have: those on private and on coherent DAX devices, and those held exclusively. Forks by the C library
+    /// do it by themselves; whoever forks past it does this before, and lets nobody migrate until the fork is done.
     ///
     /// # Errors
     ///
-    /// If a page could not come home.
+    /// If a page could not come home; others may have.
     pub fn bring_home(&self) -> Result<(), Error> {
-        let come = || {
-            self.inner.lift_all();
-            (0..HOME_TRIES).any(|_| {
-                let home = self.inner.engine.bring_all_home().is_zero();
-                if !home {
-                    // Others are at work on it: a touch, an event.
-                    self.inner.engine.host.await_events();
-                }
-                home
-            })
-        };
-        if forks::unparked(&self.inner, come) {
-            self.inner.release_idle();
+        if forks::unparked(&self.inner, || self.inner.bring_home()) {
             return Ok(());
         }
         Err(Error::invalid("pages could not come home; they are in use all the time"))
+    }
+
+    /// From here on the first write to each page on a coherent device that a forked child shares at this moment is noticed: the kernel makes a copy of it then, which is in
+    /// system memory, and [`Runtime::residency`] says so. Of nodes the kernel tells where a page is; of other coherent devices nothing does but this. The noticing
+    /// ends where pages of the same mapping migrate: whoever wants it to go on asks anew.
+    pub fn notice_copies(&self) {
+        let host = &self.inner.engine.host;
+        self.inner.engine.each_mapped(|page| {
+            if host.is_shared(page) {
+                // A failure leaves a page unnoticed.
+                let _ = host.contexts.thread.write_protect(page, WriteProtect::Protect);
+            }
+        });
     }
 
     /// Migrates the pages of `range` that `request` selects, and says what became of each, in order. Zero moved pages is not an
@@ -409,9 +447,10 @@ fn release(inner: &Inner, range: PageRange) -> Result<(), Error> {
         )));
     }
     let space = &inner.engine.space;
-    space.change_region(range, |region| region.pinned = false);
     let start = Instant::now();
     loop {
+        // Anew each time, as another's attempt at a part of it may have failed.
+        space.change_region(range, |region| region.ending = true);
         let parts: Vec<PageRange> =
             space.blocks_in(range).into_iter().filter_map(|(no, _)| no.range().intersect(range)).collect();
         let outcomes = inner.migrate(&parts, Request::all_to(Target::System));
@@ -437,6 +476,7 @@ fn release(inner: &Inner, range: PageRange) -> Result<(), Error> {
         });
         if why.is_some() || start.elapsed() > MEMORY_PATIENCE {
             let why = why.unwrap_or("raced");
+            space.change_region(range, |region| region.ending = false);
             return Err(Error::invalid(format!(
                 "{left} pages of {range} could not come home ({why})",
                 left = left.get()
@@ -472,7 +512,7 @@ impl Drop for Runtime {
         // An eventfd takes eight bytes at a time and is never full of ones.
         let _ = rustix::io::write(&self.stop, &1u64.to_ne_bytes());
         if let Some(service) = self.service.take() {
-            // A panic of the handler thread has been reported by itself.
+            // It does not end by a panic: then the process would have.
             let _ = service.join();
         }
     }

@@ -19,15 +19,15 @@ use hetmem_core::stats::Counters;
 use hetmem_core::units::{PageCount, PageRange, VirtAddr};
 use hetmem_sys::access;
 use hetmem_sys::errno::Errno;
-use hetmem_sys::uffd::{CopyFlags, Event, EventBuffer, FaultFlags, Userfaultfd, WriteProtect};
+use hetmem_sys::uffd::{Event, EventBuffer, FaultFlags, Userfaultfd, WriteProtect};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
 use crate::delegate::Delegated;
-use crate::forks;
 use crate::host::UserMemory;
 use crate::inner::Inner;
+use crate::{children, forks};
 
 /// How long a fault may wait for memory before the program is stopped.
 pub(crate) const MEMORY_PATIENCE: Duration = Duration::from_secs(30);
@@ -151,7 +151,7 @@ fn apply(
             }
             Event::Fork { fd } => {
                 engine.forked(events);
-                fill_child(inner, events, Userfaultfd::from_fork(fd));
+                children::fill(inner, events, Userfaultfd::from_fork(fd));
             }
         }
         changed = true;
@@ -205,6 +205,9 @@ fn serve(inner: &Inner, fault: Fault) -> Option<Fault> {
     let engine = &inner.engine;
     let page = PageRange::page_of(fault.addr);
     if fault.write_protected {
+        if engine.host.is_shared(page) {
+            engine.copied_on_write(page.start());
+        }
         let resolved = engine.host.contexts.program(fault.path).write_protect(page, WriteProtect::Resolve);
         // Any error but this one means that the range is gone, and with it the toucher's wait.
         return (resolved == Err(Errno::AGAIN)).then_some(fault);
@@ -227,36 +230,6 @@ pub(crate) fn record_latency(counters: &Counters, since: Instant) {
     counters.fault_latency.record(u64::try_from(since.elapsed().as_nanos()).unwrap_or(u64::MAX));
 }
 
-/// Gives a child that was forked unannounced all that its parent had away at that moment: otherwise it would read zeros. The
-/// parent can't change those pages meanwhile: they are missing, and this thread is the one that would bring them home.
-#[expect(unsafe_code, reason = "copies pages into another process")]
-fn fill_child(inner: &Inner, events: &Events<'_>, child: Userfaultfd) {
-    let copy = |range: PageRange, from: VirtAddr| {
-        loop {
-            // SAFETY: the child's page is a hole where the parent's page is away, and holds the same bytes afterwards; the source is a
-            // frame whose page can't change while the gate is held.
-            let progress = unsafe { child.copy(range.start(), from, range.pages(), CopyFlags::NONE) };
-            match progress.stop {
-                Some(Errno::AGAIN) => hetmem_sys::thread::yield_now(),
-                Some(Errno::NOMEM) => {
-                    inner.engine.counters.errors.fetch_add(1, Relaxed);
-                    hetmem_sys::thread::backoff_sleep(1_000_000);
-                }
-                // Done; or there already; or of the other context; or the child has ended.
-                _ => break,
-            }
-        }
-    };
-    if inner.engine.for_each_unmapped(events, copy).is_err() {
-        inner
-            .engine
-            .host
-            .stop_the_program(VirtAddr::default(), "a device does not give pages back that a forked child needs");
-    }
-    // Closing the child's context ends its registration: from here on it is an ordinary process.
-    drop(child);
-}
-
 /// Whether `addr` lies in a block of a device's memory and can't be read: the device is gone, or the memory broken, and the touch would end here again and again.
 fn is_gone(engine: &Engine<UserMemory>, addr: VirtAddr) -> bool {
     if !engine.has_overlays() {
@@ -268,12 +241,24 @@ fn is_gone(engine: &Engine<UserMemory>, addr: VirtAddr) -> bool {
     engine.is_laid(addr) && access::read_checked(addr, &mut [0]).is_err() && engine.await_exchanges(page) == exchanges
 }
 
+/// In a forked child, where a page is that its parent has not copied yet: the touch is tried again, but not for ever.
+fn await_parent() -> bool {
+    const PAUSE: Duration = Duration::from_millis(1);
+    static PAUSES: AtomicU32 = AtomicU32::new(0);
+    hetmem_sys::thread::backoff_sleep(PAUSE.subsec_nanos());
+    // Relaxed: only the number counts.
+    PAUSE * PAUSES.fetch_add(1, Relaxed) < MEMORY_PATIENCE
+}
+
 /// Serves a SIGBUS at `addr` in the thread that touched it; `false` if the page is not this runtime's business.
 pub(crate) fn serve_sigbus(inner: &Inner, addr: VirtAddr) -> bool {
     let engine = &inner.engine;
     let ours = engine.space.region_at(addr.page_down()).is_some_and(|(_, region)| region.path == FaultPath::Sigbus);
     if !ours {
         return false;
+    }
+    if !inner.is_of_this_process() {
+        return await_parent();
     }
     let start = Instant::now();
     loop {
@@ -301,3 +286,6 @@ pub(crate) fn serve_sigbus(inner: &Inner, addr: VirtAddr) -> bool {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

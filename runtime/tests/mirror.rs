@@ -269,12 +269,15 @@ fn what_a_runtime_has_let_go_of_is_nobodys() {
     let _subscription = runtime.subscribe(PageRange::ALL, |notice| notice.set_seq()).unwrap();
     // SAFETY: the test's own memory, which no system call is given.
     unsafe { runtime.adopt(memory.range(), FaultPath::Thread) }.unwrap();
-    assert_eq!(runtime.unmanaged(memory.range()), []);
+    // SAFETY: as above.
+    assert_eq!(unsafe { runtime.adopt_rest(memory.range(), FaultPath::Thread) }.unwrap(), []);
     assert_eq!(runtime.migrate(memory.range(), to(PRIVATE)).moved().get(), 4);
     assert_eq!(runtime.bring_home().map_err(|error| error.to_string()), Ok(()));
     assert_eq!(runtime.residency(memory.range()), [Residency::System; 4]);
     runtime.release(memory.range()).unwrap();
-    assert_eq!(runtime.unmanaged(memory.range()), [memory.range()]);
+    // SAFETY: as above.
+    assert_eq!(unsafe { runtime.adopt_rest(memory.range(), FaultPath::Thread) }.unwrap(), [memory.range()]);
+    runtime.release(memory.range()).unwrap();
     let other = Userfaultfd::open(Features::NONE, Access::Full).unwrap();
     assert_eq!(other.register(memory.range(), Mode::MISSING), Ok(()));
 }

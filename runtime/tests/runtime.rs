@@ -1,6 +1,9 @@
 //! The runtime on real memory: what moves, what stays, and that contents survive all of it.
 #![expect(unsafe_code, reason = "tests touch mapped memory")]
 
+mod common;
+
+use common::Raw;
 use hetmem::{Advice, FaultPath, KeptReason, Mapping, PageOutcome, Request, Residency, Runtime, Target};
 use hetmem_core::units::{ByteLen, DeviceId, PAGE_SIZE, PageCount, PageRange};
 use hetmem_devices::spec::parse_all;
@@ -144,6 +147,110 @@ fn unmanaged_and_pinned_pages_are_kept_with_the_reason() {
 }
 
 #[test]
+fn locked_pages_are_kept_as_locked() {
+    let runtime = runtime();
+    let mapping = runtime.map(ByteLen::new(8 * PAGE_SIZE), FaultPath::Thread).unwrap();
+    fill(&mapping);
+    // SAFETY: the test's own memory, which keeps its contents.
+    let locked = unsafe { libc::mlock(mapping.as_ptr().wrapping_add(2 * 4096).cast(), 3 * 4096) };
+    assert_eq!(locked, 0, "three pages can be locked: {}", std::io::Error::last_os_error());
+    let outcomes = runtime.migrate(mapping.range(), to(PRIVATE));
+    assert_eq!((outcomes.kept(KeptReason::Locked).get(), outcomes.moved().get()), (3, 5), "{outcomes:?}");
+    verify(&mapping);
+}
+
+#[test]
+fn a_release_that_fails_leaves_the_range_managed_and_its_pins() {
+    // The second copy fails, which is the first one home.
+    let spec = "private:emulated,size=16M,fail=2".parse().unwrap();
+    let runtime = Runtime::builder().device(spec).start().unwrap();
+    let mapping = runtime.map(ByteLen::new(PAGE_SIZE), FaultPath::Thread).unwrap();
+    fill(&mapping);
+    let range = mapping.range();
+    assert_eq!(runtime.migrate(range, to(PRIVATE)).moved(), PageCount::ONE);
+    runtime.advise(range, Advice::Pin).unwrap();
+    let refused = runtime.release(range).unwrap_err();
+    assert!(refused.to_string().contains(KeptReason::DeviceError.label()), "{refused}");
+    let kept = runtime.migrate(range, Request::all_to(Target::System));
+    assert_eq!(kept.kept(KeptReason::Advised), PageCount::ONE, "it is managed, and pinned as it was: {kept:?}");
+    assert_eq!(runtime.residency(range), [Residency::Device(PRIVATE)]);
+    runtime.release(range).unwrap();
+    assert_eq!(runtime.migrate(range, to(PRIVATE)).kept(KeptReason::Unmanaged), PageCount::ONE);
+    verify(&mapping);
+}
+
+/// Of all who adopt the same memory at once one succeeds; the others are told, and nothing of it is counted twice.
+#[test]
+fn memory_is_adopted_once() {
+    let runtime = runtime();
+    let memory = Raw::anonymous(64);
+    for round in 0..200 {
+        let start = std::sync::Barrier::new(4);
+        let adopted: Vec<u64> = std::thread::scope(|scope| {
+            let racers: Vec<_> = (0..4)
+                .map(|racer| {
+                    let (runtime, start, range) = (&runtime, &start, memory.slice(racer, 60));
+                    scope.spawn(move || {
+                        start.wait();
+                        if (round + racer) % 2 == 0 {
+                            // SAFETY: the test's own memory, which no system call is given.
+                            return unsafe { runtime.adopt(range, FaultPath::Thread) }.map_or(0, |()| 60);
+                        }
+                        // SAFETY: as above.
+                        let rest = unsafe { runtime.adopt_rest(range, FaultPath::Thread) }.unwrap();
+                        rest.iter().map(|part| part.pages().get()).sum()
+                    })
+                })
+                .collect();
+            racers.into_iter().map(|racer| racer.join().unwrap()).collect()
+        });
+        let bytes = runtime.counters().adopted_bytes.load(std::sync::atomic::Ordering::Relaxed);
+        assert_eq!(bytes, adopted.iter().sum::<u64>() * PAGE_SIZE, "{adopted:?}");
+        assert!((60..=64).contains(&adopted.iter().sum::<u64>()), "{adopted:?}");
+        runtime.release(memory.range()).unwrap();
+    }
+}
+
+/// Others bring pages home while the program moves their mapping: the kernel may find none there just then, and they belong to the new place.
+#[test]
+fn pages_follow_a_mapping_that_moves_while_they_come_home() {
+    const PAGES: u64 = 3000;
+    let runtime = runtime();
+    // Apart by no multiple of a page table, so that the kernel moves entry by entry, which takes long.
+    // Each is unmapped by being moved, or at the end of the process.
+    let [here, there] = [(); 2].map(|()| std::mem::ManuallyDrop::new(Raw::aligned(PAGES + 1)));
+    here.unmap(0, 1);
+    here.advise_part(1, PAGES, libc::MADV_NOHUGEPAGE);
+    let both = [here.slice(1, PAGES), there.slice(0, PAGES)];
+    let memory = Raw::borrowed(both[0]);
+    // Every second one, so that each goes by itself.
+    (0..PAGES).step_by(2).for_each(|i| memory.set(i, i + 1));
+    for round in 0..40 {
+        let (now, next) = (Raw::borrowed(both[round % 2]), Raw::borrowed(both[(round + 1) % 2]));
+        // A move while nothing is away is told to nobody.
+        both.iter().for_each(|range| runtime.release(*range).unwrap());
+        // SAFETY: the test's own memory, which no system call is given.
+        unsafe { runtime.adopt(now.range(), FaultPath::Thread) }.unwrap();
+        let away =
+            || runtime.residency(now.range()).into_iter().filter(|at| *at == Residency::Device(PRIVATE)).count() as u64;
+        while away() < PAGES / 2 {
+            // Kept while the events of the last move are unread.
+            let _outcomes = runtime.migrate(now.range(), to(PRIVATE));
+        }
+        let moved = std::mem::ManuallyDrop::new(std::thread::scope(|scope| {
+            let home = scope.spawn(|| runtime.migrate_all(&both, Request::all_to(Target::System)));
+            // Somewhere on the way.
+            while runtime.residency(now.slice(0, 2))[0] != Residency::System && !home.is_finished() {
+                std::thread::yield_now();
+            }
+            now.remap_to(next)
+        }));
+        let wrong = (0..PAGES).step_by(2).find(|i| moved.get(*i) != i + 1);
+        assert_eq!(wrong.map(|page| (page, moved.get(page))), None, "round {round}");
+    }
+}
+
+#[test]
 fn a_full_device_keeps_what_does_not_fit() {
     let specs = parse_all(&["private:emulated,size=64K"], ByteLen::new(1 << 40)).unwrap();
     let runtime = Runtime::builder().device(specs[0].clone()).start().unwrap();
@@ -218,7 +325,7 @@ fn an_address_that_is_mapped_again_at_once_keeps_its_new_pages() {
         for worker in 0..4 {
             let runtime = &runtime;
             scope.spawn(move || {
-                for round in 0..300 {
+                for round in 0..20_000 {
                     // Small ones, so that the kernel gives the place that another thread has just left.
                     let mapping = runtime.map(ByteLen::new(64 << 10), FaultPath::Thread).unwrap();
                     fill(&mapping);

@@ -19,6 +19,7 @@ pub(crate) struct Config {
     pub(crate) devices: Vec<DeviceSpec>,
     pub(crate) stock: Option<ByteLen>,
     pub(crate) sigbus: bool,
+    pub(crate) forks_exec_at_once: bool,
 }
 
 impl Config {
@@ -92,4 +93,10 @@ unsafe extern "C" fn hetmem_config_set_stock(config: *mut Config, bytes: u64) ->
 unsafe extern "C" fn hetmem_config_allow_sigbus(config: *mut Config) -> Answer {
     // SAFETY: the header's contract.
     answer(unsafe { borrow_mut(config, "config") }.map(|config| config.sigbus = true))
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn hetmem_config_forks_exec_at_once(config: *mut Config) -> Answer {
+    // SAFETY: the header's contract.
+    answer(unsafe { borrow_mut(config, "config") }.map(|config| config.forks_exec_at_once = true))
 }

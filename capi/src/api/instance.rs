@@ -7,7 +7,7 @@
 
 use std::ffi::c_char;
 use std::mem::ManuallyDrop;
-use std::sync::{Arc, Mutex, Once};
+use std::sync::{Arc, Once};
 
 use hetmem_core::physmap::MemoryType;
 use hetmem_core::units::DeviceId;
@@ -23,8 +23,6 @@ pub(crate) struct Instance {
     runtime: ManuallyDrop<Runtime>,
     pub(crate) devices: Vec<DeviceSpec>,
     process: u32,
-    /// Held while memory is adopted: that it is not managed yet must still be so when it is.
-    pub(crate) adopting: Mutex<()>,
 }
 
 /// What `hetmem_runtime` points to.
@@ -50,6 +48,9 @@ impl Instance {
         if let Some(stock) = config.stock {
             builder = builder.stock(stock);
         }
+        if config.forks_exec_at_once {
+            builder = builder.forks_exec_at_once();
+        }
         if config.sigbus {
             builder = builder.sigbus();
         }
@@ -57,7 +58,6 @@ impl Instance {
             runtime: ManuallyDrop::new(builder.start()?),
             devices: config.devices.clone(),
             process: std::process::id(),
-            adopting: Mutex::new(()),
         }))
     }
 

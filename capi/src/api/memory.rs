@@ -3,7 +3,7 @@
 
 use std::ffi::c_void;
 use std::mem::ManuallyDrop;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 
 use hetmem_core::units::{ByteLen, DeviceId, PAGE_SIZE, PageCount, PageRange, VirtAddr};
 use hetmem_sys::mapping::set_aside;
@@ -122,7 +122,6 @@ unsafe fn adopt(instance: &Instance, range: PageRange, path: FaultPath) -> Resul
     if let Some(own) = set_aside().find(|own| own.overlaps(range)) {
         return Err(Failure::invalid(format!("{own} is memory of hetmem's own, and can't be adopted")));
     }
-    let _adopting = instance.adopting.lock().unwrap_or_else(PoisonError::into_inner);
     // SAFETY: as the caller promised; hetmem allocates from an arena of its own, which is set aside.
     unsafe { runtime.adopt(range, path) }?;
     Ok(())

@@ -15,10 +15,9 @@ const PERMISSION: &str = "set sysctl vm.unprivileged_userfaultfd=1, or grant rea
 const MAPPINGS_DEFAULT: u64 = 65530;
 
 /// The userfaultfd features that hetmem needs.
-const NEEDED: [(Features, &str); 6] = [
+const NEEDED: [(Features, &str); 5] = [
     (Features::MOVE, "MOVE"),
     (Features::PAGEFAULT_FLAG_WP, "PAGEFAULT_FLAG_WP"),
-    (Features::WP_UNPOPULATED, "WP_UNPOPULATED"),
     (Features::EVENT_REMAP, "EVENT_REMAP"),
     (Features::EVENT_REMOVE, "EVENT_REMOVE"),
     (Features::EVENT_UNMAP, "EVENT_UNMAP"),

@@ -22,7 +22,8 @@ use rustix::io::Errno;
 use support::{build_library, hetmem, output, status, stderr, stdout};
 
 /// The programs of `c/`.
-const PROGRAMS: [&str; 8] = ["access", "migrate", "snapshots", "exclusive", "mappings", "files", "forks", "races"];
+const PROGRAMS: [&str; 9] =
+    ["access", "migrate", "snapshots", "exclusive", "mappings", "files", "forks", "copies", "races"];
 
 /// A failed expectation, or what is missing for the test.
 enum Problem {

@@ -70,6 +70,7 @@ impl<'e, H: Host> Collected<'e, H> {
             |part| engine.host.present_parts(part),
             |announced, looks| engine.host.removal_is_over(announced, looks),
         );
+        let holds = engine.holds_pages(&installing);
         let excluded = engine.space.excluded();
         let block = crate::sync::Arc::clone(&batch.block);
         let mut state = block.lock();
@@ -83,6 +84,7 @@ impl<'e, H: Host> Collected<'e, H> {
                 _ if state.exchanging || suspects.get(page).is_some() => Plan::Keep(KeptReason::Raced),
                 // What is out already may go home, and nowhere else.
                 Plan::Hold(frame) if request.target == Target::System => Plan::Hold(frame),
+                Plan::TakeSystem | Plan::TakeMapped(_) | Plan::Hold(_) if holds => Plan::Keep(KeptReason::Raced),
                 _ if excluded.get(page).is_some() => Plan::Keep(KeptReason::ThreadState),
                 plan @ (Plan::Keep(_) | Plan::TakeSystem | Plan::TakeMapped(_) | Plan::Hold(_)) => plan,
             }

@@ -1,11 +1,14 @@
 //! Copy: allocate frames of the target and fill them. No lock is held, as this is where the time goes.
 
+use std::sync::atomic::Ordering::Relaxed;
+
 use crate::engine::{Engine, Held};
 use crate::migrate::{Batch, Piece, Target, is_pool};
 use crate::outcome::KeptReason;
 use crate::pool::Purpose;
 use crate::port::{DeviceError, Host};
 use crate::slot::SYSTEM_POOL;
+use crate::sync::Arc;
 use crate::units::PageCount;
 
 /// A piece and the frames that hold a copy of it; `None` where it goes home in the pool's own pages.
@@ -28,31 +31,42 @@ impl<'e, H: Host> Copied<'e, H> {
                 Err(reason) => Err((batch, reason)),
             };
         }
-        let (mut filled, mut kept) = (Vec::with_capacity(batch.pieces.len()), Vec::new());
-        for piece in std::mem::take(&mut batch.pieces) {
-            let mut at = PageCount::ZERO;
-            while at < piece.at.pages() {
-                let rest = piece.slice(at, piece.at.pages() - at);
-                match batch.fill(rest) {
-                    Ok(part) => {
-                        at += part.piece.at.pages();
-                        filled.push(part);
-                    }
-                    Err((part, reason)) => {
-                        at += part.at.pages();
-                        kept.push((part, reason));
-                    }
+        let mut kept = Vec::new();
+        let mut this = Self { filled: Vec::with_capacity(batch.pieces.len()), batch };
+        // A piece stays the batch's until it is filled: if a device panics, all go back.
+        this.batch.pieces.reverse();
+        while let Some(&piece) = this.batch.pieces.last() {
+            let done = match this.batch.fill(piece) {
+                Ok(part) => {
+                    let done = part.piece.at.pages();
+                    this.filled.push(part);
+                    done
                 }
+                Err((part, reason)) => {
+                    kept.push((part, reason));
+                    part.at.pages()
+                }
+            };
+            this.batch.pieces.pop();
+            if done < piece.at.pages() {
+                this.batch.pieces.push(piece.slice(done, piece.at.pages() - done));
             }
         }
-        if let (true, Some(&(_, why))) = (filled.is_empty(), kept.first()) {
-            batch.pieces = kept.into_iter().map(|(piece, _)| piece).collect();
-            return Err((batch, why));
+        if let (true, Some(&(_, why))) = (this.filled.is_empty(), kept.first()) {
+            this.batch.pieces = kept.into_iter().map(|(piece, _)| piece).collect();
+            return Err((this.into_batch(), why));
         }
         for (piece, reason) in kept {
-            batch.put_back(piece, reason);
+            this.batch.put_back(piece, reason);
         }
-        Ok(Self { batch, filled })
+        Ok(this)
+    }
+
+    /// The batch alone; nothing is filled.
+    fn into_batch(mut self) -> Batch<'e, H> {
+        let Batch { engine, block, range, path, request, pieces, outcomes } = &mut self.batch;
+        let (pieces, outcomes) = (std::mem::take(pieces), std::mem::take(outcomes));
+        Batch { engine, block: Arc::clone(block), range: *range, path: *path, request: *request, pieces, outcomes }
     }
 
     /// Takes the filled pieces out, to be finished one by one.
@@ -94,7 +108,23 @@ impl<H: Host> Batch<'_, H> {
 impl<H: Host> Engine<H> {
     /// Copies pages from frames to frames, each by the way its device offers.
     pub(crate) fn copy_frames(&self, from: Held, to: Held) -> Result<(), DeviceError> {
-        self.count_copied(from.run.pages);
+        let copied = self.copy_by_device(from, to);
+        if copied.is_ok() {
+            self.counters.bytes_copied.fetch_add(from.run.pages.bytes().get(), Relaxed);
+        }
+        copied
+    }
+
+    /// The same for pages that are owed: a failure is one that nobody else tells of.
+    pub(crate) fn copy_owed(&self, from: Held, to: Held) -> bool {
+        let copied = self.copy_frames(from, to).is_ok();
+        if !copied {
+            self.counters.errors.fetch_add(1, Relaxed);
+        }
+        copied
+    }
+
+    fn copy_by_device(&self, from: Held, to: Held) -> Result<(), DeviceError> {
         match (self.address(from), self.address(to)) {
             (Some(source), _) if !is_pool(to) && is_pool(from) => self.device_of(to.device).copy_in(to.run, source),
             (_, Some(target)) if !is_pool(from) => self.device_of(from.device).copy_out(from.run, target),

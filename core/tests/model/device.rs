@@ -40,6 +40,13 @@ impl ModelDevice {
     }
 }
 
+impl ModelDevice {
+    fn panic_if_told(&self) {
+        let panics = std::mem::take(&mut self.model.lock().panics);
+        assert!(!panics, "the device panics");
+    }
+}
+
 impl Device for ModelDevice {
     fn pagemap(&self) -> &Pagemap {
         &self.pagemap
@@ -60,6 +67,7 @@ impl Device for ModelDevice {
 
     fn copy_in(&self, to: FrameRun, from: VirtAddr) -> Result<(), DeviceError> {
         let failure = self.model.step(StepKind::CopyIn);
+        self.panic_if_told();
         let mut memory = self.model.lock();
         for i in 0..to.pages.get() {
             let content = memory.own_content(nth(from, i));
@@ -70,11 +78,14 @@ impl Device for ModelDevice {
 
     fn copy_out(&self, from: FrameRun, to: VirtAddr) -> Result<(), DeviceError> {
         let failure = self.model.step(StepKind::CopyOut);
+        self.panic_if_told();
         let mut memory = self.model.lock();
+        let device = self.pagemap.device.index();
+        let fails = failure.is_some() || from.iter().any(|frame| memory.broken.contains(&(device, frame.get())));
         for i in 0..from.pages.get() {
             let content = self.get(&memory, from, i);
-            memory.own.insert(nth(to, i).get(), if failure.is_some() { GARBAGE } else { content });
+            memory.own.insert(nth(to, i).get(), if fails { GARBAGE } else { content });
         }
-        if failure.is_some() { Err(DeviceError) } else { Ok(()) }
+        if fails { Err(DeviceError) } else { Ok(()) }
     }
 }

@@ -120,6 +120,10 @@ pub(crate) struct Memory {
     pub(crate) truth: BTreeMap<u64, Truth>,
     pub(crate) own: BTreeMap<u64, Token>,
     pub(crate) private: BTreeMap<(usize, u32), Token>,
+    /// Frames of private devices that no copy gets out, while they are here.
+    pub(crate) broken: BTreeSet<(usize, u32)>,
+    /// The next copy of a device panics.
+    pub(crate) panics: bool,
     /// Mapped pages that the kernel has copied or moved elsewhere than to their device.
     pub(crate) strays: BTreeSet<u64>,
     pub(crate) events: VecDeque<Event>,

@@ -38,7 +38,7 @@ pub struct Config {
 pub enum Policy {
     /// Nothing moves unless the program asks for it.
     Manual,
-    /// At most `system_limit` of managed memory stays in system memory; the coldest pages leave first.
+    /// At most `system_limit` of managed memory stays in system memory; a clock chooses what leaves, and passes over what touches brought home since it last came by.
     Limit {
         /// The limit, of each process.
         system_limit: ByteLen,

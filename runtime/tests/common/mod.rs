@@ -10,8 +10,13 @@ pub(crate) const PRIVATE: DeviceId = DeviceId::new(0);
 pub(crate) const COHERENT: DeviceId = DeviceId::new(1);
 
 pub(crate) fn runtime() -> Runtime {
+    builder().start().unwrap()
+}
+
+/// A private and a coherent device.
+pub(crate) fn builder() -> hetmem::Builder {
     let specs = parse_all(&["private:emulated,size=64M", "coherent:emulated,size=64M"], ByteLen::new(1 << 40)).unwrap();
-    specs.into_iter().fold(Runtime::builder().sigbus(), hetmem::Builder::device).start().unwrap()
+    specs.into_iter().fold(Runtime::builder().sigbus(), hetmem::Builder::device)
 }
 
 pub(crate) fn to(device: DeviceId) -> Request {
@@ -131,6 +136,12 @@ impl Raw {
         let mut found = vec![Region::default(); self.range.pages().as_usize()];
         let (n, _) = PagemapScanner::open().unwrap().scan(self.range, query, &mut found).unwrap();
         found[..n].iter().map(|run| run.range().pages().get()).sum()
+    }
+
+    /// `madvise(2)` on a part of it.
+    pub(crate) fn advise_part(&self, first: u64, pages: u64, advice: i32) {
+        // SAFETY: as for all of it.
+        assert_eq!(unsafe { libc::madvise(self.pointer(first).cast(), self.bytes(pages), advice) }, 0);
     }
 
     /// `madvise(2)` on all of it.

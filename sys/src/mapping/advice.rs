@@ -51,6 +51,14 @@ pub fn forbid_huge_pages(range: PageRange) -> Result<(), Errno> {
     }
 }
 
+/// Whether the page of private anonymous memory at `page` is locked (`mlock(2)`): the kernel takes no advice then that it is cold. Elsewhere the page counts as
+/// a little older afterwards.
+#[must_use]
+pub fn is_locked(page: VirtAddr) -> bool {
+    // SAFETY: the contents stay as they are.
+    unsafe { advise(PageRange::page_of(page), Advice::LinuxCold) == Err(Errno::INVAL) }
+}
+
 /// Drops the pages of `range` (`MADV_DONTNEED`): private anonymous memory becomes holes. `EINVAL` on locked memory.
 /// In a range that is registered with `EVENT_REMOVE` the call waits until the event is read.
 ///
