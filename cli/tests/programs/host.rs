@@ -7,12 +7,15 @@ use std::sync::OnceLock;
 
 use tempfile::TempDir;
 
-use crate::{Outcome, Problem, tools};
+use crate::{Outcome, Problem, tools, users};
 
-/// The binary under test.
-pub(crate) const HETMEM: &str = env!("CARGO_BIN_EXE_hetmem");
 /// Where the sources of the test programs lie.
 const SOURCES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/programs");
+
+/// The binary under test.
+pub(crate) fn hetmem() -> PathBuf {
+    users::built("hetmem")
+}
 
 /// Whether this is the project's CI, where nothing may be missing.
 pub(crate) fn in_ci() -> bool {
@@ -60,50 +63,15 @@ pub(crate) fn compiled(name: &str) -> Outcome<PathBuf> {
 
 /// Whether managed runs are possible here, found out once.
 pub(crate) fn ready() -> Outcome {
-    static READY: OnceLock<Result<(), (bool, String)>> = OnceLock::new();
-    let found = READY.get_or_init(|| match prepare() {
-        Ok(()) => Ok(()),
-        Err(Problem::Missing(what)) => Err((true, what)),
-        Err(Problem::Wrong(what)) => Err((false, what)),
-    });
-    match found {
-        Ok(()) => Ok(()),
-        Err((true, what)) => Err(Problem::Missing(what.clone())),
-        Err((false, what)) => Err(Problem::Wrong(what.clone())),
-    }
+    static READY: OnceLock<Outcome> = OnceLock::new();
+    READY.get_or_init(prepare).clone()
 }
 
 fn prepare() -> Outcome {
-    build_library()?;
-    let doctor = Command::new(HETMEM).arg("doctor").output()?;
+    let doctor = Command::new(hetmem()).arg("doctor").output()?;
     if doctor.status.success() {
         return Ok(());
     }
     let said = String::from_utf8_lossy(&doctor.stdout).trim().to_owned();
     Err(Problem::Missing(format!("`hetmem doctor` says that `hetmem run` can't work here:\n{said}")))
-}
-
-/// Cargo builds the binary for its tests but not the library that the binary preloads: builds it beside, in the same
-/// profile, so that a test never runs with a stale one.
-fn build_library() -> Outcome {
-    let beside = Path::new(HETMEM).parent().ok_or_else(|| "hetmem lies nowhere".to_owned())?;
-    let (Some(profile), Some(target)) = (beside.file_name(), beside.parent()) else {
-        return Err(Problem::Wrong(format!("{} is no target folder of cargo", beside.display())));
-    };
-    let cargo = env::var_os("CARGO").unwrap_or_else(|| env!("CARGO").into());
-    let profile = if profile == "debug" { "dev".into() } else { profile.to_owned() };
-    let output = Command::new(cargo)
-        .args(["build", "--quiet", "--package", "hetmem-capi", "--manifest-path"])
-        .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/../Cargo.toml"))
-        .arg("--profile")
-        .arg(profile)
-        .arg("--target-dir")
-        .arg(target)
-        .output()?;
-    let library = beside.join("libhetmem.so");
-    if output.status.success() && library.is_file() {
-        return Ok(());
-    }
-    let why = String::from_utf8_lossy(&output.stderr);
-    Err(Problem::Wrong(format!("{} could not be built: {why}", library.display())))
 }

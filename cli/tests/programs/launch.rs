@@ -95,7 +95,7 @@ impl Program {
         let mut command = match setting {
             None => Command::new(&self.path),
             Some(setting) => {
-                let mut command = Command::new(host::HETMEM);
+                let mut command = Command::new(host::hetmem());
                 command.arg("run").args(setting.arguments());
                 command.arg("--stats").arg(&stats).args(["--quiet", "--"]).arg(&self.path);
                 command

@@ -28,12 +28,15 @@ mod redis;
 mod stats;
 #[path = "../support/tools.rs"]
 mod tools;
+#[path = "../support/users.rs"]
+mod users;
 
 use std::process::ExitCode;
 
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 
 /// Why a test didn't pass.
+#[derive(Clone)]
 enum Problem {
     /// It can't run on this host.
     Missing(String),
