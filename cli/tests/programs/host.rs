@@ -44,21 +44,30 @@ pub(crate) fn program(name: &str) -> Outcome<PathBuf> {
 
 /// Compiles the C program `c/NAME.c`, once.
 pub(crate) fn compiled(name: &str) -> Outcome<PathBuf> {
-    let to = Path::new(env!("CARGO_TARGET_TMPDIR")).join("bin");
-    std::fs::create_dir_all(&to)?;
-    let binary = to.join(name);
-    // Under a name of its own first: another test binary may be running the finished one.
-    let unfinished = to.join(format!("{name}.{}", std::process::id()));
-    let output = Command::new(program("cc")?)
-        .args(["-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror", "-pthread", "-o"])
+    let (built, said) = compile(&program("cc")?, &["-O2"], name, name)?;
+    if built.is_file() { Ok(built) } else { Err(Problem::Wrong(format!("{name}.c: {said}"))) }
+}
+
+/// Compiles `c/NAME.c` by `compiler` with `flags` to a file called `to`. Returns its path, where nothing is if that failed, and what was said.
+pub(crate) fn compile(compiler: &Path, flags: &[&str], name: &str, to: &str) -> Outcome<(PathBuf, String)> {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("bin");
+    std::fs::create_dir_all(&folder)?;
+    let binary = folder.join(to);
+    // Under a name of its own first: another test may be running the finished one.
+    let thread = std::thread::current().id();
+    let unfinished = folder.join(format!("{to}.{}.{thread:?}", std::process::id()));
+    let output = Command::new(compiler)
+        .args(["-std=gnu11", "-Wall", "-Wextra", "-Werror", "-pthread", "-o"])
         .arg(&unfinished)
+        .args(flags)
         .arg(source(&format!("c/{name}.c")))
         .output()?;
-    if !output.status.success() {
-        return Err(Problem::Wrong(format!("{name}.c: {}", String::from_utf8_lossy(&output.stderr))));
+    if output.status.success() {
+        std::fs::rename(&unfinished, &binary)?;
+    } else if binary.is_file() {
+        std::fs::remove_file(&binary)?;
     }
-    std::fs::rename(&unfinished, &binary)?;
-    Ok(binary)
+    Ok((binary, String::from_utf8_lossy(&output.stderr).into_owned()))
 }
 
 /// Whether managed runs are possible here, found out once.

@@ -35,7 +35,7 @@ fn stress_ng() -> Outcome {
     const BAD: &[&str] = &["fail:", "error:", "terminated on", "died", "restarting", "aborted", "skipped", "incorrect"];
     let options = "--vm 2 --vm-bytes 64M --vm-method all --vm-ops 60000 --verify --seed 7 --metrics-brief --verbose";
     let program = Program::new(host::program("stress-ng")?).arguments(options.split(' '));
-    let expect = Expect { output: false, files: &[], least_moved: 100_000 };
+    let expect = Expect { output: false, ..Expect::moved(100_000) };
     let (native, managed) = compare(&program, Setting::Chaos, &expect)?;
     let said = |run: &Ended| String::from_utf8_lossy(&[&run.stdout[..], &run.stderr].concat()).into_owned();
     let (native, managed) = (said(&native), said(&managed));

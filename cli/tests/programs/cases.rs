@@ -1,0 +1,98 @@
+//! Programs of our own with a case for each kind of thing that programs do to themselves: end threads, change what they may do, ask for limits.
+//! A trial a case, so that each kind has a name.
+
+use libtest_mimic::Trial;
+
+use crate::compare::{Expect, compare};
+use crate::launch::{Program, Setting};
+use crate::{Outcome, Problem, host, trial};
+
+/// Exit status by which a program says that its case can't be tried on this host; the last line of its output says why.
+const NOT_HERE: i32 = 77;
+
+/// A program, its cases, and the settings that each is tried in.
+struct Cases {
+    program: &'static str,
+    cases: &'static [&'static str],
+    settings: &'static [Setting],
+    expect: Expect,
+}
+
+const CHAOS: &[Setting] = &[Setting::Chaos];
+/// What goes wrong with every policy goes wrong where no page moves, too.
+const EVERY: &[Setting] = &[Setting::Chaos, Setting::Manual];
+
+const PROGRAMS: &[Cases] = &[
+    Cases { program: "cancel", cases: &["alive"], settings: EVERY, expect: Expect::moved(100) },
+    Cases { program: "thread_ends", cases: &["inheriting"], settings: CHAOS, expect: Expect::moved(1_000) },
+    Cases {
+        program: "bare_child",
+        cases: &["system", "popen", "malloc", "madvise", "exec"],
+        settings: EVERY,
+        expect: Expect::moved(1_000),
+    },
+    Cases {
+        program: "state",
+        cases: &["ids", "bounded", "ids-in-threads", "effective-ids", "dumpable"],
+        settings: EVERY,
+        expect: Expect::moved(100),
+    },
+    Cases {
+        program: "sandbox",
+        cases: &["filter-worker", "filter-first", "unshare-mount"],
+        settings: EVERY,
+        expect: Expect::moved(100),
+    },
+    Cases {
+        program: "sandbox",
+        // What the agent can't work without.
+        cases: &["chroot"],
+        settings: EVERY,
+        expect: Expect { managed_to_the_end: false, ..Expect::moved(100) },
+    },
+    Cases {
+        program: "state",
+        cases: &["children-exec"],
+        settings: EVERY,
+        // Who has no permission for userfaultfd any more executes programs that are not managed.
+        expect: Expect { remarks: 5, ..Expect::moved(100) },
+    },
+    Cases {
+        program: "limits",
+        cases: &["mlockall-fork", "address-space", "descriptors", "descriptors-late"],
+        settings: EVERY,
+        expect: Expect::moved(100),
+    },
+    Cases { program: "userfault_move", cases: &["copied"], settings: EVERY, expect: Expect::moved(1_000) },
+    Cases {
+        program: "unmap_all",
+        cases: &["at-once", "at-first", "one-by-one", "others", "parent"],
+        settings: EVERY,
+        expect: Expect::moved(100),
+    },
+];
+
+/// Runs one case, if the host lets it be tried.
+fn run(program: &str, case: &str, setting: Setting, expect: &Expect) -> Outcome {
+    let program = Program::new(host::compiled(program)?).arguments([case]);
+    let tried = program.start(None)?.wait()?;
+    if tried.code() == NOT_HERE {
+        let said = String::from_utf8_lossy(&tried.stdout);
+        return Err(Problem::Refused(said.lines().last().unwrap_or("no reason is given").to_owned()));
+    }
+    compare(&program, setting, &Expect { least_moved: setting.least_moved(expect.least_moved), ..expect.clone() })
+        .map(drop)
+}
+
+pub(crate) fn trials() -> Vec<Trial> {
+    let mut trials = Vec::new();
+    for Cases { program, cases, settings, expect } in PROGRAMS {
+        for case in *cases {
+            for &setting in *settings {
+                let body = move || run(program, case, setting, expect);
+                trials.push(trial(format!("{}::{program}::{case}", setting.name()), body));
+            }
+        }
+    }
+    trials
+}
