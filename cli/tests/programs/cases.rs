@@ -23,8 +23,34 @@ const CHAOS: &[Setting] = &[Setting::Chaos];
 const EVERY: &[Setting] = &[Setting::Chaos, Setting::Manual];
 
 const PROGRAMS: &[Cases] = &[
-    Cases { program: "cancel", cases: &["alive"], settings: EVERY, expect: Expect::moved(100) },
-    Cases { program: "thread_ends", cases: &["inheriting"], settings: CHAOS, expect: Expect::moved(1_000) },
+    Cases {
+        program: "cancel",
+        cases: &["exit", "read", "send", "sendto", "sendmsg", "vmsplice", "ioctl", "async", "alive"],
+        settings: EVERY,
+        expect: Expect::moved(100),
+    },
+    Cases {
+        program: "thread_ends",
+        cases: &["clone", "set-address", "pool", "pool-words", "robust", "inheriting", "robust-inheriting"],
+        settings: CHAOS,
+        expect: Expect::moved(1_000),
+    },
+    Cases {
+        program: "last_thread",
+        cases: &[
+            "last-returns",
+            "last-exits",
+            "only-exits",
+            "last-ends-bare",
+            "only-ends-bare",
+            "last-is-killed",
+            "only-is-killed",
+            "child-is-killed",
+            "child-returns",
+        ],
+        settings: EVERY,
+        expect: Expect::moved(100),
+    },
     Cases {
         program: "bare_child",
         cases: &["system", "popen", "malloc", "madvise", "exec"],
@@ -38,6 +64,13 @@ const PROGRAMS: &[Cases] = &[
         expect: Expect::moved(100),
     },
     Cases {
+        program: "state",
+        cases: &["children-exec"],
+        settings: EVERY,
+        // Who has no permission for userfaultfd any more executes programs that are not managed.
+        expect: Expect { remarks: 5, ..Expect::moved(100) },
+    },
+    Cases {
         program: "sandbox",
         cases: &["filter-worker", "filter-first", "unshare-mount"],
         settings: EVERY,
@@ -49,13 +82,6 @@ const PROGRAMS: &[Cases] = &[
         cases: &["chroot"],
         settings: EVERY,
         expect: Expect { managed_to_the_end: false, ..Expect::moved(100) },
-    },
-    Cases {
-        program: "state",
-        cases: &["children-exec"],
-        settings: EVERY,
-        // Who has no permission for userfaultfd any more executes programs that are not managed.
-        expect: Expect { remarks: 5, ..Expect::moved(100) },
     },
     Cases {
         program: "limits",
