@@ -53,7 +53,7 @@ const PROGRAMS: &[Cases] = &[
     },
     Cases {
         program: "bare_child",
-        cases: &["system", "popen", "malloc", "madvise", "exec"],
+        cases: &["fork", "thread", "mremap", "system", "popen", "malloc", "madvise", "exec"],
         settings: EVERY,
         expect: Expect::moved(1_000),
     },
