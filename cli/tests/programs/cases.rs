@@ -59,27 +59,35 @@ const PROGRAMS: &[Cases] = &[
     },
     Cases {
         program: "state",
-        cases: &["ids", "bounded", "ids-in-threads", "effective-ids", "dumpable"],
+        cases: &["keepcaps", "no-capabilities", "ids", "bounded", "ids-in-threads", "effective-ids", "dumpable"],
         settings: EVERY,
         expect: Expect::moved(100),
     },
     Cases {
         program: "state",
-        cases: &["children-exec"],
+        cases: &["ids-exec", "children-exec"],
         settings: EVERY,
         // Who has no permission for userfaultfd any more executes programs that are not managed.
         expect: Expect { remarks: 5, ..Expect::moved(100) },
     },
     Cases {
         program: "sandbox",
-        cases: &["filter-worker", "filter-first", "unshare-mount"],
+        cases: &["filter-worker", "filter-first", "filter-threads", "unshare-mount"],
         settings: EVERY,
         expect: Expect::moved(100),
     },
     Cases {
         program: "sandbox",
-        // What the agent can't work without.
-        cases: &["chroot"],
+        // What the agent's threads are in the way of, or can't work without.
+        cases: &[
+            "filter-all",
+            "filter-all-worker",
+            "unshare-user",
+            "unshare-user-mount",
+            "setns-mount",
+            "setns-user",
+            "chroot",
+        ],
         settings: EVERY,
         expect: Expect { managed_to_the_end: false, ..Expect::moved(100) },
     },

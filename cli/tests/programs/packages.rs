@@ -52,6 +52,18 @@ fn stress_ng() -> Outcome {
     Ok(())
 }
 
+/// A program that is started by another, which has given up its ids, and kept what it needs to do so until then.
+fn setpriv(setting: Setting) -> Outcome {
+    if !rustix::process::geteuid().is_root() {
+        return Err(Problem::Refused("only root can change ids".to_owned()));
+    }
+    let change = ["--reuid=65534", "--regid=65534", "--clear-groups", "--bounding-set=-all", "--inh-caps=-all", "--"];
+    let program = Program::new(host::program("setpriv")?).arguments(change);
+    let program = program.arguments(["sh", "-c", "id -u; id -G; exit 4"]);
+    // Who has no permission for userfaultfd any more executes programs that are not managed: the shell, and two of `id`.
+    compare(&program, setting, &Expect { remarks: 3, ..Expect::moved(0) }).map(drop)
+}
+
 /// A C program with so many functions that the compiler's heap is worth moving.
 fn large_program(functions: usize) -> String {
     let mut text =
@@ -101,6 +113,8 @@ pub(crate) fn trials() -> Vec<Trial> {
         trial("chaos::sqlite", || sqlite(Setting::Chaos)),
         trial("limit::sqlite", || sqlite(Setting::Limit)),
         trial("chaos::stress_ng", stress_ng),
+        trial("chaos::setpriv", || setpriv(Setting::Chaos)),
+        trial("manual::setpriv", || setpriv(Setting::Manual)),
         trial("chaos::c_compiler", c_compiler),
         trial("chaos::pipeline", pipeline),
     ]
