@@ -1,5 +1,5 @@
-//! Programs with a runtime that must come first, maps most of the address space, and stands in front of the C library's functions itself.
-//! They may run unmanaged, if a line says why; what they do must be the same.
+//! Programs with a runtime that must come first, maps most of the address space, and stands in front of the C library's functions itself; and programs on
+//! a processor that knows nothing of userfaultfd. They may run unmanaged, if a line says why; what they do must be the same.
 
 use libtest_mimic::Trial;
 
@@ -8,7 +8,15 @@ use crate::launch::{Program, Setting};
 use crate::{Outcome, Problem, host, trial};
 
 /// Name, compiler, flags.
-const SANITIZERS: &[(&str, &str, &[&str])] = &[("gcc_undefined", "gcc", &["-fsanitize=undefined"])];
+const SANITIZERS: &[(&str, &str, &[&str])] = &[
+    ("gcc_address", "gcc", &["-fsanitize=address"]),
+    ("gcc_address_static", "gcc", &["-fsanitize=address", "-static-libasan"]),
+    ("gcc_thread", "gcc", &["-fsanitize=thread"]),
+    ("gcc_undefined", "gcc", &["-fsanitize=undefined"]),
+    // Its runtime is a part of the program.
+    ("clang_address", "clang", &["-fsanitize=address"]),
+    ("clang_thread", "clang", &["-fsanitize=thread"]),
+];
 
 /// The program, and how much it does.
 const PROGRAM: &str = "allocations";
@@ -46,12 +54,40 @@ fn sanitized(name: &str, compiler: &str, flags: &[&str], setting: Setting) -> Ou
     Ok(())
 }
 
+/// Under valgrind, which makes system calls for the program that it knows, and for threads it runs one at a time. What it says on standard error
+/// has process numbers in it.
+fn on_valgrind(tool: &'static str, setting: Setting) -> Outcome {
+    let valgrind = host::program("valgrind")?;
+    let program = Program::new(valgrind)
+        .arguments(["-q".to_owned(), format!("--tool={tool}"), "--error-exitcode=99".to_owned()])
+        .arguments([host::compiled(PROGRAM)?])
+        .arguments(["2"]);
+    let native = program.start(None)?.wait()?;
+    let managed = program.start(Some(setting))?.wait()?;
+    crate::compare::report(&managed, &native);
+    crate::compare::same("standard output", &native.stdout, &managed.stdout, &managed)?;
+    if native.code() == managed.code() {
+        return Ok(());
+    }
+    let said = String::from_utf8_lossy(&managed.stderr);
+    Err(Problem::Wrong(format!(
+        "{}\nended with {} instead of {}:\n{said}",
+        managed.what,
+        managed.code(),
+        native.code()
+    )))
+}
+
 pub(crate) fn trials() -> Vec<Trial> {
     let mut trials = Vec::new();
     for setting in [Setting::Chaos, Setting::Manual] {
         for &(name, compiler, flags) in SANITIZERS {
             let body = move || sanitized(name, compiler, flags, setting);
             trials.push(trial(format!("{}::sanitizers::{name}", setting.name()), body));
+        }
+        for tool in ["none", "memcheck"] {
+            let body = move || on_valgrind(tool, setting);
+            trials.push(trial(format!("{}::valgrind::{tool}", setting.name()), body));
         }
     }
     trials
