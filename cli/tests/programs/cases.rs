@@ -108,13 +108,21 @@ const PROGRAMS: &[Cases] = &[
         settings: EVERY,
         expect: Expect::moved(100),
     },
-    Cases { program: "userfault_move", cases: &["copied"], settings: EVERY, expect: Expect::moved(1_000) },
+    Cases {
+        program: "userfault_move",
+        cases: &["whole", "holes", "to-a-hole", "copied", "back"],
+        settings: EVERY,
+        expect: Expect::moved(1_000),
+    },
+    Cases { program: "bad_pointers", cases: &["all"], settings: EVERY, expect: Expect::moved(100) },
+    Cases { program: "residency", cases: &["written", "pieces"], settings: EVERY, expect: Expect::moved(1_000) },
     Cases {
         program: "unmap_all",
         cases: &["at-once", "at-first", "one-by-one", "others", "parent"],
         settings: EVERY,
         expect: Expect::moved(100),
     },
+    Cases { program: "vdso", cases: &["moved"], settings: EVERY, expect: Expect::moved(100) },
 ];
 
 /// Runs one case, if the host lets it be tried.
