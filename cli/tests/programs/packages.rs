@@ -52,6 +52,16 @@ fn stress_ng() -> Outcome {
     Ok(())
 }
 
+/// Its children unmap themselves, and it fails if they don't end by SIGSEGV.
+fn stress_ng_unmaps(setting: Setting) -> Outcome {
+    let options = "--vm-segv 1 --vm-segv-ops 20 --timeout 60 --verify --metrics-brief --verbose";
+    let program = Program::new(host::program("stress-ng")?).arguments(options.split(' '));
+    let expect = Expect { output: false, ..Expect::moved(0) };
+    let (_, managed) = compare(&program, setting, &expect)?;
+    let said = String::from_utf8_lossy(&[&managed.stdout[..], &managed.stderr].concat()).into_owned();
+    if said.contains("fail:") { Err(Problem::Wrong(format!("stress-ng says:\n{said}"))) } else { Ok(()) }
+}
+
 /// A program that is started by another, which has given up its ids, and kept what it needs to do so until then.
 fn setpriv(setting: Setting) -> Outcome {
     if !rustix::process::geteuid().is_root() {
@@ -113,6 +123,8 @@ pub(crate) fn trials() -> Vec<Trial> {
         trial("chaos::sqlite", || sqlite(Setting::Chaos)),
         trial("limit::sqlite", || sqlite(Setting::Limit)),
         trial("chaos::stress_ng", stress_ng),
+        trial("chaos::stress_ng_unmaps", || stress_ng_unmaps(Setting::Chaos)),
+        trial("manual::stress_ng_unmaps", || stress_ng_unmaps(Setting::Manual)),
         trial("chaos::setpriv", || setpriv(Setting::Chaos)),
         trial("manual::setpriv", || setpriv(Setting::Manual)),
         trial("chaos::c_compiler", c_compiler),
