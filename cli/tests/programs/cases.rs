@@ -118,7 +118,7 @@ const PROGRAMS: &[Cases] = &[
     Cases { program: "residency", cases: &["written", "pieces"], settings: EVERY, expect: Expect::moved(1_000) },
     Cases {
         program: "unmap_all",
-        cases: &["at-once", "at-first", "one-by-one", "others", "parent"],
+        cases: &["at-once", "at-first", "one-by-one", "others", "traced", "parent"],
         settings: EVERY,
         expect: Expect::moved(100),
     },

@@ -5,6 +5,7 @@
 #include "field.h"
 
 #include <signal.h>
+#include <sys/ptrace.h>
 #include <sys/syscall.h>
 
 enum { MOST = 4096, CHILDREN = 8 };
@@ -96,6 +97,34 @@ static void at_first(void) {
     children(at_once, true);
 }
 
+// Who traces the child sees its one thread stop by the signal before that ends it: nobody else's thread comes first.
+static void traced(void) {
+    for (int i = 0; i < CHILDREN; i++) {
+        use_field(2);
+        look();
+        pid_t child = fork();
+        CHECK(child >= 0);
+        if (child == 0) {
+            if (ptrace(PTRACE_TRACEME, 0, NULL, NULL) != 0) {
+                _exit(NOT_HERE);
+            }
+            raise(SIGSTOP);
+            at_once();
+            _exit(7);
+        }
+        int status;
+        while (waitpid(child, &status, 0) == child && WIFSTOPPED(status)) {
+            int signal = WSTOPSIG(status);
+            print("the child stops by signal %d\n", signal);
+            CHECK(ptrace(PTRACE_CONT, child, NULL, (void *)(intptr_t)(signal == SIGSTOP ? 0 : signal)) == 0);
+        }
+        if (WIFEXITED(status) && WEXITSTATUS(status) == NOT_HERE) {
+            not_here("children can't be traced here");
+        }
+        print("the child ended by signal %d\n", WIFSIGNALED(status) ? WTERMSIG(status) : 0);
+    }
+}
+
 static void by_itself(void) {
     use_field(8);
     look();
@@ -103,7 +132,9 @@ static void by_itself(void) {
 }
 
 static const struct named CASES[] = {
-    {"at-once", all_at_once}, {"at-first", at_first}, {"one-by-one", each_by_itself}, {"others", all_others}, {"parent", by_itself}};
+    {"at-once", all_at_once}, {"at-first", at_first}, {"one-by-one", each_by_itself},
+    {"others", all_others},   {"traced", traced},     {"parent", by_itself},
+};
 
 int main(int argc, char **argv) {
     return RUN_CASE(CASES, argc, argv);
