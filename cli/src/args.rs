@@ -29,6 +29,9 @@ pub(crate) enum Command {
     Bench(bench::Args),
     /// Say what memory this machine has, who claims it, and which devices hetmem can make of it
     Topology(topology::Args),
+    /// Be measured by `hetmem bench agent`
+    #[command(hide = true)]
+    BenchTarget(bench::target::Args),
 }
 
 /// Run a program, unmodified, with its private anonymous memory managed by hetmem.

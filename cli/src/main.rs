@@ -31,6 +31,7 @@ fn main() -> ExitCode {
         Ok(Command::Doctor(args)) => doctor::run(&args),
         Ok(Command::Bench(args)) => bench::run(&args),
         Ok(Command::Topology(args)) => topology::run(&args),
+        Ok(Command::BenchTarget(args)) => bench::target::run(&args),
         Err(args::Stop::Shown) => return ExitCode::SUCCESS,
         Err(args::Stop::Usage(message)) => Err(Failure::Usage(message)),
     };

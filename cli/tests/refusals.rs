@@ -8,7 +8,7 @@ use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use support::{binary, hetmem, output, status, stderr, stdout};
+use support::{built, hetmem, output, status, stderr, stdout};
 
 /// Runs `hetmem run` with these arguments, for a program that leaves a mark when it runs, and checks that it did not, that
 /// the exit status is `expected`, and that standard error is one line with each of `parts` in it.
@@ -211,7 +211,7 @@ fn without_permission_for_userfaultfd_both_cures_are_named() {
 /// its execution fail.
 fn copy_of_hetmem(to: &Path) -> PathBuf {
     let copy = to.join("hetmem");
-    let copied = Command::new("cp").arg(binary()).arg(&copy).status().unwrap();
+    let copied = Command::new("cp").arg(built("hetmem")).arg(&copy).status().unwrap();
     assert!(copied.success(), "cp: {copied}");
     copy
 }

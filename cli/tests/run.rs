@@ -130,7 +130,6 @@ fn the_statistics_have_every_field() {
 }
 
 #[test]
-
 fn a_managed_run_counts_its_processes_and_says_so_unless_asked_not_to() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("stats.json");

@@ -1,19 +1,23 @@
 //! `hetmem topology`: what it prints of recorded machines and of this one, and what it refuses.
 #![expect(clippy::print_stderr, reason = "a test that can't run here says so")]
 
+#[path = "support/users.rs"]
+mod users;
+
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use serde_json::Value;
+use users::built;
 
 fn fixture(machine: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../topology/tests/fixtures").join(machine)
 }
 
 fn topology(args: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_hetmem")).arg("topology").args(args).output().unwrap()
+    Command::new(built("hetmem")).arg("topology").args(args).output().unwrap()
 }
 
 fn recorded(machine: &str, args: &[&str]) -> Output {
@@ -192,7 +196,7 @@ fn this_machine_is_described_with_and_without_privilege() {
     std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
     let copy = dir.path().join("hetmem");
     // By another process: a child of a test beside this one would inherit the descriptor and keep the file busy.
-    let copied = Command::new("cp").arg(env!("CARGO_BIN_EXE_hetmem")).arg(&copy).status().unwrap();
+    let copied = Command::new("cp").arg(built("hetmem")).arg(&copy).status().unwrap();
     assert!(copied.success());
     let run =
         Command::new(&copy).args(["topology", "--json"]).current_dir("/").uid(NOBODY).gid(NOBODY).output().unwrap();

@@ -8,7 +8,8 @@
 //!        bookkeeping │                             machine (what it was measured on), progress
 //!        alternate │
 //!        mirror   │
-//!        kernel ──┘
+//!        kernel   │
+//!        agent ───┘ ── target (the program that it measures)
 //! ```
 //!
 //! Absolute figures of two runs can't be compared: machines are shared, clocks change. So whatever is compared is measured
@@ -17,6 +18,7 @@
 //! *Limits:* targets are reported and never decide the exit status. Devices are emulated, but for
 //! `kernel`: their memory is this machine's.
 
+mod agent;
 mod alternate;
 mod bookkeeping;
 mod fault;
@@ -31,6 +33,7 @@ mod samples;
 mod setup;
 mod steady;
 mod table;
+pub(crate) mod target;
 mod touch;
 
 use std::io::Write as _;
@@ -81,10 +84,12 @@ pub(crate) enum Name {
     Mirror,
     /// Migration between two NUMA nodes, against move_pages(2) and mbind(2)
     Kernel,
+    /// What the agent costs a program that gives it nothing to do, asleep and at work
+    Agent,
 }
 
 impl Name {
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 9] = [
         Self::Migrate,
         Self::Fault,
         Self::Touch,
@@ -93,6 +98,7 @@ impl Name {
         Self::Alternate,
         Self::Mirror,
         Self::Kernel,
+        Self::Agent,
     ];
 
     fn run(self, plan: &Plan, progress: &Progress) -> Result<Section, Failure> {
@@ -105,6 +111,7 @@ impl Name {
             Self::Alternate => alternate::run(plan, progress),
             Self::Mirror => mirror::run(plan, progress),
             Self::Kernel => kernel::run(plan, progress),
+            Self::Agent => agent::run(plan, progress),
         }
     }
 }

@@ -18,6 +18,11 @@ pub(super) struct Summary {
 }
 
 impl Samples {
+    /// None yet.
+    pub(super) const fn new() -> Self {
+        Self(Vec::new())
+    }
+
     /// Adds the figure of the next round.
     pub(super) fn push(&mut self, value: f64) {
         self.0.push(value);
@@ -41,6 +46,11 @@ impl Samples {
     /// This over `base`, round by round. Rounds that only one of them has are left out.
     pub(super) fn over(&self, base: &Self) -> Self {
         Self(self.0.iter().zip(&base.0).map(|(a, b)| a / b).collect())
+    }
+
+    /// This without `base`, round by round. Rounds that only one of them has are left out.
+    pub(super) fn minus(&self, base: &Self) -> Self {
+        Self(self.0.iter().zip(&base.0).map(|(a, b)| a - b).collect())
     }
 }
 
@@ -85,6 +95,12 @@ mod tests {
         let (a, b) = (samples(&[2.0, 20.0, 2.0]), samples(&[1.0, 10.0, 1.0]));
         assert_eq!(a.over(&b).summary(), Some(Summary { median: 2.0, min: 2.0, max: 2.0 }));
         assert_eq!(samples(&[1.0, 2.0]).over(&samples(&[1.0])).values(), [1.0]);
+    }
+
+    #[test]
+    fn a_difference_is_taken_round_by_round() {
+        let (a, b) = (samples(&[2.0, 20.0, 3.0]), samples(&[1.0, 18.0]));
+        assert_eq!(a.minus(&b).values(), [1.0, 2.0]);
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! The C interface as C programs meet it: installed by its script, compiled against its header, linked with the built library.
+//! The C interface as C programs meet it: installed by its script, compiled against its header, linked with the library that users get.
 //!
 //! ```text
 //!   capi/install.sh ──► a folder ──► cc (pkg-config's flags) ──► program ──► its output and exit status
@@ -16,7 +16,7 @@ use std::process::{Command, ExitCode, Output};
 use std::sync::Once;
 
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
-use support::{binary, hetmem, output, status, stderr, stdout};
+use support::{built, hetmem, output, status, stderr, stdout};
 use tempfile::TempDir;
 
 /// A failed expectation, or what is missing for the test.
@@ -58,9 +58,8 @@ pub(crate) fn installed() -> &'static Path {
     static ONCE: Once = Once::new();
     let root = Path::new(concat!(env!("CARGO_TARGET_TMPDIR"), "/c_interface"));
     ONCE.call_once(|| {
-        let _built = hetmem();
         let mut install = Command::new("sh");
-        install.arg(sources().join("capi/install.sh")).arg(root).arg(binary().with_file_name("libhetmem.so"));
+        install.arg(sources().join("capi/install.sh")).arg(root).arg(built("libhetmem.so"));
         let installed = output(install.env_remove("DESTDIR"));
         assert!(installed.status.success(), "capi/install.sh: {}", stderr(&installed));
     });

@@ -19,7 +19,7 @@ use std::sync::OnceLock;
 
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use rustix::io::Errno;
-use support::{build_library, hetmem, output, status, stderr, stdout};
+use support::{built, hetmem, output, status, stderr, stdout};
 
 /// The programs of `c/`.
 const PROGRAMS: [&str; 9] =
@@ -42,11 +42,8 @@ fn trial(name: String, body: impl FnOnce() -> Result<(), Problem> + Send + 'stat
     })
 }
 
-/// The library, built once.
-fn library() -> &'static Path {
-    static ONCE: OnceLock<PathBuf> = OnceLock::new();
-    ONCE.get_or_init(|| build_library("hetmem-dmirror", "libhetmem_dmirror.so"))
-}
+/// The library's name.
+const LIBRARY: &str = "libhetmem_dmirror.so";
 
 /// Why the device can't be had on this host, in the words of `hetmem doctor`.
 fn obstacle() -> Option<&'static str> {
@@ -81,7 +78,7 @@ fn run(name: &str, memory_type: &str, pages: &str) -> Result<(), Problem> {
     }
     let program = compiled(name)?;
     let mut command = Command::new(program);
-    command.args([memory_type, pages]).env_remove("HETMEM_AGENT").env("LD_PRELOAD", library());
+    command.args([memory_type, pages]).env_remove("HETMEM_AGENT").env("LD_PRELOAD", built(LIBRARY));
     let run = output(&mut command);
     let ended_well = run.status.success() && stdout(&run).trim_end().ends_with("ok");
     if ended_well { Ok(()) } else { Err(Problem::Wrong(format!("{}\n{}{}", run.status, stdout(&run), stderr(&run)))) }
@@ -94,14 +91,14 @@ fn refused(errno: Errno, words: &[&str], change: impl FnOnce(&mut Command)) -> R
     let dir = tempfile::tempdir().map_err(|error| Problem::Wrong(error.to_string()))?;
     let wrong = |error: std::io::Error| Problem::Wrong(error.to_string());
     std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755)).map_err(wrong)?;
-    for file in [program.as_path(), library()] {
+    for file in [program, built(LIBRARY)] {
         // By another process: a child of this one that holds the copy open for writing would make its execution fail.
         let copied = Command::new("cp").arg(file).arg(dir.path()).status().map_err(wrong)?;
         assert!(copied.success(), "cp: {copied}");
     }
     let mut command = Command::new(dir.path().join("dmirror-refused"));
     command.arg(errno.raw_os_error().to_string()).env_remove("HETMEM_AGENT");
-    command.env("LD_PRELOAD", dir.path().join("libhetmem_dmirror.so"));
+    command.env("LD_PRELOAD", dir.path().join(LIBRARY));
     change(&mut command);
     let run = output(&mut command);
     let told = stderr(&run);

@@ -7,12 +7,15 @@ use std::sync::OnceLock;
 
 use tempfile::TempDir;
 
-use crate::{Outcome, Problem, tools};
+use crate::{Outcome, Problem, tools, users};
 
-/// The binary under test.
-pub(crate) const HETMEM: &str = env!("CARGO_BIN_EXE_hetmem");
 /// Where the sources of the test programs lie.
 const SOURCES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/programs");
+
+/// The binary under test.
+pub(crate) fn hetmem() -> PathBuf {
+    users::built("hetmem")
+}
 
 /// Whether this is the project's CI, where nothing may be missing.
 pub(crate) fn in_ci() -> bool {
@@ -41,69 +44,43 @@ pub(crate) fn program(name: &str) -> Outcome<PathBuf> {
 
 /// Compiles the C program `c/NAME.c`, once.
 pub(crate) fn compiled(name: &str) -> Outcome<PathBuf> {
-    let to = Path::new(env!("CARGO_TARGET_TMPDIR")).join("bin");
-    std::fs::create_dir_all(&to)?;
-    let binary = to.join(name);
-    // Under a name of its own first: another test binary may be running the finished one.
-    let unfinished = to.join(format!("{name}.{}", std::process::id()));
-    let output = Command::new(program("cc")?)
-        .args(["-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror", "-pthread", "-o"])
+    let (built, said) = compile(&program("cc")?, &["-O2"], name, name)?;
+    if built.is_file() { Ok(built) } else { Err(Problem::Wrong(format!("{name}.c: {said}"))) }
+}
+
+/// Compiles `c/NAME.c` by `compiler` with `flags` to a file called `to`. Returns its path, where nothing is if that failed, and what was said.
+pub(crate) fn compile(compiler: &Path, flags: &[&str], name: &str, to: &str) -> Outcome<(PathBuf, String)> {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("bin");
+    std::fs::create_dir_all(&folder)?;
+    let binary = folder.join(to);
+    // Under a name of its own first: another test may be running the finished one.
+    let thread = std::thread::current().id();
+    let unfinished = folder.join(format!("{to}.{}.{thread:?}", std::process::id()));
+    let output = Command::new(compiler)
+        .args(["-std=gnu11", "-Wall", "-Wextra", "-Werror", "-pthread", "-o"])
         .arg(&unfinished)
+        .args(flags)
         .arg(source(&format!("c/{name}.c")))
         .output()?;
-    if !output.status.success() {
-        return Err(Problem::Wrong(format!("{name}.c: {}", String::from_utf8_lossy(&output.stderr))));
+    if output.status.success() {
+        std::fs::rename(&unfinished, &binary)?;
+    } else if binary.is_file() {
+        std::fs::remove_file(&binary)?;
     }
-    std::fs::rename(&unfinished, &binary)?;
-    Ok(binary)
+    Ok((binary, String::from_utf8_lossy(&output.stderr).into_owned()))
 }
 
 /// Whether managed runs are possible here, found out once.
 pub(crate) fn ready() -> Outcome {
-    static READY: OnceLock<Result<(), (bool, String)>> = OnceLock::new();
-    let found = READY.get_or_init(|| match prepare() {
-        Ok(()) => Ok(()),
-        Err(Problem::Missing(what)) => Err((true, what)),
-        Err(Problem::Wrong(what)) => Err((false, what)),
-    });
-    match found {
-        Ok(()) => Ok(()),
-        Err((true, what)) => Err(Problem::Missing(what.clone())),
-        Err((false, what)) => Err(Problem::Wrong(what.clone())),
-    }
+    static READY: OnceLock<Outcome> = OnceLock::new();
+    READY.get_or_init(prepare).clone()
 }
 
 fn prepare() -> Outcome {
-    build_library()?;
-    let doctor = Command::new(HETMEM).arg("doctor").output()?;
+    let doctor = Command::new(hetmem()).arg("doctor").output()?;
     if doctor.status.success() {
         return Ok(());
     }
     let said = String::from_utf8_lossy(&doctor.stdout).trim().to_owned();
     Err(Problem::Missing(format!("`hetmem doctor` says that `hetmem run` can't work here:\n{said}")))
-}
-
-/// Cargo builds the binary for its tests but not the library that the binary preloads: builds it beside, in the same
-/// profile, so that a test never runs with a stale one.
-fn build_library() -> Outcome {
-    let beside = Path::new(HETMEM).parent().ok_or_else(|| "hetmem lies nowhere".to_owned())?;
-    let (Some(profile), Some(target)) = (beside.file_name(), beside.parent()) else {
-        return Err(Problem::Wrong(format!("{} is no target folder of cargo", beside.display())));
-    };
-    let cargo = env::var_os("CARGO").unwrap_or_else(|| env!("CARGO").into());
-    let profile = if profile == "debug" { "dev".into() } else { profile.to_owned() };
-    let output = Command::new(cargo)
-        .args(["build", "--quiet", "--package", "hetmem-capi", "--manifest-path"])
-        .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/../Cargo.toml"))
-        .arg("--profile")
-        .arg(profile)
-        .arg("--target-dir")
-        .arg(target)
-        .output()?;
-    let library = beside.join("libhetmem.so");
-    if output.status.success() && library.is_file() {
-        return Ok(());
-    }
-    let why = String::from_utf8_lossy(&output.stderr);
-    Err(Problem::Wrong(format!("{} could not be built: {why}", library.display())))
 }

@@ -25,6 +25,8 @@ pub(crate) enum Setting {
     Chaos,
     /// Little system memory, and a private device for the rest.
     Limit,
+    /// Nothing moves unless the program asks for it.
+    Manual,
 }
 
 impl Setting {
@@ -32,16 +34,25 @@ impl Setting {
         match self {
             Self::Chaos => "chaos",
             Self::Limit => "limit",
+            Self::Manual => "manual",
+        }
+    }
+
+    /// How many pages must move where `under_chaos` do under chaos.
+    pub(crate) fn least_moved(self, under_chaos: u64) -> u64 {
+        match self {
+            Self::Chaos | Self::Limit => under_chaos,
+            Self::Manual => 0,
         }
     }
 
     /// The arguments of `hetmem run` for this setting.
     fn arguments(self) -> Vec<String> {
+        const BOTH: [&str; 4] = ["--device", "coherent:emulated,size=64M", "--device", "private:emulated,size=64M"];
         let seed = format!("chaos={}", host::seed());
         let words: &[&str] = match self {
-            Self::Chaos => {
-                &["--policy", &seed, "--device", "coherent:emulated,size=64M", "--device", "private:emulated,size=64M"]
-            }
+            Self::Chaos => &[&["--policy", &seed], &BOTH[..]].concat(),
+            Self::Manual => &[&["--policy", "manual"], &BOTH[..]].concat(),
             Self::Limit => &["--policy", "limit", "--system-limit", "32M", "--device", "private:emulated,size=512M"],
         };
         words.iter().map(|&word| word.to_owned()).collect()
@@ -50,7 +61,7 @@ impl Setting {
     /// The devices that the statistics must name: type and capacity.
     pub(crate) fn devices(self) -> &'static [(&'static str, u64)] {
         match self {
-            Self::Chaos => &[("coherent", 64 << 20), ("private", 64 << 20)],
+            Self::Chaos | Self::Manual => &[("coherent", 64 << 20), ("private", 64 << 20)],
             Self::Limit => &[("private", 512 << 20)],
         }
     }
@@ -95,7 +106,7 @@ impl Program {
         let mut command = match setting {
             None => Command::new(&self.path),
             Some(setting) => {
-                let mut command = Command::new(host::HETMEM);
+                let mut command = Command::new(host::hetmem());
                 command.arg("run").args(setting.arguments());
                 command.arg("--stats").arg(&stats).args(["--quiet", "--"]).arg(&self.path);
                 command

@@ -2,7 +2,8 @@
 //! pages move to devices and back without pause.
 //!
 //! Each test runs a program twice, natively and managed, and compares. The programs are those of the host's packages
-//! ([`packages`], [`redis`]) and small ones of our own that check themselves ([`own`], sources in `c/`).
+//! ([`packages`], [`redis`]) and small ones of our own that check themselves ([`own`], [`cases`], sources in `c/`), some
+//! of them with the runtime of a sanitizer or on valgrind's processor ([`sanitizers`]).
 //!
 //! ```text
 //!   case ──► launch::Program ──► native run  ──┐
@@ -19,24 +20,31 @@
 #![expect(clippy::print_stderr, reason = "the only output besides the harness's own")]
 
 mod autopsy;
+mod cases;
 mod compare;
 mod host;
 mod launch;
 mod own;
 mod packages;
 mod redis;
+mod sanitizers;
 mod stats;
 #[path = "../support/tools.rs"]
 mod tools;
+#[path = "../support/users.rs"]
+mod users;
 
 use std::process::ExitCode;
 
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 
 /// Why a test didn't pass.
+#[derive(Clone)]
 enum Problem {
     /// It can't run on this host.
     Missing(String),
+    /// This host doesn't permit it, and nothing that could be installed would change that.
+    Refused(String),
     /// It ran, and something is wrong.
     Wrong(String),
 }
@@ -60,7 +68,7 @@ fn trial(name: impl Into<String>, body: impl FnOnce() -> Outcome + Send + 'stati
     Trial::ignorable_test(name, move || match host::ready().and_then(|()| body()) {
         Ok(()) => Ok(Completion::Completed),
         Err(Problem::Missing(what)) if host::in_ci() => Err(Failed::from(format!("CI must have everything: {what}"))),
-        Err(Problem::Missing(what)) => Ok(Completion::ignored_with(what)),
+        Err(Problem::Missing(what) | Problem::Refused(what)) => Ok(Completion::ignored_with(what)),
         Err(Problem::Wrong(what)) => Err(Failed::from(what)),
     })
 }
@@ -68,6 +76,8 @@ fn trial(name: impl Into<String>, body: impl FnOnce() -> Outcome + Send + 'stati
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
     let mut trials = own::trials();
+    trials.extend(cases::trials());
+    trials.extend(sanitizers::trials());
     trials.extend(packages::trials());
     trials.extend(redis::trials());
     if !arguments.list {

@@ -35,7 +35,7 @@ fn stress_ng() -> Outcome {
     const BAD: &[&str] = &["fail:", "error:", "terminated on", "died", "restarting", "aborted", "skipped", "incorrect"];
     let options = "--vm 2 --vm-bytes 64M --vm-method all --vm-ops 60000 --verify --seed 7 --metrics-brief --verbose";
     let program = Program::new(host::program("stress-ng")?).arguments(options.split(' '));
-    let expect = Expect { output: false, files: &[], least_moved: 100_000 };
+    let expect = Expect { output: false, ..Expect::moved(100_000) };
     let (native, managed) = compare(&program, Setting::Chaos, &expect)?;
     let said = |run: &Ended| String::from_utf8_lossy(&[&run.stdout[..], &run.stderr].concat()).into_owned();
     let (native, managed) = (said(&native), said(&managed));
@@ -50,6 +50,28 @@ fn stress_ng() -> Outcome {
         return Err(Problem::Wrong(format!("stress-ng did other work than natively:\n{managed}\nnatively:\n{native}")));
     }
     Ok(())
+}
+
+/// Its children unmap themselves, and it fails if they don't end by SIGSEGV.
+fn stress_ng_unmaps(setting: Setting) -> Outcome {
+    let options = "--vm-segv 1 --vm-segv-ops 20 --timeout 60 --verify --metrics-brief --verbose";
+    let program = Program::new(host::program("stress-ng")?).arguments(options.split(' '));
+    let expect = Expect { output: false, ..Expect::moved(0) };
+    let (_, managed) = compare(&program, setting, &expect)?;
+    let said = String::from_utf8_lossy(&[&managed.stdout[..], &managed.stderr].concat()).into_owned();
+    if said.contains("fail:") { Err(Problem::Wrong(format!("stress-ng says:\n{said}"))) } else { Ok(()) }
+}
+
+/// A program that is started by another, which has given up its ids, and kept what it needs to do so until then.
+fn setpriv(setting: Setting) -> Outcome {
+    if !rustix::process::geteuid().is_root() {
+        return Err(Problem::Refused("only root can change ids".to_owned()));
+    }
+    let change = ["--reuid=65534", "--regid=65534", "--clear-groups", "--bounding-set=-all", "--inh-caps=-all", "--"];
+    let program = Program::new(host::program("setpriv")?).arguments(change);
+    let program = program.arguments(["sh", "-c", "id -u; id -G; exit 4"]);
+    // Who has no permission for userfaultfd any more executes programs that are not managed: the shell, and two of `id`.
+    compare(&program, setting, &Expect { remarks: 3, ..Expect::moved(0) }).map(drop)
 }
 
 /// A C program with so many functions that the compiler's heap is worth moving.
@@ -101,6 +123,10 @@ pub(crate) fn trials() -> Vec<Trial> {
         trial("chaos::sqlite", || sqlite(Setting::Chaos)),
         trial("limit::sqlite", || sqlite(Setting::Limit)),
         trial("chaos::stress_ng", stress_ng),
+        trial("chaos::stress_ng_unmaps", || stress_ng_unmaps(Setting::Chaos)),
+        trial("manual::stress_ng_unmaps", || stress_ng_unmaps(Setting::Manual)),
+        trial("chaos::setpriv", || setpriv(Setting::Chaos)),
+        trial("manual::setpriv", || setpriv(Setting::Manual)),
         trial("chaos::c_compiler", c_compiler),
         trial("chaos::pipeline", pipeline),
     ]

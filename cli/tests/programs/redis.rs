@@ -245,7 +245,7 @@ fn redis(setting: Setting) -> Outcome {
             native.ended.code()
         )));
     }
-    check_stats(run, 100_000)
+    check_stats(run, 100_000, true)
 }
 
 pub(crate) fn trials() -> Vec<Trial> {

@@ -5,12 +5,12 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::{Outcome, Problem, tools};
+use crate::{Outcome, Problem, tools, users};
 
-/// The binary under test.
-pub(crate) const HETMEM: &str = env!("CARGO_BIN_EXE_hetmem");
 /// The folder of the crate.
 const CRATE: &str = env!("CARGO_MANIFEST_DIR");
+/// Where cargo builds for tests.
+const TARGET: &str = concat!(env!("CARGO_TARGET_TMPDIR"), "/..");
 /// The example of `runtime/examples` that is taken along.
 const EXAMPLE: &str = "shared_structure";
 /// The tests of other crates that run in the machine: package, test or `None` for the unit tests, name there.
@@ -93,7 +93,7 @@ pub(crate) fn compile(name: &str, to: &Path) -> Outcome {
 
 /// Compiles the C program `c_interface/c/NAME.c`, which is linked with the library, to `to`; as a library itself if it is to be `loaded`.
 pub(crate) fn compile_linked(name: &str, loaded: bool, to: &Path) -> Outcome {
-    let library = Path::new(HETMEM).with_file_name("libhetmem.so");
+    let library = users::built("libhetmem.so");
     let mut flags = vec!["-I".into(), Path::new(CRATE).join("../include").into_os_string(), library.into()];
     // Where it is in the machine.
     flags.push("-Wl,-rpath,/hetmem".into());
@@ -134,26 +134,24 @@ pub(crate) fn source(name: &str) -> PathBuf {
     Path::new(CRATE).join("tests/vm").join(name)
 }
 
-/// Builds what goes into the machine beside the binary under test, in the same profile: the library, an example, and tests of other crates.
+/// Builds what goes into the machine: the binary and the library that users get, an example, and tests of other crates.
 /// The result is pairs of a binary and its path in the machine.
 pub(crate) fn binaries() -> Outcome<Vec<(PathBuf, String)>> {
-    let beside = Path::new(HETMEM).parent().ok_or_else(|| Problem::Wrong("hetmem lies nowhere".to_owned()))?;
-    cargo(beside, &["build", "--quiet", "--package", "hetmem-capi"])?;
-    cargo(beside, &["build", "--quiet", "--package", "hetmem", "--example", EXAMPLE])?;
-    let library = beside.join("libhetmem.so");
+    cargo(&["build", "--quiet", "--package", "hetmem", "--example", EXAMPLE])?;
+    let library = users::built("libhetmem.so");
     let mut found = vec![
-        (PathBuf::from(HETMEM), "hetmem/hetmem".to_owned()),
+        (users::built("hetmem"), "hetmem/hetmem".to_owned()),
         (library.clone(), "hetmem/libhetmem.so".to_owned()),
         // As programs that are linked with it know it.
         (library, "hetmem/libhetmem.so.0".to_owned()),
-        (beside.join("examples").join(EXAMPLE), format!("programs/{EXAMPLE}")),
+        (Path::new(TARGET).join("release/examples").join(EXAMPLE), format!("programs/{EXAMPLE}")),
     ];
     let mut arguments = vec!["test", "--quiet", "--no-run", "--message-format=json"];
     for (package, test, _) in TESTS {
         arguments.extend(["--package", package]);
         arguments.extend(test.map_or(vec!["--lib"], |test| vec!["--test", test]));
     }
-    let built = cargo(beside, &arguments)?;
+    let built = cargo(&arguments)?;
     for (package, test, name) in TESTS {
         let target = test.unwrap_or(package);
         let executable = built.lines().find_map(|line| {
@@ -171,18 +169,13 @@ pub(crate) fn binaries() -> Outcome<Vec<(PathBuf, String)>> {
     Ok(found)
 }
 
-/// Runs cargo for the profile and the target folder that `beside` is of; returns what it prints.
-fn cargo(beside: &Path, arguments: &[&str]) -> Outcome<String> {
-    let (Some(profile), Some(target)) = (beside.file_name(), beside.parent()) else {
-        return Err(Problem::Wrong(format!("{} is no target folder of cargo", beside.display())));
-    };
-    let profile = if profile == "debug" { "dev".into() } else { profile.to_owned() };
+/// Runs cargo for the release profile, as the machine is emulated and slow; returns what it prints.
+fn cargo(arguments: &[&str]) -> Outcome<String> {
     let output = Command::new(env::var_os("CARGO").unwrap_or_else(|| env!("CARGO").into()))
         .args(arguments)
-        .args(["--manifest-path", concat!(env!("CARGO_MANIFEST_DIR"), "/../Cargo.toml"), "--profile"])
-        .arg(profile)
-        .arg("--target-dir")
-        .arg(target)
+        .args(["--manifest-path", concat!(env!("CARGO_MANIFEST_DIR"), "/../Cargo.toml"), "--release"])
+        .args(["--target-dir", TARGET])
+        .env_remove("CARGO_BUILD_TARGET")
         .output()?;
     if output.status.success() { Ok(text(&output.stdout)) } else { Err(Problem::Wrong(text(&output.stderr))) }
 }

@@ -23,6 +23,8 @@ mod image;
 mod machine;
 #[path = "../support/tools.rs"]
 mod tools;
+#[path = "../support/users.rs"]
+mod users;
 
 use std::process::ExitCode;
 
