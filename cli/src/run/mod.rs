@@ -40,6 +40,9 @@ const DEFAULT_DEVICE: &str = "coherent:emulated";
 /// The variable that names libraries to preload.
 const PRELOAD: &str = "LD_PRELOAD";
 
+/// What AddressSanitizer's runtime is told.
+const ASAN_OPTIONS: &str = "ASAN_OPTIONS";
+
 /// Runs the program; the result is the exit status.
 pub(crate) fn run(args: &RunArgs) -> Result<u8, Failure> {
     let Some((name, arguments)) = args.command.split_first() else {
@@ -59,6 +62,7 @@ pub(crate) fn run(args: &RunArgs) -> Result<u8, Failure> {
 
     let mut command = command(&program, arguments);
     command.env(PRELOAD, preload(library.into_os_string(), std::env::var_os(PRELOAD)));
+    command.env(ASAN_OPTIONS, asan_options(std::env::var_os(ASAN_OPTIONS)));
     let config = Config { devices, policy, ledger: ledger.path().unwrap_or_default(), supervisor: std::process::id() };
     command.env(config::VARIABLE, config.encode());
     let running = supervise::start(&mut command).map_err(|source| cannot_start(&program, source))?;
@@ -125,6 +129,17 @@ fn command(program: &Program, arguments: &[OsString]) -> Command {
 /// The value of `LD_PRELOAD`: the library, then whatever was there.
 fn preload(library: OsString, existing: Option<OsString>) -> OsString {
     let mut value = library;
+    if let Some(existing) = existing.filter(|existing| !existing.is_empty()) {
+        value.push(":");
+        value.push(existing);
+    }
+    value
+}
+
+/// The value of `ASAN_OPTIONS`: a program that was built with the sanitizer ends at once if another library was loaded first, unless it is told that this is meant.
+/// (It runs unmanaged.)
+fn asan_options(existing: Option<OsString>) -> OsString {
+    let mut value = OsString::from("verify_asan_link_order=0");
     if let Some(existing) = existing.filter(|existing| !existing.is_empty()) {
         value.push(":");
         value.push(existing);
