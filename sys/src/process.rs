@@ -51,6 +51,21 @@ pub(crate) fn set_signal_mask(mask: u64) -> u64 {
     before
 }
 
+/// Ends the calling thread, the last of its process, so that the process ends with `status`, in the form of `wait(2)`: with an exit code, or by SIGKILL.
+pub fn end_last_thread(status: i32) -> ! {
+    const KILL: usize = libc::SIGKILL as usize;
+    let code = usize::try_from(status >> 8 & 0xFF).unwrap_or(0);
+    if status & 0x7F != 0 {
+        let (process, thread) = (std::process::id() as usize, super::thread::current_tid() as usize);
+        // SAFETY: ends the process, which is the purpose.
+        let _ = unsafe { raw::syscall5(libc::SYS_tgkill, [process, thread, KILL, 0, 0]) };
+    }
+    loop {
+        // SAFETY: ends the thread, which is the purpose.
+        let _ = unsafe { raw::syscall5(libc::SYS_exit, [code, 0, 0, 0, 0]) };
+    }
+}
+
 /// Ends the process with SIGABRT at once: the program's own handler for it, if any, does not run, as it might touch memory
 /// that is no longer whole. By system calls alone: the C library's `abort` takes locks that a thread may hold for ever.
 pub fn die() -> ! {

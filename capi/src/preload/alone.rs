@@ -58,3 +58,23 @@ unsafe extern "C-unwind" fn setns(fd: c_int, kind: c_int) -> c_int {
     // SAFETY: as the caller promised.
     without_agent(|| unsafe { next(fd, kind) })
 }
+
+static NEXT_PRCTL: Next = Next::new(c"prctl");
+
+/// `prctl(2)`: whoever puts himself under the strict filter is killed by the kernel, which the process's status tells if nobody else is left.
+#[unsafe(no_mangle)]
+unsafe extern "C-unwind" fn prctl(option: c_int, second: usize, third: usize, fourth: usize, fifth: usize) -> c_int {
+    type PrctlFn = unsafe extern "C-unwind" fn(c_int, usize, usize, usize, usize) -> c_int;
+    // SAFETY: the symbol is a function of this type; arguments that the caller did not pass are not looked at.
+    let next = unsafe { std::mem::transmute::<*mut c_void, PrctlFn>(NEXT_PRCTL.get()) };
+    note_strict(option, second);
+    // SAFETY: as the caller promised.
+    unsafe { next(option, second, third, fourth, fifth) }
+}
+
+/// Notes that the calling thread asks for the strict filter, if it does.
+pub(super) fn note_strict(option: c_int, mode: usize) {
+    if option == libc::PR_SET_SECCOMP && mode == libc::SECCOMP_MODE_STRICT as usize && agent::is_running() {
+        agent::thread_is_strict();
+    }
+}

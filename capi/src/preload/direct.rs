@@ -11,7 +11,7 @@ use hetmem_preload::errno::set_errno;
 use hetmem_preload::next::pages_of;
 use runtime::agent;
 
-use super::alone::{is_for_one_thread, leave_for_good, without_agent};
+use super::alone::{is_for_one_thread, leave_for_good, note_strict, without_agent};
 use super::io::{keep_if_referred, keep_message, keep_messages, keep_vectors};
 use super::memory::{self, read};
 use super::threads::with_word_in_place;
@@ -148,7 +148,9 @@ const fn is_of_concern(number: libc::c_long) -> bool {
     }
     matches!(
         number,
-        libc::SYS_seccomp
+        libc::SYS_exit
+            | libc::SYS_prctl
+            | libc::SYS_seccomp
             | libc::SYS_unshare
             | libc::SYS_setns
             | libc::SYS_set_tid_address
@@ -173,9 +175,19 @@ fn attend(number: libc::c_long, args: &Arguments) -> Option<isize> {
     let (first, third) = (pointer::<c_void>(args[0]), pointer::<u8>(args[2]));
     match number {
         libc::SYS_seccomp => {
-            if args[0] == SET_FILTER && args[1] & FOR_ALL_THREADS != 0 {
-                leave_for_good();
+            match args[0] {
+                SET_FILTER if args[1] & FOR_ALL_THREADS != 0 => leave_for_good(),
+                SET_STRICT => agent::thread_is_strict(),
+                _ => {}
             }
+            None
+        }
+        libc::SYS_prctl => {
+            note_strict(int(args[0]), args[1]);
+            None
+        }
+        libc::SYS_exit => {
+            agent::thread_exits(int(args[0]));
             None
         }
         libc::SYS_unshare => is_for_one_thread(int(args[0])).then(|| without_agent(call)),
@@ -231,6 +243,7 @@ fn attend(number: libc::c_long, args: &Arguments) -> Option<isize> {
     }
 }
 
+const SET_STRICT: usize = libc::SECCOMP_SET_MODE_STRICT as usize;
 const SET_FILTER: usize = libc::SECCOMP_SET_MODE_FILTER as usize;
 const FOR_ALL_THREADS: usize = 1; // SECCOMP_FILTER_FLAG_TSYNC
 /// Which argument of `clone(2)` is the word that the kernel clears.

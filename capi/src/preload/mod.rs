@@ -12,6 +12,7 @@
 //! | `mincore` | pages that are away are said to be there | `memory` |
 //! | `mlockall` | hetmem's own memory is not locked | `memory` |
 //! | `vmsplice`, `send`, `sendto`, `sendmsg` (`MSG_ZEROCOPY`) | pages that a pipe or socket refers to stay in place | `io` |
+//! | `prctl` (strict `seccomp`) | how the thread will end is noted | `alone` |
 //! | `syscall` | the same, where the program asks the kernel through it; `seccomp` for all threads: the agent leaves for good | `direct` |
 //!
 //! All of them may be unwound through: the C library unwinds threads that end by `pthread_exit(3)` or are cancelled, which may happen in most of them. So each

@@ -6,6 +6,7 @@
 //! adopt      finds the program's memory
 //! work       the thread that migrates: what the program's threads ask for, and the policy
 //! pace       when it looks at what
+//! ends       how its last thread has ended
 //! config     what `hetmem run` asks of the agent
 //! ledger     the statistics memory shared with `hetmem run`
 //! ```
@@ -17,6 +18,7 @@
 mod adopt;
 mod calls;
 pub mod config;
+mod ends;
 pub mod ledger;
 mod pace;
 mod start;
@@ -26,4 +28,5 @@ pub use calls::{
     after_fork_in_parent, all_home, before_fork, begin_thread, each_unseen, is_running, keep_at_home, keep_in_place,
     protect_thread, release_range, thread_began, undivided,
 };
+pub use ends::{thread_exits, thread_is_strict};
 pub use start::{after_fork_in_child, is_first, last_word, leave, note, start};

@@ -27,7 +27,7 @@ use std::mem::ManuallyDrop;
 use std::ops::Deref;
 use std::os::fd::OwnedFd;
 use std::ptr;
-use std::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicPtr, AtomicU32, AtomicU64, Ordering};
 
 use hetmem_core::engine::CountersAt;
 use hetmem_core::sync::{Condvar, Mutex, lock};
@@ -40,6 +40,7 @@ use hetmem_sys::process::MemoryUse;
 use hetmem_sys::thread::{Stack, backoff_sleep, confine, give_up_privileges, unshare_directories, unshare_files};
 
 use super::config::{Config, Policy};
+use super::ends;
 use super::ledger::Ledger;
 use super::work::{self, Departure, Mailbox, Stacks};
 use crate::host::Contexts;
@@ -59,6 +60,8 @@ pub(super) struct Agent {
     pub(super) stacks: Stacks,
     pub(super) policy: Policy,
     pub(super) memory: MemoryUse,
+    /// How the process is to end, whose program has no thread left; `i32::MAX` while it has.
+    alone: AtomicI32,
     /// Readable when the handler is to end. A descriptor of the agent's table, as all of an agent's are.
     stop: OwnedFd,
 }
@@ -208,8 +211,11 @@ extern "C" fn serve(arg: *mut c_void) {
     if let Ok(worker) = stack(1) {
         worker.wait_ended();
     }
-    // SAFETY: leaked by `prepare`; the worker has ended, and so have all uses, by `leave`. Where the process ends for want of other threads nobody uses
-    // anything any more.
+    let alone = agent.alone.load(Ordering::Acquire);
+    if alone != i32::MAX {
+        hetmem_sys::process::end_last_thread(alone);
+    }
+    // SAFETY: leaked by `prepare`; the worker has ended, and so have all uses, by `leave`.
     drop(unsafe { Box::from_raw(ptr::from_ref(agent).cast_mut()) });
 }
 
@@ -237,7 +243,7 @@ fn prepare(config: &Config) -> Result<&'static Agent, String> {
     inner.engine.host.tasks.enclose_caller();
     give_up_privileges();
     let (mailbox, stacks) = (Mailbox::default(), Stacks::default());
-    let agent = Agent { inner, mailbox, stacks, policy: config.policy, memory, stop };
+    let agent = Agent { inner, mailbox, stacks, policy: config.policy, memory, alone: AtomicI32::new(i32::MAX), stop };
     let agent: &'static Agent = Box::leak(Box::new(agent));
     let worker = stack(1).map_err(no_memory)?;
     let arg = ptr::from_ref(agent).cast_mut().cast();
@@ -268,7 +274,10 @@ extern "C" fn labour(arg: *mut c_void) {
     // SAFETY: `prepare` passes a leaked agent.
     let agent = unsafe { &*arg.cast_const().cast::<Agent>() };
     let _ = confine();
-    let Departure = work::run(agent);
+    if let Departure::Alone(first) = work::run(agent) {
+        // Before the handler is stopped, which looks at it.
+        agent.alone.store(ends::status(first), Ordering::Release);
+    }
     // An eventfd takes eight bytes at a time and is never full of ones.
     let _ = rustix::io::write(&agent.stop, &1u64.to_ne_bytes());
 }
@@ -329,6 +338,7 @@ pub fn after_fork_in_child() -> bool {
         }
     }
     hetmem_sys::mapping::forget_omitted();
+    ends::forget_in_child();
     // There is no agent here, so there are no users to count.
     HELD.take().is_some()
 }

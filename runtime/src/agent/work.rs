@@ -25,8 +25,14 @@ const ASK_AGAIN_AFTER: u32 = 100_000;
 /// The agent's threads.
 const OWN_THREADS: usize = 2;
 
-/// The worker has ended: everything is home, or nobody is left to miss it.
-pub(super) struct Departure;
+/// Why the worker has ended.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Departure {
+    /// The agent leaves: everything is home.
+    Asked,
+    /// The program has no thread left; its first has ended so, as `wait(2)` would say it.
+    Alone(i32),
+}
 
 /// What the program's threads want of the worker.
 #[derive(Default)]
@@ -160,16 +166,19 @@ pub(super) fn run(agent: &Agent) -> Departure {
     let mut worker = Worker::new(agent);
     loop {
         if worker.answer() {
-            return Departure;
+            return Departure::Asked;
         }
         if worker.is_time_to_look() {
+            if let Some(status) = agent.inner.engine.host.tasks.ended_but(OWN_THREADS) {
+                return Departure::Alone(status);
+            }
             worker.look();
         }
         worker.steps = worker.steps.wrapping_add(1);
         if worker.step() == Pace::Rest {
             worker.steps = 0;
-            if agent.inner.engine.host.tasks.are_all_but(OWN_THREADS) {
-                return Departure;
+            if let Some(status) = agent.inner.engine.host.tasks.ended_but(OWN_THREADS) {
+                return Departure::Alone(status);
             }
             worker.rest();
         }

@@ -117,6 +117,7 @@ const EXACT: &[(libc::c_long, usize, u32)] = &[
     (libc::SYS_prctl, 0, 0x5356_4d41),
     // Ending the process, and asking whether a thread lives.
     (libc::SYS_tgkill, 2, libc::SIGABRT.cast_unsigned()),
+    (libc::SYS_tgkill, 2, libc::SIGKILL.cast_unsigned()),
     (libc::SYS_tgkill, 2, 0),
 ];
 

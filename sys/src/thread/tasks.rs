@@ -26,6 +26,8 @@ struct Stat {
     state: u8,
     /// Threads of the process that the kernel has not let go of.
     threads: usize,
+    /// How it has ended, in the form of `wait(2)`.
+    exit_code: i32,
 }
 
 impl Tasks {
@@ -78,11 +80,12 @@ impl Tasks {
         }
     }
 
-    /// Whether the process has no threads left but `others`, beside a first thread that has ended.
+    /// How the first thread has ended, as `wait(2)` would say it, if the process has no threads left but that one and `others`.
     #[must_use]
-    pub fn are_all_but(&self, others: usize) -> bool {
+    pub fn ended_but(&self, others: usize) -> Option<i32> {
         // The file is that of the first thread.
-        read_stat(&self.process).is_ok_and(|stat| matches!(stat.state, b'Z' | b'X') && stat.threads <= others + 1)
+        let stat = read_stat(&self.process).ok()?;
+        (matches!(stat.state, b'Z' | b'X') && stat.threads <= others + 1).then_some(stat.exit_code)
     }
 }
 
@@ -99,7 +102,9 @@ fn parse_stat(line: &[u8]) -> Option<Stat> {
     let state = *fields.next()?.as_bytes().first()?;
     // Field 20 of the line, and the state is field 3.
     let threads = fields.nth(16)?.parse().ok()?;
-    Some(Stat { state, threads })
+    // Field 52, the last.
+    let exit_code = fields.nth(31)?.parse().ok()?;
+    Some(Stat { state, threads, exit_code })
 }
 
 fn stat_path(buffer: &mut [u8; 24], tid: u32) -> Option<&std::ffi::CStr> {
@@ -121,7 +126,7 @@ mod tests {
         let tasks = Tasks::open().unwrap();
         assert!(tasks.list().unwrap().contains(&own));
         assert!(!tasks.is_at_rest(own), "who asks runs");
-        assert!(!tasks.are_all_but(usize::MAX - 1), "the first thread lives");
+        assert_eq!(tasks.ended_but(usize::MAX - 1), None, "the first thread lives");
     }
 
     #[test]
@@ -144,8 +149,9 @@ mod tests {
 
     #[test]
     fn any_name_of_a_program_is_skipped() {
-        let line = b"7 (a) S 1 (b) Z 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 42 0 9\n";
-        assert_eq!(parse_stat(line), Some(Stat { state: b'Z', threads: 42 }));
+        let more: String = (21..52).map(|field| format!(" {field}")).collect();
+        let line = format!("7 (a) S 1 (b) Z 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 42{more} 1280\n");
+        assert_eq!(parse_stat(line.as_bytes()), Some(Stat { state: b'Z', threads: 42, exit_code: 1280 }));
         assert_eq!(parse_stat(b"7 (a) S 1"), None);
         assert_eq!(parse_stat(b""), None);
     }
