@@ -1,10 +1,11 @@
-"""Checks what ARCHITECTURE.md says of the sources against them.
+"""Checks what ARCHITECTURE.md says of the sources against them, and .ci/imports against the library.
 
-Usage: sources.py unsafe | locks
+Usage: sources.py unsafe | locks | imports (of the library in target/users)
 """
 
 import pathlib
 import re
+import subprocess
 import sys
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -82,8 +83,19 @@ def locks():
     yield from (f"{name} is in the lock order, and is no lock" for name in sorted(named - declared))
 
 
+def imports():
+    """Symbols that libhetmem.so takes from others without being listed, and the other way round."""
+    library = ROOT / "target/users/release/libhetmem.so"
+    printed = subprocess.run(["nm", "-D", "--undefined-only", library], check=True, capture_output=True, text=True).stdout
+    taken = {line.split()[-1].split("@")[0] for line in printed.splitlines()}
+    lines = (ROOT / ".ci/imports").read_text().splitlines()
+    listed = {name for line in lines if not line.startswith("#") for name in line.split()}
+    yield from (f"libhetmem.so takes {name} from others: give a reason in .ci/imports, or have its own" for name in sorted(taken - listed))
+    yield from (f"{name} is in .ci/imports, and libhetmem.so does not take it" for name in sorted(listed - taken))
+
+
 def main():
-    check = {"unsafe": unsafe, "locks": locks}[sys.argv[1]]
+    check = {"unsafe": unsafe, "locks": locks, "imports": imports}[sys.argv[1]]
     problems = list(check())
     for problem in problems:
         print(problem, file=sys.stderr)

@@ -4,6 +4,7 @@
 //! [`crate::migrate`], [`crate::fault`] and [`crate::events`] are what it does.
 
 use std::ops::Deref;
+use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::Relaxed;
 
 use crate::frame::FrameDescriptor;
@@ -83,6 +84,8 @@ pub struct Engine<H> {
     pub notifiers: Notifiers,
     /// Whether a touch may bring neighbours of its page along.
     pub fault_around: bool,
+    /// Whether the touch of a hole may fill the holes behind it, with zeros: a program that asks what is a hole would notice.
+    pub zero_around: AtomicBool,
     devices: Vec<Box<dyn Device>>,
     /// Who wants no page to leave.
     holds: AtomicU32,
@@ -111,6 +114,7 @@ impl<H: Host> Engine<H> {
             counters,
             notifiers,
             fault_around: true,
+            zero_around: AtomicBool::new(true),
             devices,
             holds: AtomicU32::new(0),
             has_overlays,

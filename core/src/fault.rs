@@ -358,7 +358,7 @@ impl<H: Host> Engine<H> {
     fn zero_range(&self, page: VirtAddr, state: Option<&mut BlockState>) -> PageRange {
         let region = self.space.region_at(page).map(|(range, _)| range);
         let mut pages = 1;
-        if let Some(region) = region.filter(|_| self.fault_around) {
+        if let Some(region) = region.filter(|_| self.fault_around && self.zero_around.load(Relaxed)) {
             let first = page.index_in_block();
             let end = (first + usize::from(MAX_ZERO_AROUND)).min(512);
             let mut index = first + 1;

@@ -163,6 +163,7 @@ const fn is_of_concern(number: libc::c_long) -> bool {
             | libc::SYS_mremap
             | libc::SYS_mincore
             | libc::SYS_mlockall
+            | libc::SYS_munmap
             | libc::SYS_ioctl
     )
 }
@@ -232,6 +233,8 @@ fn attend(number: libc::c_long, args: &Arguments) -> Option<isize> {
         }),
         // SAFETY: as the caller of `syscall` promised.
         libc::SYS_mincore => Some(unsafe { memory::mincore(first, args[1], third) } as isize),
+        // SAFETY: as the caller of `syscall` promised.
+        libc::SYS_munmap => Some(unsafe { memory::munmap(first, args[1]) } as isize),
         // SAFETY: as the caller of `syscall` promised.
         libc::SYS_mlockall => Some(unsafe { memory::mlockall(int(args[0])) } as isize),
         libc::SYS_ioctl => {

@@ -16,6 +16,9 @@ std::arch::global_asm!(
     ".hidden bcmp",
     ".hidden strlen",
     ".hidden clock_gettime",
+    ".hidden close",
+    ".hidden getpid",
+    ".hidden gettid",
 );
 
 /// Copies forwards.
@@ -151,16 +154,47 @@ unsafe extern "C" fn strlen(text: *const c_char) -> usize {
     len
 }
 
-/// `clock_gettime(2)`.
-#[unsafe(no_mangle)]
-unsafe extern "C" fn clock_gettime(clock: libc::clockid_t, time: *mut libc::timespec) -> c_int {
-    let args = [usize::try_from(clock).unwrap_or(usize::MAX), time.expose_provenance(), 0, 0, 0, 0];
+/// Makes a system call that allocates nothing, blocks for nobody, and is no place to be cancelled at.
+///
+/// # Safety
+///
+/// As for that call.
+unsafe fn call(number: libc::c_long, args: [usize; 2]) -> c_int {
+    let [first, second] = args;
     // SAFETY: as the caller promised.
-    match unsafe { hetmem_sys::raw::syscall6(libc::SYS_clock_gettime, args) } {
-        Ok(_) => 0,
+    match unsafe { hetmem_sys::raw::syscall6(number, [first, second, 0, 0, 0, 0]) } {
+        Ok(result) => c_int::try_from(result).unwrap_or(c_int::MAX),
         Err(errno) => {
             hetmem_preload::errno::set_errno(errno.raw_os_error());
             -1
         }
     }
+}
+
+/// `clock_gettime(2)`.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn clock_gettime(clock: libc::clockid_t, time: *mut libc::timespec) -> c_int {
+    // SAFETY: as the caller promised.
+    unsafe { call(libc::SYS_clock_gettime, [usize::try_from(clock).unwrap_or(usize::MAX), time.expose_provenance()]) }
+}
+
+/// `close(2)`.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn close(fd: c_int) -> c_int {
+    // SAFETY: as the caller promised.
+    unsafe { call(libc::SYS_close, [usize::try_from(fd).unwrap_or(usize::MAX), 0]) }
+}
+
+/// `getpid(2)`.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn getpid() -> libc::pid_t {
+    // SAFETY: asks for a number.
+    unsafe { call(libc::SYS_getpid, [0; 2]) }
+}
+
+/// `gettid(2)`.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn gettid() -> libc::pid_t {
+    // SAFETY: asks for a number.
+    unsafe { call(libc::SYS_gettid, [0; 2]) }
 }

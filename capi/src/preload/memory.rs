@@ -2,6 +2,7 @@
 
 use std::ffi::{c_int, c_ulong, c_void};
 use std::mem::MaybeUninit;
+use std::ops::ControlFlow;
 
 use hetmem_core::units::{PageRange, VirtAddr};
 use hetmem_preload::divided::{self, MremapFn};
@@ -9,13 +10,19 @@ use hetmem_preload::errno::{errno, set_errno};
 use hetmem_preload::next::{Next, pages_of};
 use hetmem_sys::access::read_checked;
 use hetmem_sys::errno::Errno;
+use hetmem_sys::mapping::{set_aside, unlock_set_aside};
+use hetmem_sys::maps::{self, Perms};
 use hetmem_sys::uffd::{MOVE_REQUEST, REGISTER_REQUEST, is_userfaultfd};
 use runtime::agent;
 
 static NEXT_IOCTL: Next = Next::new(c"ioctl");
 static NEXT_MREMAP: Next = Next::new(c"mremap");
 static NEXT_MINCORE: Next = Next::new(c"mincore");
+static NEXT_MUNMAP: Next = Next::new(c"munmap");
 static NEXT_MLOCKALL: Next = Next::new(c"mlockall");
+
+/// Where the addresses of programs end at the latest, on the largest page tables.
+const ADDRESSES: u64 = 1 << 56;
 
 /// A type of which any bytes are a value.
 ///
@@ -61,8 +68,10 @@ pub(super) unsafe extern "C-unwind" fn ioctl(fd: c_int, request: c_ulong, arg: *
     }
     // The argument of a registration begins with the range, two words.
     if let Some([start, len]) = read(arg.cast_const().cast::<[u64; 2]>()) {
-        let end = start.checked_add(len).map(VirtAddr::new);
-        if let Some(range) = end.and_then(|end| PageRange::between(VirtAddr::new(start), end)) {
+        let end = start.checked_add(len).filter(|end| *end <= ADDRESSES).map(VirtAddr::new);
+        // Others are refused.
+        let range = end.and_then(|end| PageRange::between(VirtAddr::new(start), end));
+        if let Some(range) = range.filter(|range| !range.is_empty()) {
             agent::release_range(range);
         }
     }
@@ -130,6 +139,19 @@ pub(super) unsafe extern "C-unwind" fn mincore(start: *mut c_void, size: usize, 
     result
 }
 
+/// `munmap(2)`: a program that unmaps hetmem's memory, too, does so without the agent.
+#[unsafe(no_mangle)]
+pub(super) unsafe extern "C-unwind" fn munmap(start: *mut c_void, size: usize) -> c_int {
+    type MunmapFn = unsafe extern "C-unwind" fn(*mut c_void, usize) -> c_int;
+    // SAFETY: the symbol is a function of this type.
+    let next = unsafe { std::mem::transmute::<*mut c_void, MunmapFn>(NEXT_MUNMAP.get()) };
+    if agent::is_running() && pages_of(start, size).is_some_and(|range| set_aside().any(|own| own.overlaps(range))) {
+        agent::leave();
+    }
+    // SAFETY: as the caller promised.
+    unsafe { next(start, size) }
+}
+
 /// `mlockall(2)`: what is hetmem's is not the program's to lock.
 #[unsafe(no_mangle)]
 pub(super) unsafe extern "C-unwind" fn mlockall(flags: c_int) -> c_int {
@@ -138,8 +160,64 @@ pub(super) unsafe extern "C-unwind" fn mlockall(flags: c_int) -> c_int {
         unsafe { std::mem::transmute::<*mut c_void, unsafe extern "C-unwind" fn(c_int) -> c_int>(NEXT_MLOCKALL.get()) };
     // SAFETY: as the caller promised.
     let result = unsafe { next(flags) };
-    if result == 0 && agent::is_running() {
-        hetmem_sys::mapping::unlock_set_aside();
+    if !agent::is_running() {
+        return result;
     }
-    result
+    if result == 0 {
+        unlock_set_aside();
+        return 0;
+    }
+    // To a user with a limit the kernel counts all address space, hetmem's too, also what nobody can use.
+    if errno() != libc::ENOMEM || flags & libc::MCL_CURRENT == 0 {
+        return result;
+    }
+    let later = flags & !libc::MCL_CURRENT;
+    // SAFETY: as the caller promised; without MCL_CURRENT nothing is counted now.
+    if later & libc::MCL_FUTURE != 0 && unsafe { next(later) } != 0 {
+        return -1;
+    }
+    if lock_each(flags & libc::MCL_ONFAULT != 0) {
+        return 0;
+    }
+    // SAFETY: what was locked here is all that was.
+    unsafe { libc::munlockall() };
+    set_errno(libc::ENOMEM);
+    -1
+}
+
+/// Locks each mapping of the program by itself; `false` where one can't be.
+fn lock_each(when_touched: bool) -> bool {
+    let mut buffer = [0; maps::BUFFER_SIZE];
+    let here = VirtAddr::new((lock_each as fn(bool) -> bool) as usize as u64);
+    let mut library = Vec::new();
+    let found = maps::for_each_mapping(&mut buffer, |mapping| {
+        if !mapping.range.contains(here) {
+            return ControlFlow::Continue(());
+        }
+        library = mapping.name.to_vec();
+        ControlFlow::Break(())
+    });
+    let mut all = found.is_ok();
+    let walked = maps::for_each_mapping(&mut buffer, |mapping| {
+        let of_the_kernel = mapping.name.starts_with(b"[v");
+        let own = mapping.name == library || mapping.name.starts_with(b"/memfd:hetmem-");
+        if of_the_kernel || own || set_aside().any(|own| own.overlaps(mapping.range)) {
+            return ControlFlow::Continue(());
+        }
+        let size = mapping.range.pages().as_usize() * 4096;
+        let start = usize::try_from(mapping.range.start().get()).unwrap_or(0);
+        let flag = if when_touched { libc::MLOCK_ONFAULT } else { 0 };
+        let args = [start, size, usize::try_from(flag).unwrap_or(0), 0, 0, 0];
+        // SAFETY: contents and access of the program's memory stay; it asked for this.
+        match unsafe { hetmem_sys::raw::syscall6(libc::SYS_mlock2, args) } {
+            // What can't be populated is locked all the same, as by `mlockall`, where nothing is counted against the limit.
+            Ok(_) => ControlFlow::Continue(()),
+            Err(Errno::NOMEM) if !mapping.perms.contains(Perms::READ) => ControlFlow::Continue(()),
+            Err(_) => {
+                all = false;
+                ControlFlow::Break(())
+            }
+        }
+    });
+    all && walked.is_ok()
 }

@@ -2,6 +2,8 @@
 //!
 //! Where there is no agent, each does nothing: in a program that it has left, and in a child that was forked past the C library.
 
+use std::sync::atomic::Ordering::Relaxed;
+
 use hetmem_core::units::{PageCount, PageRange, VirtAddr};
 use hetmem_sys::access;
 use hetmem_sys::thread::current_tid;
@@ -111,6 +113,8 @@ impl Drop for Still<'_> {
 /// Lets go of `range` for good: its pages are home, and the program may watch it with a userfaultfd of its own.
 pub fn release_range(range: PageRange) {
     if let Some(agent) = Use::begin() {
+        // A program that watches memory may move holes of other memory there: then those are to be holes still.
+        agent.inner.engine.zero_around.store(false, Relaxed);
         agent.mailbox.release(range);
     }
 }

@@ -31,13 +31,15 @@ use std::sync::atomic::{AtomicI32, AtomicPtr, AtomicU32, AtomicU64, Ordering};
 
 use hetmem_core::engine::CountersAt;
 use hetmem_core::sync::{Condvar, Mutex, lock};
-use hetmem_core::units::PageCount;
+use hetmem_core::units::{PageCount, PageRange};
 use hetmem_devices::spec::Backend;
 use hetmem_sys::errno::Errno;
 use hetmem_sys::mapping::wiped_on_fork;
 use hetmem_sys::maps::MapsFile;
 use hetmem_sys::process::MemoryUse;
-use hetmem_sys::thread::{Stack, backoff_sleep, confine, give_up_privileges, unshare_directories, unshare_files};
+use hetmem_sys::thread::{
+    Stack, backoff_sleep, confine, control_block, give_up_privileges, unshare_directories, unshare_files,
+};
 
 use super::config::{Config, Policy};
 use super::ends;
@@ -144,6 +146,8 @@ impl Drop for Use {
 /// What the handler thread tells the thread that started it.
 struct Startup {
     config: &'static Config,
+    /// The control block of the thread that waits.
+    control: Option<PageRange>,
     result: Mutex<Option<Result<(), String>>>,
     told: Condvar,
 }
@@ -172,7 +176,12 @@ pub fn start(config: &'static Config) -> Result<(), String> {
         let words = wiped_on_fork().map_err(no_memory)?;
         WORDS.store(ptr::from_ref(words).cast_mut(), Ordering::Release);
     }
-    let startup = Box::leak(Box::new(Startup { config, result: Mutex::default(), told: Condvar::new() }));
+    let startup = Box::leak(Box::new(Startup {
+        config,
+        control: control_block(),
+        result: Mutex::default(),
+        told: Condvar::new(),
+    }));
     let arg = ptr::from_mut(startup).cast::<c_void>();
     // SAFETY: `serve` takes a leaked `Startup`, and does what a thread without the C library may do.
     unsafe { handler.start(serve, arg) }.map_err(|errno| format!("the agent's thread can't be started: {errno}"))?;
@@ -202,7 +211,7 @@ fn stack(which: usize) -> Result<&'static Stack, Errno> {
 extern "C" fn serve(arg: *mut c_void) {
     // SAFETY: `start` passes a leaked `Startup`.
     let startup = unsafe { &*arg.cast_const().cast::<Startup>() };
-    let agent = match prepare(startup.config) {
+    let agent = match prepare(startup) {
         Ok(agent) => agent,
         Err(message) => return startup.tell(Err(message)),
     };
@@ -219,7 +228,8 @@ extern "C" fn serve(arg: *mut c_void) {
     drop(unsafe { Box::from_raw(ptr::from_ref(agent).cast_mut()) });
 }
 
-fn prepare(config: &Config) -> Result<&'static Agent, String> {
+fn prepare(startup: &Startup) -> Result<&'static Agent, String> {
+    let config = startup.config;
     // SAFETY: this thread has used no descriptor yet, and none is handed to it.
     unsafe { unshare_files(None) }.map_err(|errno| format!("the agent can't have descriptors of its own: {errno}"))?;
     unshare_directories().map_err(|errno| format!("the agent can't have directories of its own: {errno}"))?;
@@ -237,6 +247,8 @@ fn prepare(config: &Config) -> Result<&'static Agent, String> {
     let devices = make_devices(&config.devices).map_err(|error| error.to_string())?;
     let no_memory = |errno: Errno| format!("the agent's memory can't be set up: {errno}");
     let inner = Inner::new(contexts, devices, DEFAULT_STOCK, counters, last_word).map_err(no_memory)?;
+    // Other threads are known from their start on; this one began without hetmem.
+    startup.control.iter().for_each(|block| inner.engine.space.exclude_for_good(*block));
     let stop = rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC)
         .map_err(|errno| format!("the agent has no descriptor to stop by: {errno}"))?;
     let memory = MemoryUse::open().map_err(no_proc)?;

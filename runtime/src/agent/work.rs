@@ -311,8 +311,11 @@ impl<'a> Worker<'a> {
         let mut wants = lock(&mailbox.wants);
         while let Some(range) = wants.release.pop() {
             drop(wants);
+            // The range may be far larger than what is managed of it.
+            let managed: Vec<PageRange> =
+                self.inner.engine.space.regions().into_iter().filter_map(|(part, _)| part.intersect(range)).collect();
             let home = || {
-                self.inner.migrate(&[range], Request::all_to(Target::System));
+                self.inner.migrate(&managed, Request::all_to(Target::System));
                 let (unmapped, mapped) = self.inner.engine.away_in(range);
                 unmapped + mapped
             };

@@ -21,4 +21,5 @@ mod wait;
 pub use privilege::{confine, give_up_privileges};
 pub use spawn::{Stack, next_symbol, unshare_directories, unshare_files};
 pub use tasks::Tasks;
+pub use tls::control_block;
 pub use wait::{backoff_sleep, current_tid, futex_wait, futex_wake, thread_exists, yield_now};

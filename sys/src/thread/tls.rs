@@ -16,7 +16,7 @@
 
 use std::ffi::{c_int, c_void};
 
-use hetmem_core::units::{PAGE_SIZE, PageCount, PageRange};
+use hetmem_core::units::{PAGE_SIZE, PageCount, PageRange, VirtAddr};
 
 use crate::copy::address;
 
@@ -150,6 +150,15 @@ const fn page() -> usize {
 }
 
 const _: () = assert!(page() as u64 == PAGE_SIZE);
+
+/// The pages of the calling thread's control block: the kernel writes to words in it at the thread's end, and does not wait for a page then.
+#[must_use]
+pub fn control_block() -> Option<PageRange> {
+    let at = thread_pointer();
+    let first = if cfg!(target_arch = "x86_64") { at } else { at.checked_sub(page())? };
+    let end = VirtAddr::new(at.checked_add(page())? as u64).page_up()?;
+    PageRange::between(VirtAddr::new(first as u64).page_down(), end)
+}
 
 /// Notes the module's part, if it is in the static storage.
 unsafe extern "C" fn note(info: *mut libc::dl_phdr_info, _size: usize, plan: *mut c_void) -> c_int {
