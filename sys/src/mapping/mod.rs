@@ -12,7 +12,7 @@ mod query;
 mod set_aside;
 mod shared;
 
-pub use advice::{discard, forbid_huge_pages, populate_read, populate_write};
+pub use advice::{Guard, discard, forbid_huge_pages, guard, populate_read, populate_write};
 pub use arena::{Arena, ArenaOptions, HugePages, OnFork, Prefault, Whose};
 pub use exchange::{Spare, map_again_over};
 pub use query::is_mapped;
