@@ -5,6 +5,7 @@
 //! | `fork`, `_Fork`, `daemon` | pages come home before, and the child gets an agent of its own |
 //! | `pthread_create` | the new thread's stack is kept from migration |
 //! | `ioctl` (`UFFDIO_REGISTER`) | a range that the program watches itself is let go of |
+//! | `madvise`, `process_madvise` (guard markers) | what they discard comes back no more |
 //! | `mremap` | a mapping that was divided by its registration is whole again |
 //! | `vmsplice`, `send`, `sendto`, `sendmsg` (`MSG_ZEROCOPY`) | pages that a pipe or socket refers to stay in place |
 //!
@@ -20,6 +21,7 @@ use hetmem_preload::divided::{self, MremapFn};
 use hetmem_preload::errno::{errno, set_errno};
 use hetmem_preload::next::{Next, pages_of};
 use hetmem_preload::thread::{self, StartRoutine};
+use hetmem_sys::mapping::Guard;
 use runtime::agent::config::{Config, VARIABLE};
 use runtime::agent::ledger::Ledger;
 use runtime::agent::{self};
@@ -275,6 +277,48 @@ unsafe extern "C" fn sendmsg(fd: c_int, message: *const libc::msghdr, flags: c_i
     }
     // SAFETY: as the caller promised.
     unsafe { next(fd, message, flags) }
+}
+
+static NEXT_MADVISE: Next = Next::new(c"madvise");
+
+/// `madvise(2)`.
+#[unsafe(no_mangle)]
+unsafe extern "C-unwind" fn madvise(start: *mut c_void, size: usize, advice: c_int) -> c_int {
+    type MadviseFn = unsafe extern "C-unwind" fn(*mut c_void, usize, c_int) -> c_int;
+    if let Some(what) = Guard::from_advice(advice)
+        // SAFETY: as the caller promised.
+        && let Some(result) = unsafe { agent::guard(start.addr() as u64, size as u64, what) }
+    {
+        return result.map_or_else(
+            |errno| {
+                set_errno(errno.raw_os_error());
+                -1
+            },
+            |()| 0,
+        );
+    }
+    // SAFETY: the symbol is a function of this type.
+    let next = unsafe { std::mem::transmute::<*mut c_void, MadviseFn>(NEXT_MADVISE.get()) };
+    // SAFETY: as the caller promised.
+    unsafe { next(start, size, advice) }
+}
+
+/// `process_madvise(2)`.
+#[unsafe(no_mangle)]
+unsafe extern "C-unwind" fn process_madvise(
+    pidfd: c_int,
+    iov: *const libc::iovec,
+    count: usize,
+    advice: c_int,
+    flags: libc::c_uint,
+) -> isize {
+    // The vectors may lie where nothing can be read, which is the kernel's to say: so not only what they name is looked at.
+    if Guard::from_advice(advice) == Some(Guard::Remove) {
+        agent::look_for_guards();
+    }
+    // Not the C library's, which has it since glibc 2.36 only, and adds nothing.
+    // SAFETY: as the caller promised.
+    unsafe { libc::syscall(libc::SYS_process_madvise, pidfd, iov, count, advice, flags) as isize }
 }
 
 fn keep_if_referred(data: *const c_void, size: usize, flags: c_int) {

@@ -30,6 +30,7 @@ use hetmem_core::units::{PageCount, PageRange, VirtAddr};
 use hetmem_sys::copy::copy_pages;
 use hetmem_sys::errno::Errno;
 use hetmem_sys::mapping::{Arena, ArenaOptions, HugePages, OnFork, Spare, discard, is_mapped, map_again_over};
+use hetmem_sys::maps::Perms;
 use hetmem_sys::pagemap::{Categories, PagemapScanner, Region as Scanned, ScanQuery};
 use hetmem_sys::procmap::MappingQuery;
 use hetmem_sys::uffd::{
@@ -248,7 +249,25 @@ impl UserMemory {
                 Some(Errno::AGAIN) => return Err(KeptReason::Raced),
                 // Not one mapping, or not one that can be moved from.
                 Some(_) if pages > PageCount::ONE => pages = PageCount::new(pages.get() / 2),
+                Some(_) if self.is_executable(range.start()) => return Err(KeptReason::Executable),
                 Some(_) | None => return Err(KeptReason::Unsupported),
+            }
+        }
+    }
+
+    /// Whether code may run at `page` that can be written there, too.
+    fn is_executable(&self, page: VirtAddr) -> bool {
+        let both = Perms::WRITE | Perms::EXEC;
+        match self.mappings.as_ref().map(|mappings| mappings.find(page)) {
+            Some(Ok(Some(found))) => found.range.contains(page) && found.perms.contains(both),
+            Some(Ok(None)) => false,
+            Some(Err(_)) | None => {
+                let mut executable = false;
+                // Where nothing can be read the kernel's refusal is passed on as it is.
+                let _ = crate::mappings::visit(|mapping| {
+                    executable |= mapping.range.contains(page) && mapping.perms.contains(both);
+                });
+                executable
             }
         }
     }
@@ -256,6 +275,8 @@ impl UserMemory {
     fn put_stop(&self, page: VirtAddr, errno: Errno) -> PutStop {
         match errno {
             Errno::AGAIN => PutStop::EventsPending,
+            // Found before anybody is told that a page is there twice.
+            Errno::EXIST if self.scanner.first_guarded(PageRange::page_of(page)).0 => PutStop::Guarded,
             Errno::EXIST => PutStop::Occupied,
             Errno::NOMEM => PutStop::NoMemory,
             Errno::NOENT | Errno::SRCH | Errno::INVAL | Errno::FAULT if !is_mapped(PageRange::page_of(page)) => {
@@ -319,6 +340,12 @@ impl Host for UserMemory {
             Errno::BUSY => (KeptReason::Shared, self.same_presence(rest).1),
             Errno::AGAIN => (KeptReason::Raced, PageCount::ONE),
             Errno::NOMEM => (KeptReason::NoMemory, PageCount::ONE),
+            // What is there is neither a page, in memory or in swap, nor a hole.
+            Errno::FAULT => match self.scanner.first_guarded(rest) {
+                (true, pages) if self.scanner.tells_guards() => (KeptReason::Guarded, pages),
+                (true, _) => (KeptReason::Guarded, PageCount::ONE),
+                (false, _) => (KeptReason::Poisoned, PageCount::ONE),
+            },
             _ => (KeptReason::Unsupported, PageCount::ONE),
         });
         Taken { pages: moved.done, stop }
@@ -342,8 +369,14 @@ impl Host for UserMemory {
                 if !source.iter().all(|page| self.scanner.is_there(PageRange::page_of(page)) == Ok(true)) {
                     self.stop_the_program(to.start(), "its frame has no page");
                 }
+                // The kernel copies over guard markers, which it takes for its own.
+                let (guarded, alike) = self.scanner.first_guarded(to);
+                if guarded {
+                    return Progress { done: PageCount::ZERO, stop: Some(Errno::EXIST) };
+                }
+                let pages = alike.min(to.pages());
                 // SAFETY: as above.
-                unsafe { uffd.copy(to.start(), from, to.pages(), CopyFlags::NONE) }
+                unsafe { uffd.copy(to.start(), from, pages, CopyFlags::NONE) }
             }
         })
     }
@@ -384,6 +417,21 @@ impl Host for UserMemory {
         parts
     }
 
+    fn guarded_parts(&self, range: PageRange) -> Vec<PageRange> {
+        let (mut parts, mut rest) = (Vec::new(), range);
+        let mut found = [Scanned::default(); 64];
+        while !rest.is_empty() {
+            // Without the scan none is known.
+            let Ok((n, end)) = self.scanner.guarded(rest, &mut found) else { break };
+            parts.extend(found[..n].iter().map(|part| part.range()));
+            match PageRange::between(end, range.end()) {
+                Some(next) if next.pages() < rest.pages() => rest = next,
+                _ => break,
+            }
+        }
+        parts
+    }
+
     fn removal_is_over(&self, range: PageRange, looks: u32) -> bool {
         let mut pending = lock(&self.removals);
         pending.retain(|(r, _)| looks > 0 || *r != range);
@@ -393,11 +441,23 @@ impl Host for UserMemory {
             if pending.len() == MAX_REMOVALS {
                 return false;
             }
+            let mut threads = hetmem_sys::thread::threads();
             let own = hetmem_sys::thread::current_tid();
-            pending.push((range, hetmem_sys::thread::threads().into_iter().filter(|tid| *tid != own).collect()));
+            if !threads.contains(&own) {
+                // The list can't be read, as after a `chroot`: who is missing from it may be in the middle of the removal.
+                return false;
+            }
+            threads.retain(|tid| *tid != own);
+            pending.push((range, threads));
         }
         let Some(at) = pending.iter().position(|(r, _)| *r == range) else { return false };
-        pending[at].1.retain(|tid| !hetmem_sys::thread::is_outside(*tid, &REMOVING_CALLS));
+        let mut inside = pending[at].1.clone();
+        inside.retain(|tid| !is_outside_removals(*tid));
+        // A thread that is not listed counts as ended: looked at only while there is a list at all.
+        if !hetmem_sys::thread::threads().contains(&hetmem_sys::thread::current_tid()) {
+            return false;
+        }
+        pending[at].1 = inside;
         if pending[at].1.is_empty() {
             pending.swap_remove(at);
             return true;
@@ -437,6 +497,12 @@ impl Host for UserMemory {
         }
         hetmem_sys::process::die()
     }
+}
+
+/// Whether thread `tid` is certainly in no call that removes pages. What a thread of io_uring's does is no call of its own: it shows the one in
+/// which it was made, and carries out `IORING_OP_MADVISE`.
+fn is_outside_removals(tid: u32) -> bool {
+    hetmem_sys::thread::is_outside(tid, &REMOVING_CALLS) && !hetmem_sys::io_worker::may_be_one(tid)
 }
 
 /// `page 0x…: why`, without an allocation.

@@ -15,6 +15,7 @@ use hetmem_sys::mapping::{Arena, ArenaOptions, HugePages, OnFork};
 use crate::delegate::Delegated;
 use crate::error::Error;
 use crate::forks::Forks;
+use crate::guards::Guards;
 use crate::host::{Contexts, UserMemory};
 use crate::service::MEMORY_PATIENCE;
 
@@ -26,6 +27,7 @@ pub(crate) struct Inner {
     pub(crate) engine: Engine<UserMemory>,
     pub(crate) delegated: Delegated,
     pub(crate) forks: Forks,
+    pub(crate) guards: Guards,
     /// The process whose memory it is.
     process: u32,
     /// The pool's memory, which lives as long as the engine that uses it.
@@ -58,12 +60,15 @@ impl Inner {
                 host.open_window(frames)?;
             }
         }
+        let guards = Guards::new()?;
+        host.open_window(guards.bell())?;
         let pool = SystemPool::new(pool_arena.range().start(), capacity, stock);
         let engine = Engine::new(host, devices, pool, counters);
         Ok(Self {
             engine,
             delegated: Delegated::new()?,
             forks: Forks::default(),
+            guards,
             process: std::process::id(),
             _pool_arena: pool_arena,
         })
@@ -267,7 +272,9 @@ impl Inner {
         if !self.engine.away_in(hull).0.is_zero() {
             return;
         }
-        for (mapping, _) in crate::mappings::mappings_in(hull).into_iter().filter(|(_, anonymous)| *anonymous) {
+        // Where the mappings can't be read, those that the books don't know stay registered, and the kernel refuses what they stand in the way of.
+        let mappings = crate::mappings::mappings_in(hull).unwrap_or_default();
+        for (mapping, _) in mappings.into_iter().filter(|(_, anonymous)| *anonymous) {
             for (uffd, _) in self.engine.host.program_contexts() {
                 // One that is not registered needs no unregistering.
                 let _ = uffd.unregister(mapping);

@@ -3,19 +3,23 @@
 use std::ops::ControlFlow;
 
 use hetmem_core::units::{PageRange, VirtAddr};
+use hetmem_sys::errno::Errno;
 use hetmem_sys::maps::{Mapping, Perms, for_each_mapping};
 
 /// Room for a line of the file: a path is at most 4096 bytes.
 const BUFFER: usize = 16 << 10;
 
-/// Calls `visit` with each mapping of the process, in order of address. A file that can't be read shows no mapping.
-pub fn visit(mut visit: impl FnMut(&Mapping<'_>)) {
+/// Calls `visit` with each mapping of the process, in order of address.
+///
+/// # Errors
+///
+/// If the file can't be read, as after a `chroot`. What was visited until then is not all there is.
+pub fn visit(mut visit: impl FnMut(&Mapping<'_>)) -> Result<(), Errno> {
     let mut buffer = vec![0; BUFFER];
-    // An unreadable file means that nothing is adopted, which is safe.
-    let _ = for_each_mapping(&mut buffer, |mapping| {
+    for_each_mapping(&mut buffer, |mapping| {
         visit(mapping);
         ControlFlow::Continue(())
-    });
+    })
 }
 
 /// Whether `mapping` is private memory that is no file's.
@@ -29,40 +33,47 @@ fn is_special(name: &[u8]) -> bool {
 }
 
 /// The mappings of `extent`, in order, and whether each is private memory that is no file's.
-pub(crate) fn mappings_in(extent: PageRange) -> Vec<(PageRange, bool)> {
+///
+/// # Errors
+///
+/// As those of [`visit`].
+pub(crate) fn mappings_in(extent: PageRange) -> Result<Vec<(PageRange, bool)>, Errno> {
     let mut found = Vec::new();
     visit(|mapping| {
         if let Some(part) = mapping.range.intersect(extent) {
             found.push((part, is_private_anonymous(mapping)));
         }
-    });
-    found
+    })?;
+    Ok(found)
 }
 
-/// The program's private anonymous memory in `within` that allows `needs`, without what is to be left `alone`, in order of address. The main stack is left
-/// out: the kernel reads arguments and environment there for others.
+/// The program's private anonymous memory in `within` that allows `needs`, without what is to be left `alone`, in order of address; none, if the mappings
+/// can't be read. The main stack is left out: the kernel reads arguments and environment there for others. So is what can be written and executed, as
+/// none of it can be moved ([`KeptReason::Executable`](crate::KeptReason::Executable)).
 #[must_use]
 pub fn eligible(within: PageRange, needs: Perms, alone: &[PageRange]) -> Vec<PageRange> {
     let mut found = Vec::new();
-    visit(|mapping| {
+    let read = visit(|mapping| {
         if is_private_anonymous(mapping)
             && mapping.perms.contains(needs)
+            && !mapping.perms.contains(Perms::WRITE | Perms::EXEC)
             && let Some(part) = mapping.range.intersect(within)
         {
             subtract(part, alone, &mut found);
         }
     });
-    found
+    if read.is_ok() { found } else { Vec::new() }
 }
 
 /// The anonymous memory right behind mappings of files that are `chosen`: the variables that a library has no bytes for in its file, or what else happens
-/// to be there. `chosen` is told whether the file is the program's own.
+/// to be there. `chosen` is told whether the file is the program's own. All memory, if the mappings can't be read: whoever leaves alone what is here adopts
+/// nothing then.
 #[must_use]
 pub fn behind_files(chosen: impl Fn(&Mapping<'_>, bool) -> bool) -> Vec<PageRange> {
     let mut found = Vec::new();
     let mut last: Option<VirtAddr> = None;
     let mut program = Vec::new();
-    visit(|mapping| {
+    let read = visit(|mapping| {
         if mapping.inode != 0 {
             if program.is_empty() {
                 // The first mapping of a file is the program's own: position-independent or not, it is lowest.
@@ -74,7 +85,7 @@ pub fn behind_files(chosen: impl Fn(&Mapping<'_>, bool) -> bool) -> Vec<PageRang
             found.push(mapping.range);
         }
     });
-    found
+    if read.is_ok() { found } else { vec![PageRange::ALL] }
 }
 
 fn subtract(range: PageRange, holes: &[PageRange], out: &mut Vec<PageRange>) {

@@ -16,6 +16,7 @@
 //! access   loads, stores and copies beside other threads
 //! copy     page copies that race with nobody
 //! dax      memory that is a character device
+//! io_worker  threads that the kernel runs for io_uring
 //! thread   threads on given stacks, with signals blocked and descriptors of their own; futexes
 //! sigbus   the handler for faults that are reported as signals
 //! probe    what this kernel and this process can do
@@ -34,6 +35,7 @@ pub mod copy;
 pub mod dax;
 pub mod errno;
 mod flags;
+pub mod io_worker;
 pub mod mapping;
 pub mod maps;
 pub mod numa;

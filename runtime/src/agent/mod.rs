@@ -15,9 +15,11 @@
 mod adopt;
 pub mod config;
 pub mod ledger;
+mod removal;
 mod start;
 mod work;
 
+pub use removal::{at_home, guard, look_for_guards};
 pub use start::{
     after_fork_in_child, after_fork_in_parent, before_fork, is_running, keep_in_place, last_word, protect_thread,
     release_range, start, undivided,

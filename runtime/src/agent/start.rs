@@ -35,8 +35,8 @@ use crate::service;
 /// Pages of each of the agent's stacks.
 const STACK: PageCount = PageCount::new(128);
 
-struct Agent {
-    inner: Inner,
+pub(super) struct Agent {
+    pub(super) inner: Inner,
     mailbox: Mailbox,
     stacks: Stacks,
     policy: Policy,
@@ -49,7 +49,7 @@ static LEDGER: AtomicPtr<Ledger> = AtomicPtr::new(ptr::null_mut());
 /// The process that the agent runs in.
 static PID: AtomicU32 = AtomicU32::new(0);
 
-fn agent() -> Option<&'static Agent> {
+pub(super) fn agent() -> Option<&'static Agent> {
     // SAFETY: null or a leaked agent. Acquire pairs with the Release in `serve`.
     unsafe { AGENT.load(Ordering::Acquire).as_ref() }
 }
