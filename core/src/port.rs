@@ -51,7 +51,7 @@ pub enum PutStop {
     EventsPending,
     /// A page is there already.
     Occupied,
-    /// A guard marker is there: the program has discarded the page, whatever it held.
+    /// A guard marker is there, or was when it was tried: the program has discarded the page, whatever it held.
     Guarded,
     /// Nothing is mapped at that address any more.
     Gone,

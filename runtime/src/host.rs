@@ -275,8 +275,9 @@ impl UserMemory {
     fn put_stop(&self, page: VirtAddr, errno: Errno) -> PutStop {
         match errno {
             Errno::AGAIN => PutStop::EventsPending,
-            // Found before anybody is told that a page is there twice.
-            Errno::EXIST if self.scanner.first_guarded(PageRange::page_of(page)).0 => PutStop::Guarded,
+            // Looked at before anybody is told that a page is there twice. If nothing is there any more, a marker was: while a page is away, none
+            // but hetmem's own comes there, and it stays.
+            Errno::EXIST if self.scanner.is_page(page) == Ok(false) => PutStop::Guarded,
             Errno::EXIST => PutStop::Occupied,
             Errno::NOMEM => PutStop::NoMemory,
             Errno::NOENT | Errno::SRCH | Errno::INVAL | Errno::FAULT if !is_mapped(PageRange::page_of(page)) => {

@@ -209,6 +209,37 @@ fn guards_come_and_go_while_pages_migrate() {
     runtime.release(memory.range()).unwrap();
 }
 
+/// Nobody can know what was discarded then; but no page is taken for another's, and what is written stays.
+#[test]
+fn guards_that_nobody_told_of_come_and_go_while_pages_migrate() {
+    if !has_guards() {
+        return;
+    }
+    let runtime = runtime();
+    let memory = placed(&runtime, None);
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut i = 0;
+            while !done.load(Ordering::SeqCst) {
+                let _ = runtime.migrate(memory.range(), [to(PRIVATE), home()][i % 2]);
+                i += 1;
+            }
+        });
+        let _end = End(&done);
+        for round in 0..20_000_u64 {
+            let page = round * 7 % PAGES;
+            guard_bare(memory.slice(page, 1), Guard::Install);
+            guard_bare(memory.slice(page, 1), Guard::Remove);
+            memory.set(page, round + 1);
+            assert_eq!(memory.get(page), round + 1);
+        }
+    });
+    assert!((0..PAGES).all(|page| memory.get(page) > 20_000 - PAGES), "every page was written");
+    runtime.check();
+    runtime.release(memory.range()).unwrap();
+}
+
 #[test]
 fn poisoned_pages_are_kept_as_such_and_stay_poisoned() {
     let Ok(uffd) = Userfaultfd::open(Features::MOVE, Access::Full) else {

@@ -272,6 +272,17 @@ impl PagemapScanner {
         Ok(n == 1 && found[0].range() == range)
     }
 
+    /// Whether `page` is there, in memory or in swap, and not merely a guard marker. Where the kernel does not tell such from pages in swap, those
+    /// count as markers.
+    pub fn is_page(&self, page: VirtAddr) -> Result<bool, Errno> {
+        let either = Categories::PRESENT | Categories::SWAPPED;
+        let query = ScanQuery { any_of: either, report: either | self.guards, ..ScanQuery::default() };
+        let mut found = [Region::default()];
+        let (n, _) = self.scan(PageRange::page_of(page), query, &mut found)?;
+        let kind = found[0].categories();
+        Ok(n == 1 && (kind.contains(Categories::PRESENT) || !kind.intersects(self.guards)))
+    }
+
     /// Whether any page of `range` is there, in memory or in swap.
     pub fn is_there(&self, range: PageRange) -> Result<bool, Errno> {
         let query = ScanQuery { any_of: Categories::PRESENT | Categories::SWAPPED, ..ScanQuery::default() };
