@@ -318,7 +318,8 @@ unsafe extern "C-unwind" fn process_madvise(
     }
     // Not the C library's, which has it since glibc 2.36 only, and adds nothing.
     // SAFETY: as the caller promised.
-    unsafe { libc::syscall(libc::SYS_process_madvise, pidfd, iov, count, advice, flags) as isize }
+    let advised = unsafe { libc::syscall(libc::SYS_process_madvise, pidfd, iov, count, advice, flags) };
+    isize::try_from(advised).unwrap_or(-1)
 }
 
 fn keep_if_referred(data: *const c_void, size: usize, flags: c_int) {

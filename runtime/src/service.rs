@@ -233,13 +233,6 @@ pub(crate) fn record_latency(counters: &Counters, since: Instant) {
 #[expect(unsafe_code, reason = "copies pages into another process")]
 fn fill_child(inner: &Inner, events: &Events<'_>, child: Userfaultfd) {
     let copy = |range: PageRange, from: VirtAddr| {
-        // The kernel copies over guard markers, which the child has of its parent, and puts poison where nothing is only; it copies over that,
-        // too. Nobody runs in the child yet.
-        // SAFETY: the child's page is a hole or a guard where the parent's page is away.
-        let poisoned = unsafe { child.poison(range) };
-        if poisoned.stop == Some(Errno::EXIST) && poisoned.done.is_zero() {
-            return;
-        }
         loop {
             // SAFETY: the child's page is a hole where the parent's page is away, and holds the same bytes afterwards; the source is a
             // frame whose page can't change while the gate is held.

@@ -145,11 +145,8 @@ fn a_call_that_fails_discards_nothing() {
     }
     let runtime = runtime();
     let memory = placed(&runtime, Some(PRIVATE));
-    let odd = |start: u64, len: u64| {
-        // SAFETY: refused, as it is no range of pages, or none that may have guards.
-        unsafe { libc::madvise(std::ptr::with_exposed_provenance_mut(start as usize), len as usize, 102) }
-    };
-    assert_eq!(odd(memory.page(0).get() + 1, 4096), -1);
+    // SAFETY: refused, as it begins in the middle of a page.
+    assert_eq!(unsafe { libc::madvise(memory.pointer(0).wrapping_add(1).cast(), 4096, Guard::Install.advice()) }, -1);
     memory.protect(0, PAGES, libc::PROT_READ);
     // SAFETY: locks the test's own memory.
     assert_eq!(unsafe { libc::mlock2(memory.pointer(8).cast(), 4096, libc::MLOCK_ONFAULT) }, 0);
