@@ -333,7 +333,13 @@ enum {
     /* The device reported an error while it copied. */
     HETMEM_KEPT_DEVICE_ERROR = 17,
     /* Pages go there by whole blocks of 2 MiB only, and not all of this one were asked for, or could move. */
-    HETMEM_KEPT_PART_OF_BLOCK = 18
+    HETMEM_KEPT_PART_OF_BLOCK = 18,
+    /* A guard marker is there, MADV_GUARD_INSTALL: what the page held is discarded. */
+    HETMEM_KEPT_GUARDED = 19,
+    /* The page table has an entry there that is neither a page nor nothing: poison, or a page that a driver of the kernel holds. */
+    HETMEM_KEPT_POISONED = 20,
+    /* The memory can be written and executed; hetmem's allows no execution, and the kernel moves pages between equals only. */
+    HETMEM_KEPT_EXECUTABLE = 21
 };
 
 /* The name of an outcome, as in the statistics of `hetmem run`: "moved", "hole", ...; "unknown" for others. Static. */

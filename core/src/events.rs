@@ -41,6 +41,19 @@ impl<H: Host> Engine<H> {
         // If a block was laid since the program began, it is shared memory that the removal finds, which keeps its bytes.
         self.drop_pages(events, range, |frame| self.lays(frame.device));
         self.space.add_removal(range);
+        self.host.removal_announced(range);
+    }
+
+    /// The program has installed guard markers in `range`, or is about to remove some: what pages held that have one is discarded, and would
+    /// come back once the marker is gone. The kernel raises no event for either, so it is the page map that is asked.
+    pub fn guarded(&self, events: &Events<'_>, range: PageRange) {
+        for (part, _) in self.space.regions_in(range).into_iter().filter(|(_, region)| region.is_some()) {
+            for guarded in self.host.guarded_parts(part) {
+                let _notice = self.notifiers.start_if_any(guarded, Event::Clear, false);
+                // A block that is laid is shared memory, which keeps its bytes.
+                self.drop_pages(events, guarded, |frame| self.lays(frame.device));
+            }
+        }
     }
 
     /// The pages of `from` are now at `to` (`mremap`).

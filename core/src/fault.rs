@@ -346,8 +346,8 @@ impl<H: Host> Engine<H> {
         match stop {
             Some(PutStop::EventsPending) => FaultResolution::EventsPending,
             Some(PutStop::NoMemory) => FaultResolution::NoMemory,
-            // Occupied: it is there. Gone or refused: the touch itself will tell the program.
-            Some(PutStop::Occupied | PutStop::Gone | PutStop::Refused) | None => {
+            // Occupied: it is there. Gone, guarded or refused: the touch itself will tell the program.
+            Some(PutStop::Occupied | PutStop::Gone | PutStop::Guarded | PutStop::Refused) | None => {
                 self.host.wake(path, page);
                 FaultResolution::Present
             }

@@ -51,6 +51,8 @@ pub enum PutStop {
     EventsPending,
     /// A page is there already.
     Occupied,
+    /// A guard marker is there, or was when it was tried: the program has discarded the page, whatever it held.
+    Guarded,
     /// Nothing is mapped at that address any more.
     Gone,
     /// The mapping accepts no page by moving: read-only, locked, or of other protection; copying may do.
@@ -120,6 +122,14 @@ pub trait Host: Send + Sync {
     fn present_parts(&self, range: PageRange) -> Vec<PageRange> {
         vec![range]
     }
+
+    /// The parts of `range` that have guard markers. A page in swap may be named, too: no bytes of it are hetmem's.
+    fn guarded_parts(&self, _range: PageRange) -> Vec<PageRange> {
+        Vec::new()
+    }
+
+    /// A `MADV_DONTNEED` of `range` was announced, which may not be over.
+    fn removal_announced(&self, _range: PageRange) {}
 
     /// Whether a `MADV_DONTNEED` of `range`, announced before, is known to be over. `looks` counts the questions before.
     fn removal_is_over(&self, range: PageRange, looks: u32) -> bool;

@@ -6,6 +6,7 @@ mod model;
 use hetmem_core::fault::FaultResolution;
 use hetmem_core::migrate::{Collected, Request, Target};
 use hetmem_core::mirror::{MirrorPage, RangeFault, RangeFaultError, Want};
+use hetmem_core::outcome::KeptReason;
 use hetmem_core::physmap::Owner;
 use hetmem_core::port::FaultPath;
 use hetmem_core::space::Region;
@@ -53,6 +54,7 @@ fn actions(world: &World) -> Vec<Action> {
             Action::Remap(range, fresh),
             Action::RemapBack(range, elsewhere),
             Action::Remove(range),
+            Action::Guard(range),
         ]);
     }
     actions.extend([FIRST, FIRST + COUNT - 1].map(|page| Action::Touch(world.at(page, 1).start())));
@@ -60,7 +62,8 @@ fn actions(world: &World) -> Vec<Action> {
 }
 
 /// What is done after the action at the same step, and after it.
-const SEQUELS: [&[Action]; 4] = [&[], &[Action::Handle], &[Action::Zap], &[Action::Handle, Action::Zap]];
+const SEQUELS: [&[Action]; 5] =
+    [&[], &[Action::Handle], &[Action::Zap], &[Action::Handle, Action::Zap], &[Action::Unguard(PageRange::ALL)]];
 
 /// Counts the steps of `work`, then does it once for each step, action and sequel.
 fn at_every_step(setup: impl Fn() -> World, work: impl Fn(&World)) {
@@ -139,9 +142,9 @@ fn mirror(world: &World, want: Want, owner: Option<Owner>) {
             // What was begun to be used is given up.
             continue;
         }
-        // Protection is announced by who changes it, and the end of a removal by nobody.
+        // Protection is announced by who changes it, and the end of a removal and guards by nobody.
         let memory = world.model.lock();
-        let unannounced = !memory.zaps.is_empty() || memory.pages.values().any(|page| page.read_only);
+        let unannounced = !memory.zaps.is_empty() || memory.pages.values().any(|page| page.read_only || page.guarded);
         drop(memory);
         if !unannounced {
             world.judge(range, want, owner, result, &out);
@@ -432,5 +435,45 @@ fn mapped_pages_that_were_dropped_unseen_are_found_out() {
                 world.verify();
             }
         }
+    }
+}
+
+/// Guards over pages that are away, or on their way, discard them: removed again, they leave zeros, and frames come free.
+#[test]
+fn guards_that_are_removed_again_leave_zeros_and_free_frames() {
+    for place in PLACES {
+        for target in TARGETS {
+            let world = world(place);
+            let (range, some) = (world.at(FIRST, COUNT), world.at(FIRST + 1, 3));
+            world.model.guard(some);
+            let outcomes = world.migrate(range, target);
+            assert!(outcomes.kept(KeptReason::Occupied).is_zero(), "{outcomes:?}");
+            if matches!((place, target), (Target::System, Target::Device(_)) | (Target::Device(_), Target::System)) {
+                assert_eq!(
+                    outcomes.kept(KeptReason::Guarded),
+                    some.pages(),
+                    "from {place:?} to {target:?}: {outcomes:?}"
+                );
+            }
+            world.model.unguard(some);
+            let frames = world.engine.devices().iter().map(|device| device.pagemap().frames.used());
+            assert!(frames.sum::<PageCount>() <= range.pages() - some.pages(), "nothing keeps what was discarded");
+            assert!(some.iter().all(|page| world.model.touch(page) == Some(model::ZERO)));
+            world.verify();
+        }
+    }
+}
+
+/// A guard that lies where a page belongs is a discarded page; another page there is a defect, and stops the program.
+#[test]
+fn a_touch_of_a_guard_ends_with_nobody_asleep() {
+    for place in PLACES {
+        let world = world(place);
+        let page = world.at(FIRST, 1);
+        world.model.begin_touch(page.start());
+        world.model.guard(page);
+        world.model.serve(false);
+        assert_eq!(world.model.touch(page.start()), None);
+        world.verify();
     }
 }

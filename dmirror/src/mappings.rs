@@ -23,7 +23,8 @@ pub(crate) fn migratable(range: PageRange) -> (Vec<Part>, Result<(), Errno>) {
     let mut parts: Vec<Part> = Vec::new();
     let mut at = range.start();
     let mut whole = true;
-    visit(|mapping| {
+    // What was not visited is not reached below.
+    let _ = visit(|mapping| {
         let Some(part) = mapping.range.intersect(range).filter(|part| !part.is_empty()) else { return };
         whole &= part.start() == at && mapping.perms.contains(Perms::READ) && !is_special(mapping);
         if whole {
@@ -40,7 +41,8 @@ pub(crate) fn own_variables() -> &'static [PageRange] {
     FOUND.get_or_init(|| {
         let code = VirtAddr::new((own_variables as *const ()).addr() as u64);
         let mut library = Vec::new();
-        visit(|mapping| {
+        // Unreadable once, unreadable below, where all memory is this library's then.
+        let _ = visit(|mapping| {
             if mapping.range.contains(code.page_down()) {
                 library = mapping.name.to_vec();
             }
@@ -61,6 +63,6 @@ fn is_special(mapping: &Mapping<'_>) -> bool {
 /// Whether `page` is memory that the kernel maps by itself, which no device can read.
 pub(crate) fn is_of_the_kernel(page: VirtAddr) -> bool {
     let mut found = false;
-    visit(|mapping| found |= mapping.range.contains(page) && is_special(mapping));
-    found
+    // Where the mappings can't be read any may be.
+    visit(|mapping| found |= mapping.range.contains(page) && is_special(mapping)).is_err() || found
 }

@@ -32,7 +32,7 @@ use hetmem_sys::errno::Errno;
 use hetmem_sys::mapping::{
     Arena, ArenaOptions, HugePages, OnFork, Spare, discard, is_locked, is_mapped, map_again_over,
 };
-use hetmem_sys::maps::MapsFile;
+use hetmem_sys::maps::{MapsFile, Perms};
 use hetmem_sys::pagemap::{Categories, PagemapEntry, PagemapScanner, Region as Scanned, ScanQuery};
 use hetmem_sys::procmap::MappingQuery;
 use hetmem_sys::thread::Tasks;
@@ -258,7 +258,25 @@ impl UserMemory {
                 Some(_) if pages > PageCount::ONE => pages = PageCount::new(pages.get() / 2),
                 // Pages are not moved between what is locked and what is not.
                 Some(Errno::INVAL) if is_locked(range.start()) => return Err(KeptReason::Locked),
+                Some(_) if self.is_executable(range.start()) => return Err(KeptReason::Executable),
                 Some(_) | None => return Err(KeptReason::Unsupported),
+            }
+        }
+    }
+
+    /// Whether code may run at `page` that can be written there, too.
+    fn is_executable(&self, page: VirtAddr) -> bool {
+        let both = Perms::WRITE | Perms::EXEC;
+        match self.mappings.as_ref().map(|mappings| mappings.find(page)) {
+            Some(Ok(Some(found))) => found.range.contains(page) && found.perms.contains(both),
+            Some(Ok(None)) => false,
+            Some(Err(_)) | None => {
+                let mut executable = false;
+                // Where nothing can be read the kernel's refusal is passed on as it is.
+                let _ = crate::mappings::visit_in(&self.contexts.maps, |mapping| {
+                    executable |= mapping.range.contains(page) && mapping.perms.contains(both);
+                });
+                executable
             }
         }
     }
@@ -266,6 +284,9 @@ impl UserMemory {
     fn put_stop(&self, path: FaultPath, page: VirtAddr, errno: Errno) -> PutStop {
         match errno {
             Errno::AGAIN => PutStop::EventsPending,
+            // Looked at before anybody is told that a page is there twice. If nothing is there any more, a marker was: while a page is away, none
+            // but hetmem's own comes there, and it stays.
+            Errno::EXIST if self.scanner.is_page(page) == Ok(false) => PutStop::Guarded,
             Errno::EXIST => PutStop::Occupied,
             Errno::NOMEM => PutStop::NoMemory,
             // The kernel looks for changes under way, then waits for them, and finds no mapping, or another: the page may belong elsewhere now.
@@ -331,6 +352,12 @@ impl Host for UserMemory {
             Errno::BUSY => (KeptReason::Shared, self.same_presence(rest).1),
             Errno::AGAIN => (KeptReason::Raced, PageCount::ONE),
             Errno::NOMEM => (KeptReason::NoMemory, PageCount::ONE),
+            // What is there is neither a page, in memory or in swap, nor a hole.
+            Errno::FAULT => match self.scanner.first_guarded(rest) {
+                (true, pages) if self.scanner.tells_guards() => (KeptReason::Guarded, pages),
+                (true, _) => (KeptReason::Guarded, PageCount::ONE),
+                (false, _) => (KeptReason::Poisoned, PageCount::ONE),
+            },
             _ => (KeptReason::Unsupported, PageCount::ONE),
         });
         Taken { pages: moved.done, stop }
@@ -354,8 +381,14 @@ impl Host for UserMemory {
                 if !source.iter().all(|page| self.scanner.is_there(PageRange::page_of(page)) == Ok(true)) {
                     self.stop_the_program(to.start(), "its frame has no page");
                 }
+                // The kernel copies over guard markers, which it takes for its own.
+                let (guarded, alike) = self.scanner.first_guarded(to);
+                if guarded {
+                    return Progress { done: PageCount::ZERO, stop: Some(Errno::EXIST) };
+                }
+                let pages = alike.min(to.pages());
                 // SAFETY: as above.
-                unsafe { uffd.copy(to.start(), from, to.pages(), CopyFlags::NONE) }
+                unsafe { uffd.copy(to.start(), from, pages, CopyFlags::NONE) }
             }
         })
     }
@@ -400,6 +433,21 @@ impl Host for UserMemory {
         parts
     }
 
+    fn guarded_parts(&self, range: PageRange) -> Vec<PageRange> {
+        let (mut parts, mut rest) = (Vec::new(), range);
+        let mut found = [Scanned::default(); 64];
+        while !rest.is_empty() {
+            // Without the scan none is known.
+            let Ok((n, end)) = self.scanner.guarded(rest, &mut found) else { break };
+            parts.extend(found[..n].iter().map(|part| part.range()));
+            match PageRange::between(end, range.end()) {
+                Some(next) if next.pages() < rest.pages() => rest = next,
+                _ => break,
+            }
+        }
+        parts
+    }
+
     fn removal_is_over(&self, range: PageRange, looks: u32) -> bool {
         let mut pending = lock(&self.removals);
         pending.retain(|(r, _)| looks > 0 || *r != range);
@@ -410,9 +458,13 @@ impl Host for UserMemory {
                 return false;
             }
             // Without the list nothing is known.
-            let Ok(threads) = self.tasks.list() else { return false };
+            let Ok(mut threads) = self.tasks.list() else { return false };
             let own = hetmem_sys::thread::current_tid();
-            pending.push((range, threads.into_iter().filter(|tid| *tid != own).collect()));
+            if !threads.contains(&own) {
+                return false;
+            }
+            threads.retain(|tid| *tid != own);
+            pending.push((range, threads));
         }
         let Some(at) = pending.iter().position(|(r, _)| *r == range) else { return false };
         pending[at].1.retain(|tid| !self.tasks.is_at_rest(*tid));

@@ -15,6 +15,7 @@ use hetmem_sys::mapping::{Access, Arena, ArenaOptions, HugePages, OnFork};
 use crate::delegate::Delegated;
 use crate::error::Error;
 use crate::forks::Forks;
+use crate::guards::Guards;
 use crate::host::{Contexts, UserMemory};
 use crate::service::MEMORY_PATIENCE;
 
@@ -29,6 +30,7 @@ pub(crate) struct Inner {
     pub(crate) engine: Engine<UserMemory>,
     pub(crate) delegated: Delegated,
     pub(crate) forks: Forks,
+    pub(crate) guards: Guards,
     /// The process whose memory it is.
     process: u32,
 }
@@ -62,9 +64,11 @@ impl Inner {
                 host.open_window(frames)?;
             }
         }
+        let guards = Guards::new()?;
+        host.open_window(guards.bell())?;
         let pool = SystemPool::new(places.start(), capacity, stock);
         let engine = Engine::new(host, devices, pool, counters);
-        Ok(Self { engine, delegated: Delegated::new()?, forks: Forks::default(), process: std::process::id() })
+        Ok(Self { engine, delegated: Delegated::new()?, forks: Forks::default(), guards, process: std::process::id() })
     }
 
     /// The extents that must be trapped for `range`: every region that overlaps it, joined with the neighbours that touch it, as
@@ -265,10 +269,9 @@ impl Inner {
         if !self.engine.away_in(hull).0.is_zero() {
             return;
         }
-        for (mapping, _) in crate::mappings::mappings_in(&self.engine.host.contexts.maps, hull)
-            .into_iter()
-            .filter(|(_, anonymous)| *anonymous)
-        {
+        // Where the mappings can't be read, those that the books don't know stay registered, and the kernel refuses what they stand in the way of.
+        let mappings = crate::mappings::mappings_in(&self.engine.host.contexts.maps, hull).unwrap_or_default();
+        for (mapping, _) in mappings.into_iter().filter(|(_, anonymous)| *anonymous) {
             for (uffd, _) in self.engine.host.program_contexts() {
                 // One that is not registered needs no unregistering.
                 let _ = uffd.unregister(mapping);

@@ -8,6 +8,7 @@ mod error;
 mod evict;
 mod fast;
 mod forks;
+mod guards;
 mod host;
 mod inner;
 pub mod mappings;
@@ -20,6 +21,6 @@ mod traps;
 
 pub use error::{Error, ErrorKind};
 pub use runtime::{
-    Advice, BLOCK, Builder, FaultPath, KeptReason, Mapping, Outcomes, PageOutcome, Request, Residency, Runtime, Select,
-    Target,
+    Advice, BLOCK, Builder, FaultPath, Guard, KeptReason, Mapping, Outcomes, PageOutcome, Request, Residency, Runtime,
+    Select, Target,
 };

@@ -4,26 +4,28 @@ use std::ops::ControlFlow;
 
 use hetmem_core::range_map::RangeMap;
 use hetmem_core::units::{PageRange, VirtAddr};
+use hetmem_sys::errno::Errno;
 use hetmem_sys::maps::{Mapping, MapsFile, Perms};
 
 /// Room for a line of the file: a path is at most 4096 bytes.
 const BUFFER: usize = 16 << 10;
 
-/// Calls `visit` with each mapping of the process, in order of address. A file that can't be read shows no mapping.
-pub fn visit(visit: impl FnMut(&Mapping<'_>)) {
-    if let Ok(maps) = MapsFile::open() {
-        visit_in(&maps, visit);
-    }
+/// Calls `visit` with each mapping of the process, in order of address.
+///
+/// # Errors
+///
+/// If the file can't be read, as after a `chroot`. What was visited until then is not all there is.
+pub fn visit(visit: impl FnMut(&Mapping<'_>)) -> Result<(), Errno> {
+    visit_in(&MapsFile::open()?, visit)
 }
 
 /// The same, by a file that is open.
-pub(crate) fn visit_in(maps: &MapsFile, mut visit: impl FnMut(&Mapping<'_>)) {
+pub(crate) fn visit_in(maps: &MapsFile, mut visit: impl FnMut(&Mapping<'_>)) -> Result<(), Errno> {
     let mut buffer = vec![0; BUFFER];
-    // An unreadable file means that nothing is adopted, which is safe.
-    let _ = maps.for_each(&mut buffer, |mapping| {
+    maps.for_each(&mut buffer, |mapping| {
         visit(mapping);
         ControlFlow::Continue(())
-    });
+    })
 }
 
 /// Whether `mapping` is private memory that is no file's.
@@ -37,30 +39,41 @@ fn is_special(name: &[u8]) -> bool {
 }
 
 /// The mappings of `extent`, in order, and whether each is private memory that is no file's.
-pub(crate) fn mappings_in(maps: &MapsFile, extent: PageRange) -> Vec<(PageRange, bool)> {
+///
+/// # Errors
+///
+/// As those of [`visit`].
+pub(crate) fn mappings_in(maps: &MapsFile, extent: PageRange) -> Result<Vec<(PageRange, bool)>, Errno> {
     let mut found = Vec::new();
     visit_in(maps, |mapping| {
         if let Some(part) = mapping.range.intersect(extent) {
             found.push((part, is_private_anonymous(mapping)));
         }
-    });
-    found
+    })?;
+    Ok(found)
 }
 
-/// The program's private anonymous memory in `within` that allows `needs`, without what is to be left `alone`, in order of address. The main stack is left
-/// out: the kernel reads arguments and environment there for others.
+/// The program's private anonymous memory in `within` that allows `needs`, without what is to be left `alone`, in order of address; none, if the mappings
+/// can't be read. The main stack is left out: the kernel reads arguments and environment there for others. So is what can be written and executed, as
+/// none of it can be moved ([`KeptReason::Executable`](crate::KeptReason::Executable)).
 #[must_use]
 pub fn eligible(within: PageRange, needs: Perms, alone: &[PageRange]) -> Vec<PageRange> {
     let mut found = Vec::new();
-    visit(|mapping| {
+    let read = visit(|mapping| {
         if is_private_anonymous(mapping)
             && mapping.perms.contains(needs)
+            && !mapping.perms.contains(Perms::WRITE | Perms::EXEC)
             && let Some(part) = mapping.range.intersect(within)
         {
             subtract(part, alone, &mut found);
         }
     });
-    found
+    if read.is_ok() { found } else { Vec::new() }
+}
+
+/// Whether memory that allows this can be moved: what can be executed, too, can't be ([`KeptReason::Executable`](crate::KeptReason::Executable)).
+fn is_adopted(perms: Perms) -> bool {
+    perms.contains(Perms::READ | Perms::WRITE) && !perms.contains(Perms::EXEC)
 }
 
 /// What an agent adopts: the program's private anonymous memory that can be read and written, without what is to be left `alone`, the variables of
@@ -68,13 +81,17 @@ pub fn eligible(within: PageRange, needs: Perms, alone: &[PageRange]) -> Vec<Pag
 pub(crate) fn adoptable(maps: &MapsFile, mut alone: RangeMap<()>) -> Vec<PageRange> {
     let mut candidates = Vec::new();
     let mut behind = BehindFiles::default();
-    visit_in(maps, |mapping| {
+    let read = visit_in(maps, |mapping| {
         if behind.is_a_librarys(mapping) {
             alone.insert(mapping.range, ());
-        } else if is_private_anonymous(mapping) && mapping.perms.contains(Perms::READ | Perms::WRITE) {
+        } else if is_private_anonymous(mapping) && is_adopted(mapping.perms) {
             candidates.push(mapping.range);
         }
     });
+    if read.is_err() {
+        // What is to be left alone may not have been seen.
+        return Vec::new();
+    }
     let mut found = Vec::new();
     for range in candidates {
         let mut at = range.start();
@@ -116,12 +133,12 @@ impl BehindFiles {
 }
 
 /// The anonymous memory right behind mappings of files that are `chosen`: the variables that a library has no bytes for in its file, or what else happens
-/// to be there.
+/// to be there. All memory, if the mappings can't be read: whoever leaves alone what is here adopts nothing then.
 #[must_use]
 pub fn behind_files(chosen: impl Fn(&Mapping<'_>) -> bool) -> Vec<PageRange> {
     let mut found = Vec::new();
     let mut last: Option<VirtAddr> = None;
-    visit(|mapping| {
+    let read = visit(|mapping| {
         if mapping.inode != 0 {
             last = chosen(mapping).then_some(mapping.range.end());
         } else if last == Some(mapping.range.start()) {
@@ -129,7 +146,7 @@ pub fn behind_files(chosen: impl Fn(&Mapping<'_>) -> bool) -> Vec<PageRange> {
             found.push(mapping.range);
         }
     });
-    found
+    if read.is_ok() { found } else { vec![PageRange::ALL] }
 }
 
 fn subtract(range: PageRange, holes: &[PageRange], out: &mut Vec<PageRange>) {

@@ -24,6 +24,7 @@ pub use hetmem_core::engine::Residency;
 pub use hetmem_core::migrate::{Request, Select, Target};
 pub use hetmem_core::outcome::{KeptReason, Outcomes, PageOutcome};
 pub use hetmem_core::port::FaultPath;
+pub use hetmem_sys::mapping::Guard;
 
 use crate::error::Error;
 use crate::host::{Contexts, MAPPING_NAME};
@@ -253,6 +254,26 @@ impl Runtime {
         let (range, region) = (arena.range(), RegionEntry { path, owned: true, ..RegionEntry::default() });
         self.add(|space| (space.add_region(range, region), vec![range]));
         Ok(Mapping { inner: Arc::clone(&self.inner), arena: Some(arena) })
+    }
+
+    /// `madvise(2)` with guard markers on `range`. The kernel tells nobody of these, so in managed memory they are installed and, above all,
+    /// removed by this: what is on a device where a marker was removed otherwise comes back. (`hetmem run` sees to it by itself.)
+    ///
+    /// # Errors
+    ///
+    /// What `madvise` says; markers may have been installed or removed in a part of the range then.
+    ///
+    /// # Safety
+    ///
+    /// With [`Guard::Install`] the contents of the range are lost, and touches end in SIGSEGV.
+    #[expect(unsafe_code, reason = "discards memory that is named by number")]
+    pub unsafe fn guard(&self, range: PageRange, what: Guard) -> Result<(), Error> {
+        if !self.inner.is_of_this_process() {
+            return Err(Error::invalid("a forked child has no runtime".to_owned()));
+        }
+        // SAFETY: the caller's.
+        unsafe { self.inner.guard(range.start().get(), range.pages().bytes().get(), what) }
+            .map_err(|errno| Error::os(format!("guard markers of {range}"), errno))
     }
 
     /// Puts existing private anonymous memory under management: any of the process's, such as its heap. Pages that can't be moved

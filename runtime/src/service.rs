@@ -133,6 +133,7 @@ fn apply(
                 queue.push(Fault { addr, write_protected, path, read_at, yields: 0 });
                 continue;
             }
+            Event::Remove { range } if range == inner.guards.bell() => inner.serve_guards(events),
             Event::Remove { range } => engine.removed(events, range),
             // The end of the address that a lifted block came from: nothing was there, and somebody's mapping may be by now.
             Event::Unmap { range } if engine.host.traps.was_spare(range) => {}

@@ -214,13 +214,25 @@ fn is_trapped(traps: &RangeMap<Trap>, extent: PageRange, path: FaultPath) -> boo
 /// for ever. What is not private and anonymous is let go of, as nothing of it can be away. (It stays registered until the next
 /// request if the program changes a mapping just now.)
 fn free_others(table: &mut Table, contexts: &Contexts, extent: PageRange, path: FaultPath) {
-    for (mapping, _) in
-        crate::mappings::mappings_in(&contexts.maps, extent).into_iter().filter(|(_, anonymous)| !anonymous)
-    {
+    // If nobody says which mapping is what, all are let go of; those of which something is away can't be, and are of the right kind.
+    let mappings =
+        crate::mappings::mappings_in(&contexts.maps, extent).unwrap_or_else(|_| untrapped(&table.traps, extent));
+    for (mapping, _) in mappings.into_iter().filter(|(_, anonymous)| !anonymous) {
         if unregister(contexts, path, mapping) {
             table.traps.remove(mapping);
         }
     }
+}
+
+/// The parts of `extent` that no request had trapped before, as mappings of the wrong kind.
+fn untrapped(traps: &RangeMap<Trap>, extent: PageRange) -> Vec<(PageRange, bool)> {
+    let (mut parts, mut at) = (Vec::new(), extent.start());
+    let trapped = traps.overlapping(extent).filter(|(_, trap)| matches!(trap, Trap::Trapped(_)));
+    for (end, next) in trapped.map(|(range, _)| (range.start(), range.end())).chain([(extent.end(), extent.end())]) {
+        parts.extend(PageRange::between(at, end).filter(|part| !part.is_empty()).map(|part| (part, false)));
+        at = at.max(next);
+    }
+    parts
 }
 
 /// The extent is not one piece any more: each mapping in it is trapped by itself.
@@ -235,7 +247,8 @@ fn trap_each_mapping(
     let mut refuse = |from: VirtAddr, to: VirtAddr, reason| {
         refused.extend(PageRange::between(from, to).filter(|r| !r.is_empty()).map(|r| (r, reason)));
     };
-    for (mapping, anonymous) in crate::mappings::mappings_in(&contexts.maps, extent) {
+    // Where the mappings can't be read nothing more is trapped.
+    for (mapping, anonymous) in crate::mappings::mappings_in(&contexts.maps, extent).unwrap_or_default() {
         refuse(at, mapping.start(), KeptReason::Unmanaged);
         at = mapping.end();
         if !anonymous {

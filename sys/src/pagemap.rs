@@ -117,6 +117,12 @@ impl PagemapEntry {
         self.0 & (1 << 56) != 0
     }
 
+    /// Whether a guard marker is there, as far as the kernel tells (6.15).
+    #[must_use]
+    pub const fn is_guarded(self) -> bool {
+        self.0 & (1 << 58) != 0
+    }
+
     /// Whether the page is write-protected by a userfaultfd.
     #[must_use]
     pub const fn is_uffd_write_protected(self) -> bool {
@@ -184,13 +190,51 @@ unsafe impl rustix::ioctl::Ioctl for &mut PmScanArg {
 #[derive(Debug)]
 pub struct PagemapScanner {
     fd: OwnedFd,
+    /// How guard markers show: as such, or as pages in swap do.
+    guards: Categories,
 }
 
 impl PagemapScanner {
     /// Opens the page map of the calling process.
     pub fn open() -> Result<Self, Errno> {
         let fd = rustix::fs::open(c"/proc/thread-self/pagemap", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
-        Ok(Self { fd })
+        let mut this = Self { fd, guards: Categories::GUARD };
+        // Kernels before 6.15 refuse the category; what they have of guards (6.13) shows as a page in swap does.
+        let somewhere = PageRange::page_of(VirtAddr::new(1 << PAGE_SHIFT));
+        if this.guarded(somewhere, &mut [Region::default()]) == Err(Errno::INVAL) {
+            this = this.without_guards();
+        }
+        Ok(this)
+    }
+
+    /// The same, as if the kernel were one that does not tell guard markers from pages in swap.
+    #[must_use]
+    pub fn without_guards(self) -> Self {
+        Self { guards: Categories::SWAPPED, ..self }
+    }
+
+    /// Whether the kernel tells guard markers from pages in swap.
+    #[must_use]
+    pub fn tells_guards(&self) -> bool {
+        self.guards == Categories::GUARD
+    }
+
+    /// Finds the pages of `range` that have guard markers, as [`Self::scan`] does. Where the kernel does not tell them from pages in swap
+    /// ([`Self::tells_guards`]), it finds both.
+    pub fn guarded(&self, range: PageRange, out: &mut [Region]) -> Result<(usize, VirtAddr), Errno> {
+        let query = ScanQuery { all_of: self.guards, report: self.guards, ..ScanQuery::default() };
+        self.scan(range, query, out)
+    }
+
+    /// Whether the first page of `range` has a guard marker, and how many pages from there on are alike; without the scan, not.
+    pub fn first_guarded(&self, range: PageRange) -> (bool, PageCount) {
+        let mut found = [Region::default()];
+        match self.guarded(range, &mut found) {
+            Ok((1, _)) if found[0].range().start() == range.start() => (true, found[0].range().pages()),
+            Ok((1, _)) => (false, found[0].range().start().pages_since(range.start())),
+            Ok(_) => (false, range.pages()),
+            Err(_) => (false, PageCount::ONE),
+        }
     }
 
     /// Finds the pages of `range` that match `query` and writes them to `out`, in order. Returns how many regions there
@@ -226,6 +270,17 @@ impl PagemapScanner {
         let mut found = [Region::default()];
         let (n, _) = self.scan(range, query, &mut found)?;
         Ok(n == 1 && found[0].range() == range)
+    }
+
+    /// Whether `page` is there, in memory or in swap, and not merely a guard marker. Where the kernel does not tell such from pages in swap, those
+    /// count as markers.
+    pub fn is_page(&self, page: VirtAddr) -> Result<bool, Errno> {
+        let either = Categories::PRESENT | Categories::SWAPPED;
+        let query = ScanQuery { any_of: either, report: either | self.guards, ..ScanQuery::default() };
+        let mut found = [Region::default()];
+        let (n, _) = self.scan(PageRange::page_of(page), query, &mut found)?;
+        let kind = found[0].categories();
+        Ok(n == 1 && (kind.contains(Categories::PRESENT) || !kind.intersects(self.guards)))
     }
 
     /// Whether any page of `range` is there, in memory or in swap.

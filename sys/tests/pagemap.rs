@@ -1,9 +1,12 @@
 //! The page map: what is there, and of which kind.
 
+#![expect(unsafe_code, reason = "guard markers discard memory that is named by number")]
+
 mod common;
 
-use common::{huge_page, page, pages, read, skip};
+use common::{huge_page, page, pages, populated_pages, read, skip};
 use hetmem_core::units::{PageCount, PageRange, VirtAddr};
+use hetmem_sys::mapping::{Guard, guard};
 use hetmem_sys::pagemap::{Categories, PagemapEntry, PagemapScanner, Region, ScanQuery};
 
 const PRESENT: ScanQuery = ScanQuery {
@@ -65,6 +68,34 @@ fn a_scan_that_runs_out_of_room_says_where_to_go_on() {
         return;
     };
     assert!(found.is_empty() && end == memory.range().start());
+}
+
+/// As such, and on kernels that do not tell them from pages in swap, as those.
+#[test]
+fn guard_markers_are_no_pages_and_are_told_apart_from_holes() {
+    let memory = populated_pages(6);
+    let range = memory.range();
+    let guards = range.slice(PageCount::new(2), PageCount::new(2));
+    // SAFETY: the test's own memory, whose contents it gives up.
+    if let Err(errno) = unsafe { guard(guards.start().get(), guards.pages().bytes().get(), Guard::Install) } {
+        return skip(&errno);
+    }
+    let (tells, blind) = (PagemapScanner::open().unwrap(), PagemapScanner::open().unwrap().without_guards());
+    assert!(!blind.tells_guards());
+    for scanner in [tells, blind] {
+        let mut found = [Region::default(); 4];
+        assert_eq!(scanner.guarded(range, &mut found), Ok((1, range.end())));
+        assert_eq!(found[0].range(), guards);
+        assert_eq!(scanner.first_guarded(range), (false, PageCount::new(2)));
+        assert_eq!(scanner.first_guarded(guards), (true, PageCount::new(2)));
+        assert_eq!(scanner.first_guarded(page(range, 5)), (false, PageCount::ONE));
+        assert_eq!([1, 2, 5].map(|i| scanner.is_page(page(range, i).start())), [Ok(true), Ok(false), Ok(true)]);
+    }
+    // SAFETY: as above.
+    unsafe { guard(guards.start().get(), guards.pages().bytes().get(), Guard::Remove) }.unwrap();
+    let scanner = PagemapScanner::open().unwrap();
+    assert_eq!(scanner.first_guarded(range), (false, PageCount::new(6)));
+    assert_eq!(scanner.is_page(guards.start()), Ok(false));
 }
 
 #[test]

@@ -164,6 +164,8 @@ const fn is_of_concern(number: libc::c_long) -> bool {
             | libc::SYS_mincore
             | libc::SYS_mlockall
             | libc::SYS_munmap
+            | libc::SYS_madvise
+            | libc::SYS_process_madvise
             | libc::SYS_ioctl
     )
 }
@@ -233,6 +235,12 @@ fn attend(number: libc::c_long, args: &Arguments) -> Option<isize> {
         }),
         // SAFETY: as the caller of `syscall` promised.
         libc::SYS_mincore => Some(unsafe { memory::mincore(first, args[1], third) } as isize),
+        // SAFETY: as the caller of `syscall` promised.
+        libc::SYS_madvise => Some(unsafe { memory::madvise(first, args[1], int(args[2])) } as isize),
+        libc::SYS_process_madvise => {
+            memory::before_process_madvise(int(args[3]));
+            None
+        }
         // SAFETY: as the caller of `syscall` promised.
         libc::SYS_munmap => Some(unsafe { memory::munmap(first, args[1]) } as isize),
         // SAFETY: as the caller of `syscall` promised.

@@ -10,13 +10,14 @@ use hetmem_preload::errno::{errno, set_errno};
 use hetmem_preload::next::{Next, pages_of};
 use hetmem_sys::access::read_checked;
 use hetmem_sys::errno::Errno;
-use hetmem_sys::mapping::{set_aside, unlock_set_aside};
+use hetmem_sys::mapping::{Guard, set_aside, unlock_set_aside};
 use hetmem_sys::maps::{self, Perms};
 use hetmem_sys::uffd::{MOVE_REQUEST, REGISTER_REQUEST, is_userfaultfd};
 use runtime::agent;
 
 static NEXT_IOCTL: Next = Next::new(c"ioctl");
 static NEXT_MREMAP: Next = Next::new(c"mremap");
+static NEXT_MADVISE: Next = Next::new(c"madvise");
 static NEXT_MINCORE: Next = Next::new(c"mincore");
 static NEXT_MUNMAP: Next = Next::new(c"munmap");
 static NEXT_MLOCKALL: Next = Next::new(c"mlockall");
@@ -111,6 +112,51 @@ pub(super) unsafe extern "C-unwind" fn mremap(
             moved
         })
     })
+}
+
+/// `madvise(2)`.
+#[unsafe(no_mangle)]
+pub(super) unsafe extern "C-unwind" fn madvise(start: *mut c_void, size: usize, advice: c_int) -> c_int {
+    type MadviseFn = unsafe extern "C-unwind" fn(*mut c_void, usize, c_int) -> c_int;
+    if let Some(what) = Guard::from_advice(advice)
+        // SAFETY: as the caller promised.
+        && let Some(result) = unsafe { agent::guard(start.addr() as u64, size as u64, what) }
+    {
+        return result.map_or_else(
+            |errno| {
+                set_errno(errno.raw_os_error());
+                -1
+            },
+            |()| 0,
+        );
+    }
+    // SAFETY: the symbol is a function of this type.
+    let next = unsafe { std::mem::transmute::<*mut c_void, MadviseFn>(NEXT_MADVISE.get()) };
+    // SAFETY: as the caller promised.
+    unsafe { next(start, size, advice) }
+}
+
+/// `process_madvise(2)`.
+#[unsafe(no_mangle)]
+unsafe extern "C-unwind" fn process_madvise(
+    pidfd: c_int,
+    iov: *const libc::iovec,
+    count: usize,
+    advice: c_int,
+    flags: libc::c_uint,
+) -> isize {
+    before_process_madvise(advice);
+    // Not the C library's, which has it since glibc 2.36 only, and adds nothing.
+    // SAFETY: as the caller promised.
+    let advised = unsafe { libc::syscall(libc::SYS_process_madvise, pidfd, iov, count, advice, flags) };
+    isize::try_from(advised).unwrap_or(-1)
+}
+
+/// The vectors may lie where nothing can be read, which is the kernel's to say: so not only what they name is looked at.
+pub(super) fn before_process_madvise(advice: c_int) {
+    if Guard::from_advice(advice) == Some(Guard::Remove) {
+        agent::look_for_guards();
+    }
 }
 
 /// `mincore(2)`: to the program, pages that are away are in memory.

@@ -9,6 +9,7 @@
 //! | `unshare`, `setns` | the agent leaves before, as the kernel wants one thread, and comes back | `alone` |
 //! | `ioctl` (userfaultfd) | a range that the program watches itself is let go of; what it moves is home | `memory` |
 //! | `mremap` | a mapping that was divided by its registration is whole again | `memory` |
+//! | `madvise`, `process_madvise` (guard markers) | what they discard comes back no more | `memory` |
 //! | `mincore` | pages that are away are said to be there | `memory` |
 //! | `mlockall` | hetmem's own memory is neither locked nor counted | `memory` |
 //! | `munmap` (of hetmem's memory) | the agent leaves before | `memory` |

@@ -9,8 +9,20 @@ use hetmem::KeptReason;
 use super::{Checked, Problem, expect, installed};
 
 /// What the library puts in front of the C library's, besides the interface.
-const INTERPOSED: [&str; 10] =
-    ["_Fork", "daemon", "fork", "ioctl", "mremap", "pthread_create", "send", "sendmsg", "sendto", "vmsplice"];
+const INTERPOSED: [&str; 12] = [
+    "_Fork",
+    "daemon",
+    "fork",
+    "ioctl",
+    "madvise",
+    "mremap",
+    "process_madvise",
+    "pthread_create",
+    "send",
+    "sendmsg",
+    "sendto",
+    "vmsplice",
+];
 
 fn wrong(error: impl std::fmt::Display) -> Problem {
     Problem::Wrong(error.to_string())

@@ -324,9 +324,9 @@ fn take_mapped<H: Host>(batch: &mut Batch<'_, H>, state: &mut BlockState, run: P
         at += taken.pages;
         if let Some((reason, pages)) = why_stopped(taken, rest.pages()) {
             let kept = run.slice(at, pages.max(PageCount::ONE));
-            if matches!(reason, KeptReason::Hole | KeptReason::Occupied) {
-                // The program dropped the page while nobody watched, and may have another there now, which is the system's. The
-                // frame holds nothing of the program's.
+            if matches!(reason, KeptReason::Hole | KeptReason::Occupied | KeptReason::Guarded | KeptReason::Poisoned) {
+                // The program dropped the page while nobody watched, or has lost it, and may have another there now, which is the system's.
+                // The frame holds nothing of the program's.
                 for page in kept.iter() {
                     state.set(page.index_in_block(), Slot::System);
                 }

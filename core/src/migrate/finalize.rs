@@ -122,7 +122,8 @@ impl<H: Host> Batch<'_, H> {
             PutFailure::LookAgain => return Step::AwaitEvents,
             PutFailure::Dropped => {
                 self.settle(state, page.at, |_| Slot::System);
-                self.set_outcome(page.at, PageOutcome::Kept(KeptReason::Raced));
+                let reason = if stop == PutStop::Guarded { KeptReason::Guarded } else { KeptReason::Raced };
+                self.set_outcome(page.at, PageOutcome::Kept(reason));
                 if frame != page.bytes {
                     self.engine.put(frame);
                 }

@@ -340,7 +340,7 @@ impl<H: Host> Engine<H> {
     pub(crate) fn put_failure(&self, page: crate::units::VirtAddr, stop: PutStop) -> PutFailure {
         match stop {
             PutStop::EventsPending => PutFailure::LookAgain,
-            PutStop::Gone => PutFailure::Dropped,
+            PutStop::Gone | PutStop::Guarded => PutFailure::Dropped,
             PutStop::Refused | PutStop::NoMemory => PutFailure::StaysAway,
             PutStop::Occupied => {
                 self.host.stop_the_program(page, "another page is already mapped where a migrated page belongs")
@@ -361,7 +361,7 @@ fn keep_all(batch: &mut Vec<(PageRange, usize)>, reason: KeptReason, ranges: &[P
 pub(crate) enum PutFailure {
     /// Let go of the gate, wait for the event, look at the slot again.
     LookAgain,
-    /// The program has unmapped the page; its bytes are of no use to anybody.
+    /// The program has unmapped or discarded the page; its bytes are of no use to anybody.
     Dropped,
     /// The page stays in its frame; a touch will try again.
     StaysAway,

@@ -20,8 +20,14 @@ impl Memory {
             return Some((KeptReason::Unsupported, run_of(rest, |p| at(p).is_none())));
         };
         assert_eq!(page.laid, None, "the laid page at {} is taken out", rest.start());
+        if page.guarded {
+            return Some((KeptReason::Guarded, run_of(rest, |p| at(p).is_some_and(|q| q.guarded))));
+        }
         if page.content.is_none() {
-            return Some((KeptReason::Hole, run_of(rest, |p| at(p).is_some_and(|q| q.content.is_none()))));
+            return Some((
+                KeptReason::Hole,
+                run_of(rest, |p| at(p).is_some_and(|q| q.content.is_none() && !q.guarded)),
+            ));
         }
         if page.read_only {
             return Some((KeptReason::Unsupported, run_of(rest, |p| at(p).is_some_and(|q| q.read_only))));
@@ -48,6 +54,7 @@ impl Memory {
         match self.pages.get(&page.get()) {
             Some(entry) if !entry.registered => Some(PutStop::Gone),
             None => Some(PutStop::Gone),
+            Some(entry) if entry.guarded => Some(PutStop::Guarded),
             Some(entry) if entry.content.is_some() => Some(PutStop::Occupied),
             Some(entry) if entry.read_only && how == Install::Move => Some(PutStop::Refused),
             Some(_) => None,
@@ -203,6 +210,12 @@ impl Host for ModelHost {
             parts.extend((!part.is_empty()).then_some(part));
         }
         parts
+    }
+
+    fn guarded_parts(&self, range: PageRange) -> Vec<PageRange> {
+        let memory = self.0.lock();
+        let guarded = |page: &VirtAddr| memory.pages.get(&page.get()).is_some_and(|entry| entry.guarded);
+        range.iter().filter(guarded).map(PageRange::page_of).collect()
     }
 
     fn removal_is_over(&self, range: PageRange, _looks: u32) -> bool {

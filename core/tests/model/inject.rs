@@ -131,6 +131,10 @@ pub(crate) enum Action {
     /// Touches the page, and writes if it need not wait.
     Write(VirtAddr),
     Fork(PageRange),
+    /// Installs guard markers, with nobody told.
+    Guard(PageRange),
+    /// Removes them, if the call leaves the gate to who wants it alone.
+    Unguard(PageRange),
     Protect(PageRange),
     /// Another thread of hetmem migrates, if the call leaves it the locks.
     Migrate(PageRange, Target),
@@ -217,11 +221,13 @@ impl Model {
             Action::Zap => self.zap_all(),
             Action::Touch(page) | Action::Write(page) => self.begin_touch(page),
             Action::Fork(within) => self.fork(within),
+            Action::Guard(range) => self.guard(range),
+            Action::Unguard(range) if unlocked => self.unguard(range),
             Action::Protect(range) => self.protect(range, true),
             Action::Migrate(range, target) if unlocked => {
                 let _ = self.engine().migrate(range, Request::all_to(target));
             }
-            Action::Migrate(..) | Action::Handle => {}
+            Action::Migrate(..) | Action::Unguard(_) | Action::Handle => {}
         }
         if unlocked && matches!(action, Action::Handle | Action::Touch(_) | Action::Write(_)) {
             self.deliver();

@@ -14,6 +14,11 @@ impl Page {
     pub(crate) fn is_present(&self) -> bool {
         self.content.is_some() || self.laid.is_some()
     }
+
+    /// Whether a touch sleeps.
+    pub(crate) fn is_waited_for(&self) -> bool {
+        self.registered && !self.is_present() && !self.guarded
+    }
 }
 
 impl Memory {

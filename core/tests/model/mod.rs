@@ -73,6 +73,8 @@ pub(crate) struct Page {
     pub(crate) content: Option<Token>,
     /// The frame that is laid over it, if one is: its content is then that of the frame, and nobody watches it.
     pub(crate) laid: Option<VirtAddr>,
+    /// Whether a guard marker is there, and no page: a touch ends in a signal.
+    pub(crate) guarded: bool,
 }
 
 /// What the program may find at an address.

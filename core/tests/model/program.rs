@@ -99,7 +99,15 @@ impl Model {
     pub(crate) fn map(&self, range: PageRange, registered: bool) {
         let mut memory = self.lock();
         for page in range.iter() {
-            let entry = Page { registered, read_only: false, stuck: None, written: false, content: None, laid: None };
+            let entry = Page {
+                registered,
+                read_only: false,
+                stuck: None,
+                written: false,
+                content: None,
+                laid: None,
+                guarded: false,
+            };
             let before = memory.pages.insert(page.get(), entry);
             assert!(before.is_none(), "{page} is mapped already");
             memory.truth.insert(page.get(), Truth(vec![ZERO]));
@@ -173,6 +181,37 @@ impl Model {
         memory.late.extend(events);
     }
 
+    /// Installs guard markers in `range`, by a system call of which nobody hears: what is there is dropped at once.
+    pub(crate) fn guard(&self, range: PageRange) {
+        let mut memory = self.lock();
+        for page in range.iter() {
+            let laid = memory.is_laid(page);
+            memory.note_dropped(page);
+            let Some(entry) = memory.pages.get_mut(&page.get()).filter(|_| !laid) else { continue };
+            (entry.content, entry.written, entry.guarded) = (None, false, true);
+            memory.strays.remove(&page.get());
+            memory.truth.insert(page.get(), Truth(vec![ZERO]));
+        }
+        self.changed.notify_all();
+    }
+
+    /// Removes the guard markers of `range`, as a thread does that has the engine look first, with nothing put in meanwhile.
+    pub(crate) fn unguard(&self, range: PageRange) {
+        let engine = self.engine();
+        let events = engine.space.gate.events();
+        engine.guarded(&events, range);
+        let mut memory = self.lock();
+        for (_, entry) in memory.pages.range_mut(range.start().get()..range.end().get()) {
+            entry.guarded = false;
+        }
+    }
+
+    /// Removes every guard marker.
+    pub(crate) fn unguard_all(&self) {
+        let guarded: Vec<u64> = self.lock().pages.iter().filter(|(_, page)| page.guarded).map(|(at, _)| *at).collect();
+        guarded.into_iter().for_each(|page| self.unguard(PageRange::page_of(VirtAddr::new(page))));
+    }
+
     /// Carries out the removals whose announcement was read.
     pub(crate) fn zap_all(&self) {
         let mut memory = self.lock();
@@ -224,7 +263,7 @@ impl Model {
     pub(crate) fn write_present(&self, page: VirtAddr) -> bool {
         let mut memory = self.lock();
         let Some(entry) = memory.pages.get(&page.get()) else { return false };
-        let present = entry.is_present() || !entry.registered;
+        let present = !entry.guarded && (entry.is_present() || !entry.registered);
         if present {
             memory.write(page.get());
         }
@@ -254,7 +293,8 @@ impl Model {
                         let memory = self.lock();
                         for (i, page) in (0..).zip(range.iter()) {
                             let content = memory.own_content(nth(from, i));
-                            let child = fork.pages.get_mut(&page.get()).filter(|child| child.registered);
+                            let child =
+                                fork.pages.get_mut(&page.get()).filter(|child| child.registered && !child.guarded);
                             if let Some(child) = child {
                                 child.content.get_or_insert(content);
                             }
@@ -262,7 +302,7 @@ impl Model {
                     };
                     engine.for_each_unmapped(&events, fill).expect("the devices give their pages for the child");
                     for page in fork.within.iter() {
-                        let Some(child) = fork.pages.get(&page.get()) else { continue };
+                        let Some(child) = fork.pages.get(&page.get()).filter(|child| !child.guarded) else { continue };
                         let got = child.content.unwrap_or(ZERO);
                         let truth = &fork.truth[&page.get()];
                         assert!(
@@ -280,7 +320,7 @@ impl Model {
     pub(crate) fn begin_touch(&self, page: VirtAddr) {
         let mut memory = self.lock();
         let Some(entry) = memory.pages.get(&page.get()) else { return };
-        if !entry.is_present() && entry.registered {
+        if !entry.is_present() && entry.registered && !entry.guarded {
             memory.waiters.insert(page.get());
             memory.touches.push(Touch { page: page.get(), told_to_wait: false });
         }
@@ -298,7 +338,7 @@ impl Model {
                 let touch = memory.touches[at];
                 if !memory.waiters.contains(&touch.page) {
                     // Awake: it looks again.
-                    let missing = memory.pages.get(&touch.page).is_some_and(|e| e.registered && !e.is_present());
+                    let missing = memory.pages.get(&touch.page).is_some_and(Page::is_waited_for);
                     if !missing {
                         memory.touches.swap_remove(at);
                         continue;
@@ -331,14 +371,14 @@ impl Model {
         }
     }
 
-    /// Touches `page` until it is present; `None` if nothing is mapped there.
+    /// Touches `page` until it is present; `None` if nothing is mapped there, or a guard.
     pub(crate) fn touch(&self, page: VirtAddr) -> Option<Token> {
         // The scripts of a test can't drop a page more often than this just after it came.
         for _ in 0..100 {
             self.begin_touch(page);
             self.serve(false);
             let mut memory = self.lock();
-            let entry = memory.pages.get_mut(&page.get())?;
+            let entry = memory.pages.get_mut(&page.get()).filter(|entry| !entry.guarded)?;
             if let Some(frame) = entry.laid {
                 return Some(memory.own_content(frame));
             }
@@ -387,6 +427,10 @@ impl Model {
                 .map_or(Slot::System, |block| block.lock().slot(at.index_in_block()));
             let mut memory = self.lock();
             let entry = memory.pages[&page];
+            if entry.guarded {
+                // What was there is nobody's, wherever the books have it still.
+                continue;
+            }
             let got = match (entry.content, slot) {
                 (None, Slot::Mapped(frame)) if entry.laid.is_some() => {
                     let device = engine.device(frame.device).and_then(|device| device.overlay_start());

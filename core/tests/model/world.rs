@@ -197,5 +197,8 @@ impl World {
         self.engine.check();
         self.model.read_all();
         self.engine.check();
+        self.model.unguard_all();
+        self.model.read_all();
+        self.engine.check();
     }
 }

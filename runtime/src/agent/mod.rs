@@ -7,6 +7,7 @@
 //! work       the thread that migrates: what the program's threads ask for, and the policy
 //! pace       when it looks at what
 //! ends       how its last thread has ended
+//! removal    removals that userfaultfd does not tell of
 //! config     what `hetmem run` asks of the agent
 //! ledger     the statistics memory shared with `hetmem run`
 //! ```
@@ -21,6 +22,7 @@ pub mod config;
 mod ends;
 pub mod ledger;
 mod pace;
+mod removal;
 mod start;
 mod work;
 
@@ -29,4 +31,5 @@ pub use calls::{
     protect_thread, release_range, thread_began, undivided,
 };
 pub use ends::{thread_exits, thread_is_strict};
+pub use removal::{guard, look_for_guards};
 pub use start::{after_fork_in_child, is_first, last_word, leave, note, start};

@@ -61,3 +61,55 @@ fn where_nothing_is_mapped_nothing_is_trapped() {
     }
     uffd.unregister(program.range()).unwrap();
 }
+
+/// The kernel has refused to put a page in, as something was there. Where that is gone, it was a guard marker: nothing else comes and goes there.
+#[test]
+fn what_was_in_the_way_and_is_gone_was_a_guard() {
+    let Some(memory) = memory() else { return };
+    let program = arena(2);
+    let page = program.range().start();
+    assert_eq!(memory.put_stop(page, Errno::EXIST), PutStop::Guarded, "nothing");
+    program.populate(program.range()).unwrap();
+    assert_eq!(memory.put_stop(page, Errno::EXIST), PutStop::Occupied, "a page");
+    // SAFETY: the test's own memory, whose contents it gives up.
+    match unsafe { hetmem_sys::mapping::guard(page.get(), 4096, hetmem_sys::mapping::Guard::Install) } {
+        Ok(()) => assert_eq!(memory.put_stop(page, Errno::EXIST), PutStop::Guarded, "a marker"),
+        Err(errno) => eprintln!("skipped: {errno}"),
+    }
+}
+
+/// After a `chroot` to an empty folder nobody can see which threads are in the middle of a removal. The test is run again in a process of its own, as a
+/// process has one root.
+#[test]
+fn without_proc_no_removal_is_over() {
+    const CHILD: &str = "HETMEM_TEST_WITHOUT_PROC";
+    if std::env::var_os(CHILD).is_none() {
+        let child = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "host::tests::without_proc_no_removal_is_over", "--nocapture"])
+            .env(CHILD, "1")
+            .status()
+            .unwrap();
+        return assert!(child.success(), "{child}");
+    }
+    let Some(memory) = memory() else { return };
+    let (first, second) = (arena(8), arena(8));
+    // Begun while the threads can be seen, one of which is running.
+    let running = AtomicBool::new(true);
+    let over = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while running.load(Ordering::SeqCst) {
+                std::hint::spin_loop();
+            }
+        });
+        let _ = memory.removal_is_over(first.range(), 0);
+        let changed = std::os::unix::fs::chroot("/proc/self/fdinfo");
+        let asked = [(first.range(), 1), (second.range(), 0), (second.range(), 1)];
+        let over = asked.map(|(range, looks)| memory.removal_is_over(range, looks));
+        running.store(false, Ordering::SeqCst);
+        changed.map(|()| over)
+    });
+    match over {
+        Ok(over) => assert_eq!(over, [false; 3], "begun before; and after, asked twice"),
+        Err(error) => eprintln!("skipped: chroot: {error}"),
+    }
+}

@@ -97,7 +97,7 @@ impl Scene {
     /// How many blocks of `range` are the device's memory.
     fn laid_in(&self, range: PageRange) -> u64 {
         let mut found = 0;
-        crate::mappings::visit(|mapping| {
+        let _ = crate::mappings::visit(|mapping| {
             if String::from_utf8_lossy(mapping.name).contains(&self.name) {
                 found += mapping.range.intersect(range).map_or(0, |part| part.pages().get());
             }

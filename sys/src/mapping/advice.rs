@@ -59,6 +59,48 @@ pub fn is_locked(page: VirtAddr) -> bool {
     unsafe { advise(PageRange::page_of(page), Advice::LinuxCold) == Err(Errno::INVAL) }
 }
 
+/// What is done with guard markers.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Guard {
+    /// Pages are discarded, and touches end in SIGSEGV (`MADV_GUARD_INSTALL`, Linux 6.13).
+    Install,
+    /// Where a marker is there is nothing afterwards; pages stay (`MADV_GUARD_REMOVE`).
+    Remove,
+}
+
+impl Guard {
+    /// The advice's number.
+    #[must_use]
+    pub const fn advice(self) -> i32 {
+        match self {
+            Self::Install => 102,
+            Self::Remove => 103,
+        }
+    }
+
+    /// What `advice` does with guard markers, if anything.
+    #[must_use]
+    pub const fn from_advice(advice: i32) -> Option<Self> {
+        match advice {
+            102 => Some(Self::Install),
+            103 => Some(Self::Remove),
+            _ => None,
+        }
+    }
+}
+
+/// Installs or removes guard markers in `len` bytes from `start` on, whatever the kernel thinks of such a range. No userfaultfd is told.
+///
+/// # Safety
+///
+/// What [`Guard::Install`] discards nobody counts on.
+pub unsafe fn guard(start: u64, len: u64, what: Guard) -> Result<(), Errno> {
+    let advice = usize::try_from(what.advice()).map_err(|_| Errno::INVAL)?;
+    let [start, len] = [start, len].map(|n| usize::try_from(n).unwrap_or(usize::MAX));
+    // SAFETY: the caller gives the contents up.
+    unsafe { crate::raw::syscall5(libc::SYS_madvise, [start, len, advice, 0, 0]) }.map(|_| ())
+}
+
 /// Drops the pages of `range` (`MADV_DONTNEED`): private anonymous memory becomes holes. `EINVAL` on locked memory.
 /// In a range that is registered with `EVENT_REMOVE` the call waits until the event is read.
 ///

@@ -1,0 +1,25 @@
+//! What the program's threads tell of removals of their pages.
+#![expect(unsafe_code, reason = "guard markers discard memory that is named by number")]
+
+use hetmem_sys::errno::Errno;
+use hetmem_sys::mapping::Guard;
+
+use super::start::Use;
+
+/// `madvise(2)` with guard markers, on behalf of the calling thread, with pages that are away where a marker is gone for good; `None` where
+/// nothing is managed. The calling thread may be on a stack that is away.
+///
+/// # Safety
+///
+/// What is discarded nobody counts on.
+pub unsafe fn guard(start: u64, len: u64, what: Guard) -> Option<Result<(), Errno>> {
+    // SAFETY: the caller's.
+    Use::begin().map(|agent| unsafe { agent.inner.guard(start, len, what) })
+}
+
+/// Before guard markers are removed that may be anywhere: what they have discarded comes back no more.
+pub fn look_for_guards() {
+    if let Some(agent) = Use::begin() {
+        agent.inner.look_for_guards();
+    }
+}
