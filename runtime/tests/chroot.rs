@@ -42,7 +42,7 @@ fn without_proc_what_is_dropped_stays_dropped() {
     }
     assert!(std::fs::read_dir("/proc").is_err(), "the root is empty");
     assert!(hetmem::mappings::eligible(PageRange::ALL, Perms::READ, &[]).is_empty(), "nothing is adopted unseen");
-    assert_eq!(hetmem::mappings::behind_files(|_, _| true), [PageRange::ALL], "all is left alone");
+    assert_eq!(hetmem::mappings::behind_files(|_| true), [PageRange::ALL], "all is left alone");
 
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
