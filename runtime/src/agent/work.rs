@@ -225,6 +225,8 @@ struct Worker<'a> {
     busy: bool,
     last: Signs,
     counted: Option<Counted>,
+    /// What the program showed when nothing of it could leave.
+    futile: Option<Signs>,
 }
 
 /// By what it shows that a program does something.
@@ -242,6 +244,8 @@ struct Signs {
 struct Counted {
     resident: PageCount,
     signs: Signs,
+    /// Whether nothing moved since.
+    exact: bool,
 }
 
 impl<'a> Worker<'a> {
@@ -260,6 +264,7 @@ impl<'a> Worker<'a> {
             busy: true,
             last: Signs::default(),
             counted: None,
+            futile: None,
         }
     }
 
@@ -402,13 +407,17 @@ impl<'a> Worker<'a> {
     /// Evicts what is above the limit, chunk by chunk.
     fn keep_to(&mut self, limit: ByteLen) -> Pace {
         let signs = self.signs();
-        if self.estimate(signs).bytes() <= limit {
-            return Pace::Rest;
-        }
-        if self.counts.is_due(Instant::now(), true) {
+        // What was counted is an estimate from the next thing on that the program does, and what it did while pages left is not known at all.
+        let is_exact = self.counted.is_some_and(|counted| counted.exact && counted.signs == signs);
+        let may_exceed = signs.anonymous.bytes() > limit;
+        if may_exceed && !is_exact && self.counts.is_due(Instant::now(), true) {
             let (inner, ranges) = (self.inner, &self.ranges);
             let resident = self.counts.run(|| inner.resident(ranges));
-            self.counted = Some(Counted { resident, signs });
+            self.counted = Some(Counted { resident, signs, exact: true });
+        }
+        // What can't leave is not asked again while nothing happens: the devices are full, or pages are kept.
+        if self.estimate(signs).bytes() <= limit || self.futile == Some(signs) {
+            return Pace::Rest;
         }
         let resident = self.estimate(signs);
         let mut surplus = resident.bytes().get().saturating_sub(limit.get());
@@ -430,7 +439,9 @@ impl<'a> Worker<'a> {
                 break;
             }
         }
-        self.counted = Some(Counted { resident: resident - moved_out.min(resident), signs: self.signs() });
+        self.futile = (surplus > 0 && chunks == 0 && moved_out.is_zero()).then_some(signs);
+        let resident = resident - moved_out.min(resident);
+        self.counted = Some(Counted { resident, signs: self.signs(), exact: moved_out.is_zero() && is_exact });
         if surplus > 0 && !moved_out.is_zero() { Pace::GoOn } else { Pace::Rest }
     }
 }
