@@ -26,7 +26,9 @@ use crate::outcome::KeptReason;
 use crate::port::FaultPath;
 use crate::range_map::RangeMap;
 use crate::slot::{Slot, SlotWord};
-use crate::sync::{Arc, Condvar, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard, lock, read, write};
+use crate::sync::{
+    Arc, Condvar, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard, lock, read, try_read, write,
+};
 use crate::units::{BLOCK_PAGES, BlockNo, DeviceId, PageRange};
 
 /// What is said of a stretch of managed memory.
@@ -439,8 +441,10 @@ impl Space {
         read(&self.excluded).iter().map(|(range, _)| range).collect()
     }
 
-    pub(crate) fn excluded(&self) -> RwLockReadGuard<'_, RangeMap<u32>> {
-        read(&self.excluded)
+    /// What is excluded, unless somebody is about to change it: with the gate held nobody may wait for him. He may run on memory that is away, whose
+    /// touch is served only when the gate is let go.
+    pub(crate) fn excluded(&self) -> Option<RwLockReadGuard<'_, RangeMap<u32>>> {
+        try_read(&self.excluded)
     }
 
     pub(crate) fn add_removal(&self, range: PageRange) {

@@ -68,6 +68,8 @@ impl Device for Emulated {
     }
 
     fn copy_in(&self, to: FrameRun, from: VirtAddr) -> Result<(), DeviceError> {
+        // Open by now, but for a caller who doesn't ask to prepare.
+        self.arena.open(self.frames.place(to)).map_err(|_| DeviceError)?;
         self.frames.copy_in(to, from)
     }
 

@@ -71,7 +71,8 @@ impl<'e, H: Host> Collected<'e, H> {
             |announced, looks| engine.host.removal_is_over(announced, looks),
         );
         let holds = engine.holds_pages(&installing);
-        let excluded = engine.space.excluded();
+        // All are kept as `Raced` then.
+        let Some(excluded) = engine.space.excluded() else { return Self { batch } };
         let block = crate::sync::Arc::clone(&batch.block);
         let mut state = block.lock();
         if let Target::Device(device) = request.target {

@@ -160,8 +160,12 @@ fn what_user_space_cannot_move_is_kept_whole() {
             let Some(raw) = make(case) else { continue };
             let present = raw.present();
             let memory = Managed::new(runtime, raw);
-            let reason = if name == "locked" { KeptReason::Locked } else { KeptReason::Unsupported };
-            assert_eq!(memory.migrate(case.there()), kept(reason), "{name}");
+            let why = match name {
+                "locked" => KeptReason::Locked,
+                "guard pages" => KeptReason::Guarded,
+                _ => KeptReason::Unsupported,
+            };
+            assert_eq!(memory.migrate(case.there()), kept(why), "{name}");
             assert_eq!(memory.present(), present, "{name}: nothing is faulted in and nothing is lost");
             if name.ends_with("written") || name == "locked" {
                 memory.verify();
