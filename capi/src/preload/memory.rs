@@ -4,7 +4,7 @@ use std::ffi::{c_int, c_ulong, c_void};
 use std::mem::MaybeUninit;
 use std::ops::ControlFlow;
 
-use hetmem_core::units::{PageRange, VirtAddr};
+use hetmem_core::units::{PageCount, PageRange, VirtAddr};
 use hetmem_preload::divided::{self, MremapFn};
 use hetmem_preload::errno::{errno, set_errno};
 use hetmem_preload::next::{Next, pages_of};
@@ -24,6 +24,9 @@ static NEXT_MLOCKALL: Next = Next::new(c"mlockall");
 
 /// Where the addresses of programs end at the latest, on the largest page tables.
 const ADDRESSES: u64 = 1 << 56;
+
+/// Pages of which is asked at a time what is there (256 MiB).
+const MINCORE_STEP: PageCount = PageCount::new(1 << 16);
 
 /// A type of which any bytes are a value.
 ///
@@ -165,22 +168,18 @@ pub(super) unsafe extern "C-unwind" fn mincore(start: *mut c_void, size: usize, 
     type MincoreFn = unsafe extern "C-unwind" fn(*mut c_void, usize, *mut u8) -> c_int;
     // SAFETY: the symbol is a function of this type.
     let next = unsafe { std::mem::transmute::<*mut c_void, MincoreFn>(NEXT_MINCORE.get()) };
-    let Some(range) = pages_of(start, size).filter(|_| agent::is_running()) else {
-        // SAFETY: as the caller promised.
-        return unsafe { next(start, size, resident) };
-    };
-    // Asked before as well as after: a page that comes home in between is in neither of the kernel's and the second answer.
-    let mut away = Vec::new();
-    agent::each_unseen(range, |page| away.push(page.start()));
+    // The kernel says whether it can be asked, and where the answer goes.
     // SAFETY: as the caller promised.
     let result = unsafe { next(start, size, resident) };
-    if result == 0 {
-        agent::each_unseen(range, |page| away.push(page.start()));
-        for page in away {
-            let at = resident.wrapping_add(page.pages_since(range.start()).as_usize());
+    let Some(range) = pages_of(start, size).filter(|_| result == 0 && agent::is_running()) else { return result };
+    let mut at = PageCount::ZERO;
+    while at < range.pages() {
+        let part = range.slice(at, MINCORE_STEP);
+        for (i, seen) in agent::residency(part).unwrap_or_default().into_iter().enumerate() {
             // SAFETY: the kernel has written a byte for each page of the range.
-            unsafe { *at |= 1 };
+            unsafe { resident.wrapping_add(at.as_usize() + i).write(seen) };
         }
+        at += part.pages();
     }
     result
 }

@@ -119,9 +119,9 @@ pub fn release_range(range: PageRange) {
     }
 }
 
-/// Calls `visit` with each page of `range` that the program has and can't see, as they are on a private device or on their way.
-pub fn each_unseen(range: PageRange, visit: impl FnMut(PageRange)) {
-    if let Some(agent) = Use::begin() {
-        agent.inner.engine.each_away(range, visit);
-    }
+/// As `mincore(2)` of `range` would say if nothing of it were away: a byte for each page. `None` where there is no agent, or the kernel refuses.
+#[must_use]
+pub fn residency(range: PageRange) -> Option<Vec<u8>> {
+    let seen = Use::begin()?.mailbox.residency(range);
+    (!seen.is_empty()).then_some(seen)
 }

@@ -46,6 +46,9 @@ struct Wants {
     /// Ranges to be let go of for good.
     release: Vec<PageRange>,
     released: u64,
+    /// Ranges of which it is asked what is there, each with the asker's ticket, and the answers.
+    looks: Vec<(u64, PageRange)>,
+    seen: Vec<(u64, Vec<u8>)>,
     asked: u64,
     /// Whether the agent is to leave, and what came of it.
     leave: Leave,
@@ -63,7 +66,7 @@ enum Leave {
 
 impl Wants {
     fn nothing(&self) -> bool {
-        self.forks == 0 && self.release.is_empty() && self.leave != Leave::Asked
+        self.forks == 0 && self.release.is_empty() && self.looks.is_empty() && self.leave != Leave::Asked
     }
 }
 
@@ -101,10 +104,24 @@ impl Mailbox {
     pub(super) fn release(&self, range: PageRange) {
         let mut wants = lock(&self.wants);
         wants.release.push(range);
+        let before = wants.released + wants.release.len() as u64;
+        self.changed.notify_all();
+        while wants.released < before {
+            wants = self.changed.wait(wants).expect("no thread panicked while it held this lock");
+        }
+    }
+
+    /// As `mincore(2)` of `range` would say if nothing of it were away: a byte for each page. Empty where the kernel refuses.
+    pub(super) fn residency(&self, range: PageRange) -> Vec<u8> {
+        let mut wants = lock(&self.wants);
         wants.asked += 1;
         let ticket = wants.asked;
+        wants.looks.push((ticket, range));
         self.changed.notify_all();
-        while wants.released < ticket {
+        loop {
+            if let Some(at) = wants.seen.iter().position(|(of, _)| *of == ticket) {
+                return wants.seen.swap_remove(at).1;
+            }
             wants = self.changed.wait(wants).expect("no thread panicked while it held this lock");
         }
     }
@@ -334,6 +351,13 @@ impl<'a> Worker<'a> {
             wants.released += 1;
             mailbox.changed.notify_all();
         }
+        while let Some((ticket, range)) = wants.looks.pop() {
+            drop(wants);
+            let seen = residency(self.inner, range);
+            wants = lock(&mailbox.wants);
+            wants.seen.push((ticket, seen));
+            mailbox.changed.notify_all();
+        }
         if wants.forks == 0 && wants.leave != Leave::Asked {
             return false;
         }
@@ -444,6 +468,14 @@ impl<'a> Worker<'a> {
         self.counted = Some(Counted { resident, signs: self.signs(), exact: moved_out.is_zero() && is_exact });
         if surplus > 0 && !moved_out.is_zero() { Pace::GoOn } else { Pace::Rest }
     }
+}
+
+/// What the kernel says of the pages of `range`, and of those that are away what it would say. With the gate held alone nothing is on its way.
+fn residency(inner: &Inner, range: PageRange) -> Vec<u8> {
+    let _events = inner.engine.space.gate.events();
+    let Ok(mut seen) = hetmem_sys::mapping::resident(range) else { return Vec::new() };
+    inner.engine.each_away(range, |page| seen[page.start().pages_since(range.start()).as_usize()] |= 1);
+    seen
 }
 
 fn device_at(choice: u64, devices: u64) -> Option<DeviceId> {

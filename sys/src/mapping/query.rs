@@ -16,3 +16,14 @@ pub fn is_mapped(range: PageRange) -> bool {
     // Any other error says nothing of the mapping, and who asks drops what is not mapped.
     asked != Err(Errno::NOMEM)
 }
+
+/// `mincore(2)`: a byte for each page of `range`, whose lowest bit says whether the page is in memory. `ENOMEM` where something of it is not mapped.
+pub fn resident(range: PageRange) -> Result<Vec<u8>, Errno> {
+    let pages = range.pages().as_usize();
+    let mut seen = vec![0; pages];
+    let start = crate::copy::address(range.start());
+    let args = [start, pages * 4096, seen.as_mut_ptr().expose_provenance(), 0, 0];
+    // SAFETY: the kernel writes a byte for each page, which is as many as there are.
+    unsafe { crate::raw::syscall5(libc::SYS_mincore, args) }?;
+    Ok(seen)
+}

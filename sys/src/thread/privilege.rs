@@ -84,6 +84,7 @@ const ALLOWED: &[libc::c_long] = &[
     libc::SYS_munmap,
     libc::SYS_mremap,
     libc::SYS_msync,
+    libc::SYS_mincore,
     libc::SYS_munlock,
     libc::SYS_mbind,
     libc::SYS_get_mempolicy,

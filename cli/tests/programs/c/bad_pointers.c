@@ -186,13 +186,13 @@ static void mappings(void) {
 int main(void) {
     end_if_hung();
     prepare();
-    use_field(10);
+    use_field(100);
     for (int round = 0; round < 3; round++) {
         splices();
         sends();
         controls();
         mappings();
-        use_field(3);
+        use_field(20);
     }
     print("done\n");
     return 0;
