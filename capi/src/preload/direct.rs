@@ -12,7 +12,7 @@ use hetmem_preload::next::pages_of;
 use runtime::agent;
 
 use super::alone::{is_for_one_thread, leave_for_good, note_strict, without_agent};
-use super::io::{keep_if_referred, keep_message, keep_messages, keep_vectors};
+use super::io::Referred;
 use super::memory::{self, read};
 use super::threads::with_word_in_place;
 use super::with_all_home;
@@ -213,22 +213,10 @@ fn attend(number: libc::c_long, args: &Arguments) -> Option<isize> {
             }
             None
         }
-        libc::SYS_vmsplice => {
-            keep_vectors(pointer(args[1]), args[2]);
-            None
-        }
-        libc::SYS_sendto => {
-            keep_if_referred(pointer(args[1]), args[2], int(args[3]));
-            None
-        }
-        libc::SYS_sendmsg => {
-            keep_message(pointer(args[1]), int(args[2]));
-            None
-        }
-        libc::SYS_sendmmsg => {
-            keep_messages(pointer(args[1]), args[2], int(args[3]));
-            None
-        }
+        libc::SYS_vmsplice => Some(Referred::by_vectors(pointer(args[1]), args[2]).settle(call())),
+        libc::SYS_sendto => Some(Referred::by_send(pointer(args[1]), args[2], int(args[3])).settle(call())),
+        libc::SYS_sendmsg => Some(Referred::by_message(pointer(args[1]), int(args[2])).settle(call())),
+        libc::SYS_sendmmsg => Some(Referred::by_messages(pointer(args[1]), args[2], int(args[3])).settle(call())),
         // SAFETY: as the caller of `syscall` promised.
         libc::SYS_mremap => Some(unsafe {
             memory::mremap(first, args[1], args[2], int(args[3]), pointer(args[4])).addr().cast_signed()

@@ -2,6 +2,7 @@
 
 use std::ffi::{c_int, c_void};
 
+use hetmem_core::units::PageRange;
 use hetmem_preload::next::{Next, pages_of};
 use runtime::agent;
 
@@ -29,9 +30,9 @@ unsafe extern "C-unwind" fn vmsplice(fd: c_int, iov: *const libc::iovec, count: 
     type VmspliceFn = unsafe extern "C-unwind" fn(c_int, *const libc::iovec, usize, libc::c_uint) -> isize;
     // SAFETY: the symbol is a function of this type.
     let next = unsafe { std::mem::transmute::<*mut c_void, VmspliceFn>(NEXT_VMSPLICE.get()) };
-    keep_vectors(iov, count);
+    let referred = Referred::by_vectors(iov, count);
     // SAFETY: as the caller promised.
-    unsafe { next(fd, iov, count, flags) }
+    referred.settle(unsafe { next(fd, iov, count, flags) })
 }
 
 /// `send(2)`.
@@ -40,9 +41,9 @@ unsafe extern "C-unwind" fn send(fd: c_int, data: *const c_void, size: usize, fl
     type SendFn = unsafe extern "C-unwind" fn(c_int, *const c_void, usize, c_int) -> isize;
     // SAFETY: the symbol is a function of this type.
     let next = unsafe { std::mem::transmute::<*mut c_void, SendFn>(NEXT_SEND.get()) };
-    keep_if_referred(data, size, flags);
+    let referred = Referred::by_send(data, size, flags);
     // SAFETY: as the caller promised.
-    unsafe { next(fd, data, size, flags) }
+    referred.settle(unsafe { next(fd, data, size, flags) })
 }
 
 /// `sendto(2)`.
@@ -65,9 +66,9 @@ unsafe extern "C-unwind" fn sendto(
     ) -> isize;
     // SAFETY: the symbol is a function of this type.
     let next = unsafe { std::mem::transmute::<*mut c_void, SendtoFn>(NEXT_SENDTO.get()) };
-    keep_if_referred(data, size, flags);
+    let referred = Referred::by_send(data, size, flags);
     // SAFETY: as the caller promised.
-    unsafe { next(fd, data, size, flags, to, to_size) }
+    referred.settle(unsafe { next(fd, data, size, flags, to, to_size) })
 }
 
 /// `sendmsg(2)`.
@@ -76,9 +77,9 @@ unsafe extern "C-unwind" fn sendmsg(fd: c_int, message: *const libc::msghdr, fla
     type SendmsgFn = unsafe extern "C-unwind" fn(c_int, *const libc::msghdr, c_int) -> isize;
     // SAFETY: the symbol is a function of this type.
     let next = unsafe { std::mem::transmute::<*mut c_void, SendmsgFn>(NEXT_SENDMSG.get()) };
-    keep_message(message, flags);
+    let referred = Referred::by_message(message, flags);
     // SAFETY: as the caller promised.
-    unsafe { next(fd, message, flags) }
+    referred.settle(unsafe { next(fd, message, flags) })
 }
 
 /// `sendmmsg(2)`.
@@ -92,51 +93,79 @@ unsafe extern "C-unwind" fn sendmmsg(
     type SendmmsgFn = unsafe extern "C-unwind" fn(c_int, *mut libc::mmsghdr, libc::c_uint, c_int) -> c_int;
     // SAFETY: the symbol is a function of this type.
     let next = unsafe { std::mem::transmute::<*mut c_void, SendmmsgFn>(NEXT_SENDMMSG.get()) };
-    keep_messages(messages, count as usize, flags);
+    let referred = Referred::by_messages(messages, count as usize, flags);
     // SAFETY: as the caller promised.
-    unsafe { next(fd, messages, count, flags) }
+    referred.settle(unsafe { next(fd, messages, count, flags) })
 }
 
-/// Keeps a buffer in place that a socket will refer to, for good: nobody says when the kernel has let go of it.
-pub(super) fn keep_if_referred(data: *const c_void, size: usize, flags: c_int) {
-    if flags & libc::MSG_ZEROCOPY != 0
-        && let Some(range) = pages_of(data.cast_mut(), size)
-    {
-        agent::keep_in_place(range);
-    }
-}
+/// Buffers that the kernel may come to refer to by a call under way; kept in place until it has failed, or else for good: nobody says when the kernel has
+/// let go of them.
+#[derive(Default)]
+pub(super) struct Referred(Vec<PageRange>);
 
-/// The same for a message's buffers.
-pub(super) fn keep_message(message: *const libc::msghdr, flags: c_int) {
-    if flags & libc::MSG_ZEROCOPY != 0
-        && agent::is_running()
-        && let Some(message) = read(message)
-    {
-        keep_vectors(message.msg_iov, message.msg_iovlen);
-    }
-}
-
-/// The same for several messages.
-pub(super) fn keep_messages(messages: *const libc::mmsghdr, count: usize, flags: c_int) {
-    if flags & libc::MSG_ZEROCOPY == 0 || !agent::is_running() {
-        return;
-    }
-    for i in 0..count.min(MOST_VECTORS) {
-        let Some(message) = read(messages.wrapping_add(i)) else { return };
-        keep_vectors(message.msg_hdr.msg_iov, message.msg_hdr.msg_iovlen);
-    }
-}
-
-/// The same for the buffers that `count` vectors name.
-pub(super) fn keep_vectors(iov: *const libc::iovec, count: usize) {
-    if !agent::is_running() {
-        return;
-    }
-    for i in 0..count.min(MOST_VECTORS) {
-        // What can't be read is the kernel's to refuse.
-        let Some(vector) = read(iov.wrapping_add(i)) else { return };
-        if let Some(range) = pages_of(vector.iov_base, vector.iov_len) {
-            agent::keep_in_place(range);
+impl Referred {
+    /// Of a call that sends `size` bytes from `data` on.
+    pub(super) fn by_send(data: *const c_void, size: usize, flags: c_int) -> Self {
+        let mut referred = Self::default();
+        if flags & libc::MSG_ZEROCOPY != 0 && agent::is_running() {
+            referred.add(data.cast_mut(), size);
         }
+        referred
+    }
+
+    /// Of one that sends a message.
+    pub(super) fn by_message(message: *const libc::msghdr, flags: c_int) -> Self {
+        let mut referred = Self::default();
+        if flags & libc::MSG_ZEROCOPY != 0
+            && agent::is_running()
+            && let Some(message) = read(message)
+        {
+            referred.add_vectors(message.msg_iov, message.msg_iovlen);
+        }
+        referred
+    }
+
+    /// Of one that sends several.
+    pub(super) fn by_messages(messages: *const libc::mmsghdr, count: usize, flags: c_int) -> Self {
+        let mut referred = Self::default();
+        if flags & libc::MSG_ZEROCOPY != 0 && agent::is_running() {
+            for i in 0..count.min(MOST_VECTORS) {
+                let Some(message) = read(messages.wrapping_add(i)) else { break };
+                referred.add_vectors(message.msg_hdr.msg_iov, message.msg_hdr.msg_iovlen);
+            }
+        }
+        referred
+    }
+
+    /// Of one that is given `count` vectors.
+    pub(super) fn by_vectors(iov: *const libc::iovec, count: usize) -> Self {
+        let mut referred = Self::default();
+        if agent::is_running() {
+            referred.add_vectors(iov, count);
+        }
+        referred
+    }
+
+    fn add_vectors(&mut self, iov: *const libc::iovec, count: usize) {
+        for i in 0..count.min(MOST_VECTORS) {
+            // What can't be read is the kernel's to refuse.
+            let Some(vector) = read(iov.wrapping_add(i)) else { return };
+            self.add(vector.iov_base, vector.iov_len);
+        }
+    }
+
+    fn add(&mut self, start: *mut c_void, size: usize) {
+        if let Some(range) = pages_of(start, size) {
+            agent::keep_in_place(range);
+            self.0.push(range);
+        }
+    }
+
+    /// The call has ended with `result`.
+    pub(super) fn settle<N: Default + PartialOrd>(self, result: N) -> N {
+        if result < N::default() {
+            self.0.into_iter().for_each(agent::let_go);
+        }
+        result
     }
 }

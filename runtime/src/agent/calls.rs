@@ -45,14 +45,21 @@ pub fn protect_thread(stack: PageRange) {
     }
 }
 
-/// Keeps `range` where it is from now on: the kernel is about to hold its pages by reference, beyond what it tells userfaultfd.
+/// Keeps `range` where it is until it is [`let_go`]: the kernel is about to hold its pages by reference, beyond what it tells userfaultfd.
 pub fn keep_in_place(range: PageRange) {
     if let Some(agent) = Use::begin() {
-        agent.inner.engine.space.exclude_for_good(range);
+        agent.inner.engine.space.exclude(range);
     }
 }
 
-/// The same, and what is away comes home at once: the kernel is about to look at it by itself, and can't wait for a page then.
+/// Ends what [`keep_in_place`] began.
+pub fn let_go(range: PageRange) {
+    if let Some(agent) = Use::begin() {
+        agent.inner.engine.space.include(range);
+    }
+}
+
+/// Keeps `range` where it is for good, and what is away of it comes home at once: the kernel is about to look at it by itself, and can't wait for a page then.
 pub fn keep_at_home(range: PageRange) {
     if let Some(agent) = Use::begin() {
         agent.inner.engine.space.exclude_for_good(range);
