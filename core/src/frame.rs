@@ -12,10 +12,12 @@
 //!
 //! *Limits:* 2^32 frames a device (16 TiB), 2^16 − 1 references a frame.
 
+use std::sync::OnceLock;
+
 use crate::run_set::{FrameRun, RunSet};
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::sync::{Mutex, lock};
-use crate::units::{FrameIndex, PAGE_SHIFT, PageCount, VirtAddr};
+use crate::units::{BLOCK_PAGES, FrameIndex, PAGE_SHIFT, PageCount, VirtAddr};
 
 /// What [`FrameTable::put`] left behind.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -101,9 +103,16 @@ impl FrameDescriptor {
     }
 }
 
+/// Frames whose descriptors are made together.
+const CHUNK: usize = 512;
+
+const _: () = assert!(CHUNK as u64 == BLOCK_PAGES);
+
 /// The descriptors of a device's frames and the set of free ones.
 pub struct FrameTable {
-    descriptors: Box<[FrameDescriptor]>,
+    /// By chunks of 2 MiB, each made when a frame of it is first allocated: a device that is not used costs no books.
+    descriptors: Box<[OnceLock<Box<[FrameDescriptor]>>]>,
+    capacity: PageCount,
     free: Mutex<RunSet>,
     /// No frame is taken into use any more.
     closed: AtomicBool,
@@ -113,14 +122,14 @@ impl FrameTable {
     /// A table of `capacity` free frames.
     #[must_use]
     pub fn new(capacity: PageCount) -> Self {
-        let descriptors = (0..capacity.get()).map(|_| FrameDescriptor::default()).collect();
-        Self { descriptors, free: Mutex::new(RunSet::full(capacity)), closed: AtomicBool::new(false) }
+        let descriptors = (0..capacity.get().div_ceil(BLOCK_PAGES)).map(|_| OnceLock::new()).collect();
+        Self { descriptors, capacity, free: Mutex::new(RunSet::full(capacity)), closed: AtomicBool::new(false) }
     }
 
     /// How many frames the device has.
     #[must_use]
     pub fn capacity(&self) -> PageCount {
-        PageCount::new(self.descriptors.len() as u64)
+        self.capacity
     }
 
     /// How many frames are in use.
@@ -132,7 +141,7 @@ impl FrameTable {
     /// Whether the device has a frame numbered `frame`.
     #[must_use]
     pub fn contains(&self, frame: FrameIndex) -> bool {
-        frame.index() < self.descriptors.len()
+        (frame.index() as u64) < self.capacity.get()
     }
 
     /// The descriptor of `frame`.
@@ -142,7 +151,16 @@ impl FrameTable {
     /// If the device has no such frame.
     #[must_use]
     pub fn descriptor(&self, frame: FrameIndex) -> &FrameDescriptor {
-        &self.descriptors[frame.index()]
+        assert!(self.contains(frame), "the device has the frame");
+        let chunk = self.descriptors[frame.index() / CHUNK]
+            .get_or_init(|| (0..CHUNK).map(|_| FrameDescriptor::default()).collect());
+        &chunk[frame.index() % CHUNK]
+    }
+
+    /// Whether somebody refers to the frame; nothing is made for it.
+    fn is_used(&self, frame: FrameIndex) -> bool {
+        let chunk = self.descriptors.get(frame.index() / CHUNK).and_then(OnceLock::get);
+        chunk.is_some_and(|chunk| chunk[frame.index() % CHUNK].count() > 0)
     }
 
     /// Takes a run of at most `want` free frames for the pages from `page` on, each with one reference.
@@ -180,7 +198,7 @@ impl FrameTable {
     /// The frames in use among `frames`, each with the page that it was last said to hold.
     pub fn in_use(&self, frames: FrameRun) -> impl Iterator<Item = (FrameIndex, VirtAddr)> {
         let known = frames.iter().filter(|frame| self.contains(*frame));
-        known.filter(|frame| self.descriptor(*frame).count() > 0).map(|frame| (frame, self.descriptor(frame).page()))
+        known.filter(|frame| self.is_used(*frame)).map(|frame| (frame, self.descriptor(frame).page()))
     }
 
     /// Takes another reference to each frame of `run`, which the caller knows to be in use.
@@ -223,7 +241,8 @@ impl FrameTable {
     pub fn check(&self) {
         let free = lock(&self.free);
         free.check();
-        let unreferenced = self.descriptors.iter().filter(|d| d.count() == 0).count();
-        assert_eq!(free.len().get(), unreferenced as u64, "free frames are those without references");
+        let made = self.descriptors.iter().filter_map(OnceLock::get);
+        let referenced = made.flat_map(|chunk| chunk.iter()).filter(|d| d.count() > 0).count() as u64;
+        assert_eq!(self.capacity.get() - free.len().get(), referenced, "free frames are those without references");
     }
 }
