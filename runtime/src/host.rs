@@ -19,6 +19,8 @@
 //! maps other memory over such a range while another thread migrates it has that race itself.
 #![expect(unsafe_code, reason = "moves and copies pages that are named by number")]
 
+mod removals;
+
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::time::Duration;
@@ -41,6 +43,7 @@ use hetmem_sys::uffd::{
 };
 
 use crate::traps::Traps;
+use removals::Removals;
 
 /// What every program context reports.
 const EVENTS: Features = Features::EVENT_REMAP.union(Features::EVENT_REMOVE).union(Features::EVENT_UNMAP);
@@ -56,9 +59,6 @@ const EVENT_WAIT: Duration = Duration::from_millis(1);
 
 /// How often a frame is moved in that the kernel says is busy.
 const BUSY_TRIES: u32 = 32;
-
-/// Removals that are followed at once; pages of others stay until they are seen absent.
-const MAX_REMOVALS: usize = 64;
 
 /// The userfaultfd contexts of a runtime.
 pub(crate) struct Contexts {
@@ -144,7 +144,7 @@ pub(crate) struct UserMemory {
     /// Mappings by address; `None` before Linux 6.11.
     pub(crate) mappings: Option<MappingQuery>,
     /// Announced removals, and the threads that may still be at them.
-    removals: Mutex<Vec<(PageRange, Vec<u32>)>>,
+    removals: Removals,
     /// Address space that is never populated.
     nowhere: Arena,
     /// The pool's memory.
@@ -156,6 +156,11 @@ pub(crate) struct UserMemory {
 }
 
 impl UserMemory {
+    /// The calling thread has come back from a call that removes pages.
+    pub(crate) fn removal_returned(&self) {
+        self.removals.returned(hetmem_sys::thread::current_tid());
+    }
+
     pub(crate) fn new(contexts: Contexts, pool: Arena, on_fatal: fn(&str)) -> Result<Self, Errno> {
         let nowhere = ArenaOptions {
             huge_pages: HugePages::Never,
@@ -170,7 +175,7 @@ impl UserMemory {
             scanner: PagemapScanner::open()?,
             tasks: Tasks::open()?,
             mappings: MappingQuery::open().ok(),
-            removals: Mutex::default(),
+            removals: Removals::default(),
             refusal: AtomicI32::new(0),
             nowhere: Arena::reserve(BLOCK, &nowhere)?,
             pool,
@@ -449,30 +454,13 @@ impl Host for UserMemory {
     }
 
     fn removal_is_over(&self, range: PageRange, looks: u32) -> bool {
-        let mut pending = lock(&self.removals);
-        pending.retain(|(r, _)| looks > 0 || *r != range);
-        // The pages that are there are either not yet removed or written anew. The removal is over once every thread was seen
-        // at rest, and so outside the system call: one that enters it later announces itself anew.
-        if !pending.iter().any(|(r, _)| *r == range) {
-            if pending.len() == MAX_REMOVALS {
-                return false;
-            }
-            // Without the list nothing is known.
-            let Ok(mut threads) = self.tasks.list() else { return false };
+        let others = || {
             let own = hetmem_sys::thread::current_tid();
-            if !threads.contains(&own) {
-                return false;
-            }
+            let mut threads = self.tasks.list().ok().filter(|threads| threads.contains(&own))?;
             threads.retain(|tid| *tid != own);
-            pending.push((range, threads));
-        }
-        let Some(at) = pending.iter().position(|(r, _)| *r == range) else { return false };
-        pending[at].1.retain(|tid| !self.tasks.is_at_rest(*tid));
-        if pending[at].1.is_empty() {
-            pending.swap_remove(at);
-            return true;
-        }
-        false
+            Some(threads)
+        };
+        self.removals.is_over(range, looks, others, |tid| self.tasks.is_at_rest(tid))
     }
 
     fn lay(&self, block: PageRange, frames: VirtAddr) -> Result<(), KeptReason> {

@@ -25,6 +25,9 @@ static NEXT_MLOCKALL: Next = Next::new(c"mlockall");
 /// Where the addresses of programs end at the latest, on the largest page tables.
 const ADDRESSES: u64 = 1 << 56;
 
+/// Linux 5.18; the C library's headers may be older.
+const MADV_DONTNEED_LOCKED: c_int = 24;
+
 /// Pages of which is asked at a time what is there (256 MiB).
 const MINCORE_STEP: PageCount = PageCount::new(1 << 16);
 
@@ -117,7 +120,7 @@ pub(super) unsafe extern "C-unwind" fn mremap(
     })
 }
 
-/// `madvise(2)`.
+/// `madvise(2)`: guard markers are put in place with nothing on its way, and the end of a removal is heard of.
 #[unsafe(no_mangle)]
 pub(super) unsafe extern "C-unwind" fn madvise(start: *mut c_void, size: usize, advice: c_int) -> c_int {
     type MadviseFn = unsafe extern "C-unwind" fn(*mut c_void, usize, c_int) -> c_int;
@@ -136,7 +139,11 @@ pub(super) unsafe extern "C-unwind" fn madvise(start: *mut c_void, size: usize, 
     // SAFETY: the symbol is a function of this type.
     let next = unsafe { std::mem::transmute::<*mut c_void, MadviseFn>(NEXT_MADVISE.get()) };
     // SAFETY: as the caller promised.
-    unsafe { next(start, size, advice) }
+    let result = unsafe { next(start, size, advice) };
+    if matches!(advice, libc::MADV_DONTNEED | libc::MADV_FREE | libc::MADV_REMOVE | MADV_DONTNEED_LOCKED) {
+        agent::removal_returned();
+    }
+    result
 }
 
 /// `process_madvise(2)`.

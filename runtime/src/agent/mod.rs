@@ -31,5 +31,5 @@ pub use calls::{
     protect_thread, release_range, residency, thread_began, undivided,
 };
 pub use ends::{thread_exits, thread_is_strict};
-pub use removal::{guard, look_for_guards};
+pub use removal::{guard, look_for_guards, removal_returned};
 pub use start::{after_fork_in_child, is_first, last_word, leave, note, start};

@@ -23,3 +23,10 @@ pub fn look_for_guards() {
         agent.inner.look_for_guards();
     }
 }
+
+/// The calling thread has come back from a call that removes pages and announces it: it is not in the middle of one.
+pub fn removal_returned() {
+    if let Some(agent) = Use::begin() {
+        agent.inner.engine.host.removal_returned();
+    }
+}
