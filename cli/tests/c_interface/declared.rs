@@ -9,18 +9,28 @@ use hetmem::KeptReason;
 use super::{Checked, Problem, expect, installed};
 
 /// What the library puts in front of the C library's, besides the interface.
-const INTERPOSED: [&str; 12] = [
+const INTERPOSED: [&str; 22] = [
     "_Fork",
+    "clone",
     "daemon",
     "fork",
     "ioctl",
     "madvise",
+    "mincore",
+    "mlockall",
     "mremap",
+    "munmap",
+    "prctl",
     "process_madvise",
     "pthread_create",
+    "pthread_mutex_init",
     "send",
+    "sendmmsg",
     "sendmsg",
     "sendto",
+    "setns",
+    "syscall",
+    "unshare",
     "vmsplice",
 ];
 
