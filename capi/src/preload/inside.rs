@@ -19,6 +19,7 @@ std::arch::global_asm!(
     ".hidden close",
     ".hidden getpid",
     ".hidden gettid",
+    ".hidden __xpg_strerror_r",
 );
 
 /// Copies forwards.
@@ -190,6 +191,29 @@ unsafe extern "C" fn close(fd: c_int) -> c_int {
 unsafe extern "C" fn getpid() -> libc::pid_t {
     // SAFETY: asks for a number.
     unsafe { call(libc::SYS_getpid, [0; 2]) }
+}
+
+unsafe extern "C" {
+    /// The C library's words for an error, which it does not translate, and so takes no lock for. Null for a number that means nothing.
+    safe fn strerrordesc_np(number: c_int) -> *const c_char;
+}
+
+/// `strerror_r(3)`, of POSIX. The C library's looks for a translation under a lock that knows its owner by a number which the agent's threads don't have: it would
+/// never be free again.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn __xpg_strerror_r(number: c_int, text: *mut c_char, size: usize) -> c_int {
+    let words = strerrordesc_np(number);
+    let known = !words.is_null();
+    let words = if known { words } else { c"unknown error".as_ptr() };
+    // SAFETY: a text of the C library's, or the one above.
+    let len = unsafe { strlen(words) }.min(size.saturating_sub(1));
+    if size > 0 {
+        // SAFETY: inside the text, and inside what the caller has given.
+        unsafe { copy_up(text.cast(), words.cast(), len) };
+        // SAFETY: as above; the end.
+        unsafe { text.wrapping_add(len).write(0) };
+    }
+    if known { 0 } else { libc::EINVAL }
 }
 
 /// `gettid(2)`.

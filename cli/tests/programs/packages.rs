@@ -63,6 +63,13 @@ fn stress_ng_unmaps(setting: Setting) -> Outcome {
 }
 
 /// A program that is started by another, which has given up its ids, and kept what it needs to do so until then.
+/// Programs that have no room for an agent run all the same, wherever it fails.
+fn without_room(setting: Setting) -> Outcome {
+    let limits: String = (1..40).map(|i| format!("(ulimit -v {}; exec /bin/echo {i})\n", i * 100_000)).collect();
+    let program = Program::new(host::program("sh")?).arguments(["-c", &limits]);
+    compare(&program, setting, &Expect { remarks: 1, ..Expect::moved(0) }).map(drop)
+}
+
 fn setpriv(setting: Setting) -> Outcome {
     if !rustix::process::geteuid().is_root() {
         return Err(Problem::Refused("only root can change ids".to_owned()));
@@ -125,6 +132,8 @@ pub(crate) fn trials() -> Vec<Trial> {
         trial("chaos::stress_ng", stress_ng),
         trial("chaos::stress_ng_unmaps", || stress_ng_unmaps(Setting::Chaos)),
         trial("manual::stress_ng_unmaps", || stress_ng_unmaps(Setting::Manual)),
+        trial("chaos::without_room", || without_room(Setting::Chaos)),
+        trial("manual::without_room", || without_room(Setting::Manual)),
         trial("chaos::setpriv", || setpriv(Setting::Chaos)),
         trial("manual::setpriv", || setpriv(Setting::Manual)),
         trial("chaos::c_compiler", c_compiler),

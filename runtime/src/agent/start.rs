@@ -243,8 +243,8 @@ fn prepare(startup: &Startup) -> Result<&'static Agent, String> {
     };
     let no_proc = |errno: Errno| format!("the agent can't read /proc: {errno}");
     let maps = MapsFile::open().map_err(no_proc)?;
-    let contexts = Contexts::open(false, maps).map_err(|error| error.to_string())?;
-    let devices = make_devices(&config.devices).map_err(|error| error.to_string())?;
+    let contexts = Contexts::open(false, maps).map_err(|error| whole(&error))?;
+    let devices = make_devices(&config.devices).map_err(|error| whole(&error))?;
     let no_memory = |errno: Errno| format!("the agent's memory can't be set up: {errno}");
     let inner = Inner::new(contexts, devices, DEFAULT_STOCK, counters, last_word).map_err(no_memory)?;
     // Other threads are known from their start on; this one began without hetmem.
@@ -268,6 +268,12 @@ fn prepare(startup: &Startup) -> Result<&'static Agent, String> {
         word.store(arg.expose_provenance() as u64, Ordering::Release);
     }
     Ok(agent)
+}
+
+/// An error with all that is behind it.
+fn whole(error: &dyn std::error::Error) -> String {
+    let behind = std::iter::successors(error.source(), |error| error.source());
+    behind.fold(error.to_string(), |text, error| format!("{text}: {error}"))
 }
 
 /// The ledger, opened once: a process that can't reach its path any more still has it, and so have its children.
