@@ -19,7 +19,7 @@
 //! maps other memory over such a range while another thread migrates it has that race itself.
 #![expect(unsafe_code, reason = "moves and copies pages that are named by number")]
 
-mod removals;
+pub(crate) mod removals;
 
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
@@ -144,7 +144,7 @@ pub(crate) struct UserMemory {
     /// Mappings by address; `None` before Linux 6.11.
     pub(crate) mappings: Option<MappingQuery>,
     /// Announced removals, and the threads that may still be at them.
-    removals: Removals,
+    pub(crate) removals: Removals,
     /// Address space that is never populated.
     nowhere: Arena,
     /// The pool's memory.
@@ -156,11 +156,6 @@ pub(crate) struct UserMemory {
 }
 
 impl UserMemory {
-    /// The calling thread has come back from a call that removes pages.
-    pub(crate) fn removal_returned(&self) {
-        self.removals.returned(hetmem_sys::thread::current_tid());
-    }
-
     pub(crate) fn new(contexts: Contexts, pool: Arena, on_fatal: fn(&str)) -> Result<Self, Errno> {
         let nowhere = ArenaOptions {
             huge_pages: HugePages::Never,

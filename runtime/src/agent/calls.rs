@@ -8,6 +8,7 @@ use hetmem_core::units::{PageCount, PageRange, VirtAddr};
 use hetmem_sys::access;
 use hetmem_sys::thread::current_tid;
 
+use super::removal::thread_is_known;
 use super::start::Use;
 
 /// In a thread that is about to fork: brings every page home and keeps the agent still.
@@ -35,6 +36,7 @@ pub fn is_running() -> bool {
 /// thread ends, and can't wait for a page then.
 pub fn protect_thread(stack: PageRange) {
     let Some(agent) = Use::begin() else { return };
+    thread_is_known();
     agent.stacks.add(&agent.inner, stack, current_tid());
     // What left before the exclusion comes home now, and stays. Two pages cover the control block.
     let last = stack.slice(stack.pages() - PageCount::ONE, PageCount::ONE).start();

@@ -1,8 +1,11 @@
 //! What the program's threads tell of removals of their pages.
 #![expect(unsafe_code, reason = "guard markers discard memory that is named by number")]
 
+use std::cell::Cell;
+
 use hetmem_sys::errno::Errno;
 use hetmem_sys::mapping::Guard;
+use hetmem_sys::thread::current_tid;
 
 use super::start::Use;
 
@@ -24,9 +27,22 @@ pub fn look_for_guards() {
     }
 }
 
+thread_local! {
+    /// The number of this thread, once it was asked for; asking is a system call, which a filter of the program's may forbid later.
+    static NUMBER: Cell<u32> = const { Cell::new(0) };
+}
+
+/// The calling thread is known from now on.
+pub(super) fn thread_is_known() {
+    NUMBER.set(current_tid());
+}
+
 /// The calling thread has come back from a call that removes pages and announces it: it is not in the middle of one.
 pub fn removal_returned() {
-    if let Some(agent) = Use::begin() {
-        agent.inner.engine.host.removal_returned();
+    let tid = NUMBER.get();
+    if tid != 0
+        && let Some(agent) = Use::begin()
+    {
+        agent.inner.engine.host.removals.returned(tid);
     }
 }

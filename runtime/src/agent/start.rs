@@ -44,6 +44,7 @@ use hetmem_sys::thread::{
 use super::config::{Config, Policy};
 use super::ends;
 use super::ledger::Ledger;
+use super::removal::thread_is_known;
 use super::work::{self, Departure, Mailbox, Stacks};
 use crate::host::Contexts;
 use crate::inner::Inner;
@@ -169,6 +170,7 @@ pub fn start(config: &'static Config) -> Result<(), String> {
         // Before the program has threads. Where it is refused, strays are found and counted.
         let _ = hetmem_sys::numa::keep_from_balancing();
     }
+    thread_is_known();
     let no_memory = |errno: Errno| format!("the agent's memory can't be set up: {errno}");
     let [handler, worker] = [0, 1].map(stack);
     let (handler, _worker) = (handler.map_err(no_memory)?, worker.map_err(no_memory)?);

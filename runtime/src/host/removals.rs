@@ -23,7 +23,7 @@ struct Pending {
 }
 
 /// See the module.
-pub(super) struct Removals {
+pub(crate) struct Removals {
     pending: Mutex<Vec<Pending>>,
     moment: AtomicU32,
     /// The number of a thread, and below it the moment at which it has come back from a removal.
@@ -38,7 +38,7 @@ impl Default for Removals {
 
 impl Removals {
     /// Thread `tid`, the caller, has come back from a call that removes pages.
-    pub(super) fn returned(&self, tid: u32) {
+    pub(crate) fn returned(&self, tid: u32) {
         // SeqCst, here and below: a moment that begins after this load is later than this return.
         let moment = self.moment.load(Ordering::SeqCst);
         self.returns[tid as usize % RETURNS].store(u64::from(tid) << 32 | u64::from(moment), Ordering::SeqCst);
