@@ -441,6 +441,12 @@ impl Space {
         read(&self.excluded).iter().map(|(range, _)| range).collect()
     }
 
+    /// The same, unless somebody is about to change them.
+    #[must_use]
+    pub fn try_exclusions(&self) -> Option<Vec<PageRange>> {
+        Some(try_read(&self.excluded)?.iter().map(|(range, _)| range).collect())
+    }
+
     /// What is excluded, unless somebody is about to change it: with the gate held nobody may wait for him. He may run on memory that is away, whose
     /// touch is served only when the gate is let go.
     pub(crate) fn excluded(&self) -> Option<RwLockReadGuard<'_, RangeMap<u32>>> {

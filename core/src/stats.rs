@@ -27,7 +27,8 @@ pub struct DeviceCounters {
 impl DeviceCounters {
     /// Records that `bytes` more are in use.
     pub fn add(&self, bytes: u64) {
-        let now = self.used_bytes.fetch_add(bytes, Relaxed) + bytes;
+        // Of what others write nothing is trusted.
+        let now = self.used_bytes.fetch_add(bytes, Relaxed).wrapping_add(bytes);
         self.peak_used_bytes.fetch_max(now, Relaxed);
     }
 
@@ -98,7 +99,7 @@ impl Counters {
             [(&a.used_bytes, &b.used_bytes), (&a.peak_used_bytes, &b.peak_used_bytes), (&a.stray_pages, &b.stray_pages)]
         });
         for (to, from) in pairs.into_iter().chain(kept).chain(devices) {
-            to.fetch_add(from.load(Relaxed), Relaxed);
+            to.store(to.load(Relaxed).saturating_add(from.load(Relaxed)), Relaxed);
         }
         self.fault_latency.absorb(&other.fault_latency);
     }
@@ -177,7 +178,7 @@ impl Histogram {
 
     fn absorb(&self, other: &Self) {
         for (to, from) in self.buckets.iter().zip(&other.buckets) {
-            to.fetch_add(from.load(Relaxed), Relaxed);
+            to.store(to.load(Relaxed).saturating_add(from.load(Relaxed)), Relaxed);
         }
         self.max.fetch_max(other.max(), Relaxed);
     }

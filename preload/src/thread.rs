@@ -16,14 +16,17 @@ type PthreadCreateFn =
 
 static NEXT_PTHREAD_CREATE: Next = Next::new(c"pthread_create");
 
+/// Called in a new thread: with its stack, at first, and at its end.
+pub type Known = (fn(PageRange), fn());
+
 /// What a new thread runs after its stack is known.
 struct Routine {
-    known: fn(PageRange),
+    known: Known,
     start: StartRoutine,
     arg: *mut c_void,
 }
 
-/// The C library's `pthread_create`. The new thread calls `known` with its stack first, if that is given.
+/// The C library's `pthread_create`. The new thread calls what is `known`, if that is given.
 ///
 /// # Safety
 ///
@@ -33,7 +36,7 @@ pub unsafe fn create(
     attr: *const libc::pthread_attr_t,
     start: StartRoutine,
     arg: *mut c_void,
-    known: Option<fn(PageRange)>,
+    known: Option<Known>,
 ) -> c_int {
     // SAFETY: the symbol is a function of this type.
     let next = unsafe { std::mem::transmute::<*mut c_void, PthreadCreateFn>(NEXT_PTHREAD_CREATE.get()) };
@@ -51,15 +54,25 @@ pub unsafe fn create(
     result
 }
 
-/// Runs in the new thread. `pthread_exit` and cancellation unwind through it, so nothing of its own is left to drop by then.
+/// Runs in the new thread. `pthread_exit` and cancellation unwind through it.
 unsafe extern "C-unwind" fn run(routine: *mut c_void) -> *mut c_void {
     // SAFETY: `create` made it, for this thread alone.
-    let Routine { known, start, arg } = *unsafe { Box::from_raw(routine.cast::<Routine>()) };
+    let Routine { known: (begun, ended), start, arg } = *unsafe { Box::from_raw(routine.cast::<Routine>()) };
     if let Some(stack) = own_stack() {
-        known(stack);
+        begun(stack);
     }
+    let _end = End(ended);
     // SAFETY: as the caller of `pthread_create` promised.
     unsafe { start(arg) }
+}
+
+/// Tells of the thread's end, also where it is unwound.
+struct End(fn());
+
+impl Drop for End {
+    fn drop(&mut self) {
+        self.0();
+    }
 }
 
 /// The calling thread's stack, with its control block.

@@ -145,8 +145,8 @@ impl Traps {
         let mut all = true;
         for (part, trap) in table.traps.remove(range) {
             let (Trap::Watched(path) | Trap::Trapped(path)) = trap;
-            if !unregister(contexts, path, part) {
-                table.traps.insert(part, Trap::Trapped(path));
+            for kept in unregister_each(contexts, path, part) {
+                table.traps.insert(kept, Trap::Trapped(path));
                 all = false;
             }
         }
@@ -198,6 +198,19 @@ fn unregister(contexts: &Contexts, path: FaultPath, part: PageRange) -> bool {
     // Trapped again before the changer goes on: it waits for the event. A failure means that nothing is mapped there.
     let _ = contexts.program(path).register(part, Mode::MISSING);
     false
+}
+
+/// Ends the registrations of whatever is mapped in `part` now, which may be less than there was: an end that fell into the moment in which a range is free was
+/// told to nobody. Returns what was kept.
+fn unregister_each(contexts: &Contexts, path: FaultPath, part: PageRange) -> Vec<PageRange> {
+    if unregister(contexts, path, part) {
+        return Vec::new();
+    }
+    let Ok(mappings) = crate::mappings::mappings_in(&contexts.maps, part) else { return vec![part] };
+    let kept = |mapping: &PageRange| !unregister(contexts, path, *mapping) && contexts.is_changing(path);
+    let kept: Vec<PageRange> = mappings.into_iter().map(|(mapping, _)| mapping).filter(kept).collect();
+    // While the program changes mappings any of this may be wrong in a moment.
+    if contexts.is_changing(path) { vec![part] } else { kept }
 }
 
 fn is_trapped(traps: &RangeMap<Trap>, extent: PageRange, path: FaultPath) -> bool {

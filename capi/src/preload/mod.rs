@@ -75,11 +75,12 @@ extern "C" fn begin() {
     if let Some(obstacle) = obstacle() {
         return agent::note(config, &obstacle);
     }
+    let is_first = agent::is_first(config);
     // SAFETY: registers functions that live as long as the process. Without memory for it, forks are not noticed, which is told.
     let registered = unsafe { libc::pthread_atfork(Some(before_fork), Some(in_parent), Some(in_child)) };
     let started = if registered == 0 { agent::start(config) } else { Err("the C library has no memory".to_owned()) };
     if let Err(message) = started {
-        refuse(config, &message);
+        refuse(config, &message, is_first);
     }
 }
 

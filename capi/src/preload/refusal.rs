@@ -69,9 +69,9 @@ fn on_valgrind() -> bool {
 
 /// Tells the supervisor that there is no agent here. The program that it started does not run then; any other goes on unmanaged: a child, and a program
 /// that the first one has executed in its place, perhaps with less privilege.
-pub(super) fn refuse(config: &Config, message: &str) {
+pub(super) fn refuse(config: &Config, message: &str, is_first: bool) {
     agent::note(config, &format!("could not be managed: {message}"));
-    if std::os::unix::process::parent_id() == config.supervisor && agent::is_first(config) {
+    if std::os::unix::process::parent_id() == config.supervisor && is_first {
         // SAFETY: ends the process; nothing of the program's has run yet.
         unsafe { libc::_exit(125) };
     }

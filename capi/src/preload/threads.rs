@@ -2,9 +2,8 @@
 
 use std::ffi::{c_int, c_void};
 
-use hetmem_core::units::PageRange;
 use hetmem_preload::next::{Next, pages_of};
-use hetmem_preload::thread::{self, StartRoutine};
+use hetmem_preload::thread::{self, Known, StartRoutine};
 use runtime::agent;
 
 use super::with_all_home;
@@ -20,7 +19,8 @@ unsafe extern "C-unwind" fn pthread_create(
     start: StartRoutine,
     arg: *mut c_void,
 ) -> c_int {
-    let known: Option<fn(PageRange)> = agent::is_running().then_some(agent::protect_thread);
+    let ended: fn() = || agent::thread_exits(0);
+    let known: Option<Known> = agent::is_running().then_some((agent::protect_thread, ended));
     // SAFETY: as the caller promised.
     unsafe { thread::create(thread, attr, start, arg, known) }
 }

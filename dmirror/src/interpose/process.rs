@@ -46,5 +46,5 @@ unsafe extern "C-unwind" fn pthread_create(
     arg: *mut c_void,
 ) -> c_int {
     // SAFETY: as the caller promised.
-    unsafe { thread::create(thread, attr, start, arg, Some(stacks::begin)) }
+    unsafe { thread::create(thread, attr, start, arg, Some((stacks::begin, || {}))) }
 }

@@ -146,7 +146,7 @@ impl Ledger {
     /// say about the present set to zero. When no slot is free, several processes share the last.
     #[must_use]
     pub fn claim(&self, pid: u32) -> &Counters {
-        let pid = u64::from(pid);
+        let pid = key(pid);
         for slot in &self.area.slots {
             // Relaxed: a slot holds nothing but independent counters.
             match slot.pid.compare_exchange(0, pid, Relaxed, Relaxed) {
@@ -166,7 +166,7 @@ impl Ledger {
     /// The counters of process `pid`, if it has a slot.
     #[must_use]
     pub fn counters_of(&self, pid: u32) -> Option<&Counters> {
-        let slot = self.area.slots.iter().find(|slot| slot.pid.load(Relaxed) == u64::from(pid))?;
+        let slot = self.area.slots.iter().find(|slot| slot.pid.load(Relaxed) == key(pid))?;
         Some(&slot.counters)
     }
 
@@ -175,7 +175,7 @@ impl Ledger {
     pub fn processes(&self) -> u64 {
         let area = &*self.area;
         let claimed = area.slots.iter().take_while(|slot| slot.pid.load(Relaxed) != 0).count();
-        claimed as u64 + area.overflow.load(Relaxed)
+        (claimed as u64).saturating_add(area.overflow.load(Relaxed))
     }
 
     /// The counters of all processes together.
@@ -221,6 +221,13 @@ impl Ledger {
         let bytes: Vec<u8> = area.message.iter().flat_map(|word| word.load(Relaxed).to_ne_bytes()).collect();
         Some(Refusal { pid, message: String::from_utf8_lossy(&bytes[..length]).into_owned() })
     }
+}
+
+/// A process's number, and the namespace that it counts in: the same number is another process's in another.
+fn key(pid: u32) -> u64 {
+    // Without `/proc` the number alone.
+    let namespace = rustix::fs::stat(c"/proc/self/ns/pid").map_or(0, |stat| stat.st_ino);
+    u64::from(pid) | (namespace & u64::from(u32::MAX)) << 32
 }
 
 #[cfg(test)]

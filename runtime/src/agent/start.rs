@@ -38,7 +38,7 @@ use hetmem_sys::mapping::wiped_on_fork;
 use hetmem_sys::maps::MapsFile;
 use hetmem_sys::process::MemoryUse;
 use hetmem_sys::thread::{
-    Stack, backoff_sleep, confine, control_block, give_up_privileges, unshare_directories, unshare_files,
+    Stack, backoff_sleep, confine, control_block, give_up_privileges, unshare_directories, unshare_files, unused_id,
 };
 
 use super::config::{Config, Policy};
@@ -63,6 +63,8 @@ pub(super) struct Agent {
     pub(super) stacks: Stacks,
     pub(super) policy: Policy,
     pub(super) memory: MemoryUse,
+    /// The user and group that its threads become.
+    id: u32,
     /// How the process is to end, whose program has no thread left; `i32::MAX` while it has.
     alone: AtomicI32,
     /// Readable when the handler is to end. A descriptor of the agent's table, as all of an agent's are.
@@ -77,9 +79,11 @@ static WORDS: AtomicPtr<[AtomicU64; 4]> = AtomicPtr::new(ptr::null_mut());
 const AGENT: usize = 0;
 /// How many threads of the program use the agent at this moment.
 const USERS: usize = 1;
+/// Not 0 while the agent leaves: until everything is home its word is not to be had, nor is there none.
+const LEAVING: usize = 2;
 /// The ledger, which outlives agents.
 static LEDGER: AtomicPtr<Ledger> = AtomicPtr::new(ptr::null_mut());
-/// The process that counts there.
+/// The process that the agent is in.
 static PID: AtomicU32 = AtomicU32::new(0);
 
 fn word(which: usize) -> Option<&'static AtomicU64> {
@@ -93,38 +97,52 @@ pub(super) struct Use(&'static Agent);
 impl Use {
     /// The agent of this process, if it has one.
     pub(super) fn begin() -> Option<Self> {
-        let (agent, users) = (word(AGENT)?, word(USERS)?);
-        if agent.load(Ordering::Acquire) == 0 {
-            return None;
+        let (agent, users, leaving) = (word(AGENT)?, word(USERS)?, word(LEAVING)?);
+        loop {
+            if agent.load(Ordering::SeqCst) != 0 {
+                break;
+            }
+            if leaving.load(Ordering::SeqCst) == 0 {
+                return None;
+            }
+            // What is away is not the kernel's yet: who forks now, or asks what is there, waits until it is.
+            backoff_sleep(LOOK_AGAIN_AFTER);
         }
         // SeqCst, here and in `leave`: either this thread sees that the agent leaves, or the agent sees this thread.
         users.fetch_add(1, Ordering::SeqCst);
         let at = usize::try_from(agent.load(Ordering::SeqCst)).unwrap_or(0);
         // SAFETY: null, or an agent that is not freed while it has users.
         match unsafe { ptr::with_exposed_provenance::<Agent>(at).as_ref() } {
-            Some(agent) => Some(Self(agent)),
+            Some(agent) => {
+                DEPTH.set(DEPTH.get() + 1);
+                Some(Self(agent))
+            }
             None => {
                 users.fetch_sub(1, Ordering::SeqCst);
-                None
+                Self::begin()
             }
         }
     }
 }
 
 thread_local! {
-    /// The agent that this thread holds from before a fork until after it.
-    static HELD: Cell<Option<&'static Agent>> = const { Cell::new(None) };
+    /// The agent that this thread holds from before a fork until after it, and how often: a handler of a signal may fork in the middle.
+    static HELD: Cell<(Option<&'static Agent>, u32)> = const { Cell::new((None, 0)) };
+    /// How many uses this thread is in the middle of.
+    static DEPTH: Cell<u32> = const { Cell::new(0) };
 }
 
 impl Use {
     /// Goes on after this returns, until [`Use::held`].
     pub(super) fn hold(self) {
-        HELD.set(Some(ManuallyDrop::new(self).0));
+        HELD.set((Some(ManuallyDrop::new(self).0), HELD.get().1 + 1));
     }
 
     /// What this thread holds, if anything.
     pub(super) fn held() -> Option<Self> {
-        HELD.take().map(Self)
+        let (agent, times) = HELD.get();
+        HELD.set((agent, times.saturating_sub(1)));
+        agent.filter(|_| times > 0).map(Self)
     }
 }
 
@@ -140,6 +158,7 @@ impl Drop for Use {
         // In a child that was forked meanwhile there is nothing to count down.
         if let Some(users) = word(USERS) {
             let _ = users.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1));
+            DEPTH.set(DEPTH.get().saturating_sub(1));
         }
     }
 }
@@ -235,11 +254,9 @@ fn prepare(startup: &Startup) -> Result<&'static Agent, String> {
     // SAFETY: this thread has used no descriptor yet, and none is handed to it.
     unsafe { unshare_files(None) }.map_err(|errno| format!("the agent can't have descriptors of its own: {errno}"))?;
     unshare_directories().map_err(|errno| format!("the agent can't have directories of its own: {errno}"))?;
+    PID.store(std::process::id(), Ordering::Relaxed);
     let counters = match ledger(config) {
-        Some(ledger) => {
-            PID.store(std::process::id(), Ordering::Relaxed);
-            CountersAt::Shared(ledger.claim(std::process::id()))
-        }
+        Some(ledger) => CountersAt::Shared(ledger.claim(std::process::id())),
         // The supervisor has ended, or the program has changed its user: it is managed, and nobody counts.
         None => CountersAt::Own(Box::default()),
     };
@@ -249,23 +266,34 @@ fn prepare(startup: &Startup) -> Result<&'static Agent, String> {
     let devices = make_devices(&config.devices).map_err(|error| whole(&error))?;
     let no_memory = |errno: Errno| format!("the agent's memory can't be set up: {errno}");
     let inner = Inner::new(contexts, devices, DEFAULT_STOCK, counters, last_word).map_err(no_memory)?;
+    // In a forked child a thread that is not here may have it.
+    if let Ok(heritage) = HERITAGE.try_lock() {
+        heritage.iter().for_each(|range| inner.engine.space.exclude_for_good(*range));
+    }
     // Other threads are known from their start on; this one began without hetmem.
     startup.control.iter().for_each(|block| inner.engine.space.exclude_for_good(*block));
     let stop = rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC)
         .map_err(|errno| format!("the agent has no descriptor to stop by: {errno}"))?;
     let memory = MemoryUse::open().map_err(no_proc)?;
     inner.engine.host.tasks.enclose_caller();
-    give_up_privileges();
     let (mailbox, stacks) = (Mailbox::default(), Stacks::default());
-    let agent = Agent { inner, mailbox, stacks, policy: config.policy, memory, alone: AtomicI32::new(i32::MAX), stop };
+    let agent = Agent {
+        inner,
+        mailbox,
+        stacks,
+        policy: config.policy,
+        memory,
+        id: unused_id(),
+        alone: AtomicI32::new(i32::MAX),
+        stop,
+    };
     let agent: &'static Agent = Box::leak(Box::new(agent));
     let worker = stack(1).map_err(no_memory)?;
     let arg = ptr::from_ref(agent).cast_mut().cast();
     // SAFETY: `labour` takes a leaked agent, which the handler does not free before the worker has ended.
     unsafe { worker.start(labour, arg) }
         .map_err(|errno| format!("the agent's second thread can't be started: {errno}"))?;
-    // A kernel without filters for system calls has none for the program's threads either.
-    let _ = confine();
+    renounce(agent.id);
     if let Some(word) = word(AGENT) {
         word.store(arg.expose_provenance() as u64, Ordering::Release);
     }
@@ -289,11 +317,18 @@ fn ledger(config: &Config) -> Option<&'static Ledger> {
     Some(ledger)
 }
 
+/// All is open: what else the thread may do it gives up.
+fn renounce(id: u32) {
+    give_up_privileges(id);
+    // A kernel without filters for system calls has none for the program's threads either.
+    let _ = confine();
+}
+
 /// The worker.
 extern "C" fn labour(arg: *mut c_void) {
     // SAFETY: `prepare` passes a leaked agent.
     let agent = unsafe { &*arg.cast_const().cast::<Agent>() };
-    let _ = confine();
+    renounce(agent.id);
     if let Departure::Alone(first) = work::run(agent) {
         // Before the handler is stopped, which looks at it.
         agent.alone.store(ends::status(first), Ordering::Release);
@@ -305,7 +340,21 @@ extern "C" fn labour(arg: *mut c_void) {
 /// Ends the agent: everything is home, nothing registered, its threads have ended and its memory is given back. `false` if there is none, or if
 /// pages can't come home; then it stays.
 pub fn leave() -> bool {
-    let (Some(agent), Some(users)) = (word(AGENT), word(USERS)) else { return false };
+    let (Some(agent), Some(users), Some(leaving)) = (word(AGENT), word(USERS), word(LEAVING)) else { return false };
+    // A child that shares the memory (vfork, or worse) is a process of its own, and has no agent; and who is in the middle of a call, of which a handler of a
+    // signal asks this, would wait for himself.
+    if PID.load(Ordering::Relaxed) != std::process::id() || DEPTH.get() > 0 || HELD.get().1 > 0 {
+        return false;
+    }
+    if leaving.swap(1, Ordering::SeqCst) != 0 {
+        return false;
+    }
+    let left = leave_alone(agent, users);
+    leaving.store(0, Ordering::SeqCst);
+    left
+}
+
+fn leave_alone(agent: &AtomicU64, users: &AtomicU64) -> bool {
     let at = agent.swap(0, Ordering::SeqCst);
     if at == 0 {
         return false;
@@ -317,6 +366,7 @@ pub fn leave() -> bool {
     let leaving = usize::try_from(at).unwrap_or(0);
     // SAFETY: an agent, which ends only after the question below.
     let leaving = unsafe { &*ptr::with_exposed_provenance::<Agent>(leaving) };
+    *lock(&HERITAGE) = leaving.inner.engine.space.exclusions();
     if !leaving.mailbox.leave() {
         agent.store(at, Ordering::SeqCst);
         return false;
@@ -326,6 +376,9 @@ pub fn leave() -> bool {
     }
     true
 }
+
+/// What the last agent of this process, or of the process that this one was forked from, kept in place: the next one does so for good.
+static HERITAGE: Mutex<Vec<PageRange>> = Mutex::new(Vec::new());
 
 /// Leaves `line` to the supervisor of this process, which has no agent: what became of the management of this process, in words that follow its name.
 pub fn note(config: &Config, line: &str) {
@@ -360,5 +413,12 @@ pub fn after_fork_in_child() -> bool {
     hetmem_sys::mapping::forget_omitted();
     ends::forget_in_child();
     // There is no agent here, so there are no users to count.
-    HELD.take().is_some()
+    DEPTH.set(0);
+    let (held, times) = HELD.replace((None, 0));
+    let Some(parents) = held.filter(|_| times > 0) else { return false };
+    // A thread that does not exist here may have been changing them; then nothing is known, and what the kernel looks at by itself may be away one day.
+    if let (Some(kept), Ok(mut heritage)) = (parents.inner.engine.space.try_exclusions(), HERITAGE.try_lock()) {
+        *heritage = kept;
+    }
+    true
 }

@@ -9,8 +9,9 @@
 use crate::errno::Errno;
 use crate::raw;
 
-/// The user and the group that own nothing ("nobody").
-const NOBODY: usize = 65534;
+/// The first of the ids of which one is taken, and how many there are: the end of the range, which is given to nobody (the last two mean "none" and "not mapped").
+const FIRST_ID: u32 = 0xFFF0_0000;
+const IDS: u32 = 0x000F_FFF0;
 /// `_LINUX_CAPABILITY_VERSION_3`.
 const CAPABILITY_VERSION: u32 = 0x2008_0522;
 
@@ -23,16 +24,26 @@ fn prctl(option: libc::c_int, args: [usize; 2]) -> Result<usize, Errno> {
     call(libc::SYS_prctl, [usize::try_from(option).unwrap_or(0), args[0], args[1], 0, 0])
 }
 
-/// Gives up ids, groups and capabilities of the calling thread, as far as it has any that it can give up.
-pub fn give_up_privileges() {
+/// A user and group id that no process has, at random. Not "nobody": whoever has the ids of a thread may read and write its process's memory, and send it signals.
+#[must_use]
+pub fn unused_id() -> u32 {
+    let mut bytes = [0; 4];
+    // Without randomness any of the ids is as unused.
+    let _ = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty());
+    FIRST_ID + u32::from_ne_bytes(bytes) % IDS
+}
+
+/// Gives up ids, groups and capabilities of the calling thread, as far as it has any that it can give up: its ids become `id`, if it may change them.
+pub fn give_up_privileges(id: u32) {
+    let id = id as usize;
     // Errors below mean that there is nothing to give up, or no right to: then the thread can't take it back either.
     let dumpable = prctl(libc::PR_GET_DUMPABLE, [0; 2]);
     let _ = call(libc::SYS_setgroups, [0; 5]);
-    if call(libc::SYS_setresgid, [NOBODY, NOBODY, NOBODY, 0, 0]).is_err() {
+    if call(libc::SYS_setresgid, [id, id, id, 0, 0]).is_err() {
         let group = rustix::process::getegid().as_raw() as usize;
         let _ = call(libc::SYS_setresgid, [group, group, group, 0, 0]);
     }
-    if call(libc::SYS_setresuid, [NOBODY, NOBODY, NOBODY, 0, 0]).is_err() {
+    if call(libc::SYS_setresuid, [id, id, id, 0, 0]).is_err() {
         let user = rustix::process::geteuid().as_raw() as usize;
         let _ = call(libc::SYS_setresuid, [user, user, user, 0, 0]);
     }
