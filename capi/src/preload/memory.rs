@@ -182,7 +182,12 @@ pub(super) unsafe extern "C-unwind" fn mincore(start: *mut c_void, size: usize, 
     let mut at = PageCount::ZERO;
     while at < range.pages() {
         let part = range.slice(at, MINCORE_STEP);
-        for (i, seen) in agent::residency(part).unwrap_or_default().into_iter().enumerate() {
+        let Some(seen) = agent::residency(part) else {
+            // The agent has left since: everything is home.
+            // SAFETY: as the caller promised.
+            return unsafe { next(start, size, resident) };
+        };
+        for (i, seen) in seen.into_iter().enumerate() {
             // SAFETY: the kernel has written a byte for each page of the range.
             unsafe { resident.wrapping_add(at.as_usize() + i).write(seen) };
         }

@@ -112,7 +112,7 @@ fn adopt_orphan() {
 /// Starts an agent in a process that is to be managed and has none; it goes on unmanaged if that can't be.
 fn start_again() {
     if let Some(config) = config()
-        && let Err(message) = agent::start(config)
+        && let Err(message) = agent::start_again(config)
     {
         agent::note(config, &format!("could not be managed: {message}"));
     }

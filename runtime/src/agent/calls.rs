@@ -9,20 +9,26 @@ use hetmem_sys::access;
 use hetmem_sys::thread::current_tid;
 
 use super::removal::thread_is_known;
-use super::start::Use;
+use super::start::{Use, fork_alone, forked_alone};
 
 /// In a thread that is about to fork: brings every page home and keeps the agent still.
 pub fn before_fork() {
-    if let Some(agent) = Use::begin() {
-        agent.mailbox.quiesce();
-        agent.hold();
+    loop {
+        if let Some(agent) = Use::begin() {
+            agent.mailbox.quiesce();
+            return agent.hold();
+        }
+        if fork_alone() {
+            return;
+        }
     }
 }
 
 /// In the parent, after a fork or an attempt at one: lets the agent go on.
 pub fn after_fork_in_parent() {
-    if let Some(agent) = Use::held() {
-        agent.mailbox.resume();
+    match Use::held() {
+        Some(agent) => agent.mailbox.resume(),
+        None => forked_alone(),
     }
 }
 

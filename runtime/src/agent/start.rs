@@ -81,6 +81,8 @@ const AGENT: usize = 0;
 const USERS: usize = 1;
 /// Not 0 while the agent leaves: until everything is home its word is not to be had, nor is there none.
 const LEAVING: usize = 2;
+/// How many threads fork in a process without an agent: none comes meanwhile.
+const FORKS: usize = 3;
 /// The ledger, which outlives agents.
 static LEDGER: AtomicPtr<Ledger> = AtomicPtr::new(ptr::null_mut());
 /// The process that the agent is in.
@@ -128,6 +130,8 @@ impl Use {
 thread_local! {
     /// The agent that this thread holds from before a fork until after it, and how often: a handler of a signal may fork in the middle.
     static HELD: Cell<(Option<&'static Agent>, u32)> = const { Cell::new((None, 0)) };
+    /// How often this thread forks without an agent.
+    static ALONE: Cell<u32> = const { Cell::new(0) };
     /// How many uses this thread is in the middle of.
     static DEPTH: Cell<u32> = const { Cell::new(0) };
 }
@@ -177,6 +181,45 @@ impl Startup {
         *lock(&self.result) = Some(result);
         self.told.notify_all();
     }
+}
+
+/// Before a fork in a process that has no agent: none comes until [`forked_alone`]. `false` if there is one by now.
+pub(super) fn fork_alone() -> bool {
+    let (Some(agent), Some(leaving), Some(forks)) = (word(AGENT), word(LEAVING), word(FORKS)) else { return true };
+    // SeqCst, here and in `start_again`: either this thread sees that an agent is about to come, or that thread sees this fork.
+    forks.fetch_add(1, Ordering::SeqCst);
+    if agent.load(Ordering::SeqCst) == 0 && leaving.load(Ordering::SeqCst) == 0 {
+        ALONE.set(ALONE.get() + 1);
+        return true;
+    }
+    forks.fetch_sub(1, Ordering::SeqCst);
+    false
+}
+
+/// After it, in the parent.
+pub(super) fn forked_alone() {
+    if ALONE.get() > 0
+        && let Some(forks) = word(FORKS)
+    {
+        ALONE.set(ALONE.get() - 1);
+        forks.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+/// Starts the agent in a process that may have forks under way.
+///
+/// # Errors
+///
+/// As [`start`].
+pub fn start_again(config: &'static Config) -> Result<(), String> {
+    let (Some(leaving), Some(forks)) = (word(LEAVING), word(FORKS)) else { return start(config) };
+    leaving.store(1, Ordering::SeqCst);
+    while forks.load(Ordering::SeqCst) > 0 {
+        backoff_sleep(LOOK_AGAIN_AFTER);
+    }
+    let started = start(config);
+    leaving.store(0, Ordering::SeqCst);
+    started
 }
 
 /// Starts the agent as `config` says, in a process that has none.
@@ -414,6 +457,7 @@ pub fn after_fork_in_child() -> bool {
     ends::forget_in_child();
     // There is no agent here, so there are no users to count.
     DEPTH.set(0);
+    ALONE.set(0);
     let (held, times) = HELD.replace((None, 0));
     let Some(parents) = held.filter(|_| times > 0) else { return false };
     // A thread that does not exist here may have been changing them; then nothing is known, and what the kernel looks at by itself may be away one day.
