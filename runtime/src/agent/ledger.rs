@@ -166,7 +166,8 @@ impl Ledger {
     /// The counters of process `pid`, if it has a slot.
     #[must_use]
     pub fn counters_of(&self, pid: u32) -> Option<&Counters> {
-        let slot = self.area.slots.iter().find(|slot| slot.pid.load(Relaxed) == key(pid))?;
+        let key = key(pid);
+        let slot = self.area.slots.iter().find(|slot| slot.pid.load(Relaxed) == key)?;
         Some(&slot.counters)
     }
 
