@@ -167,7 +167,9 @@ impl Ledger {
     #[must_use]
     pub fn counters_of(&self, pid: u32) -> Option<&Counters> {
         let key = key(pid);
-        let slot = self.area.slots.iter().find(|slot| slot.pid.load(Relaxed) == key)?;
+        // They are claimed in order, and memory that nobody has claimed is not to be made by a look at it.
+        let mut claimed = self.area.slots.iter().take_while(|slot| slot.pid.load(Relaxed) != 0);
+        let slot = claimed.find(|slot| slot.pid.load(Relaxed) == key)?;
         Some(&slot.counters)
     }
 
