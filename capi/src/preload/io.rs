@@ -17,6 +17,9 @@ static NEXT_SENDMMSG: Next = Next::new(c"sendmmsg");
 /// The most vectors that the kernel takes (`UIO_MAXIOV`).
 const MOST_VECTORS: usize = 1024;
 
+/// The most bytes that one call takes (`MAX_RW_COUNT`).
+const MOST_BYTES: usize = 0x7FFF_F000;
+
 // SAFETY: two words.
 unsafe impl Readable for libc::iovec {}
 // SAFETY: words, and numbers between them.
@@ -155,7 +158,7 @@ impl Referred {
     }
 
     fn add(&mut self, start: *mut c_void, size: usize) {
-        if let Some(range) = pages_of(start, size) {
+        if let Some(range) = pages_of(start, size.min(MOST_BYTES)) {
             agent::keep_in_place(range);
             self.0.push(range);
         }
