@@ -8,7 +8,7 @@ use std::ops::ControlFlow;
 use common::{pages, populated_pages, present, read, write};
 use hetmem_core::units::{BLOCK_SIZE, PageCount, PageRange, VirtAddr};
 use hetmem_sys::errno::Errno;
-use hetmem_sys::mapping::{Arena, ArenaOptions, HugePages, OnFork, Prefault, is_mapped, populate_write};
+use hetmem_sys::mapping::{Access, Arena, ArenaOptions, HugePages, OnFork, Prefault, is_mapped, populate_write};
 use hetmem_sys::maps::{BUFFER_SIZE, Perms, for_each_mapping};
 
 /// The mapping that holds `addr`: its range, permissions and name.
@@ -104,4 +104,48 @@ fn populating_what_is_not_writable_or_not_mapped_is_refused() {
     assert_eq!(populate_write(guard), Err(Errno::INVAL));
     // The first pages of the address space are nobody's.
     assert_eq!(populate_write(PageRange::new(VirtAddr::new(0), PageCount::ONE).unwrap()), Err(Errno::NOMEM));
+}
+
+/// The mappings of `range`: where they begin and end.
+fn mappings_of(range: PageRange) -> Vec<PageRange> {
+    let mut found = Vec::new();
+    hetmem_sys::maps::for_each_mapping(&mut [0; 4096], |mapping| {
+        found.extend(mapping.range.intersect(range).filter(|part| !part.is_empty()));
+        std::ops::ControlFlow::Continue(())
+    })
+    .unwrap();
+    found
+}
+
+#[test]
+fn blocks_that_are_opened_in_any_order_become_one_mapping() {
+    let block = PageCount::new(hetmem_core::units::BLOCK_PAGES);
+    let options = ArenaOptions { access: Access::AsOpened, huge_pages: HugePages::Never, ..ArenaOptions::default() };
+    let arena = Arena::reserve(block + block + block, &options).unwrap();
+    let part = |i: u64| arena.range().slice(PageCount::new(i * block.get()), block);
+    assert_eq!(mappings_of(arena.range()).len(), 1, "nothing of it can be used");
+    for i in [2, 0, 1] {
+        assert!(arena.populate(part(i)).is_err(), "it can't be used before");
+        arena.open(part(i)).unwrap();
+        arena.populate(part(i)).unwrap();
+    }
+    assert_eq!(mappings_of(arena.range()), [arena.range()]);
+    let beyond = PageRange::new(arena.range().end(), PageCount::ONE).unwrap();
+    assert_eq!(arena.open(beyond), Err(Errno::INVAL));
+}
+
+#[test]
+fn every_block_that_is_opened_can_be_a_huge_page() {
+    let block = PageCount::new(hetmem_core::units::BLOCK_PAGES);
+    let huge = |access| {
+        let options = ArenaOptions { access, huge_pages: HugePages::Prefer, ..ArenaOptions::default() };
+        let arena = Arena::reserve(block, &options).unwrap();
+        arena.open(arena.range()).unwrap();
+        arena.populate(arena.range()).unwrap();
+        common::is_huge(arena.range())
+    };
+    // Where the host has huge pages to give at all.
+    if huge(Access::All) {
+        assert!(huge(Access::AsOpened));
+    }
 }

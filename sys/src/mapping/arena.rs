@@ -174,9 +174,9 @@ impl Arena {
 
     /// Has all of the arena be of one kind to the kernel, so that blocks that are opened in any order become one mapping where they touch: the kernel
     /// joins no two mappings that got their pages apart (`mm/vma.c`, `is_mergeable_anon_vma`), and moves pages within one only. So it gets a page while
-    /// it is one mapping.
+    /// it is one mapping: the guard in front, as a page that was in a block leaves a page table there, which no huge page takes the place of.
     fn prepare_to_open(&mut self) -> Result<(), Errno> {
-        let first = PageRange::page_of(self.range.start());
+        let first = PageRange::page_of(self.guarded.start());
         set_access(first, MprotectFlags::READ | MprotectFlags::WRITE)?;
         populate_write(first)?;
         // SAFETY: the page is the arena's, and nothing was put there.
