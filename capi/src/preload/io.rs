@@ -6,6 +6,7 @@ use hetmem_core::units::PageRange;
 use hetmem_preload::next::{Next, pages_of};
 use runtime::agent;
 
+use super::keeping_errno;
 use super::memory::{Readable, read};
 
 static NEXT_VMSPLICE: Next = Next::new(c"vmsplice");
@@ -167,7 +168,7 @@ impl Referred {
     /// The call has ended with `result`.
     pub(super) fn settle<N: Default + PartialOrd>(self, result: N) -> N {
         if result < N::default() {
-            self.0.into_iter().for_each(agent::let_go);
+            keeping_errno(|| self.0.into_iter().for_each(agent::let_go));
         }
         result
     }

@@ -15,6 +15,8 @@ use hetmem_sys::maps::{self, Perms};
 use hetmem_sys::uffd::{MOVE_REQUEST, REGISTER_REQUEST, is_userfaultfd};
 use runtime::agent;
 
+use super::keeping_errno;
+
 static NEXT_IOCTL: Next = Next::new(c"ioctl");
 static NEXT_MREMAP: Next = Next::new(c"mremap");
 static NEXT_MADVISE: Next = Next::new(c"madvise");
@@ -71,7 +73,14 @@ pub(super) unsafe extern "C-unwind" fn ioctl(fd: c_int, request: c_ulong, arg: *
     }
     // What the program moves must be home: the kernel takes a page that is away for a hole.
     if request == MOVE_REQUEST {
-        return agent::all_home(call);
+        let mut left = 0;
+        let moved = agent::all_home(|| {
+            let moved = call();
+            left = errno();
+            moved
+        });
+        set_errno(left);
+        return moved;
     }
     // The argument of a registration begins with the range, two words.
     if let Some([start, len]) = read(arg.cast_const().cast::<[u64; 2]>()) {
@@ -107,17 +116,20 @@ pub(super) unsafe extern "C-unwind" fn mremap(
         }
     }
     // A range that spans two mappings is refused: those of the program, or one that a registration has divided.
-    agent::undivided(range, || {
+    let mut left = 0;
+    let moved = agent::undivided(range, || {
         let moved = call();
-        if moved != libc::MAP_FAILED || errno() != libc::EFAULT {
+        left = errno();
+        if moved != libc::MAP_FAILED || left != libc::EFAULT {
             return moved;
         }
         // SAFETY: as the caller promised.
-        unsafe { divided::mremap(next, range, new_size, flags, new, agent::last_word) }.unwrap_or_else(|| {
-            set_errno(libc::EFAULT);
-            moved
-        })
-    })
+        let moved = unsafe { divided::mremap(next, range, new_size, flags, new, agent::last_word) };
+        left = if moved.is_some() { errno() } else { libc::EFAULT };
+        moved.unwrap_or(libc::MAP_FAILED)
+    });
+    set_errno(left);
+    moved
 }
 
 /// `madvise(2)`: guard markers are put in place with nothing on its way, and the end of a removal is heard of.
@@ -141,7 +153,7 @@ pub(super) unsafe extern "C-unwind" fn madvise(start: *mut c_void, size: usize, 
     // SAFETY: as the caller promised.
     let result = unsafe { next(start, size, advice) };
     if matches!(advice, libc::MADV_DONTNEED | libc::MADV_FREE | libc::MADV_REMOVE | MADV_DONTNEED_LOCKED) {
-        agent::removal_returned();
+        keeping_errno(agent::removal_returned);
     }
     result
 }

@@ -36,6 +36,7 @@ mod threads;
 use std::ffi::{c_int, c_void};
 use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
 
+use hetmem_preload::errno::{errno, set_errno};
 use hetmem_preload::next::Next;
 use runtime::agent::config::{Config, VARIABLE};
 use runtime::agent::{self};
@@ -118,6 +119,14 @@ fn start_again() {
     }
 }
 
+/// Runs `after`, what is done after a call, with the C library's `errno` as the call has left it: a lock that is contended changes it.
+fn keeping_errno<R>(after: impl FnOnce() -> R) -> R {
+    let left = errno();
+    let result = after();
+    set_errno(left);
+    result
+}
+
 /// Runs `make`, which makes a child past the C library, with everything home. In the child, if that returns there, there is no agent.
 fn with_all_home(make: impl FnOnce() -> isize) -> isize {
     before_fork();
@@ -126,7 +135,7 @@ fn with_all_home(make: impl FnOnce() -> isize) -> isize {
         in_child();
         ORPHAN.store(false, Ordering::Relaxed);
     } else {
-        in_parent();
+        keeping_errno(|| in_parent());
     }
     made
 }

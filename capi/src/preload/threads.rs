@@ -6,7 +6,7 @@ use hetmem_preload::next::{Next, pages_of};
 use hetmem_preload::thread::{self, Known, StartRoutine};
 use runtime::agent;
 
-use super::with_all_home;
+use super::{keeping_errno, with_all_home};
 
 static NEXT_CLONE: Next = Next::new(c"clone");
 static NEXT_MUTEX_INIT: Next = Next::new(c"pthread_mutex_init");
@@ -65,7 +65,7 @@ pub(super) fn with_word_in_place(word: Option<*mut c_void>, make: impl FnOnce() 
     let Some(page) = word.and_then(|word| pages_of(word, size_of::<c_int>())) else { return make() };
     agent::begin_thread(page);
     let made = make();
-    agent::thread_began(page, u32::try_from(made).ok());
+    keeping_errno(|| agent::thread_began(page, u32::try_from(made).ok()));
     made
 }
 
