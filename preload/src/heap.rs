@@ -24,6 +24,8 @@ const SHARE: u64 = 16;
 const SMALLEST: usize = 16 << 20;
 /// What is opened at a time.
 const STEP: usize = 256 << 10;
+/// What is open beyond what is used: a program that takes all that `RLIMIT_DATA` leaves is served on, from this.
+const AHEAD: usize = 2 << 20;
 
 /// See the module.
 pub struct SetAside {
@@ -100,7 +102,8 @@ unsafe impl dlmalloc::Allocator for Source {
         }
         let size = size.next_multiple_of(64 << 10);
         let next = NEXT.load(Ordering::Relaxed);
-        if size > END.load(Ordering::Relaxed) - next || !open(next + size) {
+        let end = END.load(Ordering::Relaxed);
+        if size > end - next || !(open((next + size + AHEAD).min(end)) || open(next + size)) {
             return (ptr::null_mut(), 0, 0);
         }
         NEXT.store(next + size, Ordering::Relaxed);

@@ -163,7 +163,7 @@ static void limit_address_space(void) {
 
 // What the limit leaves is the program's to the end: then, and not before, an allocation fails, and it goes on.
 static void exhaust_data(void) {
-    use_field(5);
+    use_field(20);
     limit(RLIMIT_DATA, 400 * MIB);
     size_t blocks = 0;
     while (mmap(NULL, MIB, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0) != MAP_FAILED) {
