@@ -11,7 +11,7 @@ use crate::frame::FrameDescriptor;
 use crate::notifier::{EmptyRange, Event, Invalidation, Notice, Notifiers, Subscription};
 use crate::overlay::Overlays;
 use crate::physmap::MemoryType;
-use crate::pool::{Fill, Purpose, SystemPool};
+use crate::pool::{Purpose, SystemPool};
 use crate::port::{Device, Host, NoBacking};
 use crate::run_set::FrameRun;
 use crate::slot::{Frame, SYSTEM_POOL, Slot};
@@ -268,21 +268,23 @@ impl<H: Host> Engine<H> {
         }
     }
 
-    /// Places of the pool that were just taken, empty, ready to be filled.
-    pub(crate) fn open_places(&self, run: FrameRun) -> Option<FrameRun> {
-        if self.host.open_places(self.pool.address(run), run.pages) {
-            return Some(run);
+    /// Places of the pool, which grows while `take` finds none, as far as the host lets it.
+    pub(crate) fn take_places(&self, take: impl Fn(&SystemPool) -> Option<FrameRun>) -> Option<FrameRun> {
+        loop {
+            let taken = take(&self.pool);
+            if taken.is_some() || !self.grow_pool() {
+                return taken;
+            }
         }
-        self.pool.put_hole(run);
-        None
+    }
+
+    fn grow_pool(&self) -> bool {
+        self.pool.grow(|at, pages| self.host.open_places(at, pages))
     }
 
     /// Takes places of the pool to copy pages into.
     pub(crate) fn take_stocked(&self, want: PageCount, page: VirtAddr, purpose: Purpose) -> Option<FrameRun> {
-        match self.pool.take_stocked(want, page, purpose)? {
-            (run, Fill::Populated) => Some(run),
-            (run, Fill::Empty) => self.open_places(run),
-        }
+        self.take_places(|pool| pool.take_stocked(want, page, purpose))
     }
 
     /// Gives stocked system pages above the pool's limit back to the host.
@@ -294,8 +296,9 @@ impl<H: Host> Engine<H> {
         }
     }
 
-    /// Makes room in the pool for `pages` pages in transit: the stock gives way to them.
+    /// Makes room in the pool for `pages` pages in transit: it grows, and where it can't, the stock gives way to them.
     pub(crate) fn make_room(&self, pages: PageCount) {
+        while self.pool.empty() < pages && self.grow_pool() {}
         while let Some(run) = self.pool.take_for_room(pages) {
             if !self.discard(run) {
                 break;

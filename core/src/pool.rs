@@ -2,9 +2,10 @@
 //!
 //! The pool is a stretch of address space that is never the program's. A place in it is *empty* (nothing populated: room for a page
 //! on its way out), *stocked* (a populated page with no content that matters: the destination of the next page home), or in
-//! use. Populated pages are recycled: allocation and zeroing stay off the hot path.
+//! use. Populated pages are recycled: allocation and zeroing stay off the hot path. The pool *grows* block by block, as more is needed: what is beyond counts as
+//! none of the process's memory.
 //!
-//! *Limits:* the last [`FAULT_RESERVE`] places are kept for faults, so that a CPU touch never waits for migrations.
+//! *Limits:* the last [`FAULT_RESERVE`] places are kept for faults, so that a CPU touch never waits for migrations, nor for memory that the host does not give.
 
 use crate::frame::{FrameDescriptor, Put};
 use crate::run_set::{FrameRun, RunSet};
@@ -23,18 +24,11 @@ pub enum Purpose {
     Migration,
 }
 
-/// What is in a place that was taken.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Fill {
-    /// Nothing yet.
-    Empty,
-    /// A page.
-    Populated,
-}
-
 struct Sets {
     empty: RunSet,
     stocked: RunSet,
+    /// Places below this are there.
+    grown: PageCount,
 }
 
 /// See the module.
@@ -46,18 +40,38 @@ pub struct SystemPool {
 }
 
 impl SystemPool {
-    /// A pool of `capacity` empty places from `start` on, which keeps at most `stock_limit` populated pages in stock.
+    /// A pool from `start` on of `grown` empty places, which may become `capacity`, and which keeps at most `stock_limit` populated pages in stock.
     ///
     /// # Panics
     ///
     /// If `start` is not a multiple of 2 MiB (huge pages could not pass whole) or the pool is smaller than twice its reserve.
     #[must_use]
-    pub fn new(start: VirtAddr, capacity: PageCount, stock_limit: PageCount) -> Self {
+    pub fn new(start: VirtAddr, grown: PageCount, capacity: PageCount, stock_limit: PageCount) -> Self {
         assert!(start.get().is_multiple_of(BLOCK_SIZE), "the pool starts at a 2 MiB boundary");
-        assert!(capacity.get() >= 2 * FAULT_RESERVE.get(), "the pool is larger than its reserve");
+        assert!(grown.get() >= 2 * FAULT_RESERVE.get(), "the pool is larger than its reserve");
         let descriptors = (0..capacity.get()).map(|_| FrameDescriptor::default()).collect();
-        let sets = Mutex::new(Sets { empty: RunSet::full(capacity), stocked: RunSet::empty(capacity) });
+        let mut empty = RunSet::empty(capacity);
+        empty.insert_all(PageCount::ZERO, grown);
+        let sets = Mutex::new(Sets { empty, stocked: RunSet::empty(capacity), grown });
         Self { start, descriptors, stock_limit, sets }
+    }
+
+    /// Grows by what is missing to a block, or by a block, if `open` can make that part of the address space usable; it may be asked for a part again, by
+    /// another thread too. `false` if it can't, or the pool has its capacity.
+    pub fn grow(&self, open: impl FnOnce(VirtAddr, PageCount) -> bool) -> bool {
+        let from = lock(&self.sets).grown;
+        let to = (from.get() / BLOCK_PAGES + 1) * BLOCK_PAGES;
+        let to = PageCount::new(to.min(self.descriptors.len() as u64));
+        // Without the lock, as the host may have to wait.
+        if from == to || !open(self.start.add_pages(from), to - from) {
+            return false;
+        }
+        let mut sets = lock(&self.sets);
+        if sets.grown == from {
+            sets.empty.insert_all(from, to);
+            sets.grown = to;
+        }
+        true
     }
 
     /// The address of place `run.first`.
@@ -104,9 +118,9 @@ impl SystemPool {
     }
 
     /// Takes a run of at most `want` places to copy pages into, with one reference each: stocked ones if there are any, else
-    /// empty ones, which the host opens, and populates when they are written. Says which.
+    /// empty ones, which the host populates when they are written.
     #[must_use]
-    pub fn take_stocked(&self, want: PageCount, page: VirtAddr, purpose: Purpose) -> Option<(FrameRun, Fill)> {
+    pub fn take_stocked(&self, want: PageCount, page: VirtAddr, purpose: Purpose) -> Option<FrameRun> {
         let mut sets = lock(&self.sets);
         let spare = sets.empty.len() + sets.stocked.len();
         let want = match purpose {
@@ -114,11 +128,10 @@ impl SystemPool {
             Purpose::Migration if spare > FAULT_RESERVE => want.min(spare - FAULT_RESERVE),
             Purpose::Migration => return None,
         };
-        let stocked = sets.stocked.take(want).map(|run| (run, Fill::Populated));
-        let (run, fill) = stocked.or_else(|| sets.empty.take(want).map(|run| (run, Fill::Empty)))?;
+        let run = sets.stocked.take(want).or_else(|| sets.empty.take(want))?;
         drop(sets);
         self.allocate(run, page);
-        Some((run, fill))
+        Some(run)
     }
 
     fn allocate(&self, run: FrameRun, page: VirtAddr) {
@@ -210,7 +223,13 @@ impl SystemPool {
     #[must_use]
     pub fn in_use(&self) -> PageCount {
         let sets = lock(&self.sets);
-        PageCount::new(self.descriptors.len() as u64) - sets.empty.len() - sets.stocked.len()
+        sets.grown - sets.empty.len() - sets.stocked.len()
+    }
+
+    /// How many places are empty.
+    #[must_use]
+    pub fn empty(&self) -> PageCount {
+        lock(&self.sets).empty.len()
     }
 
     /// Checks that exactly the places without references are empty or stocked.
@@ -219,10 +238,43 @@ impl SystemPool {
     ///
     /// If that does not hold.
     pub fn check(&self) {
-        let unreferenced = self.descriptors.iter().filter(|d| d.count() == 0).count() as u64;
         let sets = lock(&self.sets);
+        let grown = &self.descriptors[..sets.grown.as_usize()];
+        let unreferenced = grown.iter().filter(|d| d.count() == 0).count() as u64;
         sets.empty.check();
         sets.stocked.check();
         assert_eq!((sets.empty.len() + sets.stocked.len()).get(), unreferenced, "places without references are free");
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    const PAGE: VirtAddr = VirtAddr::new(0x7000);
+
+    fn take_all(pool: &SystemPool, purpose: Purpose) -> PageCount {
+        let all = std::iter::from_fn(|| pool.take_stocked(PageCount::new(BLOCK_PAGES), PAGE, purpose));
+        PageCount::new(all.map(|run| run.pages.get()).sum())
+    }
+
+    #[test]
+    fn a_pool_that_may_not_grow_serves_faults_from_its_reserve() {
+        let (block, capacity) = (PageCount::new(BLOCK_PAGES), PageCount::new(3 * BLOCK_PAGES));
+        let pool = SystemPool::new(VirtAddr::new(BLOCK_SIZE), block, capacity, block);
+        assert!(!pool.grow(|at, pages| {
+            assert_eq!((at.get(), pages), (2 * BLOCK_SIZE, block));
+            false
+        }));
+        assert_eq!(take_all(&pool, Purpose::Migration), block - FAULT_RESERVE);
+        assert_eq!(take_all(&pool, Purpose::Fault), FAULT_RESERVE);
+        // Another thread grows it meanwhile: by one block, not by two.
+        assert!(pool.grow(|_, _| pool.grow(|_, _| true)));
+        assert_eq!(pool.empty(), block);
+        assert_eq!(take_all(&pool, Purpose::Fault), block);
+        assert!(pool.grow(|_, _| true));
+        assert!(!pool.grow(|_, _| panic!("it has its capacity")));
+        assert_eq!(pool.in_use(), block + block);
+        pool.check();
     }
 }

@@ -82,7 +82,8 @@ pub trait Host: Send + Sync {
         Ok(range.pages())
     }
 
-    /// Makes sure that the `pages` places from `at` on, which are the pool's, can be used: `false` if the process may have no more memory now.
+    /// Makes sure that the `pages` places from `at` on, by which the pool would grow, can be used: `false` if the process may have no more memory now, or
+    /// the program should have it. Asked twice is the same as once.
     fn open_places(&self, _at: VirtAddr, _pages: PageCount) -> bool {
         true
     }

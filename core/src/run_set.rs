@@ -114,15 +114,21 @@ impl RunSet {
     #[must_use]
     pub fn full(capacity: PageCount) -> Self {
         let mut set = Self::empty(capacity);
-        let mut first = 0;
-        while first < capacity.get() {
-            let pages = (capacity.get() - first).min(u64::from(CHUNK));
-            let index = u32::try_from(first).expect("a device has at most 2^32 frames");
-            set.insert(FrameRun { first: FrameIndex::new(index), pages: PageCount::new(pages) });
-            first += pages;
-        }
-        set.recent = 0;
+        set.insert_all(PageCount::ZERO, capacity);
         set
+    }
+
+    /// Adds the frames from number `from` on and below `to`, chunk by chunk.
+    pub fn insert_all(&mut self, from: PageCount, to: PageCount) {
+        let recent = self.recent;
+        let mut first = from.get();
+        while first < to.get() {
+            let end = to.get().min((first / BLOCK_PAGES + 1) * BLOCK_PAGES);
+            let index = u32::try_from(first).expect("a device has at most 2^32 frames");
+            self.insert(FrameRun { first: FrameIndex::new(index), pages: PageCount::new(end - first) });
+            first = end;
+        }
+        self.recent = recent;
     }
 
     /// How many frames the set holds.

@@ -36,6 +36,7 @@ use hetmem_sys::mapping::{
 };
 use hetmem_sys::maps::{MapsFile, Perms};
 use hetmem_sys::pagemap::{Categories, PagemapEntry, PagemapScanner, Region as Scanned, ScanQuery};
+use hetmem_sys::process;
 use hetmem_sys::procmap::MappingQuery;
 use hetmem_sys::thread::Tasks;
 use hetmem_sys::uffd::{
@@ -56,6 +57,9 @@ pub(crate) const MAPPING_NAME: &std::ffi::CStr = c"hetmem:mapping";
 
 /// How long one wait for an event lasts at most: the time after which it is worth trying again.
 const EVENT_WAIT: Duration = Duration::from_millis(1);
+
+/// The part of `RLIMIT_DATA` that the pool may be: the rest is the program's to use.
+const POOL_SHARE: u64 = 16;
 
 /// How often a frame is moved in that the kernel says is busy.
 const BUSY_TRIES: u32 = 32;
@@ -415,7 +419,9 @@ impl Host for UserMemory {
     }
 
     fn open_places(&self, at: VirtAddr, pages: PageCount) -> bool {
-        PageRange::new(at, pages).is_some_and(|places| self.pool.open(places).is_ok())
+        let Some(places) = PageRange::new(at, pages) else { return false };
+        let size = places.end().pages_since(self.pool.range().start()).bytes();
+        size.get() <= process::data_limit() / POOL_SHARE && self.pool.open(places).is_ok()
     }
 
     fn await_events(&self) {
@@ -488,7 +494,7 @@ impl Host for UserMemory {
             let mut line = [0; 240];
             (self.on_fatal)(format_line(&mut line, page, why, self.refusal.load(Ordering::Relaxed)));
         }
-        hetmem_sys::process::die()
+        process::die()
     }
 }
 
@@ -517,7 +523,7 @@ impl UserMemory {
         if !self.stopping.swap(true, Ordering::SeqCst) {
             (self.on_fatal)(&format!("{thread} has panicked, so the program is stopped: {text}"));
         }
-        hetmem_sys::process::die()
+        process::die()
     }
 
     /// Why a block could not be laid or lifted, which is as it was.

@@ -57,7 +57,8 @@ impl Inner {
         let places = host.pool.range();
         host.open_window(places)?;
         // Pages can come home whatever the process may have later.
-        host.pool.open(places.slice(PageCount::ZERO, PageCount::new(BLOCK_PAGES)))?;
+        let first = PageCount::new(BLOCK_PAGES);
+        host.pool.open(places.slice(PageCount::ZERO, first))?;
         for device in &devices {
             if let Some(start) = device.frames_start() {
                 let frames = PageRange::new(start, device.pagemap().frames.capacity()).ok_or(Errno::INVAL)?;
@@ -66,7 +67,7 @@ impl Inner {
         }
         let guards = Guards::new()?;
         host.open_window(guards.bell())?;
-        let pool = SystemPool::new(places.start(), capacity, stock);
+        let pool = SystemPool::new(places.start(), first, capacity, stock);
         let engine = Engine::new(host, devices, pool, counters);
         Ok(Self { engine, delegated: Delegated::new()?, forks: Forks::default(), guards, process: std::process::id() })
     }

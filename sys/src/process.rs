@@ -1,5 +1,5 @@
 //! How much memory the process has, its signals, and its end.
-#![expect(unsafe_code, reason = "changes the disposition and the mask of signals")]
+#![expect(unsafe_code, reason = "changes the disposition and the mask of signals, and reads a limit")]
 
 use std::os::fd::OwnedFd;
 
@@ -32,6 +32,19 @@ impl MemoryUse {
             (Some(Ok(resident)), Some(Ok(shared))) => Ok(PageCount::new(resident.saturating_sub(shared))),
             _ => Err(Errno::INVAL),
         }
+    }
+}
+
+/// `RLIMIT_DATA` of the process, in bytes, as it is now: how much private writable memory it may have, hetmem's included. By `getrlimit(2)` itself, as
+/// `prlimit(2)`, which the C library asks, could also set limits, and a confined thread does not make it.
+#[must_use]
+pub fn data_limit() -> u64 {
+    let mut limit = [u64::MAX; 2];
+    let args = [libc::RLIMIT_DATA as usize, limit.as_mut_ptr().expose_provenance(), 0, 0, 0];
+    // SAFETY: writes a `struct rlimit`, two words. Without an answer, from a filter of the program's, there is no limit known.
+    match unsafe { raw::syscall5(libc::SYS_getrlimit, args) } {
+        Ok(_) => limit[0],
+        Err(_) => u64::MAX,
     }
 }
 

@@ -265,10 +265,9 @@ fn take_system<H: Host>(batch: &mut Batch<'_, H>, state: &mut BlockState, run: P
     let huge = run.pages() == BLOCK && engine.host.is_huge(run);
     let mut rest = run;
     while !rest.is_empty() {
-        let whole = (huge && rest == run).then(|| engine.pool.take_empty_whole(rest.start())).flatten();
-        let place = whole
-            .or_else(|| engine.pool.take_empty(rest.pages(), rest.start()))
-            .and_then(|run| engine.open_places(run));
+        let whole = (huge && rest == run).then(|| engine.take_places(|pool| pool.take_empty_whole(rest.start())));
+        let small = || engine.take_places(|pool| pool.take_empty(rest.pages(), rest.start()));
+        let place = whole.flatten().or_else(small);
         let Some(place) = place.map(|run| Held { device: DeviceId::new(u8::MAX), run }) else {
             return batch.set_outcome(rest, PageOutcome::Kept(KeptReason::NoMemory));
         };

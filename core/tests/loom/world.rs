@@ -206,7 +206,7 @@ impl World {
             Box::new(ModelDevice { pagemap, shared: Arc::clone(&shared) }) as Box<dyn Device>
         };
         let devices = kinds.into_iter().map(device).collect();
-        let pool = SystemPool::new(VirtAddr::new(POOL), PageCount::new(3), PageCount::ONE);
+        let pool = SystemPool::new(VirtAddr::new(POOL), PageCount::new(3), PageCount::new(3), PageCount::ONE);
         let host = ModelHost(Arc::clone(&shared));
         let engine = Engine::new(host, devices, pool, CountersAt::Own(Box::default()));
         engine.space.add_region(page(), Region::default());

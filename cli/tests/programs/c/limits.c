@@ -123,11 +123,11 @@ static void *allocate(void *argument_of_body) {
     return malloc(MIB);
 }
 
-static void use_memory(size_t mib) {
-    size_t pages = mib * MIB / PAGE;
+static void use_much(void) {
+    size_t pages = 200 * MIB / PAGE;
     unsigned char *much = malloc(pages * PAGE);
     if (much == NULL) {
-        FAIL("no %zu MiB are to be had: %s", mib, strerror(errno));
+        FAIL("no 200 MiB are to be had: %s", strerror(errno));
     }
     for (int round = 0; round < 3; round++) {
         for (size_t i = 0; i < pages; i++) {
@@ -143,26 +143,16 @@ static void use_memory(size_t mib) {
         }
         CHECK(status_of(child) == 3);
     }
-    print("%zu MiB were used\n", mib);
+    print("200 MiB were used\n");
 }
 
-static void use_some(void) {
-    use_memory(100);
-}
-
-static void use_much(void) {
-    use_memory(200);
-}
-
-// The devices and the stock take near 200 MiB of it.
 static void limit_data(void) {
     limit(RLIMIT_DATA, 400 * MIB);
-    execute("some");
+    execute("much");
 }
 
-// A limit that comes after the devices' sizes were chosen: two full ones of 64 MiB and the stock take near 200 MiB of it.
 static void limit_data_late(void) {
-    limit(RLIMIT_DATA, 1024 * MIB);
+    limit(RLIMIT_DATA, 400 * MIB);
     use_much();
 }
 
@@ -249,7 +239,6 @@ static const struct named CASES[] = {
     {"mlockall-user", lock_all_by_nobody},
     {"mlockall-fork", lock_and_fork},
     {"much", use_much},
-    {"some", use_some},
     {"data", limit_data},
     {"data-late", limit_data_late},
     {"data-exhausted", exhaust_data},
