@@ -7,6 +7,7 @@
 mod common;
 
 use std::ffi::c_void;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use common::{WATCH, fill, next_event, open, page, pages, populated_pages, present, wait_readable};
 use hetmem_core::units::{ByteLen, PageCount, PageRange, VirtAddr};
@@ -19,13 +20,16 @@ fn pointer(addr: VirtAddr) -> *mut c_void {
     std::ptr::with_exposed_provenance_mut(usize::try_from(addr.get()).unwrap())
 }
 
-/// Fresh anonymous memory that the test unmaps itself.
+/// Fresh anonymous memory that the test unmaps itself, where nothing else comes when it is gone: far from what the kernel chooses for other tests'
+/// mappings, which fill from the top.
 fn map(count: u64) -> PageRange {
-    let access = ProtFlags::READ | ProtFlags::WRITE;
+    static NEXT: AtomicU64 = AtomicU64::new(1 << 40);
+    let start = VirtAddr::new(NEXT.fetch_add(1 << 30, Ordering::Relaxed));
+    let (access, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE | MapFlags::FIXED_NOREPLACE);
     let bytes = usize::try_from(count * 4096).unwrap();
-    // SAFETY: without MAP_FIXED the kernel chooses a range that nothing uses.
-    let start = unsafe { rustix::mm::mmap_anonymous(std::ptr::null_mut(), bytes, access, MapFlags::PRIVATE) }.unwrap();
-    PageRange::new(VirtAddr::new(start.expose_provenance() as u64), PageCount::new(count)).unwrap()
+    // SAFETY: with MAP_FIXED_NOREPLACE nothing that is mapped there is replaced.
+    unsafe { rustix::mm::mmap_anonymous(pointer(start), bytes, access, flags) }.unwrap();
+    PageRange::new(start, PageCount::new(count)).unwrap()
 }
 
 fn unmap(range: PageRange) {
