@@ -1,7 +1,9 @@
 //! Programs that can't be managed, and who is told.
 
 use std::ffi::CStr;
+use std::ops::ControlFlow;
 
+use hetmem_sys::maps;
 use runtime::agent;
 use runtime::agent::config::Config;
 
@@ -26,8 +28,25 @@ pub(super) fn obstacle() -> Option<String> {
             return Some(format!("ran unmanaged: it was built with {sanitizer}"));
         }
     }
+    if address_space_is_taken() {
+        return Some(
+            "ran unmanaged: most of its address space was taken before it began, as by a sanitizer".to_owned(),
+        );
+    }
     // It makes system calls in the program's place, and has none for userfaultfd.
     on_valgrind().then(|| "ran unmanaged: it is run by valgrind".to_owned())
+}
+
+/// Whether there is a mapping of such a size as only shadow memory has: the runtime of a sanitizer may be a part of the executable, which need not export
+/// its names (GCC's `-static-libasan`), and it begins before any library does, by `DT_PREINIT_ARRAY`. Without `/proc` there is nothing to tell by.
+fn address_space_is_taken() -> bool {
+    const SHADOW_BYTES: u64 = 1 << 40;
+    let mut is_taken = false;
+    let _ = maps::for_each_mapping(&mut [0; maps::BUFFER_SIZE], |mapping| {
+        is_taken = mapping.range.pages().bytes().get() >= SHADOW_BYTES;
+        if is_taken { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    });
+    is_taken
 }
 
 /// Whether valgrind runs this program: its "client request" `RUNNING_ON_VALGRIND`, an instruction sequence that does nothing on a processor
