@@ -5,23 +5,12 @@
 
 mod common;
 
-use std::sync::atomic::{AtomicBool, Ordering};
-
-use common::{PRIVATE, Raw, runtime, to};
+use common::{PRIVATE, Raw, runtime, to, while_migrating};
 use hetmem::{FaultPath, Request, Target};
 use hetmem_core::units::PageRange;
 use hetmem_sys::maps::Perms;
 
 const PAGES: u64 = 32;
-
-/// Ends the other thread, also when a check fails.
-struct End<'a>(&'a AtomicBool);
-
-impl Drop for End<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::SeqCst);
-    }
-}
 
 #[test]
 fn without_proc_what_is_dropped_stays_dropped() {
@@ -44,16 +33,7 @@ fn without_proc_what_is_dropped_stays_dropped() {
     assert!(hetmem::mappings::eligible(PageRange::ALL, Perms::READ, &[]).is_empty(), "nothing is adopted unseen");
     assert_eq!(hetmem::mappings::behind_files(|_| true), [PageRange::ALL], "all is left alone");
 
-    let done = AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
-            let home = Request::all_to(Target::System);
-            while !done.load(Ordering::SeqCst) {
-                let _ = runtime.migrate(memory.range(), to(PRIVATE));
-                let _ = runtime.migrate(memory.range(), home);
-            }
-        });
-        let _end = End(&done);
+    while_migrating(&runtime, memory.range(), &[to(PRIVATE), Request::all_to(Target::System)], || {
         for round in 0..20_000_u64 {
             let first = round * 5 % (PAGES - 4);
             memory.discard(first, 4);
@@ -64,6 +44,5 @@ fn without_proc_what_is_dropped_stays_dropped() {
             assert_eq!(memory.get(first + 3), round + 1);
         }
     });
-    runtime.check();
     runtime.release(memory.range()).unwrap();
 }

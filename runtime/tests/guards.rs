@@ -5,9 +5,7 @@
 
 mod common;
 
-use std::sync::atomic::{AtomicBool, Ordering};
-
-use common::{COHERENT, PRIVATE, Raw, runtime, to};
+use common::{COHERENT, PRIVATE, Raw, runtime, to, while_migrating};
 use hetmem::{FaultPath, Guard, KeptReason, PageOutcome, Request, Residency, Runtime, Target};
 use hetmem_core::units::{DeviceId, PageCount, PageRange};
 use hetmem_sys::access::read_checked;
@@ -157,15 +155,6 @@ fn a_call_that_fails_discards_nothing() {
     runtime.release(memory.range()).unwrap();
 }
 
-/// Ends the other thread, also when a check fails.
-struct End<'a>(&'a AtomicBool);
-
-impl Drop for End<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::SeqCst);
-    }
-}
-
 /// One thread moves everything about, the other discards and writes.
 #[test]
 fn guards_come_and_go_while_pages_migrate() {
@@ -174,16 +163,7 @@ fn guards_come_and_go_while_pages_migrate() {
     }
     let runtime = runtime();
     let memory = placed(&runtime, None);
-    let done = AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
-            let mut i = 0;
-            while !done.load(Ordering::SeqCst) {
-                let _ = runtime.migrate(memory.range(), [to(PRIVATE), home(), to(COHERENT)][i % 3]);
-                i += 1;
-            }
-        });
-        let _end = End(&done);
+    while_migrating(&runtime, memory.range(), &[to(PRIVATE), home(), to(COHERENT)], || {
         let mut expected: Vec<u64> = (0..PAGES).map(|page| page % 251 + 1).collect();
         for round in 0..3000_u64 {
             let (first, count) = (round * 7 % (PAGES - 5), 1 + round % 5);
@@ -202,7 +182,6 @@ fn guards_come_and_go_while_pages_migrate() {
             assert_eq!(memory.get(other), expected[usize::try_from(other).unwrap()], "round {round}");
         }
     });
-    runtime.check();
     runtime.release(memory.range()).unwrap();
 }
 
@@ -214,16 +193,7 @@ fn guards_that_nobody_told_of_come_and_go_while_pages_migrate() {
     }
     let runtime = runtime();
     let memory = placed(&runtime, None);
-    let done = AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
-            let mut i = 0;
-            while !done.load(Ordering::SeqCst) {
-                let _ = runtime.migrate(memory.range(), [to(PRIVATE), home()][i % 2]);
-                i += 1;
-            }
-        });
-        let _end = End(&done);
+    while_migrating(&runtime, memory.range(), &[to(PRIVATE), home()], || {
         for round in 0..4000_u64 {
             let page = round * 7 % PAGES;
             for _ in 0..50 {
@@ -235,7 +205,6 @@ fn guards_that_nobody_told_of_come_and_go_while_pages_migrate() {
         }
     });
     assert!((0..PAGES).all(|page| memory.get(page) > 4000 - PAGES), "every page was written");
-    runtime.check();
     runtime.release(memory.range()).unwrap();
 }
 

@@ -13,7 +13,7 @@
 //! | `mincore` | pages that are away are said to be there | `memory` |
 //! | `mlockall` | hetmem's own memory is neither locked nor counted | `memory` |
 //! | `munmap` (of hetmem's memory) | the agent leaves before | `memory` |
-//! | `vmsplice`, `send`, `sendto`, `sendmsg` (`MSG_ZEROCOPY`) | pages that a pipe or socket refers to stay in place | `io` |
+//! | `vmsplice`, `send`, `sendto`, `sendmsg`, `sendmmsg` (`MSG_ZEROCOPY`) | pages that a pipe or socket refers to stay in place | `io` |
 //! | `prctl` (strict `seccomp`) | how the thread will end is noted | `alone` |
 //! | `syscall` | the same, where the program asks the kernel through it; `seccomp` for all threads: the agent leaves for good | `direct` |
 //!

@@ -16,9 +16,12 @@ pub(crate) struct Expect {
     pub(crate) least_moved: u64,
     /// Lines in which hetmem may say why it leaves the program, or one that it executes, alone. Each is of one process.
     pub(crate) remarks: usize,
-    /// Whether the program is managed to its end. What it does may end that, which the summary says.
+    /// Whether memory is adopted when the program ends. What it does may end that, which the summary says, and one that ends at once may do so before any is.
     pub(crate) managed_to_the_end: bool,
 }
+
+/// Exit status by which a program says that what it does can't be tried on this host; the last line of its output says why.
+const NOT_HERE: i32 = 77;
 
 impl Expect {
     /// The same output, and at least so many pages moved.
@@ -30,6 +33,10 @@ impl Expect {
 /// Runs `program` natively and in `setting`, and compares.
 pub(crate) fn compare(program: &Program, setting: Setting, expect: &Expect) -> Outcome<(Ended, Ended)> {
     let native = program.start(None)?.wait()?;
+    if native.code() == NOT_HERE {
+        let said = String::from_utf8_lossy(&native.stdout);
+        return Err(Problem::Refused(said.lines().last().unwrap_or("no reason is given").to_owned()));
+    }
     let managed = program.start(Some(setting))?.wait()?;
     report(&managed, &native);
     let (stderr, remarks) = without_remarks(&managed.stderr, expect.remarks);
@@ -54,6 +61,8 @@ pub(crate) fn compare(program: &Program, setting: Setting, expect: &Expect) -> O
     }
     if remarks == 0 {
         check_stats(&managed, expect.least_moved, expect.managed_to_the_end)?;
+    } else {
+        check_stats(&managed, 0, false)?;
     }
     Ok((native, managed))
 }

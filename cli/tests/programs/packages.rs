@@ -62,7 +62,6 @@ fn stress_ng_unmaps(setting: Setting) -> Outcome {
     if said.contains("fail:") { Err(Problem::Wrong(format!("stress-ng says:\n{said}"))) } else { Ok(()) }
 }
 
-/// A program that is started by another, which has given up its ids, and kept what it needs to do so until then.
 /// Programs that have no room for an agent run all the same, wherever it fails.
 fn without_room(setting: Setting) -> Outcome {
     let limits: String = (1..40).map(|i| format!("(ulimit -v {}; exec /bin/echo {i})\n", i * 100_000)).collect();
@@ -70,6 +69,7 @@ fn without_room(setting: Setting) -> Outcome {
     compare(&program, setting, &Expect { remarks: 1, ..Expect::moved(0) }).map(drop)
 }
 
+/// A program that is started by another, which has given up its ids, and kept what it needs to do so until then.
 fn setpriv(setting: Setting) -> Outcome {
     if !rustix::process::geteuid().is_root() {
         return Err(Problem::Refused("only root can change ids".to_owned()));

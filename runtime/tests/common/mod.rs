@@ -23,6 +23,40 @@ pub(crate) fn to(device: DeviceId) -> Request {
     Request::all_to(Target::Device(device))
 }
 
+/// Runs `body` while another thread migrates `range` by each of `requests` in turn, until `body` ends or panics; then checks `runtime`.
+///
+/// # Panics
+///
+/// If no page moved.
+pub(crate) fn while_migrating(runtime: &Runtime, range: PageRange, requests: &[Request], body: impl FnOnce()) {
+    use std::sync::atomic::{AtomicBool, Ordering};
+    struct End<'a>(&'a AtomicBool);
+    impl Drop for End<'_> {
+        fn drop(&mut self) {
+            self.0.store(true, Ordering::SeqCst);
+        }
+    }
+    let done = AtomicBool::new(false);
+    let moved = std::thread::scope(|scope| {
+        let mover = scope.spawn(|| {
+            let mut moved = 0;
+            for request in requests.iter().cycle() {
+                if done.load(Ordering::SeqCst) {
+                    break;
+                }
+                moved += runtime.migrate(range, *request).moved().get();
+            }
+            moved
+        });
+        let end = End(&done);
+        body();
+        drop(end);
+        mover.join().unwrap()
+    });
+    assert!(moved > 0, "pages move meanwhile");
+    runtime.check();
+}
+
 pub(crate) fn map(runtime: &Runtime, pages: u64, path: FaultPath) -> Mapping {
     runtime.map(ByteLen::new(pages * PAGE_SIZE), path).unwrap()
 }

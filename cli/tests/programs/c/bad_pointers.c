@@ -85,6 +85,13 @@ static void sends_by(int s, int flags) {
     TELL(sendmsg(s, &many, flags));
     TELL(sendmsg(s, &bad_name, flags));
     TELL(sendmsg(s, &bad_control, flags));
+    struct mmsghdr bad_message = {.msg_hdr = bad_vector};
+    TELL(sendmmsg(s, low, 1, flags));
+    TELL(sendmmsg(s, unreadable, 1, flags));
+    TELL(sendmmsg(s, end_of_mapping, 1, flags));
+    TELL(sendmmsg(s, &bad_message, 1, flags));
+    TELL(sendmmsg(s, low, 0, flags));
+    TELL(sendmmsg(-1, low, 1, flags));
     TELL(send(-1, low, 4096, flags));
     TELL(sendmsg(-1, low, flags));
 }
