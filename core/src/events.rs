@@ -41,7 +41,6 @@ impl<H: Host> Engine<H> {
         // If a block was laid since the program began, it is shared memory that the removal finds, which keeps its bytes.
         self.drop_pages(events, range, |frame| self.lays(frame.device));
         self.space.add_removal(range);
-        self.host.removal_announced(range);
     }
 
     /// The program has installed guard markers in `range`, or is about to remove some: what pages held that have one is discarded, and would
@@ -124,8 +123,7 @@ impl<H: Host> Engine<H> {
                     put(one, address);
                     continue;
                 }
-                let take = || self.take_stocked(PageCount::ONE, page, Purpose::Fault);
-                let via = (0..DEVICE_TRIES).find_map(|_| take()).ok_or(DeviceError)?;
+                let via = self.take_stocked(PageCount::ONE, page, Purpose::Fault).ok_or(DeviceError)?;
                 let to = Held { device: crate::slot::SYSTEM_POOL, run: via };
                 // Each page is owed, as nobody can ask for it again: the child's memory is a copy of this moment.
                 let copied = (0..DEVICE_TRIES).any(|_| self.copy_owed(held, to));

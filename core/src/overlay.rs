@@ -248,7 +248,7 @@ impl<H: Host> Engine<H> {
                 }
             }
             // Under the lock: whoever pins it waits for changes under way, and then relies on there being none.
-            None if !self.space.is_all(no.range(), |region| kept_by_advice(region).is_none()) => {
+            None if !self.space.is_all(no.range(), |region| kept_by_advice(region, Target::System).is_none()) => {
                 return Err(KeptReason::Advised);
             }
             None => {}

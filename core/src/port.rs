@@ -129,9 +129,6 @@ pub trait Host: Send + Sync {
         Vec::new()
     }
 
-    /// A `MADV_DONTNEED` of `range` was announced, which may not be over.
-    fn removal_announced(&self, _range: PageRange) {}
-
     /// Whether a `MADV_DONTNEED` of `range`, announced before, is known to be over. `looks` counts the questions before.
     fn removal_is_over(&self, range: PageRange, looks: u32) -> bool;
 

@@ -22,6 +22,7 @@
 use std::collections::BTreeMap;
 use std::ops::Bound;
 
+use crate::migrate::Target;
 use crate::outcome::KeptReason;
 use crate::port::FaultPath;
 use crate::range_map::RangeMap;
@@ -40,7 +41,7 @@ pub struct Region {
     pub pinned: bool,
     /// The device on which its pages are best kept.
     pub preferred: Option<DeviceId>,
-    /// Whether its management is about to end: pins hold its pages no longer.
+    /// Whether its management is about to end: pins keep its pages from coming home no longer.
     pub ending: bool,
     /// Whether nobody but hetmem maps, unmaps or protects what is there, so that device memory may be laid over it ([`crate::overlay`]).
     pub owned: bool,
@@ -513,9 +514,9 @@ fn parts_of(regions: &RangeMap<Region>, range: PageRange) -> Vec<(PageRange, Opt
     parts
 }
 
-/// Why a page of `region` may not be moved at all, if so.
-pub(crate) const fn kept_by_advice(region: &Region) -> Option<KeptReason> {
-    if region.pinned && !region.ending { Some(KeptReason::Advised) } else { None }
+/// Why a page of `region` may not be moved to `target`, if so.
+pub(crate) const fn kept_by_advice(region: &Region, target: Target) -> Option<KeptReason> {
+    if region.pinned && !(region.ending && matches!(target, Target::System)) { Some(KeptReason::Advised) } else { None }
 }
 
 #[cfg(test)]

@@ -421,6 +421,35 @@ fn a_device_that_panics_leaves_no_page_on_its_way() {
     }
 }
 
+/// The same after it has failed for another page of the batch.
+#[test]
+fn a_device_that_fails_and_then_panics_leaves_no_page_on_its_way() {
+    for (place, target, copies) in [
+        (Target::System, PRIVATE, StepKind::CopyIn),
+        (Target::System, COHERENT, StepKind::CopyIn),
+        (Target::Device(PRIVATE), PRIVATE_B, StepKind::CopyOut),
+    ] {
+        // Apart, so that each is copied by itself.
+        let run = |world: &World| {
+            let ranges = [512, 514, 516].map(|page| world.at(page, 1));
+            world.engine.migrate_all(&ranges, Request::all_to(Target::Device(target)))
+        };
+        let first = {
+            let world = world(place);
+            run(&world);
+            world.model.lock().steps().iter().position(|kind| *kind == copies).expect("pages are copied")
+        };
+        let world = world(place);
+        world.model.lock().fail_at(first, Failure::Device, 0);
+        world.model.lock().panics = true;
+        assert!(catch_unwind(AssertUnwindSafe(|| run(&world))).is_err());
+        for now in world.residency(batch(&world)) {
+            assert_eq!(now, residency_at(place));
+        }
+        world.model.read_all();
+    }
+}
+
 /// As while a fork is under way: what is out comes home, and nothing leaves, not even for a moment.
 #[test]
 fn while_pages_are_held_they_only_come_home() {

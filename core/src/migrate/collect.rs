@@ -61,7 +61,7 @@ impl<'e, H: Host> Collected<'e, H> {
         let outcomes = Outcomes::all_kept(range.pages(), KeptReason::Raced);
         let path = region.path;
         let mut batch = Batch { engine, block, range, path, request, pieces: Vec::new(), outcomes };
-        if let Some(reason) = kept_by_advice(&region) {
+        if let Some(reason) = kept_by_advice(&region, request.target) {
             batch.set_outcome(range, PageOutcome::Kept(reason));
             return Self { batch };
         }

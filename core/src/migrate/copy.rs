@@ -31,11 +31,12 @@ impl<'e, H: Host> Copied<'e, H> {
                 Err(reason) => Err((batch, reason)),
             };
         }
-        let mut kept = Vec::new();
+        // Of the pieces in front, which could not be filled.
+        let mut reasons = Vec::new();
         let mut this = Self { filled: Vec::with_capacity(batch.pieces.len()), batch };
-        // A piece stays the batch's until it is filled: if a device panics, all go back.
+        // A piece stays the batch's until it is filled: if a device panics, all others go back.
         this.batch.pieces.reverse();
-        while let Some(&piece) = this.batch.pieces.last() {
+        while let Some(&piece) = this.batch.pieces[reasons.len()..].last() {
             let done = match this.batch.fill(piece) {
                 Ok(part) => {
                     let done = part.piece.at.pages();
@@ -43,7 +44,8 @@ impl<'e, H: Host> Copied<'e, H> {
                     done
                 }
                 Err((part, reason)) => {
-                    kept.push((part, reason));
+                    this.batch.pieces.insert(reasons.len(), part);
+                    reasons.push(reason);
                     part.at.pages()
                 }
             };
@@ -52,11 +54,10 @@ impl<'e, H: Host> Copied<'e, H> {
                 this.batch.pieces.push(piece.slice(done, piece.at.pages() - done));
             }
         }
-        if let (true, Some(&(_, why))) = (this.filled.is_empty(), kept.first()) {
-            this.batch.pieces = kept.into_iter().map(|(piece, _)| piece).collect();
+        if let (true, Some(&why)) = (this.filled.is_empty(), reasons.first()) {
             return Err((this.into_batch(), why));
         }
-        for (piece, reason) in kept {
+        for (piece, reason) in std::mem::take(&mut this.batch.pieces).into_iter().zip(reasons) {
             this.batch.put_back(piece, reason);
         }
         Ok(this)

@@ -251,11 +251,11 @@ impl<H: Host> Engine<H> {
         let Some(hull) = PageRange::between(first.start(), last.end()) else { return };
         if request.target == Target::System && self.space.existing_block(hull.start().block()).is_none() {
             // Nothing of the block was ever migrated.
-            let reason = kept_by_advice(&region).unwrap_or(KeptReason::AlreadyThere);
+            let reason = kept_by_advice(&region, request.target).unwrap_or(KeptReason::AlreadyThere);
             return keep_all(batch, reason, ranges, all);
         }
         let no = hull.start().block();
-        let refused = match kept_by_advice(&region) {
+        let refused = match kept_by_advice(&region, request.target) {
             // Each page says so.
             Some(_) => None,
             None => self

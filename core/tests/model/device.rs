@@ -7,7 +7,7 @@ use hetmem_core::port::{Astray, Device, DeviceError};
 use hetmem_core::run_set::FrameRun;
 use hetmem_core::units::{PageCount, PageRange, VirtAddr};
 
-use super::{GARBAGE, Memory, Model, StepKind, Token, nth};
+use super::{Failure, GARBAGE, Memory, Model, StepKind, Token, nth};
 
 /// A device, private unless it has an arena or a window.
 pub(crate) struct ModelDevice {
@@ -41,8 +41,8 @@ impl ModelDevice {
 }
 
 impl ModelDevice {
-    fn panic_if_told(&self) {
-        let panics = std::mem::take(&mut self.model.lock().panics);
+    fn panic_if_told(&self, failure: Option<Failure>) {
+        let panics = failure.is_none() && std::mem::take(&mut self.model.lock().panics);
         assert!(!panics, "the device panics");
     }
 }
@@ -67,7 +67,7 @@ impl Device for ModelDevice {
 
     fn copy_in(&self, to: FrameRun, from: VirtAddr) -> Result<(), DeviceError> {
         let failure = self.model.step(StepKind::CopyIn);
-        self.panic_if_told();
+        self.panic_if_told(failure);
         let mut memory = self.model.lock();
         for i in 0..to.pages.get() {
             let content = memory.own_content(nth(from, i));
@@ -78,7 +78,7 @@ impl Device for ModelDevice {
 
     fn copy_out(&self, from: FrameRun, to: VirtAddr) -> Result<(), DeviceError> {
         let failure = self.model.step(StepKind::CopyOut);
-        self.panic_if_told();
+        self.panic_if_told(failure);
         let mut memory = self.model.lock();
         let device = self.pagemap.device.index();
         let fails = failure.is_some() || from.iter().any(|frame| memory.broken.contains(&(device, frame.get())));
