@@ -23,7 +23,7 @@
 //! Pages and blocks come home before any handler thread parks, as that takes more than reading. Forks of several threads come one after the other, and a child, in
 //! which no runtime of its parent's works, has none of this to do at its own forks.
 //!
-//! *Limits:* whoever forks holds no lock that a callback of a mirror waits for. [`ROOM`] reads of events fit into one fork; other threads go on until their next touch of a missing page or change of a mapping.
+//! *Limits:* while a fork is under way no runtime starts or ends: a handler of `pthread_atfork` that did so would wait for itself. Whoever forks holds no lock that a callback of a mirror waits for. [`ROOM`] reads of events fit into one fork; other threads go on until their next touch of a missing page or change of a mapping.
 #![expect(unsafe_code, reason = "registers functions with the C library")]
 
 use std::cell::RefCell;

@@ -271,8 +271,9 @@ impl Runtime {
         if !self.inner.is_of_this_process() {
             return Err(Error::invalid("a forked child has no runtime".to_owned()));
         }
+        let (start, len) = (range.start().get(), range.pages().bytes().get());
         // SAFETY: the caller's.
-        unsafe { self.inner.guard(range.start().get(), range.pages().bytes().get(), what) }
+        forks::unparked(&self.inner, || unsafe { self.inner.guard(start, len, what) })
             .map_err(|errno| Error::os(format!("guard markers of {range}"), errno))
     }
 

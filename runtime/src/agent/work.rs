@@ -7,7 +7,7 @@ use hetmem_core::migrate::{Request, Select, Target};
 use hetmem_core::outcome::KeptReason;
 use hetmem_core::policy::{Chaos, Clock};
 use hetmem_core::port::Host;
-use hetmem_core::sync::{Condvar, Mutex, lock};
+use hetmem_core::sync::{Condvar, Mutex, MutexGuard, lock};
 use hetmem_core::units::{BlockNo, ByteLen, DeviceId, PageCount, PageRange, VirtAddr};
 use hetmem_sys::thread::thread_exists;
 
@@ -43,12 +43,13 @@ struct Wants {
     quiet: bool,
     /// Ranges whose registrations must end before the worker stands still.
     undivided: Vec<PageRange>,
-    /// Ranges to be let go of for good.
-    release: Vec<PageRange>,
-    released: u64,
-    /// Ranges of which it is asked what is there, each with the asker's ticket, and the answers.
+    /// Ranges to be let go of for good, each with the asker's ticket, and the tickets of those that were.
+    release: Vec<(u64, PageRange)>,
+    released: Vec<u64>,
+    /// Ranges of which it is asked what is there, and the answers.
     looks: Vec<(u64, PageRange)>,
     seen: Vec<(u64, Vec<u8>)>,
+    /// The last ticket.
     asked: u64,
     /// Whether the agent is to leave, and what came of it.
     leave: Leave,
@@ -65,6 +66,11 @@ enum Leave {
 }
 
 impl Wants {
+    fn next_ticket(&mut self) -> u64 {
+        self.asked += 1;
+        self.asked
+    }
+
     fn nothing(&self) -> bool {
         self.forks == 0 && self.release.is_empty() && self.looks.is_empty() && self.leave != Leave::Asked
     }
@@ -103,10 +109,14 @@ impl Mailbox {
     /// Returns once nothing of `range` is managed any more.
     pub(super) fn release(&self, range: PageRange) {
         let mut wants = lock(&self.wants);
-        wants.release.push(range);
-        let before = wants.released + wants.release.len() as u64;
+        let ticket = wants.next_ticket();
+        wants.release.push((ticket, range));
         self.changed.notify_all();
-        while wants.released < before {
+        loop {
+            if let Some(at) = wants.released.iter().position(|of| *of == ticket) {
+                wants.released.swap_remove(at);
+                return;
+            }
             wants = self.changed.wait(wants).expect("no thread panicked while it held this lock");
         }
     }
@@ -114,8 +124,7 @@ impl Mailbox {
     /// As `mincore(2)` of `range` would say if nothing of it were away: a byte for each page. Empty where the kernel refuses.
     pub(super) fn residency(&self, range: PageRange) -> Vec<u8> {
         let mut wants = lock(&self.wants);
-        wants.asked += 1;
-        let ticket = wants.asked;
+        let ticket = wants.next_ticket();
         wants.looks.push((ticket, range));
         self.changed.notify_all();
         loop {
@@ -331,7 +340,7 @@ impl<'a> Worker<'a> {
     fn answer(&mut self) -> bool {
         let mailbox = &self.agent.mailbox;
         let mut wants = lock(&mailbox.wants);
-        while let Some(range) = wants.release.pop() {
+        while let Some((ticket, range)) = wants.release.pop() {
             drop(wants);
             // The range may be far larger than what is managed of it.
             let managed: Vec<PageRange> =
@@ -348,16 +357,10 @@ impl<'a> Worker<'a> {
                 self.inner.unregister(range);
             }
             wants = lock(&mailbox.wants);
-            wants.released += 1;
+            wants.released.push(ticket);
             mailbox.changed.notify_all();
         }
-        while let Some((ticket, range)) = wants.looks.pop() {
-            drop(wants);
-            let seen = residency(self.inner, range);
-            wants = lock(&mailbox.wants);
-            wants.seen.push((ticket, seen));
-            mailbox.changed.notify_all();
-        }
+        wants = self.answer_looks(wants);
         if wants.forks == 0 && wants.leave != Leave::Asked {
             return false;
         }
@@ -378,6 +381,7 @@ impl<'a> Worker<'a> {
         wants.quiet = true;
         mailbox.changed.notify_all();
         while wants.forks > 0 {
+            wants = self.answer_looks(wants);
             if let Some(range) = wants.undivided.pop() {
                 self.inner.unregister_around(range);
                 mailbox.changed.notify_all();
@@ -387,6 +391,19 @@ impl<'a> Worker<'a> {
         }
         wants.quiet = false;
         false
+    }
+
+    /// Says what is there to those who ask: while all stands still, too, as a fork may take long.
+    fn answer_looks(&self, mut wants: MutexGuard<'a, Wants>) -> MutexGuard<'a, Wants> {
+        let mailbox = &self.agent.mailbox;
+        while let Some((ticket, range)) = wants.looks.pop() {
+            drop(wants);
+            let seen = residency(self.inner, range);
+            wants = lock(&mailbox.wants);
+            wants.seen.push((ticket, seen));
+            mailbox.changed.notify_all();
+        }
+        wants
     }
 
     /// Calls `ask`, which says how many pages did not come home, until there are none. Such a page is busy, or there is no memory for
