@@ -17,7 +17,7 @@
  *   Units     Lengths are in bytes; addresses and lengths of ranges are multiples of the page, HETMEM_PAGE_SIZE. Times are in nanoseconds.
  *   Threads   Functions may be called by any thread at any time, also with the same runtime, where no exception is named: those are a
  *             hetmem_config, which one thread at a time may use, and freeing, which no other use of the handle may overlap.
- *             Signal handlers may call nothing of it.
+ *             Signal handlers may call nothing of it. None is a cancellation point (pthreads(7)), nor may a thread be cancelled asynchronously in one.
  *   Numbers   Of choices are unsigned integers with named values; a number without a name is refused with HETMEM_INVALID_INPUT.
  *   fork      A forked child has no runtime: functions refuse its parent's handles with HETMEM_INVALID_INPUT, and freeing them there does
  *             nothing. It may make a runtime of its own. It finds all bytes: what is on private devices comes home before the fork (or is copied

@@ -6,10 +6,12 @@
 //! thread     pthread_create, with each thread's stack made known
 //! divided    mremap of what a registration has divided
 //! errno      the C library's
+//! cancel     what may not be unwound through
 //! ```
 //!
 //! *Limits:* glibc.
 
+pub mod cancel;
 pub mod divided;
 pub mod errno;
 pub mod heap;

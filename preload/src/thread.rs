@@ -7,6 +7,7 @@ use std::mem::MaybeUninit;
 
 use hetmem_core::units::{PageRange, VirtAddr};
 
+use crate::cancel::{defer, uncancelled, undefer};
 use crate::next::Next;
 
 /// What a thread runs.
@@ -44,26 +45,56 @@ pub unsafe fn create(
         // SAFETY: as the caller promised.
         return unsafe { next(thread, attr, start, arg) };
     };
-    let routine = Box::into_raw(Box::new(Routine { known, start, arg }));
-    // SAFETY: as the caller promised; the routine is the new thread's.
-    let result = unsafe { next(thread, attr, run, routine.cast()) };
-    if result != 0 {
-        // SAFETY: no thread was made to take it.
-        drop(unsafe { Box::from_raw(routine) });
-    }
-    result
+    uncancelled(|| {
+        let routine = Box::into_raw(Box::new(Routine { known, start, arg }));
+        // SAFETY: as the caller promised; the routine is the new thread's.
+        let result = unsafe { next(thread, attr, run, routine.cast()) };
+        if result != 0 {
+            // SAFETY: no thread was made to take it.
+            drop(unsafe { Box::from_raw(routine) });
+        }
+        result
+    })
 }
 
 /// Runs in the new thread. `pthread_exit` and cancellation unwind through it.
 unsafe extern "C-unwind" fn run(routine: *mut c_void) -> *mut c_void {
     // SAFETY: `create` made it, for this thread alone.
-    let Routine { known: (begun, ended), start, arg } = *unsafe { Box::from_raw(routine.cast::<Routine>()) };
-    if let Some(stack) = own_stack() {
-        begun(stack);
-    }
+    let (result, kind) = unsafe { run_known(routine.cast()) };
+    undefer(kind);
+    result
+}
+
+/// Runs `routine`, with what is to be done before and after. Returns what it does, and how the thread is cancelled from then on: as it begins, not at any
+/// instruction.
+///
+/// # Safety
+///
+/// It is the calling thread's.
+#[inline(never)]
+unsafe fn run_known(routine: *mut Routine) -> (*mut c_void, c_int) {
+    // SAFETY: as the caller promised.
+    let Routine { known: (begun, ended), start, arg } = *unsafe { Box::from_raw(routine) };
+    uncancelled(|| {
+        if let Some(stack) = own_stack() {
+            begun(stack);
+        }
+    });
     let _end = End(ended);
     // SAFETY: as the caller of `pthread_create` promised.
-    unsafe { start(arg) }
+    unsafe { run_program(start, arg) }
+}
+
+/// The program's part. Apart from the above, for here the thread may be cancelled at any instruction.
+///
+/// # Safety
+///
+/// As for `start`.
+#[inline(never)]
+unsafe fn run_program(start: StartRoutine, arg: *mut c_void) -> (*mut c_void, c_int) {
+    // SAFETY: as the caller promised.
+    let result = unsafe { start(arg) };
+    (result, defer())
 }
 
 /// Tells of the thread's end, also where it is unwound.
@@ -71,7 +102,7 @@ struct End(fn());
 
 impl Drop for End {
     fn drop(&mut self) {
-        self.0();
+        uncancelled(self.0);
     }
 }
 

@@ -35,17 +35,35 @@ impl MemoryUse {
     }
 }
 
-/// `RLIMIT_DATA` of the process, in bytes, as it is now: how much private writable memory it may have, hetmem's included. By `getrlimit(2)` itself, as
-/// `prlimit(2)`, which the C library asks, could also set limits, and a confined thread does not make it.
+/// `RLIMIT_DATA` of the process, in bytes, as it is now: how much private writable memory it may have, hetmem's included.
 #[must_use]
 pub fn data_limit() -> u64 {
+    limit(libc::RLIMIT_DATA)
+}
+
+/// `RLIMIT_MEMLOCK` of the process, in bytes, as it is now: how much memory it may lock without `CAP_IPC_LOCK`.
+#[must_use]
+pub fn lock_limit() -> u64 {
+    limit(libc::RLIMIT_MEMLOCK)
+}
+
+/// By `getrlimit(2)` itself, as `prlimit(2)`, which the C library asks, could also set limits, and a confined thread does not make it.
+fn limit(resource: libc::__rlimit_resource_t) -> u64 {
     let mut limit = [u64::MAX; 2];
-    let args = [libc::RLIMIT_DATA as usize, limit.as_mut_ptr().expose_provenance(), 0, 0, 0];
+    let args = [resource as usize, limit.as_mut_ptr().expose_provenance(), 0, 0, 0];
     // SAFETY: writes a `struct rlimit`, two words. Without an answer, from a filter of the program's, there is no limit known.
     match unsafe { raw::syscall5(libc::SYS_getrlimit, args) } {
         Ok(_) => limit[0],
         Err(_) => u64::MAX,
     }
+}
+
+/// Runs `f` with all of the calling thread's signals blocked, the C library's own as well.
+pub fn with_signals_blocked<R>(f: impl FnOnce() -> R) -> R {
+    let before = set_signal_mask(u64::MAX);
+    let result = f();
+    set_signal_mask(before);
+    result
 }
 
 /// `rt_sigprocmask(2)`: sets the calling thread's mask, signal N as bit N-1, and returns the one before. Unlike the C library's function it blocks the

@@ -12,6 +12,7 @@ use std::sync::{Arc, Once};
 use hetmem_core::physmap::MemoryType;
 use hetmem_core::units::DeviceId;
 use hetmem_devices::spec::{DeviceSpec, MAX_NAME};
+use hetmem_preload::cancel::uncancelled;
 use runtime::{Runtime, agent};
 
 use super::config::Config;
@@ -89,7 +90,7 @@ impl Drop for Instance {
     fn drop(&mut self) {
         if self.is_of_this_process() {
             // SAFETY: dropped once, here.
-            unsafe { ManuallyDrop::drop(&mut self.runtime) };
+            uncancelled(|| unsafe { ManuallyDrop::drop(&mut self.runtime) });
         }
     }
 }
@@ -141,11 +142,13 @@ unsafe extern "C" fn hetmem_runtime_new(config: *const Config, out: *mut *mut Ha
     let config = unsafe { borrow(config, "config") };
     // SAFETY: the header's contract.
     let out = unsafe { Out::one(out, "out") };
-    answer(config.and_then(|config| {
-        let mut out = out?;
-        out.put(Box::into_raw(Box::new(Instance::start(config)?)));
-        Ok(())
-    }))
+    uncancelled(|| {
+        answer(config.and_then(|config| {
+            let mut out = out?;
+            out.put(Box::into_raw(Box::new(Instance::start(config)?)));
+            Ok(())
+        }))
+    })
 }
 
 #[unsafe(no_mangle)]

@@ -2,10 +2,12 @@
 
 use std::ffi::{c_int, c_void};
 
+use hetmem_preload::cancel::uncancelled;
 use hetmem_preload::next::Next;
+use hetmem_sys::process::with_signals_blocked;
 use runtime::agent;
 
-use super::start_again;
+use super::{config, could_not_start, keeping_errno};
 
 static NEXT_UNSHARE: Next = Next::new(c"unshare");
 static NEXT_SETNS: Next = Next::new(c"setns");
@@ -14,21 +16,33 @@ static NEXT_SETNS: Next = Next::new(c"setns");
 const OF_ONE_THREAD: c_int =
     libc::CLONE_NEWUSER | libc::CLONE_THREAD | libc::CLONE_SIGHAND | libc::CLONE_VM | 0x80 /* CLONE_NEWTIME */;
 
-/// Runs `call` without the agent, which comes back after: with what it may have then.
-pub(super) fn without_agent<R>(call: impl FnOnce() -> R) -> R {
-    let was_here = agent::leave();
-    let result = call();
-    if was_here {
-        let errno = hetmem_preload::errno::errno();
-        start_again();
-        hetmem_preload::errno::set_errno(errno);
-    }
-    result
+/// Runs `call` without the agent, which comes back after: with what it may have then. Meanwhile the program's other threads wait where they ask for
+/// the agent, and a handler of a signal would wait for itself.
+pub(super) fn without_agent<R: Copy>(call: impl FnOnce() -> R) -> R {
+    uncancelled(|| {
+        with_signals_blocked(|| {
+            let away = agent::leave();
+            let result = call();
+            if let (Some(away), Some(config)) = (away, config()) {
+                keeping_errno(|| {
+                    if let Err(message) = away.come_back(config) {
+                        could_not_start(config, &message);
+                    }
+                });
+            }
+            result
+        })
+    })
+}
+
+/// The agent leaves, and does not come back. `true` if there was one. Nothing is left to be done after the call that this is for: a filter may forbid it.
+pub(super) fn leave_for_good() -> bool {
+    uncancelled(|| with_signals_blocked(|| agent::leave().is_some()))
 }
 
 /// Before a filter of system calls is put on all threads: the agent's could do nothing any more.
-pub(super) fn leave_for_good() {
-    if agent::leave() {
+pub(super) fn leave_to_filters() {
+    if leave_for_good() {
         agent::last_word("is managed no longer: it filters the system calls of all its threads (seccomp)");
     }
 }
@@ -75,6 +89,6 @@ unsafe extern "C-unwind" fn prctl(option: c_int, second: usize, third: usize, fo
 /// Notes that the calling thread asks for the strict filter, if it does.
 pub(super) fn note_strict(option: c_int, mode: usize) {
     if option == libc::PR_SET_SECCOMP && mode == libc::SECCOMP_MODE_STRICT as usize && agent::is_running() {
-        agent::thread_is_strict();
+        uncancelled(agent::thread_is_strict);
     }
 }

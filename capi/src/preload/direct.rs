@@ -7,11 +7,12 @@
 
 use std::ffi::{c_int, c_void};
 
+use hetmem_preload::cancel::uncancelled;
 use hetmem_preload::errno::set_errno;
 use hetmem_preload::next::pages_of;
 use runtime::agent;
 
-use super::alone::{is_for_one_thread, leave_for_good, note_strict, without_agent};
+use super::alone::{is_for_one_thread, leave_to_filters, note_strict, without_agent};
 use super::io::Referred;
 use super::memory::{self, read};
 use super::threads::with_word_in_place;
@@ -177,11 +178,14 @@ fn attend(number: libc::c_long, args: &Arguments) -> Option<isize> {
     let has = |argument: usize, flag: c_int| args[argument] & flag.cast_unsigned() as usize != 0;
     let (first, third) = (pointer::<c_void>(args[0]), pointer::<u8>(args[2]));
     match number {
+        // Without a filter the kernel is only asked whether it knows the flags.
+        libc::SYS_seccomp if args[0] == SET_FILTER && args[1] & FOR_ALL_THREADS != 0 && args[2] != 0 => {
+            leave_to_filters();
+            None
+        }
         libc::SYS_seccomp => {
-            match args[0] {
-                SET_FILTER if args[1] & FOR_ALL_THREADS != 0 => leave_for_good(),
-                SET_STRICT => agent::thread_is_strict(),
-                _ => {}
+            if args[0] == SET_STRICT {
+                uncancelled(agent::thread_is_strict);
             }
             None
         }
@@ -190,7 +194,7 @@ fn attend(number: libc::c_long, args: &Arguments) -> Option<isize> {
             None
         }
         libc::SYS_exit => {
-            agent::thread_exits(int(args[0]));
+            uncancelled(|| agent::thread_exits(int(args[0])));
             None
         }
         libc::SYS_unshare => is_for_one_thread(int(args[0])).then(|| without_agent(call)),
@@ -206,8 +210,11 @@ fn attend(number: libc::c_long, args: &Arguments) -> Option<isize> {
             None
         }
         libc::SYS_clone3 => {
-            // `struct clone_args` begins with flags, pidfd, child_tid.
-            let [flags, _, child_tid] = read(first.cast_const().cast::<[u64; 3]>())?;
+            // `struct clone_args` begins with flags, pidfd, child_tid, parent_tid, exit_signal, stack.
+            let [flags, _, child_tid, _, _, stack] = read(first.cast_const().cast::<[u64; 6]>())?;
+            if flags & u64::from(libc::CLONE_VM.cast_unsigned()) == 0 && stack == 0 {
+                return Some(with_all_home(call));
+            }
             if flags & u64::from(libc::CLONE_CHILD_CLEARTID.cast_unsigned()) != 0 {
                 keep_word(usize::try_from(child_tid).unwrap_or(0));
             }
@@ -251,7 +258,7 @@ const CHILD_TID: usize = if cfg!(target_arch = "x86_64") { 3 } else { 4 };
 /// Keeps the page of a word in place that the kernel clears at the end of a thread that is not known.
 fn keep_word(word: usize) {
     if let Some(page) = pages_of(pointer(word), size_of::<c_int>()) {
-        agent::keep_at_home(page);
+        uncancelled(|| agent::keep_at_home(page));
     }
 }
 

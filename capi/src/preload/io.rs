@@ -1,8 +1,10 @@
 //! System calls after which a pipe or a socket refers to pages of the program: beyond what userfaultfd is told, so these pages stay.
 
 use std::ffi::{c_int, c_void};
+use std::ptr;
 
 use hetmem_core::units::PageRange;
+use hetmem_preload::cancel::uncancelled;
 use hetmem_preload::next::{Next, pages_of};
 use runtime::agent;
 
@@ -103,73 +105,78 @@ unsafe extern "C-unwind" fn sendmmsg(
 }
 
 /// Buffers that the kernel may come to refer to by a call under way; kept in place until it has failed, or else for good: nobody says when the kernel has
-/// let go of them.
-#[derive(Default)]
-pub(super) struct Referred(Vec<PageRange>);
+/// let go of them. Null if there are none. Nothing to be dropped: a thread that is cancelled in the call leaves it, and what it names stays in place.
+#[derive(Clone, Copy)]
+pub(super) struct Referred(*mut Vec<PageRange>);
 
 impl Referred {
     /// Of a call that sends `size` bytes from `data` on.
     pub(super) fn by_send(data: *const c_void, size: usize, flags: c_int) -> Self {
-        let mut referred = Self::default();
-        if flags & libc::MSG_ZEROCOPY != 0 && agent::is_running() {
-            referred.add(data.cast_mut(), size);
-        }
-        referred
+        Self::if_kept(flags, |ranges| keep(ranges, data.cast_mut(), size))
     }
 
     /// Of one that sends a message.
     pub(super) fn by_message(message: *const libc::msghdr, flags: c_int) -> Self {
-        let mut referred = Self::default();
-        if flags & libc::MSG_ZEROCOPY != 0
-            && agent::is_running()
-            && let Some(message) = read(message)
-        {
-            referred.add_vectors(message.msg_iov, message.msg_iovlen);
-        }
-        referred
+        Self::if_kept(flags, |ranges| {
+            if let Some(message) = read(message) {
+                keep_vectors(ranges, message.msg_iov, message.msg_iovlen);
+            }
+        })
     }
 
     /// Of one that sends several.
     pub(super) fn by_messages(messages: *const libc::mmsghdr, count: usize, flags: c_int) -> Self {
-        let mut referred = Self::default();
-        if flags & libc::MSG_ZEROCOPY != 0 && agent::is_running() {
+        Self::if_kept(flags, |ranges| {
             for i in 0..count.min(MOST_VECTORS) {
                 let Some(message) = read(messages.wrapping_add(i)) else { break };
-                referred.add_vectors(message.msg_hdr.msg_iov, message.msg_hdr.msg_iovlen);
+                keep_vectors(ranges, message.msg_hdr.msg_iov, message.msg_hdr.msg_iovlen);
             }
-        }
-        referred
+        })
     }
 
     /// Of one that is given `count` vectors.
     pub(super) fn by_vectors(iov: *const libc::iovec, count: usize) -> Self {
-        let mut referred = Self::default();
-        if agent::is_running() {
-            referred.add_vectors(iov, count);
-        }
-        referred
+        Self::if_kept(libc::MSG_ZEROCOPY, |ranges| keep_vectors(ranges, iov, count))
     }
 
-    fn add_vectors(&mut self, iov: *const libc::iovec, count: usize) {
-        for i in 0..count.min(MOST_VECTORS) {
-            // What can't be read is the kernel's to refuse.
-            let Some(vector) = read(iov.wrapping_add(i)) else { return };
-            self.add(vector.iov_base, vector.iov_len);
+    /// What `find` keeps in place, if the kernel is to refer to what is sent with `flags`.
+    fn if_kept(flags: c_int, find: impl FnOnce(&mut Vec<PageRange>)) -> Self {
+        if flags & libc::MSG_ZEROCOPY == 0 || !agent::is_running() {
+            return Self(ptr::null_mut());
         }
-    }
-
-    fn add(&mut self, start: *mut c_void, size: usize) {
-        if let Some(range) = pages_of(start, size.min(MOST_BYTES)) {
-            agent::keep_in_place(range);
-            self.0.push(range);
-        }
+        uncancelled(|| {
+            let mut ranges = Vec::new();
+            find(&mut ranges);
+            Self(Box::into_raw(Box::new(ranges)))
+        })
     }
 
     /// The call has ended with `result`.
-    pub(super) fn settle<N: Default + PartialOrd>(self, result: N) -> N {
-        if result < N::default() {
-            keeping_errno(|| self.0.into_iter().for_each(agent::let_go));
+    pub(super) fn settle<N: Default + PartialOrd + Copy>(self, result: N) -> N {
+        if !self.0.is_null() {
+            uncancelled(|| {
+                // SAFETY: made above, for one call.
+                let ranges = unsafe { Box::from_raw(self.0) };
+                if result < N::default() {
+                    keeping_errno(|| ranges.into_iter().for_each(agent::let_go));
+                }
+            });
         }
         result
+    }
+}
+
+fn keep_vectors(ranges: &mut Vec<PageRange>, iov: *const libc::iovec, count: usize) {
+    for i in 0..count.min(MOST_VECTORS) {
+        // What can't be read is the kernel's to refuse.
+        let Some(vector) = read(iov.wrapping_add(i)) else { return };
+        keep(ranges, vector.iov_base, vector.iov_len);
+    }
+}
+
+fn keep(ranges: &mut Vec<PageRange>, start: *mut c_void, size: usize) {
+    if let Some(range) = pages_of(start, size.min(MOST_BYTES)) {
+        agent::keep_in_place(range);
+        ranges.push(range);
     }
 }

@@ -5,16 +5,19 @@ use std::mem::MaybeUninit;
 use std::ops::ControlFlow;
 
 use hetmem_core::units::{PageCount, PageRange, VirtAddr};
+use hetmem_preload::cancel::uncancelled;
 use hetmem_preload::divided::{self, MremapFn};
 use hetmem_preload::errno::{errno, set_errno};
 use hetmem_preload::next::{Next, pages_of};
 use hetmem_sys::access::read_checked;
 use hetmem_sys::errno::Errno;
 use hetmem_sys::mapping::{Guard, set_aside, unlock_set_aside};
-use hetmem_sys::maps::{self, Perms};
+use hetmem_sys::maps::{self, Mapping};
+use hetmem_sys::process::lock_limit;
 use hetmem_sys::uffd::{MOVE_REQUEST, REGISTER_REQUEST, is_userfaultfd};
 use runtime::agent;
 
+use super::alone::leave_for_good;
 use super::keeping_errno;
 
 static NEXT_IOCTL: Next = Next::new(c"ioctl");
@@ -68,9 +71,14 @@ pub(super) unsafe extern "C-unwind" fn ioctl(fd: c_int, request: c_ulong, arg: *
     let next = unsafe { std::mem::transmute::<*mut c_void, IoctlFn>(NEXT_IOCTL.get()) };
     // SAFETY: as the caller promised.
     let call = || unsafe { next(fd, request, arg) };
-    if !matches!(request, REGISTER_REQUEST | MOVE_REQUEST) || !agent::is_running() || !is_userfaultfd(fd) {
+    if !matches!(request, REGISTER_REQUEST | MOVE_REQUEST) || !agent::is_running() {
         return call();
     }
+    uncancelled(|| if is_userfaultfd(fd) { ask_userfaultfd(request, arg, call) } else { call() })
+}
+
+/// Makes the `call` that registers memory with a userfaultfd of the program's, or moves what is in its memory.
+fn ask_userfaultfd(request: c_ulong, arg: *mut c_void, call: impl FnOnce() -> c_int) -> c_int {
     // What the program moves must be home: the kernel takes a page that is away for a hole.
     if request == MOVE_REQUEST {
         let mut left = 0;
@@ -116,20 +124,22 @@ pub(super) unsafe extern "C-unwind" fn mremap(
         }
     }
     // A range that spans two mappings is refused: those of the program, or one that a registration has divided.
-    let mut left = 0;
-    let moved = agent::undivided(range, || {
-        let moved = call();
-        left = errno();
-        if moved != libc::MAP_FAILED || left != libc::EFAULT {
-            return moved;
-        }
-        // SAFETY: as the caller promised.
-        let moved = unsafe { divided::mremap(next, range, new_size, flags, new, agent::last_word) };
-        left = if moved.is_some() { errno() } else { libc::EFAULT };
-        moved.unwrap_or(libc::MAP_FAILED)
-    });
-    set_errno(left);
-    moved
+    uncancelled(|| {
+        let mut left = 0;
+        let moved = agent::undivided(range, || {
+            let moved = call();
+            left = errno();
+            if moved != libc::MAP_FAILED || left != libc::EFAULT {
+                return moved;
+            }
+            // SAFETY: as the caller promised.
+            let moved = unsafe { divided::mremap(next, range, new_size, flags, new, agent::last_word) };
+            left = if moved.is_some() { errno() } else { libc::EFAULT };
+            moved.unwrap_or(libc::MAP_FAILED)
+        });
+        set_errno(left);
+        moved
+    })
 }
 
 /// `madvise(2)`: guard markers are put in place with nothing on its way, and the end of a removal is heard of.
@@ -138,7 +148,7 @@ pub(super) unsafe extern "C-unwind" fn madvise(start: *mut c_void, size: usize, 
     type MadviseFn = unsafe extern "C-unwind" fn(*mut c_void, usize, c_int) -> c_int;
     if let Some(what) = Guard::from_advice(advice)
         // SAFETY: as the caller promised.
-        && let Some(result) = unsafe { agent::guard(start.addr() as u64, size as u64, what) }
+        && let Some(result) = uncancelled(|| unsafe { agent::guard(start.addr() as u64, size as u64, what) })
     {
         return result.map_or_else(
             |errno| {
@@ -153,7 +163,7 @@ pub(super) unsafe extern "C-unwind" fn madvise(start: *mut c_void, size: usize, 
     // SAFETY: as the caller promised.
     let result = unsafe { next(start, size, advice) };
     if matches!(advice, libc::MADV_DONTNEED | libc::MADV_FREE | libc::MADV_REMOVE | MADV_DONTNEED_LOCKED) {
-        keeping_errno(agent::removal_returned);
+        uncancelled(|| keeping_errno(agent::removal_returned));
     }
     result
 }
@@ -177,7 +187,7 @@ unsafe extern "C-unwind" fn process_madvise(
 /// The vectors may lie where nothing can be read, which is the kernel's to say: so not only what they name is looked at.
 pub(super) fn before_process_madvise(advice: c_int) {
     if Guard::from_advice(advice) == Some(Guard::Remove) {
-        agent::look_for_guards();
+        uncancelled(agent::look_for_guards);
     }
 }
 
@@ -191,21 +201,23 @@ pub(super) unsafe extern "C-unwind" fn mincore(start: *mut c_void, size: usize, 
     // SAFETY: as the caller promised.
     let result = unsafe { next(start, size, resident) };
     let Some(range) = pages_of(start, size).filter(|_| result == 0 && agent::is_running()) else { return result };
-    let mut at = PageCount::ZERO;
-    while at < range.pages() {
-        let part = range.slice(at, MINCORE_STEP);
-        let Some(seen) = agent::residency(part) else {
-            // The agent has left since: everything is home.
-            // SAFETY: as the caller promised.
-            return unsafe { next(start, size, resident) };
-        };
-        for (i, seen) in seen.into_iter().enumerate() {
-            // SAFETY: the kernel has written a byte for each page of the range.
-            unsafe { resident.wrapping_add(at.as_usize() + i).write(seen) };
+    uncancelled(|| {
+        let mut at = PageCount::ZERO;
+        while at < range.pages() {
+            let part = range.slice(at, MINCORE_STEP);
+            let Some(seen) = agent::residency(part) else {
+                // The agent has left since: everything is home.
+                // SAFETY: as the caller promised.
+                return unsafe { next(start, size, resident) };
+            };
+            for (i, seen) in seen.into_iter().enumerate() {
+                // SAFETY: the kernel has written a byte for each page of the range.
+                unsafe { resident.wrapping_add(at.as_usize() + i).write(seen) };
+            }
+            at += part.pages();
         }
-        at += part.pages();
-    }
-    result
+        result
+    })
 }
 
 /// `munmap(2)`: a program that unmaps hetmem's memory, too, does so without the agent.
@@ -215,7 +227,7 @@ pub(super) unsafe extern "C-unwind" fn munmap(start: *mut c_void, size: usize) -
     // SAFETY: the symbol is a function of this type.
     let next = unsafe { std::mem::transmute::<*mut c_void, MunmapFn>(NEXT_MUNMAP.get()) };
     if agent::is_running() && pages_of(start, size).is_some_and(|range| set_aside().any(|own| own.overlaps(range))) {
-        agent::leave();
+        leave_for_good();
     }
     // SAFETY: as the caller promised.
     unsafe { next(start, size) }
@@ -233,31 +245,63 @@ pub(super) unsafe extern "C-unwind" fn mlockall(flags: c_int) -> c_int {
         return result;
     }
     if result == 0 {
-        unlock_set_aside();
+        uncancelled(unlock_set_aside);
         return 0;
     }
     // To a user with a limit the kernel counts all address space, hetmem's too, also what nobody can use.
     if errno() != libc::ENOMEM || flags & libc::MCL_CURRENT == 0 {
         return result;
     }
-    let later = flags & !libc::MCL_CURRENT;
-    // SAFETY: as the caller promised; without MCL_CURRENT nothing is counted now.
-    if later & libc::MCL_FUTURE != 0 && unsafe { next(later) } != 0 {
-        return -1;
-    }
-    if lock_each(flags & libc::MCL_ONFAULT != 0) {
-        return 0;
-    }
-    // SAFETY: what was locked here is all that was.
-    unsafe { libc::munlockall() };
-    set_errno(libc::ENOMEM);
-    -1
+    uncancelled(|| {
+        if !may_lock_all() {
+            set_errno(libc::ENOMEM);
+            return -1;
+        }
+        let later = flags & !libc::MCL_CURRENT;
+        // SAFETY: as the caller promised; without MCL_CURRENT nothing is counted now.
+        if later & libc::MCL_FUTURE != 0 && unsafe { next(later) } != 0 {
+            return -1;
+        }
+        if lock_each(flags & libc::MCL_ONFAULT != 0) {
+            return 0;
+        }
+        set_errno(libc::ENOMEM);
+        -1
+    })
+}
+
+/// Whether the kernel would lock all of the program's memory, hetmem's not counted (`mlockall` of mm/mlock.c).
+fn may_lock_all() -> bool {
+    let mut bytes = 0;
+    let counted = for_each_of_the_program(|mapping| {
+        bytes += mapping.range.pages().bytes().get();
+        true
+    });
+    counted && bytes <= lock_limit()
 }
 
 /// Locks each mapping of the program by itself; `false` where one can't be.
 fn lock_each(when_touched: bool) -> bool {
+    for_each_of_the_program(|mapping| {
+        let size = mapping.range.pages().as_usize() * 4096;
+        let start = usize::try_from(mapping.range.start().get()).unwrap_or(0);
+        let lock = |flag: libc::c_uint| {
+            // SAFETY: contents and access of the program's memory stay; it asked for this.
+            unsafe { hetmem_sys::raw::syscall6(libc::SYS_mlock2, [start, size, flag as usize, 0, 0, 0]) }
+        };
+        // Whether it is locked is known before anything is populated. What can't be populated is locked all the same, as by `mlockall`.
+        let locked = lock(libc::MLOCK_ONFAULT).is_ok();
+        if locked && !when_touched {
+            let _ = lock(0);
+        }
+        locked
+    })
+}
+
+/// Calls `visit` with each mapping of the process that is neither hetmem's nor the kernel's, until it answers `false`; whether all were visited.
+fn for_each_of_the_program(mut visit: impl FnMut(&Mapping<'_>) -> bool) -> bool {
     let mut buffer = [0; maps::BUFFER_SIZE];
-    let here = VirtAddr::new((lock_each as fn(bool) -> bool) as usize as u64);
+    let here = VirtAddr::new((may_lock_all as fn() -> bool) as usize as u64);
     let mut library = Vec::new();
     let found = maps::for_each_mapping(&mut buffer, |mapping| {
         if !mapping.range.contains(here) {
@@ -270,23 +314,10 @@ fn lock_each(when_touched: bool) -> bool {
     let walked = maps::for_each_mapping(&mut buffer, |mapping| {
         let of_the_kernel = mapping.name.starts_with(b"[v");
         let own = mapping.name == library || mapping.name.starts_with(b"/memfd:hetmem-");
-        if of_the_kernel || own || set_aside().any(|own| own.overlaps(mapping.range)) {
-            return ControlFlow::Continue(());
+        if !of_the_kernel && !own && !set_aside().any(|own| own.overlaps(mapping.range)) {
+            all &= visit(mapping);
         }
-        let size = mapping.range.pages().as_usize() * 4096;
-        let start = usize::try_from(mapping.range.start().get()).unwrap_or(0);
-        let flag = if when_touched { libc::MLOCK_ONFAULT } else { 0 };
-        let args = [start, size, usize::try_from(flag).unwrap_or(0), 0, 0, 0];
-        // SAFETY: contents and access of the program's memory stay; it asked for this.
-        match unsafe { hetmem_sys::raw::syscall6(libc::SYS_mlock2, args) } {
-            // What can't be populated is locked all the same, as by `mlockall`, where nothing is counted against the limit.
-            Ok(_) => ControlFlow::Continue(()),
-            Err(Errno::NOMEM) if !mapping.perms.contains(Perms::READ) => ControlFlow::Continue(()),
-            Err(_) => {
-                all = false;
-                ControlFlow::Break(())
-            }
-        }
+        if all { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
     });
     all && walked.is_ok()
 }

@@ -17,9 +17,9 @@
 //! | `prctl` (strict `seccomp`) | how the thread will end is noted | `alone` |
 //! | `syscall` | the same, where the program asks the kernel through it; `seccomp` for all threads: the agent leaves for good | `direct` |
 //!
-//! All of them may be unwound through: the C library unwinds threads that end by `pthread_exit(3)` or are cancelled, which may happen in most of them. So each
-//! is `C-unwind`, and holds nothing that must be dropped while it calls on. Memory that the caller names is read as the kernel would: what can't be
-//! read is the kernel's to refuse.
+//! All of them may be unwound through, at any instruction: the C library does so where a thread ends by `pthread_exit(3)` or is cancelled. So each
+//! is `C-unwind`, holds nothing that must be dropped, and does what is hetmem's own by [`uncancelled`]. Memory that the caller names is read as the kernel
+//! would: what can't be read is the kernel's to refuse.
 //!
 //! Forks that the C library makes itself pass through the handlers of `pthread_atfork`; those that a program makes by an instruction of its own
 //! are noticed by userfaultfd's fork event, where the privilege for it is there.
@@ -36,6 +36,7 @@ mod threads;
 use std::ffi::{c_int, c_void};
 use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
 
+use hetmem_preload::cancel::uncancelled;
 use hetmem_preload::errno::{errno, set_errno};
 use hetmem_preload::next::Next;
 use runtime::agent::config::{Config, VARIABLE};
@@ -105,18 +106,17 @@ extern "C" fn in_child() {
 /// In a forked child, once the C library's own part is done: it gets an agent of its own. A child that can't have one goes on
 /// unmanaged.
 fn adopt_orphan() {
-    if ORPHAN.swap(false, Ordering::Relaxed) {
-        start_again();
+    if ORPHAN.swap(false, Ordering::Relaxed)
+        && let Some(config) = config()
+        && let Err(message) = agent::start_again(config)
+    {
+        could_not_start(config, &message);
     }
 }
 
-/// Starts an agent in a process that is to be managed and has none; it goes on unmanaged if that can't be.
-fn start_again() {
-    if let Some(config) = config()
-        && let Err(message) = agent::start_again(config)
-    {
-        agent::note(config, &format!("could not be managed: {message}"));
-    }
+/// Tells the supervisor that there is no agent here any more.
+fn could_not_start(config: &Config, message: &str) {
+    agent::note(config, &format!("could not be managed: {message}"));
 }
 
 /// Runs `after`, what is done after a call, with the C library's `errno` as the call has left it: a lock that is contended changes it.
@@ -129,15 +129,17 @@ fn keeping_errno<R>(after: impl FnOnce() -> R) -> R {
 
 /// Runs `make`, which makes a child past the C library, with everything home. In the child, if that returns there, there is no agent.
 fn with_all_home(make: impl FnOnce() -> isize) -> isize {
-    before_fork();
-    let made = make();
-    if made == 0 {
-        in_child();
-        ORPHAN.store(false, Ordering::Relaxed);
-    } else {
-        keeping_errno(|| in_parent());
-    }
-    made
+    uncancelled(|| {
+        before_fork();
+        let made = make();
+        if made == 0 {
+            in_child();
+            ORPHAN.store(false, Ordering::Relaxed);
+        } else {
+            keeping_errno(|| in_parent());
+        }
+        made
+    })
 }
 
 static NEXT_FORK: Next = Next::new(c"fork");
@@ -151,12 +153,14 @@ type ForkFn = unsafe extern "C-unwind" fn() -> libc::pid_t;
 unsafe extern "C-unwind" fn fork() -> libc::pid_t {
     // SAFETY: the symbol is a function of this type.
     let next = unsafe { std::mem::transmute::<*mut c_void, ForkFn>(NEXT_FORK.get()) };
-    // SAFETY: as the caller promised.
-    let pid = unsafe { next() };
-    if pid == 0 {
-        adopt_orphan();
-    }
-    pid
+    uncancelled(|| {
+        // SAFETY: as the caller promised.
+        let pid = unsafe { next() };
+        if pid == 0 {
+            adopt_orphan();
+        }
+        pid
+    })
 }
 
 /// `_Fork(3)`: no handlers run, so what they do is done here; the child stays unmanaged, as it may do next to nothing.
@@ -175,8 +179,10 @@ unsafe extern "C-unwind" fn daemon(nochdir: c_int, noclose: c_int) -> c_int {
     type DaemonFn = unsafe extern "C-unwind" fn(c_int, c_int) -> c_int;
     // SAFETY: the symbol is a function of this type.
     let next = unsafe { std::mem::transmute::<*mut c_void, DaemonFn>(NEXT_DAEMON.get()) };
-    // SAFETY: as the caller promised.
-    let result = unsafe { next(nochdir, noclose) };
-    adopt_orphan();
-    result
+    uncancelled(|| {
+        // SAFETY: as the caller promised.
+        let result = unsafe { next(nochdir, noclose) };
+        keeping_errno(adopt_orphan);
+        result
+    })
 }

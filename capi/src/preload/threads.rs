@@ -1,7 +1,9 @@
 //! Threads and children that the program makes, and what the kernel does to their memory by itself.
 
 use std::ffi::{c_int, c_void};
+use std::ptr;
 
+use hetmem_preload::cancel::{Allowed, uncancelled};
 use hetmem_preload::next::{Next, pages_of};
 use hetmem_preload::thread::{self, Known, StartRoutine};
 use runtime::agent;
@@ -49,23 +51,46 @@ unsafe extern "C-unwind" fn clone(
     ) -> c_int;
     // SAFETY: the symbol is a function of this type.
     let next = unsafe { std::mem::transmute::<*mut c_void, CloneFn>(NEXT_CLONE.get()) };
-    // SAFETY: as the caller promised. The child runs `run` on its own stack and does not return here.
-    let call = || unsafe { next(run, stack, flags, arg, parent_tid, storage, child_tid) };
+    // The child runs on its own stack and does not return here.
+    // SAFETY: as the caller promised.
+    let call = |run, arg| unsafe { next(run, stack, flags, arg, parent_tid, storage, child_tid) };
     if flags & libc::CLONE_VM == 0 {
-        let made = with_all_home(|| call() as isize);
+        let allowed = Allowed::none();
+        let child = run.map(|run| Child { run, arg, allowed });
+        let made = with_all_home(|| match &child {
+            Some(child) => call(Some(run_child), ptr::from_ref(child).cast_mut().cast()) as isize,
+            None => call(None, arg) as isize,
+        });
+        allowed.restore();
         return c_int::try_from(made).unwrap_or(-1);
     }
     let word = (flags & libc::CLONE_CHILD_CLEARTID != 0).then_some(child_tid.cast::<c_void>());
-    with_word_in_place(word, || call() as isize).try_into().unwrap_or(-1)
+    with_word_in_place(word, || call(run, arg) as isize).try_into().unwrap_or(-1)
+}
+
+/// What a child of `clone(2)` does, which has a copy of its parent's memory, and of this.
+struct Child {
+    run: ChildFn,
+    arg: *mut c_void,
+    allowed: Allowed,
+}
+
+/// The child's beginning.
+unsafe extern "C-unwind" fn run_child(child: *mut c_void) -> c_int {
+    // SAFETY: the parent's stack is as it was when it made the child.
+    let Child { run, arg, allowed } = unsafe { child.cast::<Child>().read() };
+    allowed.restore();
+    // SAFETY: as the caller of `clone` promised.
+    unsafe { run(arg) }
 }
 
 /// Runs `make`, which makes a thread and returns its number, with the `word` in place that the kernel clears at the thread's end: it does not wait for a
 /// page then.
 pub(super) fn with_word_in_place(word: Option<*mut c_void>, make: impl FnOnce() -> isize) -> isize {
     let Some(page) = word.and_then(|word| pages_of(word, size_of::<c_int>())) else { return make() };
-    agent::begin_thread(page);
+    uncancelled(|| agent::begin_thread(page));
     let made = make();
-    keeping_errno(|| agent::thread_began(page, u32::try_from(made).ok()));
+    uncancelled(|| keeping_errno(|| agent::thread_began(page, u32::try_from(made).ok())));
     made
 }
 
@@ -90,7 +115,7 @@ unsafe extern "C-unwind" fn pthread_mutex_init(
         if (robust == libc::PTHREAD_MUTEX_ROBUST || protocol == libc::PTHREAD_PRIO_INHERIT)
             && let Some(pages) = pages_of(mutex.cast(), size_of::<libc::pthread_mutex_t>())
         {
-            agent::keep_at_home(pages);
+            uncancelled(|| agent::keep_at_home(pages));
         }
     }
     made

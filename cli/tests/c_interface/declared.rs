@@ -85,6 +85,17 @@ pub(crate) fn symbols() -> Checked {
     })
 }
 
+/// A thread that is cancelled is unwound through what is interposed.
+pub(crate) fn landing_pads() -> Checked {
+    let (all, mut padded) =
+        crate::landing_pads::exported(&installed().join("lib/libhetmem.so")).map_err(Problem::Wrong)?;
+    padded.retain(|name| INTERPOSED.contains(&name.as_str()));
+    expect(INTERPOSED.iter().all(|name| all.iter().any(|other| other == name)), || {
+        format!("only {all:?} is exported")
+    })?;
+    expect(padded.is_empty(), || format!("these have landing pads: {padded:?}"))
+}
+
 /// The value of a constant of an enum.
 fn constant(code: &str, name: &str) -> Option<usize> {
     let (_, after) = code.split_once(&format!("{name} = "))?;

@@ -8,6 +8,8 @@
 //! makes a test *ignored*, with the reason beside it; with `CI` set, it makes it fail.
 
 mod declared;
+#[path = "../support/landing_pads.rs"]
+mod landing_pads;
 #[path = "../support/mod.rs"]
 mod support;
 
@@ -206,6 +208,7 @@ fn main() -> ExitCode {
         trial("a_program_under_run_gets_no_runtime", refused_under_run),
         trial("the_header_is_cpp_too", header_in_cpp),
         trial("exported_symbols_are_those_of_the_header", declared::symbols),
+        trial("what_is_interposed_has_no_landing_pads", declared::landing_pads),
         trial("outcomes_are_numbered_as_the_library_does", declared::outcomes),
         trial("versions_agree", declared::versions),
         trial("examples::adopted", || adopted(&example("adopted.c", &own_flags())?)),

@@ -8,6 +8,8 @@
 //! pages (`PR_SET_THP_DISABLE`) and in huge ones (`MADV_HUGEPAGE`). What the host doesn't have makes a test *ignored*, with the reason beside it; with `CI`
 //! set, it makes it fail.
 
+#[path = "../support/landing_pads.rs"]
+mod landing_pads;
 #[path = "../support/mod.rs"]
 mod support;
 
@@ -124,10 +126,20 @@ fn under_run() -> Result<(), Problem> {
     })
 }
 
+/// A thread that is cancelled is unwound through them.
+fn landing_pads() -> Result<(), Problem> {
+    let (all, padded) = landing_pads::exported(&built(LIBRARY)).map_err(Problem::Wrong)?;
+    if !all.iter().any(|name| name == "ioctl") || !padded.is_empty() {
+        return Err(Problem::Wrong(format!("of {all:?} these have landing pads: {padded:?}")));
+    }
+    Ok(())
+}
+
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
     let mut trials = vec![
         trial("without_permission_an_open_says_what_would_help".to_owned(), without_permission),
+        trial("what_is_interposed_has_no_landing_pads".to_owned(), landing_pads),
         trial("under_hetmem_run_there_is_no_second_manager".to_owned(), under_run),
     ];
     for name in PROGRAMS {

@@ -25,7 +25,7 @@ const EVERY: &[Setting] = &[Setting::Chaos, Setting::Manual];
 const PROGRAMS: &[Cases] = &[
     Cases {
         program: "cancel",
-        cases: &["exit", "read", "send", "sendto", "sendmsg", "vmsplice", "ioctl", "async", "alive"],
+        cases: &["exit", "read", "send", "sendto", "sendmsg", "vmsplice", "ioctl", "async", "pending", "alive"],
         settings: EVERY,
         expect: Expect::moved(100),
     },

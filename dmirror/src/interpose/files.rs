@@ -5,6 +5,7 @@ use std::ffi::{CStr, c_char, c_int, c_uint, c_ulong, c_void};
 use std::os::fd::IntoRawFd;
 
 use hetmem_core::units::VirtAddr;
+use hetmem_preload::cancel::uncancelled;
 use hetmem_preload::errno::{errno, set_errno};
 use hetmem_preload::next::Next;
 use hetmem_sys::access::read_checked;
@@ -67,7 +68,7 @@ macro_rules! opens {
         #[unsafe(no_mangle)]
         unsafe extern "C-unwind" fn $name($($arg: $type),*) -> c_int {
             static NEXT: Next = Next::new(name(concat!(stringify!($name), "\0")));
-            if let Some(fd) = opened($path, $flags) {
+            if let Some(fd) = uncancelled(|| opened($path, $flags)) {
                 return fd;
             }
             // SAFETY: the symbol is a function of this type; where the caller passed no mode, it is not looked at.
@@ -105,17 +106,19 @@ opens! {
 }
 
 /// Runs `close`; if it closes a descriptor that may be a device's, whoever is closed for good is released.
-fn closing<R>(may_be_a_devices: impl FnOnce() -> bool, close: impl FnOnce() -> R) -> R {
-    if !process::is_active() || !may_be_a_devices() {
+fn closing<R: Copy>(may_be_a_devices: impl FnOnce() -> bool, close: impl FnOnce() -> R) -> R {
+    if !process::is_active() || !uncancelled(may_be_a_devices) {
         return close();
     }
-    transparently(
-        |_| close(),
-        |close| match process::enter() {
-            Some(inside) => inside.closing(|| close(None)),
-            None => close(None),
-        },
-    )
+    uncancelled(|| {
+        transparently(
+            |_| close(),
+            |close| match process::enter() {
+                Some(inside) => inside.closing(|| close(None)),
+                None => close(None),
+            },
+        )
+    })
 }
 
 fn may_be_a_devices(fd: c_int) -> bool {
@@ -190,24 +193,29 @@ unsafe extern "C-unwind" fn ioctl(fd: c_int, request: c_ulong, arg: *mut c_void)
     if OF_EVERY_FILE.contains(&(request & 0xFFFF_FFFF)) {
         return pass_on();
     }
+    match uncancelled(|| asked(fd, request, arg)) {
+        Some(result) => answer(result),
+        None => pass_on(),
+    }
+}
+
+/// What the device says to `request`, if `fd` is a device's.
+fn asked(fd: c_int, request: c_ulong, arg: *mut c_void) -> Option<Result<c_int, Errno>> {
     let before = errno();
-    if process::is_active()
-        && let Some(inside) = process::enter()
-        && let Some(file) = inside.file(fd)
-    {
+    let by_device = || {
+        let inside = process::is_active().then(process::enter)??;
+        let file = inside.file(fd)?;
         let arg = VirtAddr::new(arg.expose_provenance() as u64);
-        let result = command(request, arg, |operation, command| file.run(operation, command));
-        drop(file);
-        drop(inside);
-        set_errno(before);
-        return answer(result);
-    }
+        Some(command(request, arg, |operation, command| file.run(operation, command)))
+    };
+    // The kernel's would work on the memory of the process that opened it.
+    let by_another = || {
+        let is_inherited = abi::is_of_type(request) && descriptors::is_of_another_process(fd);
+        is_inherited.then_some(Err(Errno::NODEV))
+    };
+    let result = by_device().or_else(by_another);
     set_errno(before);
-    if abi::is_of_type(request) && descriptors::is_of_another_process(fd) {
-        // The kernel's would work on the memory of the process that opened it.
-        return answer(Err(Errno::NODEV));
-    }
-    pass_on()
+    result
 }
 
 /// What every command has in common.

@@ -6,6 +6,7 @@ use std::ffi::{c_int, c_void};
 use hetmem::mirror::Event;
 use hetmem_core::sync::{RwLock, RwLockWriteGuard, read, write};
 use hetmem_core::units::{PageCount, PageRange};
+use hetmem_preload::cancel::uncancelled;
 use hetmem_preload::divided::{self, MremapFn};
 use hetmem_preload::errno::{errno, set_errno};
 use hetmem_preload::next::{Next, pages_of};
@@ -29,16 +30,22 @@ pub(crate) fn hold_still() -> RwLockWriteGuard<'static, ()> {
 }
 
 /// Makes a `change` of `ranges`, of which devices are told before.
-fn announced<R>(ranges: [Option<PageRange>; 2], event: Event, change: impl FnOnce() -> R) -> R {
+fn announced<R: Copy>(ranges: [Option<PageRange>; 2], event: Event, change: impl FnOnce() -> R) -> R {
     announced_to(ranges, event, |_| change())
 }
 
 /// The same for a change that asks something of the devices' runtime.
-fn announced_to<R>(ranges: [Option<PageRange>; 2], event: Event, change: impl FnOnce(Option<&Devices>) -> R) -> R {
-    if !process::is_active() {
-        return change(None);
-    }
-    transparently(change, |change| within(ranges, event, change))
+fn announced_to<R: Copy>(
+    ranges: [Option<PageRange>; 2],
+    event: Event,
+    change: impl FnOnce(Option<&Devices>) -> R,
+) -> R {
+    uncancelled(|| {
+        if !process::is_active() {
+            return change(None);
+        }
+        transparently(change, |change| within(ranges, event, change))
+    })
 }
 
 fn within<R>(ranges: [Option<PageRange>; 2], event: Event, change: impl FnOnce(Option<&Devices>) -> R) -> R {
@@ -97,7 +104,7 @@ unsafe extern "C-unwind" fn mmap64(
     // SAFETY: the symbol is a function of this type.
     let next = unsafe { std::mem::transmute::<*mut c_void, MmapFn>(NEXT_MMAP.get()) };
     let of_a_file = flags & libc::MAP_ANONYMOUS == 0;
-    let of_a_device = of_a_file && is_a_devices(fd);
+    let of_a_device = of_a_file && uncancelled(|| is_a_devices(fd));
     let call = || {
         if of_a_device {
             // SAFETY: as the caller promised.
@@ -111,7 +118,7 @@ unsafe extern "C-unwind" fn mmap64(
         unsafe { next(addr, len, prot, flags, fd, offset) }
     };
     if flags & libc::MAP_FIXED == 0 {
-        return call();
+        return uncancelled(call);
     }
     announced([pages_of(addr, len), None], Event::Unmap, call)
 }

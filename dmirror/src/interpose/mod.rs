@@ -1,4 +1,5 @@
-//! The functions that stand in front of the C library's. Each passes on what is none of the device's business.
+//! The functions that stand in front of the C library's. Each passes on what is none of the device's business, holds nothing that must be
+//! dropped, and does what is the device's by [`hetmem_preload::cancel::uncancelled`].
 //!
 //! ```text
 //! files    open, close, dup2, ioctl

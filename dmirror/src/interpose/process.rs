@@ -3,6 +3,7 @@
 
 use std::ffi::{c_int, c_void};
 
+use hetmem_preload::cancel::uncancelled;
 use hetmem_preload::next::Next;
 use hetmem_preload::thread::{self, StartRoutine};
 
@@ -26,15 +27,17 @@ unsafe extern "C-unwind" fn _Fork() -> libc::pid_t {
     let next = unsafe {
         std::mem::transmute::<*mut c_void, unsafe extern "C-unwind" fn() -> libc::pid_t>(NEXT_BARE_FORK.get())
     };
-    process::before_fork();
-    // SAFETY: as the caller promised.
-    let pid = unsafe { next() };
-    if pid == 0 {
-        process::in_child();
-    } else {
-        process::in_parent();
-    }
-    pid
+    uncancelled(|| {
+        process::before_fork();
+        // SAFETY: as the caller promised.
+        let pid = unsafe { next() };
+        if pid == 0 {
+            process::in_child();
+        } else {
+            process::in_parent();
+        }
+        pid
+    })
 }
 
 /// `pthread_create(3)`.

@@ -9,7 +9,7 @@ use hetmem_sys::access;
 use hetmem_sys::thread::current_tid;
 
 use super::removal::thread_is_known;
-use super::start::{Use, fork_alone, forked_alone};
+use super::start::{Use, fork_alone, forked_alone, is_here};
 
 /// In a thread that is about to fork: brings every page home and keeps the agent still.
 pub fn before_fork() {
@@ -35,7 +35,7 @@ pub fn after_fork_in_parent() {
 /// Whether this process is managed.
 #[must_use]
 pub fn is_running() -> bool {
-    Use::begin().is_some()
+    is_here()
 }
 
 /// Keeps the calling thread's stack, with the control block at its end, from ever leaving: the kernel writes there when the

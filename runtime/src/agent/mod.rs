@@ -32,4 +32,4 @@ pub use calls::{
 };
 pub use ends::{thread_exits, thread_is_strict};
 pub use removal::{guard, look_for_guards, removal_returned};
-pub use start::{after_fork_in_child, is_first, last_word, leave, note, start, start_again};
+pub use start::{Away, after_fork_in_child, is_first, last_word, leave, note, start, start_again};

@@ -77,10 +77,13 @@ static THREADS: [AtomicPtr<Stack>; 2] = [const { AtomicPtr::new(ptr::null_mut())
 static WORDS: AtomicPtr<[AtomicU64; 4]> = AtomicPtr::new(ptr::null_mut());
 /// The address of the agent of this process; 0 where there is none.
 const AGENT: usize = 0;
-/// How many threads of the program use the agent at this moment.
+/// How many threads of the program use the agent at this moment, and [`CLOSED`].
 const USERS: usize = 1;
-/// Not 0 while the agent leaves: until everything is home its word is not to be had, nor is there none.
-const LEAVING: usize = 2;
+/// Nobody uses the agent, nor does anybody come to use it: it ends, if it can.
+const CLOSED: u64 = 1 << 63;
+/// 1 while the agent leaves or comes, by one thread: until everything is home its word is not to be had, nor is there none, and where it comes back what
+/// begins meanwhile waits, to be known to it.
+const CHANGING: usize = 2;
 /// How many threads fork in a process without an agent: none comes meanwhile.
 const FORKS: usize = 3;
 /// The ledger, which outlives agents.
@@ -99,31 +102,37 @@ pub(super) struct Use(&'static Agent);
 impl Use {
     /// The agent of this process, if it has one.
     pub(super) fn begin() -> Option<Self> {
-        let (agent, users, leaving) = (word(AGENT)?, word(USERS)?, word(LEAVING)?);
-        loop {
-            if agent.load(Ordering::SeqCst) != 0 {
-                break;
+        let (agent, users) = (word(AGENT)?, word(USERS)?);
+        while is_here() {
+            // First, for a handler of a signal that has the agent leave.
+            DEPTH.set(DEPTH.get() + 1);
+            // SeqCst, here and in `leave`: either this thread sees that the agent is closed, or the agent sees this thread.
+            if users.fetch_add(1, Ordering::SeqCst) & CLOSED == 0 {
+                let at = usize::try_from(agent.load(Ordering::SeqCst)).unwrap_or(0);
+                // SAFETY: null, or an agent that is not closed, and so not freed, while it has users.
+                if let Some(agent) = unsafe { ptr::with_exposed_provenance::<Agent>(at).as_ref() } {
+                    return Some(Self(agent));
+                }
             }
-            if leaving.load(Ordering::SeqCst) == 0 {
-                return None;
-            }
-            // What is away is not the kernel's yet: who forks now, or asks what is there, waits until it is.
+            users.fetch_sub(1, Ordering::SeqCst);
+            DEPTH.set(DEPTH.get() - 1);
             backoff_sleep(LOOK_AGAIN_AFTER);
         }
-        // SeqCst, here and in `leave`: either this thread sees that the agent leaves, or the agent sees this thread.
-        users.fetch_add(1, Ordering::SeqCst);
-        let at = usize::try_from(agent.load(Ordering::SeqCst)).unwrap_or(0);
-        // SAFETY: null, or an agent that is not freed while it has users.
-        match unsafe { ptr::with_exposed_provenance::<Agent>(at).as_ref() } {
-            Some(agent) => {
-                DEPTH.set(DEPTH.get() + 1);
-                Some(Self(agent))
-            }
-            None => {
-                users.fetch_sub(1, Ordering::SeqCst);
-                Self::begin()
-            }
+        None
+    }
+}
+
+/// Whether this process has an agent. Holds nothing.
+pub(super) fn is_here() -> bool {
+    let (Some(agent), Some(changing)) = (word(AGENT), word(CHANGING)) else { return false };
+    loop {
+        let (is_here, is_changing) = (agent.load(Ordering::SeqCst) != 0, changing.load(Ordering::SeqCst) != 0);
+        // An agent that is about to leave waits for the uses that this thread is in the middle of.
+        if !is_changing || (is_here && DEPTH.get() > 0) {
+            return is_here;
         }
+        // What is away is not the kernel's yet: who forks now, or asks what is there, waits until it is.
+        backoff_sleep(LOOK_AGAIN_AFTER);
     }
 }
 
@@ -185,10 +194,10 @@ impl Startup {
 
 /// Before a fork in a process that has no agent: none comes until [`forked_alone`]. `false` if there is one by now.
 pub(super) fn fork_alone() -> bool {
-    let (Some(agent), Some(leaving), Some(forks)) = (word(AGENT), word(LEAVING), word(FORKS)) else { return true };
-    // SeqCst, here and in `start_again`: either this thread sees that an agent is about to come, or that thread sees this fork.
+    let (Some(agent), Some(changing), Some(forks)) = (word(AGENT), word(CHANGING), word(FORKS)) else { return true };
+    // SeqCst, here and in `Changing::start`: either this thread sees that an agent is about to come, or that thread sees this fork.
     forks.fetch_add(1, Ordering::SeqCst);
-    if agent.load(Ordering::SeqCst) == 0 && leaving.load(Ordering::SeqCst) == 0 {
+    if agent.load(Ordering::SeqCst) == 0 && changing.load(Ordering::SeqCst) == 0 {
         ALONE.set(ALONE.get() + 1);
         return true;
     }
@@ -206,20 +215,58 @@ pub(super) fn forked_alone() {
     }
 }
 
-/// Starts the agent in a process that may have forks under way.
+/// The right to have the agent leave or come, which one thread has at a time.
+struct Changing(&'static AtomicU64);
+
+impl Changing {
+    /// Waits for it; `None` in a process that never had an agent.
+    fn begin() -> Option<Self> {
+        let changing = word(CHANGING)?;
+        while changing.compare_exchange(0, 1, Ordering::SeqCst, Ordering::SeqCst).is_err() {
+            backoff_sleep(LOOK_AGAIN_AFTER);
+        }
+        Some(Self(changing))
+    }
+
+    /// Starts the agent, once no fork is under way.
+    fn start(&self, config: &'static Config) -> Result<(), String> {
+        while word(FORKS).is_some_and(|forks| forks.load(Ordering::SeqCst) > 0) {
+            backoff_sleep(LOOK_AGAIN_AFTER);
+        }
+        start(config)
+    }
+}
+
+impl Drop for Changing {
+    fn drop(&mut self) {
+        self.0.store(0, Ordering::SeqCst);
+    }
+}
+
+/// The agent has left; until this is dropped, the program's other threads wait where they ask for it. The calling thread would wait for itself.
+pub struct Away(Changing);
+
+impl Away {
+    /// It comes back.
+    ///
+    /// # Errors
+    ///
+    /// As [`start`].
+    pub fn come_back(self, config: &'static Config) -> Result<(), String> {
+        self.0.start(config)
+    }
+}
+
+/// Starts the agent in a process that has none and may have forks under way.
 ///
 /// # Errors
 ///
 /// As [`start`].
 pub fn start_again(config: &'static Config) -> Result<(), String> {
-    let (Some(leaving), Some(forks)) = (word(LEAVING), word(FORKS)) else { return start(config) };
-    leaving.store(1, Ordering::SeqCst);
-    while forks.load(Ordering::SeqCst) > 0 {
-        backoff_sleep(LOOK_AGAIN_AFTER);
+    match Changing::begin() {
+        Some(changing) => changing.start(config),
+        None => start(config),
     }
-    let started = start(config);
-    leaving.store(0, Ordering::SeqCst);
-    started
 }
 
 /// Starts the agent as `config` says, in a process that has none.
@@ -288,6 +335,10 @@ extern "C" fn serve(arg: *mut c_void) {
     if alone != i32::MAX {
         hetmem_sys::process::end_last_thread(alone);
     }
+    // The thread that had it leave may not have its answer yet.
+    while word(USERS).is_some_and(|users| users.load(Ordering::SeqCst) & CLOSED != 0) {
+        backoff_sleep(LOOK_AGAIN_AFTER);
+    }
     // SAFETY: leaked by `prepare`; the worker has ended, and so have all uses, by `leave`.
     drop(unsafe { Box::from_raw(ptr::from_ref(agent).cast_mut()) });
 }
@@ -313,7 +364,7 @@ fn prepare(startup: &Startup) -> Result<&'static Agent, String> {
     if let Ok(heritage) = HERITAGE.try_lock() {
         heritage.iter().for_each(|range| inner.engine.space.exclude_for_good(*range));
     }
-    // Other threads are known from their start on; this one began without hetmem.
+    // This thread began without hetmem, or before an agent left.
     startup.control.iter().for_each(|block| inner.engine.space.exclude_for_good(*block));
     let stop = rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC)
         .map_err(|errno| format!("the agent has no descriptor to stop by: {errno}"))?;
@@ -380,44 +431,40 @@ extern "C" fn labour(arg: *mut c_void) {
     let _ = rustix::io::write(&agent.stop, &1u64.to_ne_bytes());
 }
 
-/// Ends the agent: everything is home, nothing registered, its threads have ended and its memory is given back. `false` if there is none, or if
-/// pages can't come home; then it stays.
-pub fn leave() -> bool {
-    let (Some(agent), Some(users), Some(leaving)) = (word(AGENT), word(USERS), word(LEAVING)) else { return false };
+/// Ends the agent: everything is home, nothing registered, its threads have ended and its memory is given back. `None` if there is none, or if
+/// pages can't come home; then it stays. The caller has blocked all signals.
+#[must_use]
+pub fn leave() -> Option<Away> {
     // A child that shares the memory (vfork, or worse) is a process of its own, and has no agent; and who is in the middle of a call, of which a handler of a
     // signal asks this, would wait for himself.
     if PID.load(Ordering::Relaxed) != std::process::id() || DEPTH.get() > 0 || HELD.get().1 > 0 {
-        return false;
+        return None;
     }
-    if leaving.swap(1, Ordering::SeqCst) != 0 {
-        return false;
-    }
-    let left = leave_alone(agent, users);
-    leaving.store(0, Ordering::SeqCst);
-    left
+    let changing = Changing::begin()?;
+    leave_alone(word(AGENT)?, word(USERS)?).then_some(Away(changing))
 }
 
 fn leave_alone(agent: &AtomicU64, users: &AtomicU64) -> bool {
-    let at = agent.swap(0, Ordering::SeqCst);
+    let at = usize::try_from(agent.load(Ordering::SeqCst)).unwrap_or(0);
     if at == 0 {
         return false;
     }
     // Whoever began before is served by the worker, which goes on until it is asked to end.
-    while users.load(Ordering::SeqCst) > 0 {
+    while users.compare_exchange(0, CLOSED, Ordering::SeqCst, Ordering::SeqCst).is_err() {
         backoff_sleep(LOOK_AGAIN_AFTER);
     }
-    let leaving = usize::try_from(at).unwrap_or(0);
-    // SAFETY: an agent, which ends only after the question below.
-    let leaving = unsafe { &*ptr::with_exposed_provenance::<Agent>(leaving) };
+    // SAFETY: an agent, which is not freed while it is closed.
+    let leaving = unsafe { &*ptr::with_exposed_provenance::<Agent>(at) };
     *lock(&HERITAGE) = leaving.inner.engine.space.exclusions();
-    if !leaving.mailbox.leave() {
-        agent.store(at, Ordering::SeqCst);
-        return false;
+    let granted = leaving.mailbox.leave();
+    if granted {
+        agent.store(0, Ordering::SeqCst);
     }
-    if let Ok(handler) = stack(0) {
+    users.fetch_and(!CLOSED, Ordering::SeqCst);
+    if granted && let Ok(handler) = stack(0) {
         handler.wait_ended();
     }
-    true
+    granted
 }
 
 /// What the last agent of this process, or of the process that this one was forked from, kept in place: the next one does so for good.

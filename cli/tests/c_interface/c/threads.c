@@ -3,6 +3,7 @@
 #include "expect.h"
 
 #include <pthread.h>
+#include <stdbool.h>
 #include <sys/mman.h>
 
 enum { PAGES = 256, ROUNDS = 300, WORDS = 512 };
@@ -75,9 +76,40 @@ static void *adopt(void *argument)
     return NULL;
 }
 
+/* No function is a cancellation point: a thread that has been cancelled goes on until one that is. */
+static void *cancelled(void *argument)
+{
+    bool *all = argument;
+    EXPECT(pthread_cancel(pthread_self()) == 0);
+    hetmem_runtime *own = two_devices();
+    hetmem_mapping *mapping;
+    hetmem_request out = {HETMEM_DEVICE(1), 0, 0};
+    OK(hetmem_map(own, LENGTH, HETMEM_FAULT_THREAD, &mapping));
+    unsigned char *bytes = hetmem_mapping_address(mapping);
+    memset(bytes, 7, LENGTH);
+    OK(hetmem_migrate(own, bytes, LENGTH, &out, NULL, 0, NULL));
+    EXPECT(bytes[LENGTH - 1] == 7);
+    hetmem_mapping_free(mapping);
+    hetmem_runtime_free(own);
+    *all = true;
+    pthread_testcancel();
+    return NULL;
+}
+
+static void cancel_one(void)
+{
+    pthread_t thread;
+    bool all = false;
+    void *result;
+    EXPECT(pthread_create(&thread, NULL, cancelled, &all) == 0);
+    EXPECT(pthread_join(thread, &result) == 0);
+    EXPECT(result == PTHREAD_CANCELED && all);
+}
+
 int main(void)
 {
     bounded();
+    cancel_one();
     runtime = two_devices();
     hetmem_mapping *mapping;
     OK(hetmem_map(runtime, LENGTH, HETMEM_FAULT_THREAD, &mapping));

@@ -257,6 +257,69 @@ static void asynchronously(void) {
     print("cancelled anywhere: %d cleaned up, %d destroyed\n", (int)cleaned, (int)destroyed);
 }
 
+static void *return_at_once(void *argument_of_body) {
+    return argument_of_body;
+}
+
+// A thread that has been cancelled, and goes on until a function of the C library's that is a cancellation point: none of these is. What hetmem does in
+// them may call some.
+static void *call_with_one_pending(void *argument_of_body) {
+    pthread_cleanup_push(clean, &cleaned);
+    CHECK(pthread_setspecific(key, argument_of_body) == 0);
+    CHECK(pthread_cancel(pthread_self()) == 0);
+    unsigned char *own = map_pages(16), *place = map_pages(16);
+    pthread_attr_t detached;
+    CHECK(pthread_attr_init(&detached) == 0);
+    CHECK(pthread_attr_setdetachstate(&detached, PTHREAD_CREATE_DETACHED) == 0);
+    pthread_mutexattr_t robust;
+    CHECK(pthread_mutexattr_init(&robust) == 0);
+    CHECK(pthread_mutexattr_setrobust(&robust, PTHREAD_MUTEX_ROBUST) == 0);
+    pthread_mutex_t *mutex = (pthread_mutex_t *)(own + 8 * PAGE);
+    for (unsigned char turn = 1; turn <= 4; turn++) {
+        unsigned char seen[16];
+        pthread_t thread;
+        memset(own, turn, 16 * PAGE);
+        CHECK(mincore(own, 16 * PAGE, seen) == 0);
+        CHECK(madvise(own, PAGE, MADV_DONTNEED) == 0);
+        madvise(own + PAGE, PAGE, 102 /* MADV_GUARD_INSTALL */);
+        madvise(own + PAGE, PAGE, 103 /* MADV_GUARD_REMOVE */);
+        CHECK(pthread_mutex_init(mutex, &robust) == 0 && pthread_mutex_destroy(mutex) == 0);
+        CHECK(mremap(own, 16 * PAGE, 16 * PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, place) == place);
+        CHECK(mremap(place, 16 * PAGE, 16 * PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, own) == own);
+        CHECK(setns(-1, 0) == -1 && errno == EBADF);
+        CHECK(unshare(CLONE_FS) == 0);
+        CHECK(syscall(SYS_mincore, own, 16 * PAGE, seen) == 0);
+        CHECK(pthread_create(&thread, &detached, return_at_once, NULL) == 0);
+        pid_t child = fork();
+        if (child == 0) {
+            _exit(own[15 * PAGE] == turn ? 0 : 1);
+        }
+        CHECK(child > 0);
+    }
+    atomic_store(&looping, true);
+    pthread_testcancel();
+    pthread_cleanup_pop(0);
+    return NULL;
+}
+
+static void with_one_pending(void) {
+    buffer = malloc(BUFFER);
+    CHECK(buffer != NULL && pthread_key_create(&key, destroy) == 0);
+    for (int round = 0; round < ROUNDS; round++) {
+        pthread_t thread;
+        use_field(1);
+        atomic_store(&looping, false);
+        start_thread(&thread, call_with_one_pending, buffer);
+        CHECK(join_thread(thread) == PTHREAD_CANCELED && atomic_load(&looping));
+        for (int child = 0; child < 4; child++) {
+            int status;
+            CHECK(waitpid(-1, &status, 0) > 0 && status == 0);
+        }
+    }
+    check_field();
+    print("cancelled after all: %d cleaned up, %d destroyed\n", (int)cleaned, (int)destroyed);
+}
+
 // Ends the thread from the depth of a function that the C library calls.
 static int compare_and_leave(const void *a, const void *b) {
     if (*(const unsigned char *)a == *(const unsigned char *)b) {
@@ -328,6 +391,7 @@ static void alive_at_exit(void) {
 static const struct named CASES[] = {
     {"exit", by_exit},         {"read", in_read},   {"send", in_send},        {"sendto", in_sendto},   {"sendmsg", in_sendmsg},
     {"vmsplice", in_vmsplice}, {"ioctl", in_ioctl}, {"async", asynchronously}, {"alive", alive_at_exit},
+    {"pending", with_one_pending},
 };
 
 int main(int argc, char **argv) {
