@@ -267,7 +267,7 @@ fn keep_word(word: usize) {
 /// # Safety
 ///
 /// As for that call.
-unsafe fn make(number: libc::c_long, args: Arguments) -> isize {
+pub(super) unsafe fn make(number: libc::c_long, args: Arguments) -> isize {
     // SAFETY: as the caller promised.
     match unsafe { hetmem_sys::raw::syscall6(number, args) } {
         Ok(result) => result.cast_signed(),

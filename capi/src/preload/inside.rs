@@ -81,7 +81,7 @@ unsafe extern "C" fn memmove(to: *mut c_void, from: *const c_void, len: usize) -
     }
     let (target, source) = (to.cast::<u8>(), from.cast::<u8>());
     let mut at = len;
-    // Words while there are any. Volatile, so that the compiler does not make a call of `memmove` of it.
+    // Words while there are any. Neither loop may be one that the compiler makes a call of `memmove` of.
     while at >= 8 {
         at -= 8;
         // SAFETY: inside both; read whole before it is written.

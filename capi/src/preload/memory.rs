@@ -18,6 +18,7 @@ use hetmem_sys::uffd::{MOVE_REQUEST, REGISTER_REQUEST, is_userfaultfd};
 use runtime::agent;
 
 use super::alone::leave_for_good;
+use super::direct::make;
 use super::keeping_errno;
 
 static NEXT_IOCTL: Next = Next::new(c"ioctl");
@@ -178,10 +179,10 @@ unsafe extern "C-unwind" fn process_madvise(
     flags: libc::c_uint,
 ) -> isize {
     before_process_madvise(advice);
+    let (vectors, word) = (iov.expose_provenance(), |number: c_int| (number as isize).cast_unsigned());
     // Not the C library's, which has it since glibc 2.36 only, and adds nothing.
     // SAFETY: as the caller promised.
-    let advised = unsafe { libc::syscall(libc::SYS_process_madvise, pidfd, iov, count, advice, flags) };
-    isize::try_from(advised).unwrap_or(-1)
+    unsafe { make(libc::SYS_process_madvise, [word(pidfd), vectors, count, word(advice), flags as usize, 0]) }
 }
 
 /// The vectors may lie where nothing can be read, which is the kernel's to say: so not only what they name is looked at.

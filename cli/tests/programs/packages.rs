@@ -57,9 +57,14 @@ fn stress_ng_unmaps(setting: Setting) -> Outcome {
     let options = "--vm-segv 1 --vm-segv-ops 20 --timeout 60 --verify --metrics-brief --verbose";
     let program = Program::new(host::program("stress-ng")?).arguments(options.split(' '));
     let expect = Expect { output: false, ..Expect::moved(0) };
-    let (_, managed) = compare(&program, setting, &expect)?;
-    let said = String::from_utf8_lossy(&[&managed.stdout[..], &managed.stderr].concat()).into_owned();
-    if said.contains("fail:") { Err(Problem::Wrong(format!("stress-ng says:\n{said}"))) } else { Ok(()) }
+    let (native, managed) = compare(&program, setting, &expect)?;
+    for run in [&native, &managed] {
+        let said = String::from_utf8_lossy(&[&run.stdout[..], &run.stderr].concat()).into_owned();
+        if run.code() != 0 || said.contains("fail:") {
+            return Err(Problem::Wrong(format!("{}: stress-ng says:\n{said}", run.what)));
+        }
+    }
+    Ok(())
 }
 
 /// Programs that have no room for an agent run all the same, wherever it fails.

@@ -38,7 +38,8 @@ use hetmem_sys::mapping::wiped_on_fork;
 use hetmem_sys::maps::MapsFile;
 use hetmem_sys::process::MemoryUse;
 use hetmem_sys::thread::{
-    Stack, backoff_sleep, confine, control_block, give_up_privileges, unshare_directories, unshare_files, unused_id,
+    Stack, backoff_sleep, confine, control_block, futex_wait, futex_wake, give_up_privileges, is_dumpable,
+    unshare_directories, unshare_files, unused_id,
 };
 
 use super::config::{Config, Policy};
@@ -65,6 +66,10 @@ pub(super) struct Agent {
     pub(super) memory: MemoryUse,
     /// The user and group that its threads become.
     id: u32,
+    /// Whether the process was dumpable before that.
+    dumpable: bool,
+    /// 1 once the worker has given up its privileges. The program's code runs after that: it may ask not to be dumped.
+    renounced: AtomicU32,
     /// How the process is to end, whose program has no thread left; `i32::MAX` while it has.
     alone: AtomicI32,
     /// Readable when the handler is to end. A descriptor of the agent's table, as all of an agent's are.
@@ -378,6 +383,8 @@ fn prepare(startup: &Startup) -> Result<&'static Agent, String> {
         policy: config.policy,
         memory,
         id: unused_id(),
+        dumpable: is_dumpable(),
+        renounced: AtomicU32::new(0),
         alone: AtomicI32::new(i32::MAX),
         stop,
     };
@@ -387,7 +394,12 @@ fn prepare(startup: &Startup) -> Result<&'static Agent, String> {
     // SAFETY: `labour` takes a leaked agent, which the handler does not free before the worker has ended.
     unsafe { worker.start(labour, arg) }
         .map_err(|errno| format!("the agent's second thread can't be started: {errno}"))?;
-    renounce(agent.id);
+    give_up_privileges(agent.id, agent.dumpable);
+    while agent.renounced.load(Ordering::Acquire) == 0 {
+        // Woken or not, it is looked at again.
+        let _ = futex_wait(&agent.renounced, 0, None);
+    }
+    confine_thread();
     if let Some(word) = word(AGENT) {
         word.store(arg.expose_provenance() as u64, Ordering::Release);
     }
@@ -412,8 +424,7 @@ fn ledger(config: &Config) -> Option<&'static Ledger> {
 }
 
 /// All is open: what else the thread may do it gives up.
-fn renounce(id: u32) {
-    give_up_privileges(id);
+fn confine_thread() {
     // A kernel without filters for system calls has none for the program's threads either.
     let _ = confine();
 }
@@ -422,7 +433,11 @@ fn renounce(id: u32) {
 extern "C" fn labour(arg: *mut c_void) {
     // SAFETY: `prepare` passes a leaked agent.
     let agent = unsafe { &*arg.cast_const().cast::<Agent>() };
-    renounce(agent.id);
+    give_up_privileges(agent.id, agent.dumpable);
+    agent.renounced.store(1, Ordering::Release);
+    // The only error is a bad address.
+    let _ = futex_wake(&agent.renounced, 1);
+    confine_thread();
     if let Departure::Alone(first) = work::run(agent) {
         // Before the handler is stopped, which looks at it.
         agent.alone.store(ends::status(first), Ordering::Release);

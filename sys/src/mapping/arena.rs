@@ -169,6 +169,9 @@ impl Arena {
                 unsafe { rustix::mm::munmap(pointer(excess.start()), excess.pages().as_usize() * 4096)? };
             }
         }
+        // A process that locks what it will map (mlockall(2), MCL_FUTURE) means its own memory, of which this is none.
+        // SAFETY: contents and access stay.
+        unsafe { rustix::mm::munlock(pointer(guarded.start()), guarded.pages().as_usize() * 4096)? };
         Ok(arena)
     }
 

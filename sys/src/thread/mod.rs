@@ -18,7 +18,7 @@ mod tasks;
 mod tls;
 mod wait;
 
-pub use privilege::{confine, give_up_privileges, unused_id};
+pub use privilege::{confine, give_up_privileges, is_dumpable, unused_id};
 pub use spawn::{Stack, next_symbol, unshare_directories, unshare_files};
 pub use tasks::Tasks;
 pub use tls::control_block;

@@ -33,11 +33,17 @@ pub fn unused_id() -> u32 {
     FIRST_ID + u32::from_ne_bytes(bytes) % IDS
 }
 
-/// Gives up ids, groups and capabilities of the calling thread, as far as it has any that it can give up: its ids become `id`, if it may change them.
-pub fn give_up_privileges(id: u32) {
+/// Whether the process may be dumped, and its files of `/proc` be opened by its user.
+#[must_use]
+pub fn is_dumpable() -> bool {
+    prctl(libc::PR_GET_DUMPABLE, [0; 2]) == Ok(1)
+}
+
+/// Gives up ids, groups and capabilities of the calling thread, as far as it has any that it can give up: its ids become `id`, if it may change them. The process
+/// stays `dumpable`, if it was before any of its threads did this.
+pub fn give_up_privileges(id: u32, dumpable: bool) {
     let id = id as usize;
     // Errors below mean that there is nothing to give up, or no right to: then the thread can't take it back either.
-    let dumpable = prctl(libc::PR_GET_DUMPABLE, [0; 2]);
     let _ = call(libc::SYS_setgroups, [0; 5]);
     if call(libc::SYS_setresgid, [id, id, id, 0, 0]).is_err() {
         let group = rustix::process::getegid().as_raw() as usize;
@@ -52,7 +58,7 @@ pub fn give_up_privileges(id: u32) {
     let none = [0_u32; 6];
     let _ = call(libc::SYS_capset, [header.as_ptr().expose_provenance(), none.as_ptr().expose_provenance(), 0, 0, 0]);
     // A change of ids makes the whole process undumpable (`commit_creds` of kernel/cred.c), the program's threads too.
-    if dumpable == Ok(1) {
+    if dumpable && !is_dumpable() {
         let _ = prctl(libc::PR_SET_DUMPABLE, [1, 0]);
     }
 }

@@ -81,8 +81,8 @@ pub enum OpenError {
 #[must_use]
 pub fn is_userfaultfd(number: i32) -> bool {
     use std::io::Write as _;
-    let mut path = [0; 32];
-    if write!(&mut path[..], "/proc/self/fd/{number}\0").is_err() {
+    let mut path = [0; 40];
+    if write!(&mut path[..], "/proc/thread-self/fd/{number}\0").is_err() {
         return true;
     }
     let Ok(path) = std::ffi::CStr::from_bytes_until_nul(&path) else { return true };
@@ -90,7 +90,7 @@ pub fn is_userfaultfd(number: i32) -> bool {
     match rustix::fs::readlinkat_raw(rustix::fs::CWD, path, &mut name[..]) {
         Ok(length) => name[..length] == *b"anon_inode:[userfaultfd]",
         // There is no such descriptor, or no list of them.
-        Err(_) => rustix::fs::access(c"/proc/self/fd", rustix::fs::Access::EXISTS).is_err(),
+        Err(_) => rustix::fs::access(c"/proc/thread-self/fd", rustix::fs::Access::EXISTS).is_err(),
     }
 }
 
