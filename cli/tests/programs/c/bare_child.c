@@ -4,9 +4,7 @@
 
 #include "field.h"
 
-#include <linux/capability.h>
 #include <sched.h>
-#include <sys/prctl.h>
 #include <sys/syscall.h>
 
 static void *be_a_thread(void *argument_of_body) {
@@ -115,18 +113,21 @@ static int be_a_child_on_a_stack(void *argument_of_body) {
     be_a_child();
 }
 
-// Without the privilege to be told of such forks hetmem can't help the child to the pages that are away.
+// By system calls that the program makes by the C library's `syscall`, and by its `clone`.
 static void make_children(void (*act)(void), const char *name) {
     enum { STACK = 1 << 18 };
-    if (prctl(PR_CAPBSET_READ, CAP_SYS_PTRACE) != 1 || geteuid() != 0) {
-        not_here("CAP_SYS_PTRACE is needed");
-    }
     what = act;
     unsigned char *stack = malloc(STACK);
     CHECK(stack != NULL);
     for (int round = 0; round < 3; round++) {
         use_field(10);
         pid_t child = (pid_t)syscall(SYS_clone, SIGCHLD, 0, 0, 0, 0);
+        if (child == 0) {
+            be_a_child();
+        }
+        CHECK(status_of(child) == 17);
+        uint64_t arguments[8] = {[4] = SIGCHLD};
+        child = (pid_t)syscall(SYS_clone3, arguments, sizeof arguments);
         if (child == 0) {
             be_a_child();
         }
