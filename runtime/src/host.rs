@@ -40,7 +40,7 @@ use hetmem_sys::process;
 use hetmem_sys::procmap::MappingQuery;
 use hetmem_sys::thread::Tasks;
 use hetmem_sys::uffd::{
-    Access, CopyFlags, Features, Mode, MoveFlags, OpenError, Progress, Userfaultfd, Wake, WriteProtect,
+    Access, CopyFlags, Features, Mode, MoveFlags, OpenError, OwnSide, Progress, Userfaultfd, Wake, WriteProtect,
 };
 
 use crate::traps::Traps;
@@ -337,7 +337,8 @@ impl Host for UserMemory {
     fn take_out(&self, _path: FaultPath, from: PageRange, to: VirtAddr) -> Taken {
         // SAFETY: touches of the range wait until the page is back, as the engine asked; the destination is hetmem's own.
         let moved = unsafe {
-            self.contexts.thread.move_pages_settled(&self.scanner, to, from.start(), from.pages(), MoveFlags::DONT_WAKE)
+            let (uffd, own) = (&self.contexts.thread, OwnSide::Destination);
+            uffd.move_pages_settled(&self.scanner, own, to, from.start(), from.pages(), MoveFlags::DONT_WAKE)
         };
         let rest = from.slice(moved.done, from.pages());
         let stop = moved.stop.map(|errno| match errno {
@@ -373,8 +374,10 @@ impl Host for UserMemory {
             Install::Move => {
                 // SAFETY: the source is a frame of hetmem's that the engine has references to; the destination is a page whose
                 // bytes these are, in a trapped range.
-                let once =
-                    || unsafe { uffd.move_pages_settled(&self.scanner, to.start(), from, to.pages(), MoveFlags::NONE) };
+                let once = || unsafe {
+                    let own = OwnSide::Source;
+                    uffd.move_pages_settled(&self.scanner, own, to.start(), from, to.pages(), MoveFlags::NONE)
+                };
                 // A frame is mapped once and pinned by nobody: what is busy is the kernel, with the huge page around it, and that passes.
                 let busy = |progress: &Progress| progress.done.is_zero() && progress.stop == Some(Errno::BUSY);
                 (1..BUSY_TRIES).map(|_| once()).find(|progress| !busy(progress)).unwrap_or_else(once)

@@ -6,12 +6,12 @@ mod common;
 
 use std::sync::Barrier;
 
-use common::{MOVES, check, entries, fill, open, page, pages, populated_pages, present, protect, read};
+use common::{MOVES, check, entries, fill, open, page, pages, populated_pages, present, protect, read, skip};
 use hetmem_core::units::{BLOCK_PAGES, PageCount, PageRange, VirtAddr};
 use hetmem_sys::errno::Errno;
-use hetmem_sys::mapping::Arena;
+use hetmem_sys::mapping::{Arena, Guard, guard};
 use hetmem_sys::pagemap::PagemapScanner;
-use hetmem_sys::uffd::{Event, EventBuffer, Mode, MoveFlags, Progress, Userfaultfd, Wake};
+use hetmem_sys::uffd::{Event, EventBuffer, Mode, MoveFlags, OwnSide, Progress, Userfaultfd, Wake};
 use rustix::mm::MprotectFlags;
 
 /// Moves all of `src` to the start of `dst`.
@@ -107,9 +107,13 @@ fn a_page_at_the_destination_stops_the_run_at_its_page() {
 
 /// Moves all of `src` to the start of `dst`, and knows what has moved.
 fn move_settled(uffd: &Userfaultfd, dst: PageRange, src: PageRange) -> Progress {
+    move_settled_by(uffd, OwnSide::Source, dst, src)
+}
+
+fn move_settled_by(uffd: &Userfaultfd, own: OwnSide, dst: PageRange, src: PageRange) -> Progress {
     let pagemap = PagemapScanner::open().unwrap();
     // SAFETY: the tests move pages of their own arenas and hold no references into them.
-    unsafe { uffd.move_pages_settled(&pagemap, dst.start(), src.start(), src.pages(), MoveFlags::NONE) }
+    unsafe { uffd.move_pages_settled(&pagemap, own, dst.start(), src.start(), src.pages(), MoveFlags::NONE) }
 }
 
 #[test]
@@ -122,6 +126,32 @@ fn a_page_in_the_way_is_told_from_one_that_has_moved() {
     memory.discard(page(memory.range(), 5)).unwrap();
     let rest = |range: PageRange| range.slice(PageCount::new(5), PageCount::new(3));
     assert_eq!(move_settled(&window, rest(arena.range()), rest(memory.range())), complete(3));
+}
+
+/// The program may have dropped a page again that it was given, or that it still had: only the other side tells then what has moved.
+#[test]
+fn what_has_moved_is_told_by_the_side_that_nobody_else_changes() {
+    let Some(Scene { window, memory, arena, .. }) = scene(8) else { return };
+    let fifth = |range: PageRange| page(range, 5);
+    let marked = |range: PageRange, what: Guard| {
+        let part = fifth(range);
+        // SAFETY: the test's own memory, which nobody counts on.
+        unsafe { guard(part.start().get(), 4096, what) }
+    };
+    if let Err(errno) = marked(arena.range(), Guard::Install) {
+        return skip(&errno);
+    }
+    // Given, and dropped, by a marker that is still there or not: the source, which had a page, has none.
+    memory.discard(fifth(memory.range())).unwrap();
+    assert_eq!(move_settled(&window, fifth(arena.range()), fifth(memory.range())), complete(1));
+    marked(arena.range(), Guard::Remove).unwrap();
+    assert_eq!(move_settled(&window, fifth(arena.range()), fifth(memory.range())), complete(1));
+    // Taken, and a marker put where it was: the destination, which had none, has a page.
+    arena.populate(fifth(arena.range())).unwrap();
+    marked(memory.range(), Guard::Install).unwrap();
+    let stop = move_settled_by(&window, OwnSide::Destination, fifth(arena.range()), fifth(memory.range())).stop;
+    assert!(matches!(stop, None | Some(Errno::FAULT)), "{stop:?}");
+    marked(memory.range(), Guard::Remove).unwrap();
 }
 
 #[test]

@@ -74,6 +74,15 @@ impl Progress {
     }
 }
 
+/// Of which side of a move nobody else changes what is there.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum OwnSide {
+    /// The source, which has a page everywhere.
+    Source,
+    /// The destination, which has none.
+    Destination,
+}
+
 impl Userfaultfd {
     /// Moves `pages` pages from `src` to `dst` with no copy: the page at `src` becomes a hole, `dst` must be a hole
     /// in a range that is registered with this context. Huge pages move whole where both sides are aligned for it.
@@ -108,9 +117,8 @@ impl Userfaultfd {
         })
     }
 
-    /// [`Self::move_pages`], with the erratum made good: a page that the kernel refuses to move, with `EEXIST` or `EAGAIN`, has moved
-    /// if the source is a hole and the destination is not. So it must be certain that the destination had no pages, or that those
-    /// which a stray touch may have left there read as zeros like the hole.
+    /// [`Self::move_pages`], with the erratum made good: whether a page has moved that the kernel reports as refused is told by the
+    /// side that is the caller's `own`, where nothing but this call puts or takes pages. The other may have lost the page again, or have been given another.
     ///
     /// # Safety
     ///
@@ -118,6 +126,7 @@ impl Userfaultfd {
     pub unsafe fn move_pages_settled(
         &self,
         pagemap: &PagemapScanner,
+        own: OwnSide,
         dst: VirtAddr,
         src: VirtAddr,
         pages: PageCount,
@@ -130,9 +139,17 @@ impl Userfaultfd {
             let progress = unsafe { self.move_pages(to, from, pages - done, flags) };
             done += progress.done;
             let [to, from] = [to, from].map(|start| PageRange::page_of(start.add_pages(progress.done)));
-            let has_moved = matches!(progress.stop, Some(Errno::EXIST | Errno::AGAIN))
-                && pagemap.is_there(from) == Ok(false)
-                && pagemap.is_there(to) == Ok(true);
+            let has_moved = match (own, progress.stop) {
+                // By `ENOENT` where the page is gone again from where the first attempt put it.
+                (OwnSide::Source, Some(Errno::EXIST | Errno::AGAIN | Errno::NOENT)) => {
+                    pagemap.is_there(from) == Ok(false)
+                }
+                // Nor is a page taken for the one that was to come while that is still where it was.
+                (OwnSide::Destination, Some(Errno::EXIST | Errno::AGAIN)) => {
+                    pagemap.is_there(to) == Ok(true) && pagemap.is_page(from.start()) == Ok(false)
+                }
+                _ => false,
+            };
             if !has_moved {
                 return Progress { done, stop: progress.stop };
             }
