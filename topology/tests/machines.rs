@@ -232,6 +232,32 @@ fn a_recorded_virtual_machine_is_understood() {
     assert!(!found.nodes[2].online);
 }
 
+/// Registers have a PCI device's name outside of all buses, too. What is not whole subsections has no descriptors of its own; what is may be registers
+/// unless the device's BARs are known, and lie elsewhere.
+#[test]
+fn a_co_processors_memory_is_not_its_registers() {
+    let found = look("co-processor");
+    let memory = "4000000000-41ffffffff | - | PCI 0000:81:00.0 BAR 0 (mic) | none no no | no yes | 0 |";
+    assert_eq!(found.ranges.iter().map(line).find(|line| line.starts_with("4000000000-")).unwrap(), memory);
+    let registers = found.ranges.iter().find(|range| range.start.get() == 0x42_0000_0000).unwrap();
+    assert_eq!(registers.device_source.why, "registers of a device");
+}
+
+/// Around the window, in a part of it, and where the firmware's map alone says so: the memory is there, and no window is free.
+/// A user sees which node a kmem device's memory belongs to, and not where it is. The memory of node 3 was taken out by `memmap=`.
+/// The memory of node 2 is 8 ns from the device that it is next to; the processors have 77 ns. Of node 3 only the device's figures are known.
+/// Before Linux 5.8 what kmem added is System RAM by name, inside its device. A resource without a name makes nothing unknown.
+/// The entries past the 128th are in the boot loader's `setup_data`, among other things.
+#[test]
+fn a_map_that_is_continued_in_setup_data_is_read_to_its_end() {
+    let line = "280000000-47fffffff | soft reserved | nobody: Soft Reserved | none no no | yes yes | - |";
+    is("e820-many", &format!("{RAM}{line}"));
+    let found = look("e820-many");
+    let source = found.sources.iter().find(|source| source.id == SourceId::BootParams).unwrap();
+    assert_eq!((source.state, source.detail.as_str()), (SourceState::Read, "130 entries of E820"));
+}
+
+/// Kernels to come have names of their own. The boot loader's map has numbers, which stay.
 #[test]
 fn a_container_with_nothing_is_no_error() {
     let found = look("container");
