@@ -275,7 +275,7 @@ pub struct Range {
     /// Its node, or the one that it would make.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub node: Option<u32>,
-    /// How fast it is, by the best source.
+    /// How fast it is, by the best source; for processors, if one says that.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub performance: Option<Performance>,
     /// The devices of `hetmem run` that use it.
@@ -302,7 +302,7 @@ impl Range {
 pub enum FigureSource {
     /// The ACPI table HMAT.
     Hmat,
-    /// `/sys/devices/system/node/node*/access0`.
+    /// `/sys/devices/system/node/node*/access1`, or `access0`.
     Sysfs,
     /// Measured by `--measure`.
     Measured,
@@ -331,6 +331,8 @@ pub struct Performance {
     /// Nanoseconds to read.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub read_latency_ns: Option<u64>,
+    /// Whether that node has processors, which use the memory in place. What a device on a node without processors gets from it is another matter.
+    pub from_processors: Known,
     /// Nanoseconds to write.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub write_latency_ns: Option<u64>,
@@ -363,7 +365,7 @@ pub struct Node {
     /// The cache in front of its memory.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub memory_side_cache_bytes: Option<u64>,
-    /// How fast its memory is, by each source that says; the best source first.
+    /// How fast its memory is, by each source that says; the best source first, and what only holds for devices last.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub performance: Vec<Performance>,
     /// The device of `hetmem run` that takes its free memory.

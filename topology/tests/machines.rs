@@ -246,6 +246,20 @@ fn a_co_processors_memory_is_not_its_registers() {
 /// Around the window, in a part of it, and where the firmware's map alone says so: the memory is there, and no window is free.
 /// A user sees which node a kmem device's memory belongs to, and not where it is. The memory of node 3 was taken out by `memmap=`.
 /// The memory of node 2 is 8 ns from the device that it is next to; the processors have 77 ns. Of node 3 only the device's figures are known.
+#[test]
+fn performance_is_that_of_processors_or_says_whose_it_is() {
+    let found = look("generic-initiator");
+    let figures = |node: usize| -> Vec<_> {
+        let all = found.nodes[node].performance.iter();
+        all.map(|p| (p.source.label(), p.from_node, p.from_processors.label(), p.read_latency_ns)).collect()
+    };
+    assert_eq!(figures(2), [("HMAT", Some(0), "yes", Some(77)), ("sysfs", Some(0), "yes", Some(77))]);
+    assert_eq!(figures(3), [("HMAT", Some(1), "no", Some(12)), ("sysfs", Some(1), "no", Some(12))]);
+    let range = found.ranges.iter().find(|range| range.node == Some(2)).unwrap();
+    assert_eq!(range.performance.unwrap().read_latency_ns, Some(77));
+    assert_eq!(found.disagreements, []);
+}
+
 /// Before Linux 5.8 what kmem added is System RAM by name, inside its device. A resource without a name makes nothing unknown.
 /// The entries past the 128th are in the boot loader's `setup_data`, among other things.
 #[test]
