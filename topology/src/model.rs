@@ -85,6 +85,8 @@ pub enum ClaimKind {
     CxlRegion,
     /// A part of a CXL window without a region.
     CxlWindow,
+    /// Nobody: address space in which the platform may plug memory in.
+    HotPlugWindow,
     /// A driver that made struct pages for memory that the CPU does not address (`DEVICE_PRIVATE`).
     DevicePrivate,
     /// A BAR of a PCI device.
@@ -117,6 +119,7 @@ impl ClaimKind {
             Self::Persistent => "persistent memory",
             Self::CxlRegion => "CXL region",
             Self::CxlWindow => "CXL window",
+            Self::HotPlugWindow => "hot-plug window",
             Self::DevicePrivate => "DEVICE_PRIVATE",
             Self::PciDevice => "PCI",
             Self::PciWindow => "PCI window",

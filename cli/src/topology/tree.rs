@@ -85,7 +85,10 @@ fn same_figures(a: &Performance, b: &Performance) -> bool {
 /// Whether a range is memory, or could be.
 fn is_shown(range: &Range) -> bool {
     let kind = range.claim.kind;
-    let other = matches!(kind, ClaimKind::PciWindow | ClaimKind::Acpi | ClaimKind::Platform | ClaimKind::Reserved);
+    let other = matches!(
+        kind,
+        ClaimKind::PciWindow | ClaimKind::HotPlugWindow | ClaimKind::Acpi | ClaimKind::Platform | ClaimKind::Reserved
+    );
     let small = kind == ClaimKind::PciDevice && !super::table::is_large(range);
     let unnamed = kind == ClaimKind::Nobody && range.firmware.is_none();
     !(other || small || unnamed)

@@ -44,6 +44,11 @@ pub(super) fn hint(claim: &Claim, pages: StructPages) -> Option<String> {
     let name = claim.by.as_deref().unwrap_or("daxX.Y");
     #[expect(clippy::wildcard_enum_match_arm, reason = "only these wait for something that their owner can do")]
     match claim.kind {
+        // dax_hmem leaves it to the CXL drivers (`hmem_register_device`, drivers/dax/hmem/hmem.c).
+        ClaimKind::SoftReserved if claim.by.is_some() => Some(
+            "modprobe cxl_acpi cxl_pci dax_cxl device_dax: the region that the firmware made becomes a DAX device, or a node if kmem takes it"
+                .to_owned(),
+        ),
         ClaimKind::SoftReserved => {
             Some("modprobe dax_hmem device_dax: it becomes a DAX device, or a node if kmem takes it".to_owned())
         }

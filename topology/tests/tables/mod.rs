@@ -202,5 +202,7 @@ pub(crate) fn of_fixtures() -> Vec<(&'static str, &'static str, Vec<u8>)> {
         .locality(3, 100, &[0, 1], &[2, 3], &[2000, 0xffff, 9000, 3000])
         .bytes();
     tables.push(("generic-initiator", "HMAT", hmat));
+    let srat = low(0).memory(0, 4 * GIB, 6 * GIB, 1).memory(0, 10 * GIB, 54 * GIB, 0b11).bytes();
+    tables.push(("hot-plug", "SRAT", srat));
     tables
 }
