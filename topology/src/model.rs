@@ -281,7 +281,7 @@ pub struct Range {
     /// How fast it is, by the best source; for processors, if one says that.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub performance: Option<Performance>,
-    /// The devices of `hetmem run` that use it.
+    /// The devices of `hetmem run` that use it. None where that would overwrite data that it keeps.
     pub specs: Vec<String>,
     /// What would let hetmem use it, if it can't now, or in another way.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -331,11 +331,11 @@ pub struct Performance {
     /// From which node; absent if the source does not say.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub from_node: Option<u32>,
+    /// Whether that node has processors, which use the memory in place. What a device on a node without processors gets from it is another matter.
+    pub from_processors: Known,
     /// Nanoseconds to read.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub read_latency_ns: Option<u64>,
-    /// Whether that node has processors, which use the memory in place. What a device on a node without processors gets from it is another matter.
-    pub from_processors: Known,
     /// Nanoseconds to write.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub write_latency_ns: Option<u64>,
@@ -395,8 +395,11 @@ pub struct DaxDevice {
     pub node: Option<u32>,
     /// Whether a source says where it is.
     pub addresses_known: bool,
-    /// The devices of `hetmem run` that use it.
+    /// The devices of `hetmem run` that use it. None where that would overwrite data that it keeps.
     pub specs: Vec<String>,
+    /// What a use would overwrite.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hint: Option<String>,
 }
 
 /// A place where sources contradict each other.

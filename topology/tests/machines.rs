@@ -283,6 +283,21 @@ fn a_cxl_window_with_special_purpose_memory_is_not_free() {
     }
 }
 
+#[test]
+fn a_use_that_overwrites_data_is_not_proposed_and_says_so() {
+    is("pmem-two-devices", &format!("{RAM}280000000-287ffffff | persistent | persistent memory namespace0.0 | ? ? ? | no no | - |
+        288000000-37fffffff | persistent | device_dax dax0.0 | ZONE_DEVICE yes yes | later later | 1 |
+        380000000-47fffffff | soft reserved | device_dax dax1.0 | ZONE_DEVICE yes yes | later later | 2 | private:dax=/dev/dax1.0
+    "));
+    let found = look("pmem-two-devices");
+    let persistent = found.ranges.iter().find(|range| range.claim.by.as_deref() == Some("dax0.0")).unwrap();
+    let warning = "persistent memory, whose data is overwritten by every use: private:dax=/dev/dax0.0";
+    assert!(persistent.hint.as_ref().unwrap().starts_with(warning), "{:?}", persistent.hint);
+    let [keeping, other] = &found.dax_devices[..] else { panic!("{:?}", found.dax_devices) };
+    assert_eq!((&keeping.specs[..], keeping.hint.as_deref()), (&[][..], Some(warning)));
+    assert_eq!((&other.specs[..], &other.hint), (&["private:dax=/dev/dax1.0".to_owned()][..], &None));
+}
+
 /// A user sees which node a kmem device's memory belongs to, and not where it is. The memory of node 3 was taken out by `memmap=`.
 #[test]
 fn without_privilege_a_node_of_kmem_devices_is_not_ordinary_memory() {

@@ -141,7 +141,8 @@ fn unlocated(found: &Topology, node: Option<u32>) -> impl Iterator<Item = Branch
         let mut line = format!("{}, {}", device.name, device.driver.as_deref().unwrap_or("no driver"));
         line.extend(device.size_bytes.map(|bytes| format!(", {}", size(bytes))));
         line.push_str(", at addresses that are not shown");
-        let below = device.specs.iter().map(|spec| Branch::new(format!("→ --device {spec}"))).collect();
+        let specs = device.specs.iter().map(|spec| format!("→ --device {spec}"));
+        let below = specs.chain(device.hint.clone()).map(Branch::new).collect();
         Branch { line, below }
     })
 }
