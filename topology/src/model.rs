@@ -85,6 +85,8 @@ pub enum ClaimKind {
     CxlRegion,
     /// A part of a CXL window without a region.
     CxlWindow,
+    /// Nobody: address space in which the platform may plug memory in.
+    HotPlugWindow,
     /// A driver that made struct pages for memory that the CPU does not address (`DEVICE_PRIVATE`).
     DevicePrivate,
     /// A BAR of a PCI device.
@@ -117,6 +119,7 @@ impl ClaimKind {
             Self::Persistent => "persistent memory",
             Self::CxlRegion => "CXL region",
             Self::CxlWindow => "CXL window",
+            Self::HotPlugWindow => "hot-plug window",
             Self::DevicePrivate => "DEVICE_PRIVATE",
             Self::PciDevice => "PCI",
             Self::PciWindow => "PCI window",
@@ -275,10 +278,10 @@ pub struct Range {
     /// Its node, or the one that it would make.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub node: Option<u32>,
-    /// How fast it is, by the best source.
+    /// How fast it is, by the best source; for processors, if one says that.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub performance: Option<Performance>,
-    /// The devices of `hetmem run` that use it.
+    /// The devices of `hetmem run` that use it. None where that would overwrite data that it keeps.
     pub specs: Vec<String>,
     /// What would let hetmem use it, if it can't now, or in another way.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -302,7 +305,7 @@ impl Range {
 pub enum FigureSource {
     /// The ACPI table HMAT.
     Hmat,
-    /// `/sys/devices/system/node/node*/access0`.
+    /// `/sys/devices/system/node/node*/access1`, or `access0`.
     Sysfs,
     /// Measured by `--measure`.
     Measured,
@@ -328,6 +331,8 @@ pub struct Performance {
     /// From which node; absent if the source does not say.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub from_node: Option<u32>,
+    /// Whether that node has processors, which use the memory in place. What a device on a node without processors gets from it is another matter.
+    pub from_processors: Known,
     /// Nanoseconds to read.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub read_latency_ns: Option<u64>,
@@ -363,7 +368,7 @@ pub struct Node {
     /// The cache in front of its memory.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub memory_side_cache_bytes: Option<u64>,
-    /// How fast its memory is, by each source that says; the best source first.
+    /// How fast its memory is, by each source that says; the best source first, and what only holds for devices last.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub performance: Vec<Performance>,
     /// The device of `hetmem run` that takes its free memory.
@@ -390,8 +395,11 @@ pub struct DaxDevice {
     pub node: Option<u32>,
     /// Whether a source says where it is.
     pub addresses_known: bool,
-    /// The devices of `hetmem run` that use it.
+    /// The devices of `hetmem run` that use it. None where that would overwrite data that it keeps.
     pub specs: Vec<String>,
+    /// What a use would overwrite.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hint: Option<String>,
 }
 
 /// A place where sources contradict each other.

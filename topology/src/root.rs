@@ -110,6 +110,11 @@ impl Root {
         Ok(String::from_utf8_lossy(&bytes).trim_matches(['\n', ' ', '\t', '\0']).to_owned())
     }
 
+    /// A file of many lines, as it is.
+    pub(crate) fn lines(&self, path: &str) -> Result<String, Unreadable> {
+        Ok(String::from_utf8_lossy(&self.read(path, TEXT_LIMIT)?).into_owned())
+    }
+
     /// A number, decimal or with `0x`.
     pub(crate) fn number(&self, path: &str) -> Result<u64, Unreadable> {
         let text = self.text(path)?;
@@ -147,9 +152,14 @@ impl Root {
         Ok(names)
     }
 
+    /// Where a link leads, if it is one: in sysfs, through all devices above.
+    pub(crate) fn link(&self, path: &str) -> Option<PathBuf> {
+        fs::read_link(self.at(path)).ok()
+    }
+
     /// The last part of where a link leads: sysfs names a device's driver that way.
     pub(crate) fn link_name(&self, path: &str) -> Option<String> {
-        fs::read_link(self.at(path)).ok()?.file_name()?.to_str().map(str::to_owned)
+        self.link(path)?.file_name()?.to_str().map(str::to_owned)
     }
 }
 

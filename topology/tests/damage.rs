@@ -168,6 +168,58 @@ fn without_privilege_the_only_fitting_device_is_the_holder() {
     assert_eq!(found.dax_devices[0].specs[0], "private:dax=/dev/dax0.0");
 }
 
+/// Without a map of the firmware's a node that has other memory, too, does not show which part kmem added.
+#[test]
+fn without_privilege_and_map_a_part_of_a_node_may_be_kmems() {
+    let machine = Machine::of("kmem-user");
+    fs::remove_dir_all(machine.file("sys/firmware")).unwrap();
+    fs::write(machine.file("sys/bus/dax/devices/dax0.0/size"), "2147483648\n").unwrap();
+    let found = machine.look();
+    let of_node = |node| {
+        let range = found.ranges.iter().find(|range| range.node == Some(node)).unwrap();
+        (range.claim.kind.label(), range.device_source.private.label())
+    };
+    assert_eq!([of_node(0), of_node(1), of_node(2)], [("System RAM", "no"), ("System RAM", "?"), ("kmem", "later")]);
+}
+
+/// Sysfs shows the bus of a device to every user. In a copy without links the resources or the firmware's map say what memory it may be on.
+#[test]
+fn a_device_that_may_be_on_persistent_memory_is_not_proposed() {
+    let machine = Machine::of("pmem-two-devices");
+    let device = machine.file("sys/bus/dax/devices/dax0.0");
+    let proposed = || {
+        let found = machine.look();
+        let devices = found.dax_devices.into_iter().map(|device| (device.specs.len(), device.hint.is_some()));
+        devices.collect::<Vec<_>>()
+    };
+    let right = [(0, true), (1, false)];
+    assert_eq!(proposed(), right);
+    fs::write(machine.file("proc/iomem"), "00000000-00000000 : Reserved\n").unwrap();
+    fs::remove_file(device.join("resource")).unwrap();
+    fs::remove_dir_all(machine.file("sys/firmware")).unwrap();
+    assert_eq!(proposed(), right);
+    let machine = Machine::of("pmem-two-devices");
+    let device = machine.file("sys/bus/dax/devices/dax0.0");
+    let real = fs::canonicalize(&device).unwrap();
+    fs::remove_file(&device).unwrap();
+    fs::rename(real, &device).unwrap();
+    let proposed = || machine.look().dax_devices[0].specs.clone();
+    assert_eq!(proposed(), [""; 0]);
+    let driver = device.join("driver");
+    let bound = fs::read_link(&driver).unwrap();
+    fs::remove_file(&driver).unwrap();
+    let found = machine.look();
+    let unbound = found.ranges.iter().find(|range| range.claim.kind.label() == "dax, no driver").unwrap();
+    assert_eq!(unbound.device_source.why, "persistent memory has drivers of its own");
+    assert!(unbound.hint.as_ref().unwrap().contains("overwritten by every use"), "{:?}", unbound.hint);
+    std::os::unix::fs::symlink(bound, driver).unwrap();
+    fs::remove_file(device.join("resource")).unwrap();
+    fs::write(machine.file("proc/iomem"), "00000000-00000000 : Reserved\n").unwrap();
+    assert_eq!(proposed(), [""; 0]);
+    fs::remove_dir_all(machine.file("sys/firmware")).unwrap();
+    assert_eq!(proposed(), ["private:dax=/dev/dax0.0"]);
+}
+
 #[test]
 fn a_device_whose_memory_kmem_could_not_add_has_no_pages() {
     let machine = Machine::of("soft-reserved-kmem");

@@ -232,6 +232,145 @@ fn a_recorded_virtual_machine_is_understood() {
     assert!(!found.nodes[2].online);
 }
 
+/// Registers have a PCI device's name outside of all buses, too. What is not whole subsections has no descriptors of its own; what is may be registers
+/// unless the device's BARs are known, and lie elsewhere.
+#[test]
+fn registers_outside_of_all_buses_are_not_private_memory() {
+    is(
+        "top-level-pci",
+        "
+        00100000-7dffffff | - | System RAM | online yes yes | no no | 0 | coherent:node=0,size=5G
+        90000000-9fffffff | - | PCI 0000:41:00.0 BAR 0 (amdgpu) | none no no | no yes | 0 |
+        d0000000-d7ffffff | - | unknown 0000:07:00.0 | ? ? ? | ? ? | - |
+        f8000000-fbffffff | - | unknown 0000:00:05.0 | ? ? ? | ? ? | - |
+        fe700000-fe8fffff | - | PCI 0000:00:0f.0 | none no no | no no | - |
+        100000000-27fffffff | - | System RAM | online yes yes | no no | 0 | coherent:node=0,size=5G
+        3ff800000000-3ffbffffffff | - | DEVICE_PRIVATE 0000:41:00.0 | ZONE_DEVICE yes no | no yes | - |
+    ",
+    );
+    let found = look("top-level-pci");
+    let page = found.ranges.iter().find(|range| range.size_bytes == 4096).unwrap();
+    assert_eq!(line(page), "fe600000-fe600fff | - | PCI 0000:00:05.4 | none no no | no no | - |");
+}
+
+#[test]
+fn a_co_processors_memory_is_not_its_registers() {
+    let found = look("co-processor");
+    let memory = "4000000000-41ffffffff | - | PCI 0000:81:00.0 BAR 0 (mic) | none no no | no yes | 0 |";
+    assert_eq!(found.ranges.iter().map(line).find(|line| line.starts_with("4000000000-")).unwrap(), memory);
+    let registers = found.ranges.iter().find(|range| range.start.get() == 0x42_0000_0000).unwrap();
+    assert_eq!(registers.device_source.why, "registers of a device");
+}
+
+/// Around the window, in a part of it, and where the firmware's map alone says so: the memory is there, and no window is free.
+#[test]
+fn a_cxl_window_with_special_purpose_memory_is_not_free() {
+    is(
+        "cxl-soft-reserved",
+        &format!(
+            "{RAM}280000000-47fffffff | soft reserved | nobody: Soft Reserved CXL Window 0 | none no no | yes yes | - |
+        480000000-57fffffff | soft reserved | nobody: Soft Reserved CXL Window 1 | none no no | yes yes | - |
+        580000000-67fffffff | - | CXL window CXL Window 1 | none no no | no no | - |
+        680000000-77fffffff | soft reserved | nobody: Soft Reserved CXL Window 2 | none no no | yes yes | - |
+        780000000-87fffffff | - | CXL window CXL Window 2 | none no no | no no | - |
+    "
+        ),
+    );
+    let found = look("cxl-soft-reserved");
+    for range in found.ranges.iter().filter(|range| range.claim.kind == ClaimKind::SoftReserved) {
+        let hint = range.hint.as_ref().unwrap();
+        assert!(hint.starts_with("modprobe cxl_acpi cxl_pci dax_cxl"), "{hint}");
+    }
+}
+
+#[test]
+fn a_use_that_overwrites_data_is_not_proposed_and_says_so() {
+    is("pmem-two-devices", &format!("{RAM}280000000-287ffffff | persistent | persistent memory namespace0.0 | ? ? ? | no no | - |
+        288000000-37fffffff | persistent | device_dax dax0.0 | ZONE_DEVICE yes yes | later later | 1 |
+        380000000-47fffffff | soft reserved | device_dax dax1.0 | ZONE_DEVICE yes yes | later later | 2 | private:dax=/dev/dax1.0
+    "));
+    let found = look("pmem-two-devices");
+    let persistent = found.ranges.iter().find(|range| range.claim.by.as_deref() == Some("dax0.0")).unwrap();
+    let warning = "persistent memory, whose data is overwritten by every use: private:dax=/dev/dax0.0";
+    assert!(persistent.hint.as_ref().unwrap().starts_with(warning), "{:?}", persistent.hint);
+    let [keeping, other] = &found.dax_devices[..] else { panic!("{:?}", found.dax_devices) };
+    assert_eq!((&keeping.specs[..], keeping.hint.as_deref()), (&[][..], Some(warning)));
+    assert_eq!((&other.specs[..], &other.hint), (&["private:dax=/dev/dax1.0".to_owned()][..], &None));
+}
+
+/// A user sees which node a kmem device's memory belongs to, and not where it is. The memory of node 3 was taken out by `memmap=`.
+#[test]
+fn without_privilege_a_node_of_kmem_devices_is_not_ordinary_memory() {
+    is(
+        "kmem-user",
+        "
+        00100000-7dffffff | system ram | System RAM* | online yes yes | no no | 0 | coherent:node=0,size=5G
+        100000000-27fffffff | system ram | System RAM* | online yes yes | no no | 0 | coherent:node=0,size=5G
+        280000000-37fffffff | - | kmem dax0.0* | online yes yes | later later | 1 | coherent:node=1,size=3G
+        380000000-3ffffffff | persistent | kmem dax1.0* | online yes yes | later later | 2 | coherent:node=2,size=1G
+        400000000-47fffffff | system ram | kmem dax2.0* | online yes yes | later later | 3 | coherent:node=3,size=1G
+    ",
+    );
+}
+
+/// The memory of node 2 is 8 ns from the device that it is next to; the processors have 77 ns. Of node 3 only the device's figures are known.
+#[test]
+fn performance_is_that_of_processors_or_says_whose_it_is() {
+    let found = look("generic-initiator");
+    let figures = |node: usize| -> Vec<_> {
+        let all = found.nodes[node].performance.iter();
+        all.map(|p| (p.source.label(), p.from_node, p.from_processors.label(), p.read_latency_ns)).collect()
+    };
+    assert_eq!(figures(2), [("HMAT", Some(0), "yes", Some(77)), ("sysfs", Some(0), "yes", Some(77))]);
+    assert_eq!(figures(3), [("HMAT", Some(1), "no", Some(12)), ("sysfs", Some(1), "no", Some(12))]);
+    let range = found.ranges.iter().find(|range| range.node == Some(2)).unwrap();
+    assert_eq!(range.performance.unwrap().read_latency_ns, Some(77));
+    assert_eq!(found.disagreements, []);
+}
+
+/// Before Linux 5.8 what kmem added is System RAM by name, inside its device. A resource without a name makes nothing unknown.
+#[test]
+fn old_names_of_kmem_memory_and_no_name_at_all_are_understood() {
+    let kmem = "300000000-37fffffff | - | kmem dax0.0 | online yes yes | later later | 1 | coherent:node=1,size=1G";
+    let found = look("old-kernel");
+    assert_eq!(line(found.ranges.last().unwrap()), kmem);
+    assert_eq!(state(&found, SourceId::Iomem), SourceState::Read);
+    let unnamed = found.ranges.iter().find(|range| range.start.get() == 0x7e90_0000).unwrap();
+    assert_eq!(line(unnamed), "7e900000-7e900fff | - | platform (no name) | boot section yes no | no no | - |");
+    assert_eq!(found.disagreements, []);
+}
+
+#[test]
+fn a_window_for_memory_to_come_is_not_memory() {
+    let line = "280000000-fffffffff | - | hot-plug window | none no no | no no | 0 |";
+    is("hot-plug", &format!("{RAM}{line}"));
+}
+
+/// The entries past the 128th are in the boot loader's `setup_data`, among other things.
+#[test]
+fn a_map_that_is_continued_in_setup_data_is_read_to_its_end() {
+    let line = "280000000-47fffffff | soft reserved | nobody: Soft Reserved | none no no | yes yes | - |";
+    is("e820-many", &format!("{RAM}{line}"));
+    let found = look("e820-many");
+    let source = found.sources.iter().find(|source| source.id == SourceId::BootParams).unwrap();
+    assert_eq!((source.state, source.detail.as_str()), (SourceState::Read, "130 entries of E820"));
+}
+
+/// Kernels to come have names of their own. The boot loader's map has numbers, which stay.
+#[test]
+fn a_type_without_a_known_name_is_unknown_and_not_reserved() {
+    is(
+        "unknown-type",
+        &format!(
+            "{RAM}280000000-37fffffff | unknown type | unknown | ? ? ? | ? ? | - |
+        380000000-47fffffff | unknown type | unknown Unknown E820 type | ? ? ? | ? ? | - |
+        480000000-57fffffff | soft reserved | nobody: Soft Reserved | none no no | yes yes | - |
+    "
+        ),
+    );
+    assert_eq!(look("unknown-type").disagreements, []);
+}
+
 #[test]
 fn a_container_with_nothing_is_no_error() {
     let found = look("container");

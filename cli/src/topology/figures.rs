@@ -1,6 +1,6 @@
 //! Sizes, times and rates, in few characters.
 
-use hetmem_topology::model::Performance;
+use hetmem_topology::model::{Known, Performance};
 
 /// A size in the largest unit of which there is one, with a decimal if it is not whole: `639 KiB`, `2.9 GiB`.
 pub(super) fn size(bytes: u64) -> String {
@@ -28,7 +28,8 @@ pub(super) fn performance(found: &Performance) -> String {
     };
     let latency = pair(found.read_latency_ns, found.write_latency_ns, |ns| format!("{ns} ns"));
     let bandwidth = pair(found.read_bandwidth_mb_s, found.write_bandwidth_mb_s, rate);
-    let from = found.from_node.map_or_else(String::new, |node| format!(" from node {node}"));
+    let kind = if found.from_processors == Known::No { ", which has no CPUs" } else { "" };
+    let from = found.from_node.map_or_else(String::new, |node| format!(" from node {node}{kind}"));
     let figures: Vec<_> = [latency, bandwidth].into_iter().flatten().collect();
     format!("{} ({}{from})", figures.join(", "), found.source.label())
 }

@@ -20,7 +20,7 @@ use hetmem_sys::mapping::HugePages;
 use hetmem_sys::numa::{self, Place};
 use hetmem_sys::yardstick::Buffer;
 use hetmem_topology::Topology;
-use hetmem_topology::model::{FigureSource, Node, Performance};
+use hetmem_topology::model::{FigureSource, Known, Node, Performance};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use rustix::time::{ClockId, clock_gettime};
 
@@ -70,6 +70,7 @@ fn of_node(nodes: &[Node], node: &Node) -> Result<Performance, String> {
     Ok(Performance {
         source: FigureSource::Measured,
         from_node: Some(from),
+        from_processors: Known::Yes,
         read_latency_ns: Some(latency),
         write_latency_ns: None,
         read_bandwidth_mb_s: Some(read),

@@ -170,7 +170,7 @@ fn colour(kind: ClaimKind) -> (&'static str, bool) {
         ClaimKind::DaxUnbound => ("#ffd3a0", true),
         ClaimKind::Persistent => ("#d3c0e6", false),
         ClaimKind::CxlRegion => ("#a9d98b", true),
-        ClaimKind::CxlWindow => ("#e3f3d8", true),
+        ClaimKind::CxlWindow | ClaimKind::HotPlugWindow => ("#e3f3d8", true),
         ClaimKind::DevicePrivate => ("#f6a5a0", false),
         ClaimKind::PciDevice => ("#e8d5f0", false),
         ClaimKind::PciWindow => ("#f5eefa", true),

@@ -85,7 +85,10 @@ fn same_figures(a: &Performance, b: &Performance) -> bool {
 /// Whether a range is memory, or could be.
 fn is_shown(range: &Range) -> bool {
     let kind = range.claim.kind;
-    let other = matches!(kind, ClaimKind::PciWindow | ClaimKind::Acpi | ClaimKind::Platform | ClaimKind::Reserved);
+    let other = matches!(
+        kind,
+        ClaimKind::PciWindow | ClaimKind::HotPlugWindow | ClaimKind::Acpi | ClaimKind::Platform | ClaimKind::Reserved
+    );
     let small = kind == ClaimKind::PciDevice && !super::table::is_large(range);
     let unnamed = kind == ClaimKind::Nobody && range.firmware.is_none();
     !(other || small || unnamed)
@@ -138,7 +141,8 @@ fn unlocated(found: &Topology, node: Option<u32>) -> impl Iterator<Item = Branch
         let mut line = format!("{}, {}", device.name, device.driver.as_deref().unwrap_or("no driver"));
         line.extend(device.size_bytes.map(|bytes| format!(", {}", size(bytes))));
         line.push_str(", at addresses that are not shown");
-        let below = device.specs.iter().map(|spec| Branch::new(format!("→ --device {spec}"))).collect();
+        let specs = device.specs.iter().map(|spec| format!("→ --device {spec}"));
+        let below = specs.chain(device.hint.clone()).map(Branch::new).collect();
         Branch { line, below }
     })
 }

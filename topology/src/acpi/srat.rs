@@ -1,11 +1,15 @@
 //! SRAT: which memory and which processors belong together (ACPI specification, System Resource Affinity Table).
 
+use std::collections::BTreeSet;
+
 use super::{entries, open, u32_at, u64_at};
 use crate::source::Problems;
 use crate::span::Span;
 
 /// Entries begin behind the header, a revision and eight reserved bytes.
 const BODY: usize = 48;
+/// The type of entries for devices that read and write memory.
+const GENERIC_INITIATOR: u8 = 5;
 const ENABLED: u32 = 1;
 const HOT_PLUGGABLE: u32 = 1 << 1;
 const NON_VOLATILE: u32 = 1 << 2;
@@ -28,6 +32,8 @@ pub(crate) struct Srat {
     /// The domains in the order in which Linux meets them: those of processors and initiators, then those of memory. Node numbers
     /// are given in this order.
     pub(crate) domains: Vec<u32>,
+    /// Those of processors.
+    pub(crate) processors: BTreeSet<u32>,
 }
 
 /// Reads a table.
@@ -50,8 +56,11 @@ pub(crate) fn parse(bytes: &[u8], problems: &mut Problems) -> Result<Srat, Strin
                 Some(Err(why)) => problems.add(format!("the memory at offset {offset}: {why}")),
                 None => problems.add(format!("the memory at offset {offset} has {} bytes, and needs 40", entry.len())),
             },
-            kind @ (0 | 2 | 3 | 5) => match initiator(kind, entry) {
-                Some(domain) => srat.domains.extend(domain),
+            kind @ (0 | 2 | 3 | GENERIC_INITIATOR) => match initiator(kind, entry) {
+                Some(domain) => {
+                    srat.domains.extend(domain);
+                    srat.processors.extend(domain.filter(|_| kind != GENERIC_INITIATOR));
+                }
                 None => problems.add(format!("the processor at offset {offset} has only {} bytes", entry.len())),
             },
             // Interrupt translation, generic ports and what came later: nothing about memory.
@@ -59,7 +68,7 @@ pub(crate) fn parse(bytes: &[u8], problems: &mut Problems) -> Result<Srat, Strin
         }
     }
     srat.domains.extend(later);
-    let mut seen = std::collections::BTreeSet::new();
+    let mut seen = BTreeSet::new();
     srat.domains.retain(|domain| seen.insert(*domain));
     Ok(srat)
 }

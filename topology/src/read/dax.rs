@@ -1,5 +1,8 @@
 //! DAX devices: `/sys/bus/dax/devices`. Their addresses are for root to read; their names, sizes and drivers are for all.
 
+use std::ffi::OsStr;
+
+use crate::model::Known;
 use crate::read::{optional, optional_node};
 use crate::root::{Root, Unreadable, numbered};
 use crate::source::{MAX_ENTRIES, Problems, Source, SourceId, count};
@@ -15,6 +18,8 @@ pub(crate) struct Device {
     pub(crate) align: Option<u64>,
     /// The node that its memory belongs to, or would make.
     pub(crate) target_node: Option<u32>,
+    /// Whether it is on persistent memory: such a device is below a bus of libnvdimm.
+    pub(crate) persistent: Known,
     /// Where it is, in parts; empty if that is not known.
     pub(crate) spans: Vec<Span>,
 }
@@ -64,10 +69,20 @@ fn device(root: &Root, name: String, problems: &mut Problems) -> Device {
         driver: root.link_name(&format!("{dir}/driver")),
         align: optional(root, &format!("{dir}/align"), problems),
         target_node: optional_node(root, &format!("{dir}/target_node"), problems),
+        persistent: match root.link(&dir) {
+            Some(path) if path.iter().any(is_nvdimm_bus) => Known::Yes,
+            Some(_) => Known::No,
+            None => Known::Unknown,
+        },
         name,
         size,
         spans,
     }
+}
+
+/// `ndbus0`.
+fn is_nvdimm_bus(name: &OsStr) -> bool {
+    name.to_str().is_some_and(|name| numbered(name, "ndbus").is_some())
 }
 
 /// Whether it is the name of a DAX device: `dax0.0`.

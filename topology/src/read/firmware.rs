@@ -174,8 +174,12 @@ const E820_COUNT: usize = 0x1e8;
 const E820_TABLE: usize = 0x2d0;
 const E820_ENTRY: usize = 20;
 const E820_MOST: usize = 128;
+/// Where what a boot loader hands over besides is shown, each with its type and data (`arch/x86/kernel/ksysfs.c`), and the type of those that hold the
+/// entries for which `struct boot_params` has no room (`SETUP_E820_EXT`).
+const SETUP_DATA: &str = "/sys/kernel/boot_params/setup_data";
+const SETUP_E820_EXT: u64 = 1;
 
-/// The E820 map of `struct boot_params`. Entries past its 128 are elsewhere and not exposed.
+/// The E820 map of `struct boot_params`, and its continuation.
 pub(crate) fn boot_params(root: &Root) -> (Source, Vec<Entry>) {
     let id = SourceId::BootParams;
     let bytes = match root.bytes(id.path()) {
@@ -183,11 +187,12 @@ pub(crate) fn boot_params(root: &Root) -> (Source, Vec<Entry>) {
         Err(why) => return (Source::unreadable(id, &why), Vec::new()),
     };
     let mut problems = Problems::default();
-    let (entries, said) = e820(&bytes, &mut problems);
+    let (mut entries, said) = e820(&bytes, &mut problems);
     if said == 0 && bytes.len() <= E820_COUNT {
         let why = format!("{}: truncated after {} bytes, before its map", id.path(), bytes.len());
         return (Source::unreadable(id, &Unreadable::Failed(why)), entries);
     }
+    entries.extend(e820_continued(root, &mut problems));
     (Source::read(id, format!("{} of E820", count(entries.len(), "entry", "entries")), problems), entries)
 }
 
@@ -203,8 +208,38 @@ fn e820(params: &[u8], problems: &mut Problems) -> (Vec<Entry>, usize) {
     if raw.len() < wanted {
         problems.add(format!("truncated: {} of {wanted} entries are there", raw.len()));
     }
+    (e820_entries(raw.iter().take(wanted), problems), said)
+}
+
+/// The entries that did not fit into `struct boot_params`.
+fn e820_continued(root: &Root, problems: &mut Problems) -> Vec<Entry> {
     let mut entries = Vec::new();
-    for (i, raw) in raw.iter().take(wanted).enumerate() {
+    for name in root.names(SETUP_DATA).unwrap_or_default().iter().take(MAX_ENTRIES) {
+        if !root.number(&format!("{SETUP_DATA}/{name}/type")).is_ok_and(|kind| kind == SETUP_E820_EXT) {
+            continue;
+        }
+        match root.bytes(&format!("{SETUP_DATA}/{name}/data")) {
+            Ok(bytes) => {
+                let (raw, rest) = bytes.as_chunks::<E820_ENTRY>();
+                if !rest.is_empty() {
+                    problems.add(format!("{SETUP_DATA}/{name}: truncated in its last entry"));
+                }
+                let room = MAX_ENTRIES - entries.len();
+                if raw.len() > room {
+                    problems
+                        .add(format!("{SETUP_DATA}/{name}: more than {MAX_ENTRIES} entries: the rest was not read"));
+                }
+                entries.extend(e820_entries(raw.iter().take(room), problems));
+            }
+            Err(why) => problems.add(format!("{SETUP_DATA}/{name}: {}", why.words())),
+        }
+    }
+    entries
+}
+
+fn e820_entries<'a>(raw: impl Iterator<Item = &'a [u8; E820_ENTRY]>, problems: &mut Problems) -> Vec<Entry> {
+    let mut entries = Vec::new();
+    for (i, raw) in raw.enumerate() {
         let (start, len) = (crate::acpi::u64_at(raw, 0), crate::acpi::u64_at(raw, 8));
         let kind = FirmwareType::of_e820(crate::acpi::u32_at(raw, 16).unwrap_or(0));
         match start.zip(len).and_then(|(start, len)| Span::sized(start, len)) {
@@ -212,7 +247,7 @@ fn e820(params: &[u8], problems: &mut Problems) -> (Vec<Entry>, usize) {
             None => problems.add(format!("entry {i} is no range")),
         }
     }
-    (entries, said)
+    entries
 }
 
 #[cfg(test)]

@@ -4,6 +4,8 @@
 //! the kernel inside System RAM (code, data, crash kernel) are no claims of their own. A reader without `CAP_SYS_ADMIN` sees zeros
 //! in place of all addresses.
 
+use std::borrow::Cow;
+
 use procfs_core::{FromBufRead as _, Iomem};
 
 use crate::root::{Root, excerpt};
@@ -14,6 +16,8 @@ use crate::span::Span;
 pub(crate) const SYSTEM_RAM: &str = "System RAM";
 /// What it calls memory that a driver added: `System RAM (kmem)`, and others by the driver's name.
 const ADDED_RAM: &str = "System RAM (";
+/// What a resource without a name is called here: drivers may register one.
+const UNNAMED: &str = "(no name)";
 
 /// A resource with those around it.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -32,7 +36,7 @@ impl Resource {
 
 /// Reads it.
 pub(crate) fn read(root: &Root) -> (Source, Vec<Resource>) {
-    match root.text(SourceId::Iomem.path()) {
+    match root.lines(SourceId::Iomem.path()) {
         Ok(text) => parse(&text),
         Err(why) => (Source::unreadable(SourceId::Iomem, &why), Vec::new()),
     }
@@ -44,7 +48,8 @@ fn parse(text: &str) -> (Source, Vec<Resource>) {
     let mut resources: Vec<Resource> = Vec::new();
     let mut around: Vec<(Span, String)> = Vec::new();
     let (mut lines, mut zeros) = (0, 0);
-    for (number, line) in text.lines().enumerate() {
+    let body = text.trim_matches(['\n', ' ', '\t', '\0']);
+    for (number, line) in body.lines().enumerate() {
         if lines == MAX_ENTRIES {
             problems.add(format!("more than {MAX_ENTRIES} lines: the rest was not read"));
             break;
@@ -52,7 +57,10 @@ fn parse(text: &str) -> (Source, Vec<Resource>) {
         lines += 1;
         let wrong = || format!("line {} is no resource: `{}`", number + 1, excerpt(line.trim()));
         // One line at a time: a whole text is refused for one line that is wrong.
-        let Ok(Iomem(parsed)) = Iomem::from_buf_read(line.as_bytes()) else {
+        // The kernel ends each line: of one that doesn't end the name may be cut off.
+        let is_cut = !text.ends_with('\n') && body.ends_with(line);
+        let named = if is_cut { Cow::Borrowed(line) } else { with_name(line) };
+        let Ok(Iomem(parsed)) = Iomem::from_buf_read(named.as_bytes()) else {
             problems.add(wrong());
             continue;
         };
@@ -92,6 +100,14 @@ fn parse(text: &str) -> (Source, Vec<Resource>) {
     (source, resources)
 }
 
+/// A line, and [`UNNAMED`] where a name should follow.
+fn with_name(line: &str) -> Cow<'_, str> {
+    match line.trim_end().strip_suffix(" :") {
+        Some(range) => Cow::Owned(format!("{range} : {UNNAMED}")),
+        None => Cow::Borrowed(line),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -122,6 +138,17 @@ mod tests {
         let (source, resources) = parse("00000000-00000000 : Reserved\n  00000000-00000000 : dax0.0\n");
         assert_eq!((source.state, resources.len()), (SourceState::Hidden, 0));
         assert!(source.detail.contains("root"), "{}", source.detail);
+    }
+
+    /// The kernel prints whatever name it is given (`r_show`, kernel/resource.c).
+    #[test]
+    fn a_resource_without_a_name_is_a_resource() {
+        let (source, resources) = parse("1000-1fff : \n  1800-1fff : \n2000-2fff : System RAM\n");
+        assert_eq!((source.state, resources.len()), (SourceState::Read, 3), "{source:?}");
+        assert_eq!(resources[1].path, ["(no name)", "(no name)"]);
+        // Without the end of its line, the name may have been cut off.
+        let (source, resources) = parse("1000-1fff : \n2000-2fff : ");
+        assert_eq!((source.state, resources.len()), (SourceState::Partial, 1), "{source:?}");
     }
 
     #[test]

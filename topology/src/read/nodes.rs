@@ -5,13 +5,22 @@ use crate::root::{Root, Unreadable, numbered};
 use crate::source::{MAX_ENTRIES, Problems, Source, SourceId, SourceState, count};
 
 /// What sysfs says of the way from the best initiators of a class to a node.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub(crate) struct Access {
-    pub(crate) initiator: Option<u32>,
+    /// 1: processors; 0: initiators of whatever kind (`hmat_register_target_initiators`, drivers/acpi/numa/hmat.c).
+    pub(crate) class: u32,
+    pub(crate) initiators: Vec<u32>,
     pub(crate) read_latency: Option<u64>,
     pub(crate) write_latency: Option<u64>,
     pub(crate) read_bandwidth: Option<u64>,
     pub(crate) write_bandwidth: Option<u64>,
+}
+
+impl Access {
+    fn has_figures(&self) -> bool {
+        let figures = [self.read_latency, self.write_latency, self.read_bandwidth, self.write_bandwidth];
+        figures.iter().any(Option::is_some)
+    }
 }
 
 /// A node.
@@ -23,7 +32,7 @@ pub(crate) struct Node {
     pub(crate) total: Option<u64>,
     pub(crate) free: Option<u64>,
     pub(crate) distances: Vec<u64>,
-    /// Class 0: the nearest initiators, of whatever kind. Only firmware with an HMAT has it.
+    /// That of processors, if there is one: Linux has it from 5.10 on. Only firmware with an HMAT has figures.
     pub(crate) access: Option<Access>,
     /// The memory-side cache in front of it.
     pub(crate) cache: Option<u64>,
@@ -65,7 +74,7 @@ fn node(root: &Root, id: u32, problems: &mut Problems) -> Node {
         total: figure(&meminfo, "MemTotal"),
         free: figure(&meminfo, "MemFree"),
         distances,
-        access: access(root, &dir, problems),
+        access: [1, 0].into_iter().filter_map(|class| access(root, &dir, class, problems)).find(Access::has_figures),
         cache: optional(root, &format!("{dir}/memory_side_cache/index1/size"), problems),
     }
 }
@@ -79,12 +88,13 @@ fn figure(meminfo: &str, key: &str) -> Option<u64> {
     found.parse::<u64>().ok()?.checked_mul(1024)
 }
 
-fn access(root: &Root, dir: &str, problems: &mut Problems) -> Option<Access> {
-    let dir = format!("{dir}/access0/initiators");
+fn access(root: &Root, dir: &str, class: u32, problems: &mut Problems) -> Option<Access> {
+    let dir = format!("{dir}/access{class}/initiators");
     let initiators = root.names(&dir).ok()?;
     let mut field = |name: &str| optional(root, &format!("{dir}/{name}"), problems).filter(|value| *value > 0);
     Some(Access {
-        initiator: initiators.iter().find_map(|name| numbered(name, "node")),
+        class,
+        initiators: initiators.iter().filter_map(|name| numbered(name, "node")).collect(),
         read_latency: field("read_latency"),
         write_latency: field("write_latency"),
         read_bandwidth: field("read_bandwidth"),

@@ -10,6 +10,8 @@ const MEMORY: u64 = 0x200;
 const PREFETCHABLE: u64 = 0x2000;
 /// The class of bridges between PCI buses: past its own BARs, a bridge lists the windows to what is behind it.
 const PCI_BRIDGE: u64 = 0x0604;
+/// The class of co-processors: cards that compute, with memory of their own.
+const CO_PROCESSOR: u64 = 0x0b40;
 /// Lines of a bridge's own BARs and ROM.
 const OWN_LINES: usize = 7;
 
@@ -27,9 +29,9 @@ pub(crate) struct Bar {
 }
 
 impl Bar {
-    /// Whether the device is one that computes: a display controller or a processing accelerator.
+    /// Whether the device is one that computes: a display controller, a co-processor, or a processing accelerator.
     pub(crate) const fn is_accelerator(&self) -> bool {
-        matches!(self.class >> 8, 0x03 | 0x12)
+        matches!(self.class >> 8, 0x03 | 0x12) || self.class == CO_PROCESSOR
     }
 
     /// What kind of device it is, in a word or two.
@@ -40,6 +42,7 @@ impl Bar {
             0x03 => "display",
             0x05 => "memory",
             0x06 => "bridge",
+            0x0b => "processor",
             0x0c => "bus",
             0x12 => "accelerator",
             _ => "device",

@@ -52,6 +52,7 @@ fn maps(facts: &Facts, span: Span) -> Option<Said> {
     let (memmap, loader, efi) = (find(&facts.memmap), find(&facts.boot_params), find(&facts.efi));
     if let (Some(a), Some(b)) = (memmap, loader)
         && a.kind != b.kind
+        && a.kind != FirmwareType::Unknown
     {
         let text = format!("{} in the firmware's map, {} in the boot loader's", a.kind.label(), b.kind.label());
         return Some((vec![SourceId::FirmwareMap, SourceId::BootParams], text));

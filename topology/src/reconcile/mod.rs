@@ -34,7 +34,7 @@ pub(crate) fn reconcile(root: &Path, facts: Facts) -> Topology {
         root: root.display().to_string(),
         nodes,
         ranges,
-        dax_devices: facts.dax.iter().map(usage::dax_device).collect(),
+        dax_devices: facts.dax.iter().map(|device| usage::dax_device(&facts, device)).collect(),
         cxl_memories: facts.cxl.memories,
         disagreements,
         measurement_notes: Vec::new(),
@@ -129,7 +129,7 @@ fn range(facts: &Facts, domains: &Domains, nodes: &[Node], boot: &[Span], at: Sp
         node,
         performance: of_node.and_then(|node| node.performance.first().copied()),
         specs: usage::specs(facts, &claim, struct_pages, node),
-        hint: usage::hint(&claim, struct_pages),
+        hint: usage::hint(facts, &claim, struct_pages),
         evidence: evidence(facts, at),
         claim,
     }

@@ -3,11 +3,12 @@
 //! Linux numbers nodes in the order in which it meets proximity domains in SRAT. Where memory blocks show which node a
 //! domain's memory became, they decide.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::acpi::hmat::Kind;
 use crate::facts::Facts;
-use crate::model::{Disagreement, FigureSource, Node, Performance};
+use crate::model::{Disagreement, FigureSource, Known, Node, Performance};
 use crate::source::SourceId;
 use crate::span::Span;
 
@@ -54,13 +55,30 @@ pub(super) fn node_of(facts: &Facts, domains: &Domains, at: Span, is_ram: bool) 
     (if is_ram { block() } else { None }).or_else(dax).or_else(srat).or_else(pci)
 }
 
-/// What HMAT says of the memory of `node`, from the initiator it is attached to, else from the quickest.
+/// Whether an initiator's node has processors: by the system, by SRAT.
+fn has_processors(facts: &Facts, node: Option<u32>, domain: Option<u32>) -> Known {
+    let system = facts.nodes.iter().find(|found| Some(found.id) == node).map(|found| !found.cpus.is_empty());
+    match (system, domain) {
+        (Some(true), _) => Known::Yes,
+        (_, Some(domain)) if facts.srat.processors.contains(&domain) => Known::Yes,
+        (None, None) => Known::Unknown,
+        _ => Known::No,
+    }
+}
+
+/// Figures that hold for processors before those that don't.
+fn for_devices_alone(found: &Performance) -> bool {
+    found.from_processors == Known::No
+}
+
+/// What HMAT says of the memory of `node`: from processors, if there is a figure of some; from the initiator that it is attached to, else from the quickest.
 fn by_hmat(facts: &Facts, domains: &Domains, node: u32) -> Option<Performance> {
     let mut from: BTreeMap<u32, Performance> = BTreeMap::new();
     for figure in facts.hmat.figures.iter().filter(|figure| domains.node(figure.target) == Some(node)) {
         let found = from.entry(figure.initiator).or_insert(Performance {
             source: FigureSource::Hmat,
             from_node: domains.node(figure.initiator),
+            from_processors: has_processors(facts, domains.node(figure.initiator), Some(figure.initiator)),
             read_latency_ns: None,
             write_latency_ns: None,
             read_bandwidth_mb_s: None,
@@ -74,20 +92,28 @@ fn by_hmat(facts: &Facts, domains: &Domains, node: u32) -> Option<Performance> {
         };
         *field = Some(figure.value);
     }
-    let mut attached = facts.hmat.attached.iter().filter(|(memory, _)| domains.node(*memory) == Some(node));
-    let attached = attached.find_map(|(_, initiator)| from.get(initiator).copied());
-    let rank = |p: &&Performance| {
-        (p.read_latency_ns.unwrap_or(u64::MAX), std::cmp::Reverse(p.read_bandwidth_mb_s.unwrap_or(0)), p.from_node)
+    let is_attached = |initiator: &u32| {
+        facts.hmat.attached.iter().any(|(memory, near)| domains.node(*memory) == Some(node) && near == initiator)
     };
-    attached.or_else(|| from.values().min_by_key(rank).copied())
+    let rank = |(initiator, p): &(&u32, &Performance)| {
+        let speed = (p.read_latency_ns.unwrap_or(u64::MAX), Reverse(p.read_bandwidth_mb_s.unwrap_or(0)));
+        (for_devices_alone(p), !is_attached(initiator), speed, p.from_node)
+    };
+    from.iter().min_by_key(rank).map(|(_, best)| *best)
 }
 
 fn by_sysfs(facts: &Facts, node: u32) -> Option<Performance> {
-    let access = facts.nodes.iter().find(|found| found.id == node)?.access?;
-    let figures = [access.read_latency, access.write_latency, access.read_bandwidth, access.write_bandwidth];
-    figures.iter().any(Option::is_some).then_some(Performance {
+    let access = facts.nodes.iter().find(|found| found.id == node)?.access.as_ref()?;
+    let has = |initiator: Option<u32>| match access.class {
+        1 => Known::Yes,
+        _ => has_processors(facts, initiator, None),
+    };
+    let initiators = access.initiators.iter().copied().map(Some);
+    let initiator = initiators.min_by_key(|initiator| has(*initiator) != Known::Yes).flatten();
+    Some(Performance {
         source: FigureSource::Sysfs,
-        from_node: access.initiator,
+        from_node: initiator,
+        from_processors: has(initiator),
         read_latency_ns: access.read_latency,
         write_latency_ns: access.write_latency,
         read_bandwidth_mb_s: access.read_bandwidth,
@@ -104,6 +130,9 @@ pub(super) fn nodes(facts: &Facts, domains: &Domains) -> Vec<Node> {
         let system = facts.nodes.iter().find(|node| node.id == number);
         let tables = facts.hmat.caches.iter().find(|(domain, _)| domains.node(*domain) == Some(number));
         let free = system.and_then(|node| node.free);
+        let mut performance: Vec<_> =
+            [by_hmat(facts, domains, number), by_sysfs(facts, number)].into_iter().flatten().collect();
+        performance.sort_by_key(for_devices_alone);
         Node {
             node: number,
             online: system.is_some(),
@@ -112,7 +141,7 @@ pub(super) fn nodes(facts: &Facts, domains: &Domains) -> Vec<Node> {
             free_bytes: free,
             distances: system.map(|node| node.distances.clone()).unwrap_or_default(),
             memory_side_cache_bytes: system.and_then(|node| node.cache).or(tables.map(|(_, size)| *size)),
-            performance: [by_hmat(facts, domains, number), by_sysfs(facts, number)].into_iter().flatten().collect(),
+            performance,
             spec: free.and_then(|free| super::usage::node_spec(number, free)),
         }
     };
@@ -124,6 +153,10 @@ pub(super) fn disagreements(facts: &Facts, domains: &Domains) -> Vec<Disagreemen
     let mut found = Vec::new();
     for node in &facts.nodes {
         let (Some(table), Some(sysfs)) = (by_hmat(facts, domains, node.id), by_sysfs(facts, node.id)) else { continue };
+        // What a device gets, and what processors get, are two things.
+        if for_devices_alone(&table) != for_devices_alone(&sysfs) {
+            continue;
+        }
         for (what, unit, a, b) in [
             ("read latency", "ns", table.read_latency_ns, sysfs.read_latency_ns),
             ("write latency", "ns", table.write_latency_ns, sysfs.write_latency_ns),

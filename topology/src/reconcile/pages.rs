@@ -18,7 +18,7 @@ use crate::span::Span;
 /// A section: what the kernel keeps descriptors for as a whole.
 pub(super) const SECTION: u64 = 128 << 20;
 /// The unit in which descriptors can be made later.
-const SUBSECTION: u64 = 2 << 20;
+pub(super) const SUBSECTION: u64 = 2 << 20;
 /// The kernel maps this much of the beginning of the address space on x86, whatever it is.
 const FIRST: u64 = 1 << 20;
 
@@ -69,9 +69,14 @@ pub(super) fn direct_map(facts: &Facts, at: Span, claim: &Claim, pages: StructPa
     }
 }
 
+/// What a kernel driver could make of memory that keeps data.
+const PERSISTENT: (Possible, Possible, &str) = (Possible::No, Possible::No, "persistent memory has drivers of its own");
+
 /// What device memory a kernel driver could make of `at`.
 pub(super) fn device_source(facts: &Facts, at: Span, claim: &Claim, firmware: Option<FirmwareType>) -> DeviceSource {
+    let keeps_data = || claim.by.as_ref().is_some_and(|name| super::usage::keeps_data(facts, name));
     let (coherent, private, why) = match claim.kind {
+        ClaimKind::DaxUnbound if keeps_data() => PERSISTENT,
         ClaimKind::SoftReserved | ClaimKind::DaxUnbound | ClaimKind::CxlRegion => {
             if at.aligned_inside(SUBSECTION).is_some() {
                 (Possible::Now, Possible::Now, "memory that the CPU addresses, without an owner")
@@ -83,14 +88,18 @@ pub(super) fn device_source(facts: &Facts, at: Span, claim: &Claim, firmware: Op
         ClaimKind::Kmem => {
             (Possible::AfterRelease, Possible::AfterRelease, "it is System RAM until it is taken offline")
         }
+        ClaimKind::SystemRam if claim.inferred && super::claim::may_be_added(facts, at) => {
+            (Possible::Unknown, Possible::Unknown, "kmem may have added it")
+        }
         ClaimKind::SystemRam | ClaimKind::DriverRam => {
             (Possible::No, Possible::No, "System RAM is refused to drivers (-ENXIO)")
         }
         ClaimKind::DevicePrivate => (Possible::No, Possible::Now, "its driver made DEVICE_PRIVATE descriptors"),
         ClaimKind::PciDevice => pci(facts, at),
         ClaimKind::CxlWindow => (Possible::No, Possible::No, "no region is committed there"),
+        ClaimKind::HotPlugWindow => (Possible::No, Possible::No, "no memory is plugged in there"),
         ClaimKind::Unknown => (Possible::Unknown, Possible::Unknown, "who holds it is not known"),
-        ClaimKind::Persistent => (Possible::No, Possible::No, "persistent memory has drivers of its own"),
+        ClaimKind::Persistent => PERSISTENT,
         ClaimKind::Nobody if firmware == Some(FirmwareType::SystemRam) => {
             (Possible::Now, Possible::Now, "memory that the kernel was told not to use")
         }

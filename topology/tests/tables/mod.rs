@@ -192,5 +192,17 @@ pub(crate) fn of_fixtures() -> Vec<(&'static str, &'static str, Vec<u8>)> {
         .cache(0, 64 << 20)
         .bytes();
     tables.push(("hbm-flat", "HMAT", hmat));
+    // The memory of domain 2 is next to the device of domain 1; of domain 3's only that device's figures are known.
+    let srat = Srat::new().processor(0, 0).generic_initiator(1).memory(0, 0, 2 * GIB, 1).memory(0, 4 * GIB, 6 * GIB, 1);
+    let srat = srat.memory(2, 10 * GIB, 4 * GIB, 1).memory(3, 14 * GIB, 2 * GIB, 1).bytes();
+    tables.push(("generic-initiator", "SRAT", srat));
+    let hmat = Hmat::new()
+        .attached(1, 2)
+        .locality(0, 1000, &[0, 1], &[2, 3], &[77, 0xffff, 8, 12])
+        .locality(3, 100, &[0, 1], &[2, 3], &[2000, 0xffff, 9000, 3000])
+        .bytes();
+    tables.push(("generic-initiator", "HMAT", hmat));
+    let srat = low(0).memory(0, 4 * GIB, 6 * GIB, 1).memory(0, 10 * GIB, 54 * GIB, 0b11).bytes();
+    tables.push(("hot-plug", "SRAT", srat));
     tables
 }
