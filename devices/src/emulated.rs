@@ -10,7 +10,7 @@ use hetmem_core::port::{Device, DeviceError, NoBacking};
 use hetmem_core::run_set::FrameRun;
 use hetmem_core::units::{DeviceId, PageCount, VirtAddr};
 use hetmem_sys::errno::Errno;
-use hetmem_sys::mapping::{Access, Arena, ArenaOptions, HugePages, OnFork};
+use hetmem_sys::mapping::{Access, Arena, ArenaOptions, HugePages, OnDump, OnFork};
 
 use crate::frames::Frames;
 use crate::spec::DeviceSpec;
@@ -42,6 +42,7 @@ pub(crate) fn reserve(spec: &DeviceSpec) -> Result<Arena, Errno> {
     let options = ArenaOptions {
         huge_pages: HugePages::Prefer,
         on_fork: OnFork::Omit,
+        on_dump: OnDump::Omit,
         access: Access::AsOpened,
         name: Some(name),
         ..ArenaOptions::default()

@@ -14,7 +14,7 @@ use std::sync::{Mutex, MutexGuard};
 
 use dlmalloc::Dlmalloc;
 use hetmem_core::units::{PageCount, PageRange, VirtAddr};
-use hetmem_sys::mapping::{Access, Arena, ArenaOptions, HugePages, allow_access};
+use hetmem_sys::mapping::{Access, Arena, ArenaOptions, HugePages, OnDump, allow_access};
 
 /// Address space of the arena: 4 GiB, of which only what is used can be used by anybody.
 const CAPACITY: usize = 4 << 30;
@@ -60,6 +60,8 @@ fn reserve() -> bool {
     while size >= SMALLEST {
         let options = ArenaOptions {
             huge_pages: HugePages::Never,
+            // Nothing of the program's is here, and most of it can be used by nobody: 4 GiB of a dump.
+            on_dump: OnDump::Omit,
             access: Access::AsAllowed,
             name: Some(c"hetmem:heap"),
             ..ArenaOptions::default()

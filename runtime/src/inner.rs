@@ -10,7 +10,7 @@ use hetmem_core::pool::SystemPool;
 use hetmem_core::port::{Device, FaultPath, Host};
 use hetmem_core::units::{BLOCK_PAGES, ByteLen, PageCount, PageRange};
 use hetmem_sys::errno::Errno;
-use hetmem_sys::mapping::{Access, Arena, ArenaOptions, HugePages, OnFork};
+use hetmem_sys::mapping::{Access, Arena, ArenaOptions, HugePages, OnDump, OnFork};
 
 use crate::delegate::Delegated;
 use crate::error::Error;
@@ -49,6 +49,7 @@ impl Inner {
         let options = ArenaOptions {
             huge_pages: HugePages::Never,
             on_fork: OnFork::Omit,
+            on_dump: OnDump::Omit,
             access: Access::AsOpened,
             name: Some(c"hetmem:pool"),
             ..ArenaOptions::default()

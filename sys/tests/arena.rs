@@ -8,7 +8,9 @@ use std::ops::ControlFlow;
 use common::{pages, populated_pages, present, read, write};
 use hetmem_core::units::{BLOCK_SIZE, PageCount, PageRange, VirtAddr};
 use hetmem_sys::errno::Errno;
-use hetmem_sys::mapping::{Access, Arena, ArenaOptions, HugePages, OnFork, Prefault, is_mapped, populate_write};
+use hetmem_sys::mapping::{
+    Access, Arena, ArenaOptions, HugePages, OnDump, OnFork, Prefault, is_mapped, populate_write,
+};
 use hetmem_sys::maps::{BUFFER_SIZE, Perms, for_each_mapping};
 
 /// The mapping that holds `addr`: its range, permissions and name.
@@ -56,6 +58,7 @@ fn options_show_in_the_mapping() {
     let options = ArenaOptions {
         huge_pages: HugePages::Never,
         on_fork: OnFork::Omit,
+        on_dump: OnDump::Omit,
         prefault: Prefault::All,
         name: Some(c"hetmem:test"),
         ..ArenaOptions::default()
@@ -68,7 +71,7 @@ fn options_show_in_the_mapping() {
     let smaps = std::fs::read_to_string("/proc/self/smaps").unwrap();
     let header = format!("{:x}-{:x} ", arena.range().start().get(), arena.range().end().get());
     let flags = smaps[smaps.find(&header).unwrap()..].lines().find(|line| line.starts_with("VmFlags:")).unwrap();
-    for flag in [" dc", " nh"] {
+    for flag in [" dc", " dd", " nh"] {
         assert!(flags.contains(flag), "{flags}");
     }
 }

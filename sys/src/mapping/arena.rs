@@ -44,6 +44,16 @@ pub enum OnFork {
     Omit,
 }
 
+/// Whether a core dump has the arena (core(5)).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum OnDump {
+    /// As any other memory.
+    #[default]
+    Include,
+    /// No: what is in it may be pages that the program keeps out of dumps.
+    Omit,
+}
+
 /// Whether pages are made present at once.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum Prefault {
@@ -83,6 +93,8 @@ pub struct ArenaOptions<'a> {
     pub huge_pages: HugePages,
     /// Forks.
     pub on_fork: OnFork,
+    /// Core dumps.
+    pub on_dump: OnDump,
     /// First touch.
     pub prefault: Prefault,
     /// Access.
@@ -121,6 +133,10 @@ impl Arena {
         match options.on_fork {
             OnFork::Inherit => {}
             OnFork::Omit => advise_own(Advice::LinuxDontFork)?,
+        }
+        match options.on_dump {
+            OnDump::Include => {}
+            OnDump::Omit => advise_own(Advice::LinuxDontDump)?,
         }
         match options.huge_pages {
             HugePages::System => {}

@@ -15,7 +15,7 @@ mod shared;
 mod wiped;
 
 pub use advice::{Guard, discard, forbid_huge_pages, guard, is_locked, populate_read, populate_write};
-pub use arena::{Access, Arena, ArenaOptions, HugePages, OnFork, Prefault, Whose, allow_access};
+pub use arena::{Access, Arena, ArenaOptions, HugePages, OnDump, OnFork, Prefault, Whose, allow_access};
 pub use exchange::{Spare, map_again_over};
 pub use query::{is_mapped, resident};
 pub use set_aside::{forget_omitted, set_aside, unlock_set_aside};
