@@ -222,7 +222,7 @@ fn ignored_and_blocked_signals_are_the_programs_too() {
     let look = ["grep", "-E", "SigBlk|SigIgn", "/proc/self/status"];
     let under = |wrapper: &[&str]| {
         let mut command = Command::new("env");
-        command.args(["--ignore-signal=HUP,INT,CHLD", "--block-signal=USR1"]).args(wrapper).args(look);
+        command.args(["--ignore-signal=HUP,INT,CHLD,PIPE,XFSZ", "--block-signal=USR1"]).args(wrapper).args(look);
         output(&mut command)
     };
     let native = under(&[]);
@@ -280,6 +280,177 @@ fn an_interrupt_from_the_terminal_reaches_the_program_once() {
     assert_eq!(child.wait().unwrap().code(), Some(6));
     // The terminal's other end is gone: nothing holds it open any more.
     let _ = reader.read(&mut [0; 64]);
+}
+
+/// A script that runs hetmem as `$hetmem`, as a shell does that was started by something odd.
+fn around(script: &str) -> std::process::Output {
+    output(Command::new("bash").args(["-c", script]).env("hetmem", hetmem().get_program()))
+}
+
+#[test]
+fn streams_that_are_closed_are_closed_in_the_program() {
+    let look = "for n in 0 1 2; do [ -e /proc/self/fd/$n ] && echo $n >&9; done";
+    let told = |wrapper: &str, closed: &str| {
+        let run = around(&format!("exec 9>&1; {wrapper} bash -c '{look}; echo hi' {closed}; echo status $?"));
+        (stdout(&run), stderr(&run))
+    };
+    for closed in ["<&-", ">&-", "2>&-", "<&- 2>&-", "<&- >&- 2>&-", ""] {
+        assert_eq!(told("$hetmem run --quiet --", closed), told("", closed), "{closed}");
+    }
+}
+
+#[test]
+fn statistics_to_a_stream_that_is_closed_are_refused() {
+    for (path, closed) in [("/dev/stdout", ">&-"), ("/dev/fd/1", ">&-"), ("/proc/self/fd/0", "<&-")] {
+        let run = around(&format!("$hetmem run --quiet --stats {path} -- true {closed}"));
+        assert_eq!(status(&run), 125, "{path}");
+        assert!(
+            stderr(&run).starts_with(&format!("hetmem: statistics can't be written to {path}: ")),
+            "{}",
+            stderr(&run)
+        );
+    }
+}
+
+/// The program has the limit, and hetmem what may be had above it.
+#[test]
+fn a_limit_on_files_is_the_programs() {
+    let dir = tempfile::tempdir().unwrap();
+    let stats = dir.path().join("stats.json");
+    let run =
+        around(&format!("ulimit -S -f 1; $hetmem run --quiet --stats {} -- bash -c 'ulimit -f'", stats.display()));
+    assert_eq!((status(&run), stdout(&run).trim()), (0, "1"), "{}", stderr(&run));
+    assert!(serde_json::from_slice::<Value>(&std::fs::read(&stats).unwrap()).is_ok());
+    std::fs::remove_file(&stats).unwrap();
+    for limit in [0, 8, 4096] {
+        let run = around(&format!("ulimit -f {limit}; $hetmem run --quiet --stats {} -- true", stats.display()));
+        assert!([0, 125].contains(&status(&run)), "{limit}: {}", run.status);
+        assert_eq!(stderr(&run).lines().count(), usize::from(status(&run) != 0), "{}", stderr(&run));
+        let left: Vec<_> = std::fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        assert!(left.iter().all(|name| name == "stats.json"), "{left:?}");
+    }
+}
+
+/// Where hetmem says that it did not start a program nothing of it runs, however little there is. Whoever has the pipe is waited for.
+#[test]
+fn a_program_that_was_not_started_does_not_run() {
+    let mut refused = 0;
+    for kilobytes in (200..4000).step_by(200) {
+        let run = around(&format!("ulimit -c 0; ulimit -d {kilobytes}; exec $hetmem run --quiet -- /bin/echo ran"));
+        let said = stderr(&run);
+        match run.status.code() {
+            Some(0) => assert_eq!(stdout(&run), "ran\n"),
+            Some(125 | 126) => {
+                refused += 1;
+                assert!(stdout(&run).is_empty(), "{kilobytes}: {said}");
+                assert_eq!(said.lines().count(), 1, "{said}");
+            }
+            // hetmem itself could not be loaded.
+            _ => assert!(stdout(&run).is_empty() && kilobytes < 1000, "{kilobytes}: {:?} {said}", run.status),
+        }
+    }
+    assert!(refused > 0);
+}
+
+/// The statistics memory is where the program can write: whatever it writes, its status is passed on, and there are statistics.
+#[test]
+fn stores_into_the_statistics_memory_change_no_status() {
+    const SCRIBBLE: &str = r#"
+import re, sys
+for line in open("/proc/self/maps"):
+    if "hetmem-statistics" in line:
+        start, end = (int(x, 16) for x in re.match("([0-9a-f]+)-([0-9a-f]+)", line).groups())
+        with open("/proc/self/mem", "r+b", 0) as memory:
+            for at in range(start + int(sys.argv[2]), end, int(sys.argv[1])):
+                memory.seek(at)
+                memory.write(b"\xff" * 8)
+        print("written")
+sys.exit(7)
+"#;
+    if Command::new("python3").arg("--version").output().is_err() {
+        return eprintln!("skipped: there is no python3");
+    }
+    for (step, first) in [("8", "0"), ("8", "16"), ("128", "64"), ("16", "8")] {
+        let dir = tempfile::tempdir().unwrap();
+        let stats = dir.path().join("stats.json");
+        let mut command = hetmem();
+        command.args(["run", "--stats"]).arg(&stats).args(["--", "python3", "-c", SCRIBBLE, step, first]);
+        let run = output(&mut command);
+        assert_eq!((status(&run), stdout(&run).trim()), (7, "written"), "{}", stderr(&run));
+        let stats: Value = serde_json::from_slice(&std::fs::read(stats).unwrap()).unwrap();
+        assert_eq!(stats["exit_code"], 7);
+    }
+}
+
+/// What the program keeps out of core dumps is in none, wherever its pages were.
+#[test]
+fn core_dumps_have_nothing_that_the_program_keeps_out_of_them() {
+    const ABORT: &str = r#"
+import mmap, os
+memory = mmap.mmap(-1, 8 << 20, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+memory.madvise(mmap.MADV_DONTDUMP)
+secret = bytes(x ^ 0x55 for x in b"".join([b"\x06\x66\x36\x27\x60\x61"] * 4))
+for turn in range(20):
+    for at in range(0, len(memory), 64):
+        memory[at:at + len(secret)] = secret
+    assert all(memory[at:at + len(secret)] == secret for at in range(0, len(memory), 4096))
+print(len(secret), secret.hex(), flush=True)
+os.abort()
+"#;
+    if std::fs::read_to_string("/proc/sys/kernel/core_pattern").unwrap().trim() != "core" {
+        return eprintln!("skipped: core dumps are not files here");
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let options = "--quiet --policy limit --system-limit 1M --device private:emulated,size=16M";
+    let script = format!(
+        "cd {}; ulimit -c unlimited || exit 77; exec $hetmem run {options} -- python3 -c '{ABORT}'",
+        dir.path().display()
+    );
+    let run = around(&script);
+    if [77, 127].contains(&status(&run)) {
+        return eprintln!("skipped: {}", stderr(&run));
+    }
+    assert_eq!(status(&run), 134, "{}", stderr(&run));
+    let core = std::fs::read_dir(dir.path()).unwrap().next().expect("a core dump").unwrap();
+    let dump = std::fs::read(core.path()).unwrap();
+    let secret = stdout(&run).split_whitespace().nth(1).unwrap().to_owned();
+    let secret: Vec<u8> =
+        (0..secret.len()).step_by(2).map(|i| u8::from_str_radix(&secret[i..i + 2], 16).unwrap()).collect();
+    // A few are the interpreter's own.
+    let copies = dump.windows(secret.len()).filter(|window| *window == secret).count();
+    assert!(copies < 16, "{copies} copies");
+    assert!(dump.len() < 1 << 30, "{} bytes", dump.len());
+}
+
+/// `/proc` of another namespace knows this process by another number: then no other process's descriptor is opened, and what is counted is read.
+#[test]
+fn in_a_process_namespace_with_a_foreign_proc_statistics_are_kept() {
+    let dir = tempfile::tempdir().unwrap();
+    let stats = dir.path().join("stats.json");
+    let unshared = |command: &str| around(&format!("exec unshare --pid --fork {command}"));
+    if !unshared("true").status.success() {
+        return eprintln!("skipped: no process namespace can be had");
+    }
+    let run = unshared(&format!("$hetmem run --quiet --stats {} -- sh -c 'exit 3'", stats.display()));
+    assert_eq!((status(&run), stderr(&run).as_str()), (3, ""));
+    let stats: Value = serde_json::from_slice(&std::fs::read(stats).unwrap()).unwrap();
+    assert_eq!(stats["processes"], 1);
+}
+
+#[test]
+fn statistics_leave_a_file_its_owner() {
+    use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown};
+    let dir = tempfile::tempdir().unwrap();
+    let stats = dir.path().join("stats.json");
+    std::fs::write(&stats, "before").unwrap();
+    std::fs::set_permissions(&stats, std::fs::Permissions::from_mode(0o640)).unwrap();
+    if chown(&stats, Some(12345), Some(12346)).is_err() {
+        return eprintln!("skipped: only root can give files away");
+    }
+    assert_eq!(status(&output(hetmem().args(["run", "--quiet", "--stats"]).arg(&stats).args(["--", "true"]))), 0);
+    let now = std::fs::metadata(&stats).unwrap();
+    assert_eq!((now.uid(), now.gid(), now.mode() & 0o7777), (12345, 12346, 0o640));
+    assert!(serde_json::from_slice::<Value>(&std::fs::read(&stats).unwrap()).is_ok());
 }
 
 #[test]

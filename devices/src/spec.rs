@@ -298,10 +298,10 @@ fn whole_pages(size: ByteLen) -> Result<ByteLen, SpecProblem> {
     if size.get() == 0 {
         return Err(SpecProblem::Zero(Key::Size.label()));
     }
-    if size.whole_pages().is_none() {
-        return Err(SpecProblem::NotPages(size));
+    if size > MAX_SIZE {
+        return Err(SpecProblem::TooLarge(size));
     }
-    if size > MAX_SIZE { Err(SpecProblem::TooLarge(size)) } else { Ok(size) }
+    if size.whole_pages().is_none() { Err(SpecProblem::NotPages(size)) } else { Ok(size) }
 }
 
 fn checked_name(name: &str) -> Result<String, SpecProblem> {

@@ -167,6 +167,14 @@ pub(crate) fn make_devices(specs: &[DeviceSpec]) -> Result<Vec<Box<dyn Device>>,
 
 pub(crate) fn make_device(id: DeviceId, owner: Owner, spec: &DeviceSpec) -> Result<Box<dyn Device>, Error> {
     let failed = |errno| Error::os(format!("device {} can't be made", spec.name), errno);
+    let memory = hetmem_sys::process::machine_memory();
+    if spec.backend == Backend::Emulated && spec.size > memory {
+        let name = &spec.name;
+        return Err(Error::invalid(format!(
+            "device {name}: {} are more than this machine's memory ({memory})",
+            spec.size
+        )));
+    }
     Ok(match &spec.backend {
         Backend::Emulated => Box::new(Emulated::new(id, owner, spec).map_err(failed)?),
         Backend::Node(node) => Box::new(NodeMemory::new(id, owner, spec, *node).map_err(failed)?),

@@ -3,7 +3,7 @@
 
 use std::os::fd::OwnedFd;
 
-use hetmem_core::units::PageCount;
+use hetmem_core::units::{ByteLen, PageCount};
 use rustix::fs::{Mode, OFlags};
 
 use crate::errno::Errno;
@@ -33,6 +33,13 @@ impl MemoryUse {
             _ => Err(Errno::INVAL),
         }
     }
+}
+
+/// The machine's memory (`sysinfo(2)`).
+#[must_use]
+pub fn machine_memory() -> ByteLen {
+    let system = rustix::system::sysinfo();
+    ByteLen::new(system.totalram.saturating_mul(u64::from(system.mem_unit)))
 }
 
 /// `RLIMIT_DATA` of the process, in bytes, as it is now: how much private writable memory it may have, hetmem's included.

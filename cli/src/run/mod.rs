@@ -1,7 +1,9 @@
 //! `hetmem run`: checks everything that can be checked, starts the program with the agent preloaded, waits, and reports.
 //!
 //! ```text
+//! found      what hetmem was started with, and hands on
 //! program    finds the program and refuses those that can't be managed
+//! room       the limit on files, which is the program's
 //! output     the file of --stats, made sure of before the start
 //! supervise  starts the program, passes signals on, waits
 //! report     what came of it
@@ -10,9 +12,11 @@
 //! Nothing is started unless all checks pass. Once the program runs, its exit status is the result, with two exceptions: its
 //! agent refused, or statistics could not be written although it succeeded; both are 125.
 
+mod found;
 pub(crate) mod output;
 mod program;
 mod report;
+mod room;
 mod supervise;
 
 use std::ffi::OsString;
@@ -33,7 +37,7 @@ use crate::host;
 use output::Output;
 use program::Program;
 use report::{End, Report};
-use supervise::Ended;
+use supervise::{Ended, NotStarted};
 
 /// The device when none is asked for.
 const DEFAULT_DEVICE: &str = "coherent:emulated";
@@ -57,8 +61,10 @@ pub(crate) fn run(args: &RunArgs) -> Result<u8, Failure> {
     }
     let library = host::library()?;
     let stats_failure = |source| Failure::Stats { path: args.stats.clone().unwrap_or_default(), source };
-    let output = args.stats.as_deref().map(Output::prepare).transpose().map_err(stats_failure)?;
-    let ledger = Ledger::create()?;
+    room::have_limits_told();
+    let prepare = |path| room::with_all_there_is(|| Output::prepare(path));
+    let output = args.stats.as_deref().map(prepare).transpose().map_err(stats_failure)?;
+    let ledger = room::with_all_there_is(Ledger::create)?;
 
     let mut command = command(&program, arguments);
     command.env(PRELOAD, preload(library.into_os_string(), std::env::var_os(PRELOAD)));
@@ -79,7 +85,7 @@ pub(crate) fn run(args: &RunArgs) -> Result<u8, Failure> {
         let _ = write!(io::stderr().lock(), "{}", report.summary(end, policy));
     }
     if let Some(output) = output
-        && let Err(source) = output.write(&report.json())
+        && let Err(source) = room::with_all_there_is(|| output.write(&report.json()))
     {
         failure::say(&stats_failure(source));
         return Ok(if end.exit_code == 0 { REFUSED } else { end.exit_code });
@@ -123,6 +129,7 @@ fn policy(name: PolicyName, limit: Option<ByteLen>, memory: ByteLen) -> Result<P
 fn command(program: &Program, arguments: &[OsString]) -> Command {
     let mut command = Command::new(&program.file);
     command.arg0(&program.argv0).args(&program.leading).args(arguments);
+    found::hand_on(&mut command);
     command
 }
 
@@ -147,13 +154,23 @@ fn asan_options(existing: Option<OsString>) -> OsString {
     value
 }
 
-/// What `execve(2)` refused although the checks found nothing.
-fn cannot_start(program: &Program, source: io::Error) -> Failure {
+/// What was refused although the checks found nothing: by `execve(2)`, or because there is no room for a process.
+fn cannot_start(program: &Program, error: NotStarted) -> Failure {
     let program = program.file.clone();
-    if source.kind() == io::ErrorKind::NotFound {
-        return Failure::NotFound { program, why: "" };
+    match error {
+        NotStarted::Signals(source) => {
+            Failure::Supervise { program, what: "is not started, as signals could not be passed on to it", source }
+        }
+        NotStarted::Program(source) if source.kind() == io::ErrorKind::NotFound => {
+            Failure::NotFound { program, why: "" }
+        }
+        NotStarted::Program(source)
+            if matches!(source.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::OutOfMemory) =>
+        {
+            Failure::Supervise { program, what: "could not be started", source }
+        }
+        NotStarted::Program(source) => Failure::NotExecutable { program, why: source.to_string() },
     }
-    Failure::NotExecutable { program, why: source.to_string() }
 }
 
 /// Says which agents did not work, and whether the program's own did.

@@ -1,19 +1,21 @@
 //! The file that statistics are written to.
 //!
 //! That it can be written is found out before the program starts; what is in it stays until the program has ended. A
-//! regular file is replaced as a whole: its successor is made beside it, with room on the disk set aside, and renamed at
-//! the end. Anything else (a pipe, `/dev/stdout`) is opened and written to.
+//! regular file is replaced as a whole, by one of the same owner and mode: its successor is made beside it, with room on the disk set aside, and renamed at
+//! the end; where there can be none, it is written in place. Anything else (a pipe, `/dev/stdout`) is opened and written to.
 //!
 //! *Limits:* if hetmem itself is killed (SIGKILL), the unfinished successor stays, as `.NAME.PID.tmp`.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{File, Metadata, OpenOptions};
 use std::io::{self, Write as _};
 use std::os::fd::AsFd as _;
-use std::os::unix::fs::{FileTypeExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _, fchown};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Access, FallocateFlags, access, fallocate};
 use rustix::io::Errno;
+
+use super::{found, room};
 
 /// Disk space that is set aside: more than the statistics of the largest run take.
 const ROOM: u64 = 64 << 10;
@@ -62,24 +64,31 @@ impl Output {
         }
         // A symbolic link stays one: its target is replaced.
         let target = std::fs::canonicalize(path)?;
-        match Self::beside(&target, Some(metadata.permissions())) {
-            Err(error) if is_read_only_directory(&error) => {
+        match Self::beside(&target, Some(&metadata)) {
+            // No file can be made there, or none of the owner's.
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
                 Ok(Self::InPlace(OpenOptions::new().write(true).open(path)?))
             }
             other => other,
         }
     }
 
-    fn beside(target: &Path, permissions: Option<std::fs::Permissions>) -> io::Result<Self> {
+    /// A successor of `target`, which is of the owner, the group and the mode that that is `like`.
+    fn beside(target: &Path, like: Option<&Metadata>) -> io::Result<Self> {
         let name = target.file_name().ok_or(Errno::ISDIR)?;
         let mut temporary = std::ffi::OsString::from(".");
         temporary.push(name);
         temporary.push(format!(".{}.tmp", std::process::id()));
         let temporary = target.with_file_name(temporary);
+        has_room()?;
         let file = OpenOptions::new().write(true).create_new(true).open(&temporary)?;
         let temporary = Temporary(temporary);
-        if let Some(permissions) = permissions {
-            file.set_permissions(permissions)?;
+        if let Some(like) = like {
+            let made = file.metadata()?;
+            if (made.uid(), made.gid()) != (like.uid(), like.gid()) {
+                fchown(&file, Some(like.uid()), Some(like.gid()))?;
+            }
+            file.set_permissions(like.permissions())?;
         }
         match fallocate(&file, FallocateFlags::KEEP_SIZE, 0, ROOM) {
             // Where space can't be set aside, the end of the run will tell.
@@ -108,8 +117,9 @@ impl Output {
     }
 }
 
-fn is_read_only_directory(error: &io::Error) -> bool {
-    error.kind() == io::ErrorKind::PermissionDenied
+/// Whether a file may become as large as statistics are.
+fn has_room() -> io::Result<()> {
+    if room::largest_file().is_some_and(|limit| limit < ROOM) { Err(Errno::FBIG.into()) } else { Ok(()) }
 }
 
 /// Standard output or error under one of their names in the file system. They are written at their own offset: opening the
@@ -120,6 +130,10 @@ fn own_stream(path: &Path) -> io::Result<Option<File>> {
             || path == Path::new(&format!("/dev/fd/{number}"))
             || path == Path::new(&format!("/proc/self/fd/{number}"))
     };
+    let stream = [("stdin", 0), ("stdout", 1), ("stderr", 2)].into_iter().find(|(name, number)| names(name, *number));
+    if stream.is_some_and(|(_, number)| found::is_closed(number)) {
+        return Err(Errno::BADF.into());
+    }
     let fd = if names("stdout", 1) {
         io::stdout().as_fd().try_clone_to_owned()?
     } else if names("stderr", 2) {

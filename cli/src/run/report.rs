@@ -168,7 +168,7 @@ impl Summary<'_> {
             return "none".to_owned();
         }
         kept.sort_by_key(|(label, pages)| (std::cmp::Reverse(**pages), **label));
-        let rest: u64 = kept.iter().skip(REASONS_SHOWN).map(|(_, pages)| **pages).sum();
+        let rest = kept.iter().skip(REASONS_SHOWN).fold(0_u64, |sum, (_, pages)| sum.saturating_add(**pages));
         let shown = kept.iter().take(REASONS_SHOWN);
         let mut parts: Vec<_> =
             shown.map(|(label, pages)| format!("{} {}", grouped(**pages), label.replace('_', " "))).collect();

@@ -8,15 +8,12 @@
 //! - Stopping and continuing (TSTP, STOP, CONT) are left alone: job control acts on the group as a whole.
 //! - When hetmem is killed, the program goes on. It counts into the statistics memory as before, but nobody reads it, and
 //!   programs that it starts from then on run unmanaged.
-//!
-//! *Limits:* SIGPIPE is at its default in the program even if hetmem was started with it ignored (Rust's runtime hides what
-//! it was).
 
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::process::ExitStatusExt as _;
 use std::process::{Child, Command, ExitStatus};
-use std::sync::Arc;
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
@@ -28,6 +25,9 @@ use signal_hook::low_level::siginfo::Cause;
 
 /// Signals that are passed on.
 const PASSED_ON: [i32; 8] = [SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGALRM, SIGWINCH];
+
+/// Bytes of the stack of the thread that passes signals on: little, for a program may be started where little memory can be had.
+const SIGNALS_STACK: usize = 128 << 10;
 
 /// How a program ended.
 #[derive(Debug)]
@@ -58,20 +58,39 @@ pub(crate) struct Running {
     started: Instant,
 }
 
+/// Why a program was not started. Nothing of it has run.
+#[derive(Debug)]
+pub(crate) enum NotStarted {
+    /// Signals could not be passed on to it.
+    Signals(io::Error),
+    /// There can be no process, or it can't execute the program.
+    Program(io::Error),
+}
+
 /// Starts `command`, and passes signals on to it from now on.
-pub(crate) fn start(command: &mut Command) -> io::Result<Running> {
-    // Handlers first: a signal that comes while the program starts is kept, and passed on once it has.
-    let signals = SignalsInfo::<WithOrigin>::new(to_handle(ignored()))?;
+pub(crate) fn start(command: &mut Command) -> Result<Running, NotStarted> {
+    // Whatever can fail comes before the program. Handlers first: a signal that comes while it starts is kept, and passed on once it has.
+    let signals = SignalsInfo::<WithOrigin>::new(to_handle(ignored())).map_err(NotStarted::Signals)?;
+    let (tell, told) = mpsc::channel();
+    std::thread::Builder::new()
+        .name("signals".to_owned())
+        .stack_size(SIGNALS_STACK)
+        .spawn(move || {
+            if let Ok((pid, program)) = told.recv() {
+                pass_on(signals, pid, &program);
+            }
+        })
+        .map_err(NotStarted::Signals)?;
     let started = Instant::now();
-    let child = command.spawn()?;
+    let child = command.spawn().map_err(NotStarted::Program)?;
     let running = Running { child, started };
     // The child was not waited for yet, so its id is its own. Without a descriptor (a sandbox may forbid it) signals
     // are not passed on; the program runs all the same.
     if let Some(pid) = i32::try_from(running.child.id()).ok().and_then(Pid::from_raw)
         && let Ok(program) = pidfd_open(pid, PidfdFlags::empty())
     {
-        let program = Arc::new(program);
-        std::thread::Builder::new().name("signals".to_owned()).spawn(move || pass_on(signals, pid, &program))?;
+        // The thread waits for nothing else.
+        let _ = tell.send((pid, program));
     }
     Ok(running)
 }
@@ -126,7 +145,7 @@ fn to_handle(ignored: u64) -> Vec<i32> {
 }
 
 /// The signals that this process ignores, signal N as bit N-1; none if that can't be known.
-fn ignored() -> u64 {
+pub(super) fn ignored() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
     mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0)

@@ -17,6 +17,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Output};
 use std::sync::Once;
 
+use hetmem::agent::config::{self, Config, Policy};
+use hetmem::agent::ledger::Ledger;
+use hetmem_devices::spec::SpecError;
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use support::{built, hetmem, output, status, stderr, stdout};
 use tempfile::TempDir;
@@ -194,6 +197,41 @@ fn refused_under_run() -> Checked {
     })
 }
 
+/// Whoever starts a program of more privilege than his own, which is linked with the library, has no say in it.
+fn nobody_configures_more_privilege() -> Checked {
+    use std::os::unix::fs::PermissionsExt as _;
+    let wrong = |error: std::io::Error| Problem::Wrong(error.to_string());
+    if !rustix::process::geteuid().is_root() {
+        return Err(Problem::Missing("only root can make a set-user-ID program of another user".to_owned()));
+    }
+    let dir = tempfile::tempdir().map_err(wrong)?;
+    let mode = |path: &Path, mode| std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).map_err(wrong);
+    mode(dir.path(), 0o755)?;
+    let library = dir.path().join("libhetmem.so.0");
+    std::fs::copy(built("libhetmem.so"), &library).map_err(wrong)?;
+    let flags = [own_flags(), vec![format!("-Wl,-rpath,{}", dir.path().display())]].concat();
+    let program = compiled(&sources().join("cli/tests/c_interface/c/secure.c"), &flags, &dir)?;
+    let ledger = Ledger::create().map_err(|error| error.to_string())?;
+    let config = Config {
+        devices: vec!["private:emulated,size=16M".parse().map_err(|error: SpecError| error.to_string())?],
+        policy: Policy::Manual,
+        ledger: ledger.path().ok_or_else(|| "the ledger has no path".to_owned())?,
+        supervisor: std::process::id(),
+    };
+    let run = || {
+        let mut command = Command::new("setpriv");
+        command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]).arg(&program);
+        output(command.env(config::VARIABLE, config.encode()))
+    };
+    mode(&program, 0o4755)?;
+    let secure = run();
+    expect(stdout(&secure) == "1 1\n", || format!("{}: {}{}", secure.status, stdout(&secure), stderr(&secure)))?;
+    expect(ledger.processes() == 0 && ledger.refusals() == 0, || "the ledger of another was written".to_owned())?;
+    // It is one that root's own programs obey.
+    let own = output(Command::new(&program).env(config::VARIABLE, config.encode()));
+    expect(stdout(&own) == "0 3\n" && ledger.processes() == 1, || format!("{}: {}", own.status, stdout(&own)))
+}
+
 fn header_in_cpp() -> Checked {
     let mut cpp = tool("c++")?;
     cpp.args(["-x", "c++", "-std=c++11", "-pedantic", "-Wall", "-Wextra", "-Werror", "-fsyntax-only"]);
@@ -206,6 +244,7 @@ fn main() -> ExitCode {
         trial("examples::out_and_home", || out_and_home(&example("out_and_home.c", &own_flags())?)),
         trial("pkg_config_finds_the_installed_interface", || out_and_home(&example("out_and_home.c", &flags()?)?)),
         trial("a_program_under_run_gets_no_runtime", refused_under_run),
+        trial("nobody_configures_a_program_of_more_privilege", nobody_configures_more_privilege),
         trial("the_header_is_cpp_too", header_in_cpp),
         trial("exported_symbols_are_those_of_the_header", declared::symbols),
         trial("what_is_interposed_has_no_landing_pads", declared::landing_pads),

@@ -16,7 +16,7 @@
 //! sums stay right, but for what such a process says about the present (`adopted_bytes`), which the next one overwrites.
 #![expect(unsafe_code, reason = "a type is declared fit for shared memory")]
 
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
@@ -35,6 +35,9 @@ pub const MESSAGE_BYTES: usize = 512;
 
 /// "hetmem" and a number that changes with the layout.
 const MAGIC: u64 = 0x6865_746d_656d_0001;
+/// What the memory is called, and how a link to it begins.
+const NAME: &CStr = c"hetmem-statistics";
+const LINK: &[u8] = b"/memfd:hetmem-statistics";
 const MESSAGE_WORDS: usize = MESSAGE_BYTES / 8;
 
 #[repr(C)]
@@ -112,7 +115,7 @@ impl Ledger {
     ///
     /// If the memory can't be made.
     pub fn create() -> Result<Self, LedgerError> {
-        let (area, fd) = SharedMemory::<Area>::create(c"hetmem-statistics").map_err(LedgerError::Create)?;
+        let (area, fd) = SharedMemory::<Area>::create(NAME).map_err(LedgerError::Create)?;
         area.bytes.store(AREA_BYTES, Relaxed);
         // Release: whoever sees the magic number (`open`) sees the size as well.
         area.magic.store(MAGIC, Release);
@@ -127,6 +130,11 @@ impl Ledger {
     pub fn open(path: &Path) -> Result<Self, LedgerError> {
         let failed = |source| LedgerError::Open { path: path.to_owned(), source };
         let name = CString::new(path.as_os_str().as_bytes()).map_err(|_| failed(Errno::INVAL))?;
+        // Where `/proc` is another namespace's the path names a descriptor of somebody else's, which is not to be opened.
+        let target = rustix::fs::readlink(&name, Vec::new()).map_err(failed)?;
+        if !target.to_bytes().starts_with(LINK) {
+            return Err(LedgerError::Foreign(path.to_owned()));
+        }
         let area = SharedMemory::<Area>::open(&name).map_err(failed)?;
         if area.magic.load(Acquire) != MAGIC || area.bytes.load(Relaxed) != AREA_BYTES {
             return Err(LedgerError::Foreign(path.to_owned()));
@@ -139,7 +147,10 @@ impl Ledger {
     #[must_use]
     pub fn path(&self) -> Option<PathBuf> {
         let fd = self.fd.as_ref()?;
-        Some(PathBuf::from(format!("/proc/{}/fd/{}", std::process::id(), fd.as_raw_fd())))
+        // The number that `/proc` knows this process by: that of its own namespace, which need not be this one's.
+        let link = rustix::fs::readlink(c"/proc/self", Vec::new()).ok();
+        let number = link.and_then(|link| link.into_string().ok()).unwrap_or_else(|| std::process::id().to_string());
+        Some(PathBuf::from(format!("/proc/{number}/fd/{}", fd.as_raw_fd())))
     }
 
     /// The counters of process `pid`. A process that asks again, as one does after exec, gets the same ones, with what they
@@ -310,6 +321,10 @@ mod tests {
     #[test]
     fn other_files_are_refused() {
         let (_memory, fd) = SharedMemory::<Area>::create(c"something-else").unwrap();
+        let path = PathBuf::from(format!("/proc/self/fd/{}", fd.as_raw_fd()));
+        assert_eq!(Ledger::open(&path).unwrap_err(), LedgerError::Foreign(path));
+        // Of the right name, and something else inside.
+        let (_memory, fd) = SharedMemory::<Area>::create(NAME).unwrap();
         let path = PathBuf::from(format!("/proc/self/fd/{}", fd.as_raw_fd()));
         assert_eq!(Ledger::open(&path).unwrap_err(), LedgerError::Foreign(path));
         assert!(matches!(Ledger::open(Path::new("/nonexistent")), Err(LedgerError::Open { source: Errno::NOENT, .. })));

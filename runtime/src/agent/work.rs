@@ -441,7 +441,8 @@ impl<'a> Worker<'a> {
     fn estimate(&self, signs: Signs) -> PageCount {
         let Some(counted) = self.counted else { return signs.anonymous };
         let came = signs.home.saturating_sub(counted.signs.home);
-        let now = (counted.resident + signs.anonymous).get() + came;
+        // The counters are where the program can write.
+        let now = (counted.resident + signs.anonymous).get().saturating_add(came);
         PageCount::new(now.saturating_sub(counted.signs.anonymous.get())).min(signs.anonymous)
     }
 
