@@ -401,7 +401,11 @@ os.abort()
         return eprintln!("skipped: core dumps are not files here");
     }
     let dir = tempfile::tempdir().unwrap();
-    let options = "--quiet --policy limit --system-limit 1M --device private:emulated,size=16M";
+    let stats = dir.path().join("stats.json");
+    let options = format!(
+        "--quiet --stats {} --policy limit --system-limit 1M --device private:emulated,size=16M",
+        stats.display()
+    );
     let script = format!(
         "cd {}; ulimit -c unlimited || exit 77; exec $hetmem run {options} -- python3 -c '{ABORT}'",
         dir.path().display()
@@ -411,6 +415,9 @@ os.abort()
         return eprintln!("skipped: {}", stderr(&run));
     }
     assert_eq!(status(&run), 134, "{}", stderr(&run));
+    let told: Value = serde_json::from_slice(&std::fs::read(&stats).unwrap()).unwrap();
+    assert!(told["pages_migrated_to_device"].as_u64().unwrap() > 2048, "{told}");
+    std::fs::remove_file(&stats).unwrap();
     let core = std::fs::read_dir(dir.path()).unwrap().next().expect("a core dump").unwrap();
     let dump = std::fs::read(core.path()).unwrap();
     let secret = stdout(&run).split_whitespace().nth(1).unwrap().to_owned();

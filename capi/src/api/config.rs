@@ -6,6 +6,7 @@ use std::mem::MaybeUninit;
 
 use hetmem_core::units::{ByteLen, PAGE_SIZE};
 use hetmem_devices::spec::{DeviceSpec, parse_all};
+use hetmem_preload::cancel::uncancelled;
 
 use super::failure::{Answer, Failure, answer};
 use super::pointers::{Out, borrow_mut, take, text};
@@ -80,7 +81,8 @@ unsafe extern "C" fn hetmem_config_add_device(config: *mut Config, spec: *const 
     let config = unsafe { borrow_mut(config, "config") };
     // SAFETY: the header's contract.
     let spec = unsafe { text(spec, "spec") };
-    answer(config.and_then(|config| config.add_device(spec?)))
+    // What the host has is read from files.
+    uncancelled(|| answer(config.and_then(|config| config.add_device(spec?))))
 }
 
 #[unsafe(no_mangle)]

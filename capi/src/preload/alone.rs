@@ -81,9 +81,18 @@ unsafe extern "C-unwind" fn prctl(option: c_int, second: usize, third: usize, fo
     type PrctlFn = unsafe extern "C-unwind" fn(c_int, usize, usize, usize, usize) -> c_int;
     // SAFETY: the symbol is a function of this type; arguments that the caller did not pass are not looked at.
     let next = unsafe { std::mem::transmute::<*mut c_void, PrctlFn>(NEXT_PRCTL.get()) };
-    note_strict(option, second);
     // SAFETY: as the caller promised.
-    unsafe { next(option, second, third, fourth, fifth) }
+    let call = || unsafe { next(option, second, third, fourth, fifth) };
+    if option == libc::PR_SET_DUMPABLE {
+        return undisturbed(call);
+    }
+    note_strict(option, second);
+    call()
+}
+
+/// Makes a `call` about what an agent that comes back leaves as it finds it: none comes meanwhile.
+pub(super) fn undisturbed<R: Copy>(call: impl FnOnce() -> R) -> R {
+    uncancelled(|| agent::undisturbed(call))
 }
 
 /// Notes that the calling thread asks for the strict filter, if it does.

@@ -12,7 +12,7 @@ use hetmem_preload::errno::set_errno;
 use hetmem_preload::next::pages_of;
 use runtime::agent;
 
-use super::alone::{is_for_one_thread, leave_to_filters, note_strict, without_agent};
+use super::alone::{is_for_one_thread, leave_to_filters, note_strict, undisturbed, without_agent};
 use super::io::Referred;
 use super::memory::{self, read};
 use super::threads::with_word_in_place;
@@ -116,8 +116,8 @@ unsafe extern "C-unwind" fn syscall() -> isize {
 }
 
 /// The end of a call that the kernel has refused.
-extern "C" fn fail(result: isize) -> isize {
-    set_errno(c_int::try_from(-result).unwrap_or(libc::EINVAL));
+extern "C-unwind" fn fail(result: isize) -> isize {
+    set_errno(c_int::try_from(result.wrapping_neg()).unwrap_or(libc::EINVAL));
     -1
 }
 
@@ -189,6 +189,7 @@ fn attend(number: libc::c_long, args: &Arguments) -> Option<isize> {
             }
             None
         }
+        libc::SYS_prctl if int(args[0]) == libc::PR_SET_DUMPABLE => Some(undisturbed(call)),
         libc::SYS_prctl => {
             note_strict(int(args[0]), args[1]);
             None

@@ -39,12 +39,13 @@ use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
 use hetmem_preload::cancel::uncancelled;
 use hetmem_preload::errno::{errno, set_errno};
 use hetmem_preload::next::Next;
+use hetmem_sys::process::with_signals_blocked;
 use runtime::agent::config::{Config, VARIABLE};
 use runtime::agent::{self};
 
 use refusal::{obstacle, refuse};
 
-/// Run by the loader, before the program's own code and that of the libraries that it was linked with.
+/// Run by the loader, before the program's own code.
 #[used]
 #[unsafe(link_section = ".init_array")]
 static START: extern "C" fn() = begin;
@@ -108,7 +109,8 @@ extern "C" fn in_child() {
 fn adopt_orphan() {
     if ORPHAN.swap(false, Ordering::Relaxed)
         && let Some(config) = config()
-        && let Err(message) = agent::start_again(config)
+        // A handler that asks for the agent would wait for this thread.
+        && let Err(message) = with_signals_blocked(|| agent::start_again(config))
     {
         could_not_start(config, &message);
     }

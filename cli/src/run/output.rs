@@ -73,7 +73,7 @@ impl Output {
         }
     }
 
-    /// A successor of `target`, which is of the owner, the group and the mode that that is `like`.
+    /// A successor of `target`, with owner, group and mode as in `like`.
     fn beside(target: &Path, like: Option<&Metadata>) -> io::Result<Self> {
         let name = target.file_name().ok_or(Errno::ISDIR)?;
         let mut temporary = std::ffi::OsString::from(".");
@@ -86,7 +86,8 @@ impl Output {
         if let Some(like) = like {
             let made = file.metadata()?;
             if (made.uid(), made.gid()) != (like.uid(), like.gid()) {
-                fchown(&file, Some(like.uid()), Some(like.gid()))?;
+                // Whatever the reason is: then it is not replaced.
+                fchown(&file, Some(like.uid()), Some(like.gid())).map_err(|_| Errno::ACCESS)?;
             }
             file.set_permissions(like.permissions())?;
         }

@@ -89,7 +89,8 @@ pub(crate) fn symbols() -> Checked {
 pub(crate) fn landing_pads() -> Checked {
     let (all, mut padded) =
         crate::landing_pads::exported(&installed().join("lib/libhetmem.so")).map_err(Problem::Wrong)?;
-    padded.retain(|name| INTERPOSED.contains(&name.as_str()));
+    // The interface's own functions are not to be called in a thread that may be cancelled at any time.
+    padded.retain(|name| !name.starts_with("hetmem_"));
     expect(INTERPOSED.iter().all(|name| all.iter().any(|other| other == name)), || {
         format!("only {all:?} is exported")
     })?;

@@ -125,6 +125,12 @@ impl Drop for Still<'_> {
     }
 }
 
+/// Runs `f` while no agent comes or leaves.
+pub fn undisturbed<R>(f: impl FnOnce() -> R) -> R {
+    let _stays = Use::begin();
+    f()
+}
+
 /// Lets go of `range` for good: its pages are home, and the program may watch it with a userfaultfd of its own.
 pub fn release_range(range: PageRange) {
     if let Some(agent) = Use::begin() {

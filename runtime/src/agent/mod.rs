@@ -28,7 +28,7 @@ mod work;
 
 pub use calls::{
     after_fork_in_parent, all_home, before_fork, begin_thread, is_running, keep_at_home, keep_in_place, let_go,
-    protect_thread, release_range, residency, thread_began, undivided,
+    protect_thread, release_range, residency, thread_began, undisturbed, undivided,
 };
 pub use ends::{thread_exits, thread_is_strict};
 pub use removal::{guard, look_for_guards, removal_returned};

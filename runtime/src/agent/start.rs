@@ -68,7 +68,7 @@ pub(super) struct Agent {
     id: u32,
     /// Whether the process was dumpable before that.
     dumpable: bool,
-    /// 1 once the worker has given up its privileges. The program's code runs after that: it may ask not to be dumped.
+    /// 1 once the worker has given up its privileges. Who asks not to be dumped waits until then.
     renounced: AtomicU32,
     /// How the process is to end, whose program has no thread left; `i32::MAX` while it has.
     alone: AtomicI32,

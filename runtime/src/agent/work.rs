@@ -387,6 +387,10 @@ impl<'a> Worker<'a> {
                 mailbox.changed.notify_all();
                 continue;
             }
+            // Who looked may have taken longer than the forks.
+            if wants.forks == 0 {
+                break;
+            }
             wants = mailbox.changed.wait(wants).expect("no thread panicked while it held this lock");
         }
         wants.quiet = false;

@@ -144,9 +144,14 @@ impl Userfaultfd {
                 (OwnSide::Source, Some(Errno::EXIST | Errno::AGAIN | Errno::NOENT)) => {
                     pagemap.is_there(from) == Ok(false)
                 }
-                // Nor is a page taken for the one that was to come while that is still where it was.
+                // Nor is a page taken for the one that was to come while that is still where it was. (A marker can't be told from a page in
+                // swap before Linux 6.15, and so before the erratum.)
                 (OwnSide::Destination, Some(Errno::EXIST | Errno::AGAIN)) => {
-                    pagemap.is_there(to) == Ok(true) && pagemap.is_page(from.start()) == Ok(false)
+                    let is_left = match pagemap.tells_guards() {
+                        true => pagemap.is_page(from.start()),
+                        false => pagemap.is_there(from),
+                    };
+                    is_left == Ok(false) && pagemap.is_there(to) == Ok(true)
                 }
                 _ => false,
             };
