@@ -454,7 +454,13 @@ impl Space {
         try_read(&self.excluded)
     }
 
-    pub(crate) fn add_removal(&self, range: PageRange) {
+    /// Announced removals that are not known to be over.
+    pub fn removals(&self) -> Vec<PageRange> {
+        lock(&self.removals).iter().map(|(range, _)| range).collect()
+    }
+
+    /// A removal of `range` was announced, perhaps to another who watched the range before.
+    pub fn add_removal(&self, range: PageRange) {
         lock(&self.removals).insert(range, Removal { announced: range, looks: 0 });
     }
 

@@ -49,6 +49,8 @@ pub(crate) fn run(inner: &Inner, stop: &OwnedFd) {
     let mut queue: Vec<Fault> = Vec::with_capacity(256);
     let mut later: Vec<Fault> = Vec::with_capacity(256);
     let mut room = Vec::new();
+    let host = &inner.engine.host;
+    let mut stopping = None;
     // Whoever started this thread may fork from here on: it can read the fork's event.
     inner.engine.host.events.advance();
     loop {
@@ -71,6 +73,14 @@ pub(crate) fn run(inner: &Inner, stop: &OwnedFd) {
         if queue.iter().any(|fault| fault.yields < 32) {
             queue.iter_mut().for_each(|fault| fault.yields += 1);
             hetmem_sys::thread::yield_now();
+        }
+        // What was announced before this thread ends is read, where the program does not go on announcing.
+        if asked_to_stop
+            && stopping.get_or_insert_with(Instant::now).elapsed() < MEMORY_PATIENCE
+            && host.program_contexts().any(|(_, path)| host.contexts.is_changing(path))
+        {
+            hetmem_sys::thread::yield_now();
+            continue;
         }
         if asked_to_stop && queue.is_empty() {
             inner.forks.end();

@@ -128,6 +128,7 @@ const PROGRAMS: &[Cases] = &[
         // It ends at once.
         expect: Expect { managed_to_the_end: false, ..Expect::moved(0) },
     },
+    Cases { program: "dropped", cases: &["setns"], settings: CHAOS, expect: Expect::moved(100) },
     Cases { program: "residency", cases: &["written", "pieces"], settings: EVERY, expect: Expect::moved(1_000) },
     Cases {
         program: "unmap_all",

@@ -344,6 +344,7 @@ extern "C" fn serve(arg: *mut c_void) {
     while word(USERS).is_some_and(|users| users.load(Ordering::SeqCst) & CLOSED != 0) {
         backoff_sleep(LOOK_AGAIN_AFTER);
     }
+    *lock(&REMOVALS) = agent.inner.engine.space.removals();
     // SAFETY: leaked by `prepare`; the worker has ended, and so have all uses, by `leave`.
     drop(unsafe { Box::from_raw(ptr::from_ref(agent).cast_mut()) });
 }
@@ -368,6 +369,9 @@ fn prepare(startup: &Startup) -> Result<&'static Agent, String> {
     // In a forked child a thread that is not here may have it.
     if let Ok(heritage) = HERITAGE.try_lock() {
         heritage.iter().for_each(|range| inner.engine.space.exclude_for_good(*range));
+    }
+    if let Ok(removals) = REMOVALS.try_lock() {
+        removals.iter().for_each(|range| inner.engine.space.add_removal(*range));
     }
     // This thread began without hetmem, or before an agent left.
     startup.control.iter().for_each(|block| inner.engine.space.exclude_for_good(*block));
@@ -484,6 +488,9 @@ fn leave_alone(agent: &AtomicU64, users: &AtomicU64) -> bool {
 
 /// What the last agent of this process, or of the process that this one was forked from, kept in place: the next one does so for good.
 static HERITAGE: Mutex<Vec<PageRange>> = Mutex::new(Vec::new());
+/// Removals that were announced to the last agent of this process and are not known to be over: a thread may be in the middle of one still, and take away what
+/// the next agent leaves to it, but not what that has moved elsewhere.
+static REMOVALS: Mutex<Vec<PageRange>> = Mutex::new(Vec::new());
 
 /// Leaves `line` to the supervisor of this process, which has no agent: what became of the management of this process, in words that follow its name.
 pub fn note(config: &Config, line: &str) {

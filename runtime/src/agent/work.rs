@@ -369,6 +369,12 @@ impl<'a> Worker<'a> {
         let home = self.all_come(|| engine.bring_all_home());
         let mut wants = lock(&mailbox.wants);
         if wants.leave == Leave::Asked {
+            drop(wants);
+            if home {
+                // While the handler still reads: a removal that is announced now is one that whoever watches next must know of.
+                self.inner.unregister(PageRange::ALL);
+            }
+            wants = lock(&mailbox.wants);
             wants.leave = if home { Leave::Granted } else { Leave::Refused };
             mailbox.changed.notify_all();
             return home;
