@@ -45,7 +45,7 @@ fn advice_that_keeps_contents_loses_none() {
             let memory = placed(&runtime, device);
             assert!((0..PAGES).step_by(5).all(|page| memory.get(page) == page % 251 + 1));
             // SAFETY: contents stay as they are.
-            match unsafe { libc::madvise(memory.pointer(0).cast(), memory.bytes(PAGES), advice) } {
+            match unsafe { libc::madvise(memory.pointer(0).cast(), common::bytes(PAGES), advice) } {
                 0 => accepted += 1,
                 _ => eprintln!("{name}: {}", std::io::Error::last_os_error()),
             }
@@ -78,7 +78,7 @@ fn protection_and_seals_lose_nothing() {
     let runtime = runtime();
     let memory = std::mem::ManuallyDrop::new(placed(&runtime, PRIVATE));
     // SAFETY: seals the test's own mapping, which stays until the process ends.
-    if unsafe { libc::syscall(462, memory.pointer(0), memory.bytes(PAGES), 0) } != 0 {
+    if unsafe { libc::syscall(462, memory.pointer(0), common::bytes(PAGES), 0) } != 0 {
         return eprintln!("skipped: mseal: {}", std::io::Error::last_os_error());
     }
     let _ = runtime.migrate(memory.range(), Request::all_to(Target::System));
@@ -99,7 +99,7 @@ fn a_mapping_over_another_and_what_a_remap_leaves_behind_have_nothing_of_the_old
 
         let memory = placed(&runtime, device);
         let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_DONTUNMAP;
-        let bytes = memory.bytes(PAGES);
+        let bytes = common::bytes(PAGES);
         // SAFETY: the test's own memory.
         let at = unsafe { libc::mremap(memory.pointer(0).cast(), bytes, bytes, flags, std::ptr::null_mut::<u8>()) };
         assert_ne!(at, libc::MAP_FAILED);

@@ -81,36 +81,49 @@ pub(crate) fn verify(mapping: &Mapping) {
     assert_eq!(wrong_page(mapping), None, "a page is not what was written");
 }
 
-/// Memory that hetmem knows nothing of.
+pub(crate) fn bytes(pages: u64) -> usize {
+    usize::try_from(pages * PAGE_SIZE).unwrap()
+}
+
+/// Memory that hetmem knows nothing of, far from what the kernel chooses for others, which fills from the top of the address space downwards: what a
+/// test unmaps of it stays unmapped, whatever other threads map meanwhile, and unmapping all of it at the end takes nothing of theirs.
 pub(crate) struct Raw {
     range: PageRange,
     owned: bool,
 }
 
 impl Raw {
+    /// A mapping that begins where a huge page can.
     pub(crate) fn map(pages: u64, flags: i32, fd: i32) -> Self {
+        Self::map_at(Self::far(pages), pages, flags | libc::MAP_FIXED_NOREPLACE, fd)
+    }
+
+    /// A mapping where the kernel chooses, which no test unmaps in parts.
+    pub(crate) fn anywhere(pages: u64, flags: i32, fd: i32) -> Self {
         Self::map_at(std::ptr::null_mut(), pages, flags, fd)
+    }
+
+    /// Where there is room for `pages`, and nothing comes but what asks for it.
+    fn far(pages: u64) -> *mut libc::c_void {
+        use std::sync::atomic::{AtomicU64, Ordering};
+        static NEXT: AtomicU64 = AtomicU64::new(1 << 36);
+        let bytes = (pages * PAGE_SIZE).next_multiple_of(2 << 20);
+        let start = NEXT.fetch_add(bytes + (32 << 20), Ordering::Relaxed);
+        std::ptr::with_exposed_provenance_mut(usize::try_from(start).unwrap())
     }
 
     fn map_at(at: *mut libc::c_void, pages: u64, flags: i32, fd: i32) -> Self {
         // SAFETY: a new mapping, which takes no other's place.
-        let at = unsafe {
-            libc::mmap(
-                at,
-                usize::try_from(pages * PAGE_SIZE).unwrap(),
-                libc::PROT_READ | libc::PROT_WRITE,
-                flags,
-                fd,
-                0,
-            )
-        };
+        let at = unsafe { libc::mmap(at, bytes(pages), libc::PROT_READ | libc::PROT_WRITE, flags, fd, 0) };
         assert_ne!(at, libc::MAP_FAILED);
         let range = PageRange::new(VirtAddr::new(at.expose_provenance() as u64), PageCount::new(pages)).unwrap();
         Self { range, owned: true }
     }
 
+    /// Private anonymous memory, one page behind where a huge page can begin.
     pub(crate) fn anonymous(pages: u64) -> Self {
-        Self::map(pages, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1)
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE;
+        Self::map_at(Self::far(pages + 1).wrapping_byte_add(bytes(1)), pages, flags, -1)
     }
 
     /// A mapping of a file of `pages_in_file` pages.
@@ -121,16 +134,9 @@ impl Raw {
         Self::map(pages, if shared { libc::MAP_SHARED } else { libc::MAP_PRIVATE }, file.as_raw_fd())
     }
 
-    /// Private anonymous memory that begins where a huge page can, where nothing else is: what a test unmaps of it stays
-    /// unmapped, whatever other tests map meanwhile.
+    /// Private anonymous memory that begins where a huge page can.
     pub(crate) fn aligned(pages: u64) -> Self {
-        use std::sync::atomic::{AtomicU64, Ordering};
-        // The kernel places mappings from the top of the address space downwards.
-        static NEXT: AtomicU64 = AtomicU64::new(1 << 36);
-        let bytes = (pages * PAGE_SIZE).next_multiple_of(2 << 20);
-        let start = NEXT.fetch_add(bytes + (32 << 20), Ordering::Relaxed);
-        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE;
-        Self::map_at(std::ptr::with_exposed_provenance_mut(usize::try_from(start).unwrap()), pages, flags, -1)
+        Self::map(pages, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1)
     }
 
     /// This and a mapping right behind it, where nothing is.
@@ -175,13 +181,13 @@ impl Raw {
     /// `madvise(2)` on a part of it.
     pub(crate) fn advise_part(&self, first: u64, pages: u64, advice: i32) {
         // SAFETY: as for all of it.
-        assert_eq!(unsafe { libc::madvise(self.pointer(first).cast(), self.bytes(pages), advice) }, 0);
+        assert_eq!(unsafe { libc::madvise(self.pointer(first).cast(), bytes(pages), advice) }, 0);
     }
 
     /// `madvise(2)` on all of it.
     pub(crate) fn advise(&self, advice: i32) {
         // SAFETY: the test's own memory, whose contents it gives up if that is the advice.
-        let result = unsafe { libc::madvise(self.pointer(0).cast(), self.bytes(self.range.pages().get()), advice) };
+        let result = unsafe { libc::madvise(self.pointer(0).cast(), bytes(self.range.pages().get()), advice) };
         assert_eq!(result, 0, "madvise {advice}: {}", std::io::Error::last_os_error());
     }
 
@@ -204,10 +210,6 @@ impl Raw {
 
     pub(crate) fn pointer(&self, index: u64) -> *mut u8 {
         std::ptr::with_exposed_provenance_mut(usize::try_from(self.page(index).get()).unwrap())
-    }
-
-    pub(crate) fn bytes(&self, pages: u64) -> usize {
-        usize::try_from(pages * PAGE_SIZE).unwrap()
     }
 
     pub(crate) fn fill(&self) {
@@ -243,7 +245,7 @@ impl Raw {
         let at = unsafe {
             libc::mmap(
                 self.pointer(0).cast(),
-                self.bytes(self.range.pages().get()),
+                bytes(self.range.pages().get()),
                 libc::PROT_READ | libc::PROT_WRITE,
                 libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED,
                 -1,
@@ -257,7 +259,7 @@ impl Raw {
     pub(crate) fn remap_to(mut self, mut place: Self) -> Self {
         self.owned = false;
         place.owned = false;
-        let bytes = self.bytes(self.range.pages().get());
+        let bytes = bytes(self.range.pages().get());
         let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
         // SAFETY: both are the test's own.
         let at = unsafe { libc::mremap(self.pointer(0).cast(), bytes, bytes, flags, place.pointer(0)) };
@@ -267,7 +269,7 @@ impl Raw {
 
     pub(crate) fn protect(&self, first: u64, pages: u64, prot: i32) {
         // SAFETY: the test's own memory, which it touches accordingly.
-        assert_eq!(unsafe { libc::mprotect(self.pointer(first).cast(), self.bytes(pages), prot) }, 0);
+        assert_eq!(unsafe { libc::mprotect(self.pointer(first).cast(), bytes(pages), prot) }, 0);
     }
 
     pub(crate) fn unmap(&self, first: u64, pages: u64) {
@@ -275,12 +277,12 @@ impl Raw {
             return;
         }
         // SAFETY: the test's own memory, which it does not touch afterwards.
-        assert_eq!(unsafe { libc::munmap(self.pointer(first).cast(), self.bytes(pages)) }, 0);
+        assert_eq!(unsafe { libc::munmap(self.pointer(first).cast(), bytes(pages)) }, 0);
     }
 
     pub(crate) fn discard(&self, first: u64, pages: u64) {
         // SAFETY: the test's own memory, whose contents it gives up.
-        assert_eq!(unsafe { libc::madvise(self.pointer(first).cast(), self.bytes(pages), libc::MADV_DONTNEED) }, 0);
+        assert_eq!(unsafe { libc::madvise(self.pointer(first).cast(), bytes(pages), libc::MADV_DONTNEED) }, 0);
     }
 }
 

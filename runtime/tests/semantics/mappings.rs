@@ -6,7 +6,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use hetmem_core::units::{PAGE_SIZE, PageRange};
 
 use crate::case::Case;
-use crate::common::Raw;
+use crate::common::{self, Raw};
 
 /// The pages of a small mapping.
 pub(crate) const FEW: u64 = 4;
@@ -57,7 +57,7 @@ pub(crate) fn read_only_for_a_while(case: &Case) -> Option<Raw> {
 pub(crate) fn locked(case: &Case) -> Option<Raw> {
     let memory = case.written(FEW);
     // SAFETY: the test's own memory.
-    let result = unsafe { libc::mlock(memory.pointer(0).cast(), memory.bytes(FEW)) };
+    let result = unsafe { libc::mlock(memory.pointer(0).cast(), common::bytes(FEW)) };
     if result != 0 {
         eprintln!("skipped: locked memory ({})", std::io::Error::last_os_error());
         return None;
@@ -68,7 +68,7 @@ pub(crate) fn locked(case: &Case) -> Option<Raw> {
 pub(crate) fn guarded(case: &Case) -> Option<Raw> {
     let memory = case.written(FEW);
     // SAFETY: the test's own memory, whose contents it gives up.
-    if unsafe { libc::madvise(memory.pointer(0).cast(), memory.bytes(FEW), MADV_GUARD_INSTALL) } != 0 {
+    if unsafe { libc::madvise(memory.pointer(0).cast(), common::bytes(FEW), MADV_GUARD_INSTALL) } != 0 {
         eprintln!("skipped: guard pages ({})", std::io::Error::last_os_error());
         return None;
     }
@@ -150,7 +150,8 @@ pub(crate) fn beyond_the_end(shared: bool) -> Raw {
 pub(crate) fn special() -> Option<Raw> {
     let ring = io_uring()?;
     // SAFETY: a new mapping of the ring's queues, of one page.
-    Some(Raw::map(1, libc::MAP_SHARED | libc::MAP_POPULATE, ring.as_raw_fd()))
+    // The kernel maps it where it chooses only.
+    Some(Raw::anywhere(1, libc::MAP_SHARED | libc::MAP_POPULATE, ring.as_raw_fd()))
 }
 
 /// The kernel's clock data: `VM_PFNMAP`, without page descriptors.
