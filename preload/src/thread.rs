@@ -6,6 +6,7 @@ use std::ffi::{c_int, c_void};
 use std::mem::MaybeUninit;
 
 use hetmem_core::units::{PageRange, VirtAddr};
+use hetmem_sys::process::with_signals_blocked;
 
 use crate::cancel::{defer, uncancelled, undefer};
 use crate::next::Next;
@@ -46,12 +47,12 @@ pub unsafe fn create(
         return unsafe { next(thread, attr, start, arg) };
     };
     uncancelled(|| {
-        let routine = Box::into_raw(Box::new(Routine { known, start, arg }));
+        let routine = with_signals_blocked(|| Box::into_raw(Box::new(Routine { known, start, arg })));
         // SAFETY: as the caller promised; the routine is the new thread's.
         let result = unsafe { next(thread, attr, run, routine.cast()) };
         if result != 0 {
             // SAFETY: no thread was made to take it.
-            drop(unsafe { Box::from_raw(routine) });
+            with_signals_blocked(|| drop(unsafe { Box::from_raw(routine) }));
         }
         result
     })
@@ -74,7 +75,7 @@ unsafe extern "C-unwind" fn run(routine: *mut c_void) -> *mut c_void {
 #[inline(never)]
 unsafe fn run_known(routine: *mut Routine) -> (*mut c_void, c_int) {
     // SAFETY: as the caller promised.
-    let Routine { known: (begun, ended), start, arg } = *unsafe { Box::from_raw(routine) };
+    let Routine { known: (begun, ended), start, arg } = with_signals_blocked(|| *unsafe { Box::from_raw(routine) });
     uncancelled(|| {
         if let Some(stack) = own_stack() {
             begun(stack);

@@ -65,11 +65,28 @@ fn limit(resource: libc::__rlimit_resource_t) -> u64 {
     }
 }
 
-/// Runs `f` with all of the calling thread's signals blocked, the C library's own as well.
+/// The signals that a thread had blocked.
+#[derive(Clone, Copy, Debug)]
+#[must_use]
+pub struct SignalMask(u64);
+
+impl SignalMask {
+    /// Blocks all of the calling thread's signals, the C library's own as well; returns what it had.
+    pub fn block_all() -> Self {
+        Self(set_signal_mask(u64::MAX))
+    }
+
+    /// Gives the calling thread what [`SignalMask::block_all`] returned.
+    pub fn restore(self) {
+        set_signal_mask(self.0);
+    }
+}
+
+/// Runs `f` with all of the calling thread's signals blocked.
 pub fn with_signals_blocked<R>(f: impl FnOnce() -> R) -> R {
-    let before = set_signal_mask(u64::MAX);
+    let before = SignalMask::block_all();
     let result = f();
-    set_signal_mask(before);
+    before.restore();
     result
 }
 

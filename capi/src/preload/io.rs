@@ -6,6 +6,7 @@ use std::ptr;
 use hetmem_core::units::PageRange;
 use hetmem_preload::cancel::uncancelled;
 use hetmem_preload::next::{Next, pages_of};
+use hetmem_sys::process::with_signals_blocked;
 use runtime::agent;
 
 use super::keeping_errno;
@@ -144,23 +145,25 @@ impl Referred {
         if flags & libc::MSG_ZEROCOPY == 0 || !agent::is_running() {
             return Self(ptr::null_mut());
         }
-        uncancelled(|| {
+        let keep = || {
             let mut ranges = Vec::new();
             find(&mut ranges);
             Self(Box::into_raw(Box::new(ranges)))
-        })
+        };
+        uncancelled(|| with_signals_blocked(keep))
     }
 
     /// The call has ended with `result`.
     pub(super) fn settle<N: Default + PartialOrd + Copy>(self, result: N) -> N {
         if !self.0.is_null() {
-            uncancelled(|| {
+            let settle = || {
                 // SAFETY: made above, for one call.
                 let ranges = unsafe { Box::from_raw(self.0) };
                 if result < N::default() {
                     keeping_errno(|| ranges.into_iter().for_each(agent::let_go));
                 }
-            });
+            };
+            uncancelled(|| with_signals_blocked(settle));
         }
         result
     }

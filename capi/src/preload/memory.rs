@@ -13,13 +13,12 @@ use hetmem_sys::access::read_checked;
 use hetmem_sys::errno::Errno;
 use hetmem_sys::mapping::{Guard, set_aside, unlock_set_aside};
 use hetmem_sys::maps::{self, Mapping};
-use hetmem_sys::process::lock_limit;
+use hetmem_sys::process::{lock_limit, with_signals_blocked};
 use hetmem_sys::uffd::{MOVE_REQUEST, REGISTER_REQUEST, is_userfaultfd};
 use runtime::agent;
 
 use super::alone::leave_for_good;
 use super::direct::make;
-use super::keeping_errno;
 
 static NEXT_IOCTL: Next = Next::new(c"ioctl");
 static NEXT_MREMAP: Next = Next::new(c"mremap");
@@ -164,7 +163,7 @@ pub(super) unsafe extern "C-unwind" fn madvise(start: *mut c_void, size: usize, 
     // SAFETY: as the caller promised.
     let result = unsafe { next(start, size, advice) };
     if matches!(advice, libc::MADV_DONTNEED | libc::MADV_FREE | libc::MADV_REMOVE | MADV_DONTNEED_LOCKED) {
-        uncancelled(|| keeping_errno(agent::removal_returned));
+        agent::removal_returned();
     }
     result
 }
@@ -202,7 +201,7 @@ pub(super) unsafe extern "C-unwind" fn mincore(start: *mut c_void, size: usize, 
     // SAFETY: as the caller promised.
     let result = unsafe { next(start, size, resident) };
     let Some(range) = pages_of(start, size).filter(|_| result == 0 && agent::is_running()) else { return result };
-    uncancelled(|| {
+    let tell = || {
         let mut at = PageCount::ZERO;
         while at < range.pages() {
             let part = range.slice(at, MINCORE_STEP);
@@ -218,7 +217,8 @@ pub(super) unsafe extern "C-unwind" fn mincore(start: *mut c_void, size: usize, 
             at += part.pages();
         }
         result
-    })
+    };
+    uncancelled(|| with_signals_blocked(tell))
 }
 
 /// `munmap(2)`: a program that unmaps hetmem's memory, too, does so without the agent.
@@ -253,7 +253,7 @@ pub(super) unsafe extern "C-unwind" fn mlockall(flags: c_int) -> c_int {
     if errno() != libc::ENOMEM || flags & libc::MCL_CURRENT == 0 {
         return result;
     }
-    uncancelled(|| {
+    let lock = || {
         if !may_lock_all() {
             set_errno(libc::ENOMEM);
             return -1;
@@ -268,7 +268,8 @@ pub(super) unsafe extern "C-unwind" fn mlockall(flags: c_int) -> c_int {
         }
         set_errno(libc::ENOMEM);
         -1
-    })
+    };
+    uncancelled(|| with_signals_blocked(lock))
 }
 
 /// Whether the kernel would lock all of the program's memory, hetmem's not counted (`mlockall` of mm/mlock.c).

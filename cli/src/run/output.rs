@@ -50,7 +50,7 @@ impl Output {
         }
         let metadata = match std::fs::metadata(path) {
             Ok(metadata) => metadata,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Self::beside(path, None),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Self::beside(&link_end(path)?, None),
             Err(error) => return Err(error),
         };
         if metadata.is_dir() {
@@ -116,6 +116,20 @@ impl Output {
             Self::Stream(mut file) => file.write_all(text),
         }
     }
+}
+
+/// What `path` leads to, which is not there: through symbolic links, if it is one.
+fn link_end(path: &Path) -> io::Result<PathBuf> {
+    /// The most links that the kernel follows (`MAXSYMLINKS`).
+    const MOST_LINKS: usize = 40;
+    let mut end = path.to_owned();
+    for _ in 0..MOST_LINKS {
+        if !std::fs::symlink_metadata(&end).is_ok_and(|found| found.is_symlink()) {
+            return Ok(end);
+        }
+        end = end.with_file_name("").join(std::fs::read_link(&end)?);
+    }
+    Err(Errno::LOOP.into())
 }
 
 /// Whether a file may become as large as statistics are.
@@ -193,6 +207,15 @@ mod tests {
         Output::prepare(&link).unwrap().write(b"new").unwrap();
         assert!(link.symlink_metadata().unwrap().is_symlink());
         assert_eq!(std::fs::read_to_string(&target).unwrap(), "new");
+        // Also one to what is not there yet.
+        let dangling = dir.path().join("dangling");
+        std::os::unix::fs::symlink("later", &dangling).unwrap();
+        Output::prepare(&dangling).unwrap().write(b"new").unwrap();
+        assert!(dangling.symlink_metadata().unwrap().is_symlink());
+        assert_eq!(std::fs::read_to_string(dir.path().join("later")).unwrap(), "new");
+        let endless = dir.path().join("endless");
+        std::os::unix::fs::symlink("endless", &endless).unwrap();
+        assert!(Output::prepare(&endless).is_err());
     }
 
     #[test]

@@ -129,6 +129,7 @@ const PROGRAMS: &[Cases] = &[
         expect: Expect { managed_to_the_end: false, ..Expect::moved(0) },
     },
     Cases { program: "dropped", cases: &["setns"], settings: CHAOS, expect: Expect::moved(100) },
+    Cases { program: "interrupted", cases: &["calls", "setns", "jumps"], settings: EVERY, expect: Expect::moved(100) },
     Cases { program: "residency", cases: &["written", "pieces"], settings: EVERY, expect: Expect::moved(1_000) },
     Cases {
         program: "unmap_all",

@@ -8,6 +8,7 @@ use hetmem_sys::mapping::Guard;
 use hetmem_sys::thread::current_tid;
 
 use super::start::Use;
+use crate::host::removals::RETURNED;
 
 /// `madvise(2)` with guard markers, on behalf of the calling thread, with pages that are away where a marker is gone for good; `None` where
 /// nothing is managed. The calling thread may be on a stack that is away.
@@ -40,9 +41,7 @@ pub(super) fn thread_is_known() {
 /// The calling thread has come back from a call that removes pages and announces it: it is not in the middle of one.
 pub fn removal_returned() {
     let tid = NUMBER.get();
-    if tid != 0
-        && let Some(agent) = Use::begin()
-    {
-        agent.inner.engine.host.removals.returned(tid);
+    if tid != 0 {
+        RETURNED.returned(tid);
     }
 }

@@ -36,7 +36,7 @@ use hetmem_devices::spec::Backend;
 use hetmem_sys::errno::Errno;
 use hetmem_sys::mapping::wiped_on_fork;
 use hetmem_sys::maps::MapsFile;
-use hetmem_sys::process::MemoryUse;
+use hetmem_sys::process::{MemoryUse, SignalMask};
 use hetmem_sys::thread::{
     Stack, backoff_sleep, confine, control_block, futex_wait, futex_wake, give_up_privileges, is_dumpable,
     unshare_directories, unshare_files, unused_id,
@@ -101,26 +101,31 @@ fn word(which: usize) -> Option<&'static AtomicU64> {
     unsafe { WORDS.load(Ordering::Acquire).as_ref() }.map(|words| &words[which])
 }
 
-/// The agent, which does not end while this lives.
-pub(super) struct Use(&'static Agent);
+/// The agent, which does not end while this lives. All signals are blocked: a handler that asks for the agent, or never returns, would find its locks taken
+/// by the thread that it has interrupted.
+pub(super) struct Use {
+    agent: &'static Agent,
+    signals: SignalMask,
+}
 
 impl Use {
     /// The agent of this process, if it has one.
     pub(super) fn begin() -> Option<Self> {
         let (agent, users) = (word(AGENT)?, word(USERS)?);
         while is_here() {
-            // First, for a handler of a signal that has the agent leave.
+            let signals = SignalMask::block_all();
             DEPTH.set(DEPTH.get() + 1);
             // SeqCst, here and in `leave`: either this thread sees that the agent is closed, or the agent sees this thread.
             if users.fetch_add(1, Ordering::SeqCst) & CLOSED == 0 {
                 let at = usize::try_from(agent.load(Ordering::SeqCst)).unwrap_or(0);
                 // SAFETY: null, or an agent that is not closed, and so not freed, while it has users.
                 if let Some(agent) = unsafe { ptr::with_exposed_provenance::<Agent>(at).as_ref() } {
-                    return Some(Self(agent));
+                    return Some(Self { agent, signals });
                 }
             }
             users.fetch_sub(1, Ordering::SeqCst);
             DEPTH.set(DEPTH.get() - 1);
+            signals.restore();
             backoff_sleep(LOOK_AGAIN_AFTER);
         }
         None
@@ -151,23 +156,27 @@ thread_local! {
 }
 
 impl Use {
-    /// Goes on after this returns, until [`Use::held`].
+    /// Goes on after this returns, until [`Use::held`], with signals as they were: no lock is held over a fork.
     pub(super) fn hold(self) {
-        HELD.set((Some(ManuallyDrop::new(self).0), HELD.get().1 + 1));
+        let held = ManuallyDrop::new(self);
+        HELD.set((Some(held.agent), HELD.get().1 + 1));
+        held.signals.restore();
     }
 
     /// What this thread holds, if anything.
     pub(super) fn held() -> Option<Self> {
         let (agent, times) = HELD.get();
-        HELD.set((agent, times.saturating_sub(1)));
-        agent.filter(|_| times > 0).map(Self)
+        let agent = agent.filter(|_| times > 0)?;
+        let signals = SignalMask::block_all();
+        HELD.set((Some(agent), times - 1));
+        Some(Self { agent, signals })
     }
 }
 
 impl Deref for Use {
     type Target = Agent;
     fn deref(&self) -> &Agent {
-        self.0
+        self.agent
     }
 }
 
@@ -178,6 +187,7 @@ impl Drop for Use {
             let _ = users.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1));
             DEPTH.set(DEPTH.get().saturating_sub(1));
         }
+        self.signals.restore();
     }
 }
 
@@ -454,7 +464,7 @@ extern "C" fn labour(arg: *mut c_void) {
 /// pages can't come home; then it stays. The caller has blocked all signals.
 #[must_use]
 pub fn leave() -> Option<Away> {
-    // A child that shares the memory (vfork, or worse) is a process of its own, and has no agent; and who is in the middle of a call, of which a handler of a
+    // A child that shares the memory (vfork, or worse) is a process of its own, and has no agent; and who is in the middle of a fork, of which a handler of a
     // signal asks this, would wait for himself.
     if PID.load(Ordering::Relaxed) != std::process::id() || DEPTH.get() > 0 || HELD.get().1 > 0 {
         return None;
