@@ -213,6 +213,11 @@ impl Ended {
     pub(crate) fn code(&self) -> i32 {
         self.status.code().unwrap_or_else(|| 128 + self.status.signal().unwrap_or_default())
     }
+
+    /// How many pages hetmem moved.
+    pub(crate) fn moved(&self) -> u64 {
+        self.stats.as_ref().map_or(0, Stats::moved)
+    }
 }
 
 /// Runs a helper program, which must succeed, beside `server`; gives its standard output.

@@ -37,18 +37,23 @@ pub(crate) fn while_migrating(runtime: &Runtime, range: PageRange, requests: &[R
         }
     }
     let done = AtomicBool::new(false);
+    let (begun, first) = std::sync::mpsc::channel();
     let moved = std::thread::scope(|scope| {
-        let mover = scope.spawn(|| {
+        let done = &done;
+        let mover = scope.spawn(move || {
             let mut moved = 0;
             for request in requests.iter().cycle() {
                 if done.load(Ordering::SeqCst) {
                     break;
                 }
                 moved += runtime.migrate(range, *request).moved().get();
+                // Nobody listens after the first.
+                let _ = begun.send(());
             }
             moved
         });
-        let end = End(&done);
+        let end = End(done);
+        first.recv().unwrap();
         body();
         drop(end);
         mover.join().unwrap()

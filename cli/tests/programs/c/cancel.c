@@ -267,7 +267,7 @@ static void *call_with_one_pending(void *argument_of_body) {
     pthread_cleanup_push(clean, &cleaned);
     CHECK(pthread_setspecific(key, argument_of_body) == 0);
     CHECK(pthread_cancel(pthread_self()) == 0);
-    unsigned char *own = map_pages(16), *place = map_pages(16);
+    unsigned char *own = map_far(16), *place = map_far(16);
     pthread_attr_t detached;
     CHECK(pthread_attr_init(&detached) == 0);
     CHECK(pthread_attr_setdetachstate(&detached, PTHREAD_CREATE_DETACHED) == 0);

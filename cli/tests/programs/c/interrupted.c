@@ -84,7 +84,7 @@ static void prepare(void) {
     CHECK(timer_create(CLOCK_MONOTONIC, &event, &timer) == 0);
     memory = map_pages(PAGES);
     memset(memory, 1, PAGES * PAGE);
-    elsewhere = map_pages(16);
+    elsewhere = map_far(16);
     memset(elsewhere, 2, 4 * PAGE);
     use_field(2);
 }
