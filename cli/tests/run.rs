@@ -402,10 +402,8 @@ os.abort()
     }
     let dir = tempfile::tempdir().unwrap();
     let stats = dir.path().join("stats.json");
-    let options = format!(
-        "--quiet --stats {} --policy limit --system-limit 1M --device private:emulated,size=16M",
-        stats.display()
-    );
+    let options =
+        format!("--stats {} --policy limit --system-limit 1M --device private:emulated,size=16M", stats.display());
     let script = format!(
         "cd {}; ulimit -c unlimited || exit 77; exec $hetmem run {options} -- python3 -c '{ABORT}'",
         dir.path().display()
@@ -415,6 +413,10 @@ os.abort()
         return eprintln!("skipped: {}", stderr(&run));
     }
     assert_eq!(status(&run), 134, "{}", stderr(&run));
+    let said = stderr(&run);
+    let lacks =
+        |line: &str| line.contains("signal 6, core dumped without the ") && line.contains(" MiB on private devices");
+    assert!(said.lines().any(lacks), "{said}");
     let told: Value = serde_json::from_slice(&std::fs::read(&stats).unwrap()).unwrap();
     assert!(told["pages_migrated_to_device"].as_u64().unwrap() > 2048, "{told}");
     std::fs::remove_file(&stats).unwrap();

@@ -231,18 +231,24 @@ impl<H: Host> Engine<H> {
         if held.device == SYSTEM_POOL {
             self.pool.put_populated(held.run);
         } else {
-            let freed = self.device_of(held.device).pagemap().frames.put(held.run);
-            self.counters.devices[held.device.index()].sub(freed.bytes().get());
+            self.freed(held.device, self.device_of(held.device).pagemap().frames.put(held.run));
         }
     }
 
-    /// Gives one reference to the frames back, whose pages were moved away.
+    /// Gives one reference to the frames back, whose pages were moved away, or are not there for another reason.
     pub(crate) fn put_moved(&self, held: Held) {
         if held.device == SYSTEM_POOL {
             self.pool.put_hole(held.run);
-        } else {
+        } else if self.lays(held.device) {
+            // The device keeps what was laid over the program's.
             self.put(held);
+        } else {
+            self.freed(held.device, self.device_of(held.device).pagemap().frames.put_hole(held.run));
         }
+    }
+
+    fn freed(&self, device: DeviceId, frames: PageCount) {
+        self.counters.devices[device.index()].sub(frames.bytes().get());
     }
 
     /// Takes free frames of a device into use for the pages from `page` on.
@@ -262,7 +268,7 @@ impl<H: Host> Engine<H> {
                 Some(held)
             }
             Err(NoBacking) => {
-                self.put(held);
+                self.put_moved(held);
                 None
             }
         }
@@ -304,6 +310,25 @@ impl<H: Host> Engine<H> {
                 break;
             }
         }
+    }
+
+    /// Whether somewhere a page's bytes rest in a frame that it has left.
+    #[must_use]
+    pub fn has_resting(&self) -> bool {
+        self.pool.has_resting() || self.devices.iter().any(|device| device.pagemap().frames.has_resting())
+    }
+
+    /// All that rests is old from now on. Called again and again, with [`Engine::clear_old`] until it says `false` before each call: then nothing rests longer than
+    /// from one call to the next but one.
+    pub fn age(&self) {
+        self.pool.age();
+        self.devices.iter().for_each(|device| device.pagemap().frames.age());
+    }
+
+    /// Clears some of the frames that are old; `false` if there is none. The caller holds no lock.
+    pub fn clear_old(&self) -> bool {
+        self.pool.clear_old(|run| self.host.clear(self.pool.address(run), run.pages))
+            || self.devices.iter().any(|device| device.pagemap().frames.clear_old(|run| device.clear(run)))
     }
 
     /// Empties places that were taken out of the stock. `false` if they can't be: then they are in stock again, as a place that is not empty must never be taken

@@ -151,7 +151,11 @@ impl<H: Host> Engine<H> {
                 match state.slot(page.index_in_block()) {
                     Slot::System => {}
                     Slot::Mapped(frame) if keep(frame) => {}
-                    Slot::Mapped(frame) | Slot::Unmapped { frame, .. } => {
+                    Slot::Mapped(frame) => {
+                        state.set(page.index_in_block(), Slot::System);
+                        self.put_moved(Held::single(frame));
+                    }
+                    Slot::Unmapped { frame, .. } => {
                         state.set(page.index_in_block(), Slot::System);
                         self.put(Held::single(frame));
                     }

@@ -117,7 +117,7 @@ impl<H: Host> Engine<H> {
                 let put = self.host.zero_fill(path, one);
                 if put.stop.is_none() {
                     state.set(page.index_in_block(), Slot::System);
-                    self.put(Held::single(frame));
+                    self.put_moved(Held::single(frame));
                     return Ok(FaultResolution::Present);
                 }
                 Ok(self.present_or(path, one, put.stop))

@@ -10,6 +10,8 @@
 //! | [`FrameTable::get`] (only while at least 1) | n → n + 1 |
 //! | [`FrameTable::put`] | n → n − 1; at 0 the caller hands the frame back to the free set |
 //!
+//! A free frame that a page has left rests with the page's bytes until it is used again or cleared ([`FrameTable::clear_old`]).
+//!
 //! *Limits:* 2^32 frames a device (16 TiB), 2^16 − 1 references a frame.
 
 use std::sync::OnceLock;
@@ -106,12 +108,40 @@ impl FrameDescriptor {
 /// Frames whose descriptors are made together: those of 2 MiB, and few in the tiny devices that the model checker can bear.
 const CHUNK: usize = if cfg!(loom) { 4 } else { 512 };
 
+/// How many frames are cleared at a time: whoever does so may be waited for.
+const CLEARED: PageCount = PageCount::new(16);
+
+/// What `take` takes; at the second try, if frames are being cleared that it may miss.
+pub(crate) fn or_once_cleared<R>(clearing: &Mutex<()>, take: impl Fn() -> Option<R>) -> Option<R> {
+    take().or_else(|| {
+        let _clearing = lock(clearing);
+        take()
+    })
+}
+
+/// Has `clear` clear some old frames of the set that `change` has somebody change; `false` if there is none. A panic of `clear` leaves them out of the set.
+pub(crate) fn clear_old(
+    clearing: &Mutex<()>,
+    change: impl Fn(&mut dyn FnMut(&mut RunSet)),
+    clear: impl FnOnce(FrameRun),
+) -> bool {
+    let _clearing = lock(clearing);
+    let mut claimed = None;
+    change(&mut |set| claimed = set.claim_old(CLEARED));
+    let Some(run) = claimed else { return false };
+    clear(run);
+    change(&mut |set| set.give_cleared(run));
+    true
+}
+
 /// The descriptors of a device's frames and the set of free ones.
 pub struct FrameTable {
     /// By chunks of 2 MiB, each made when a frame of it is first allocated: a device that is not used costs no books.
     descriptors: Box<[OnceLock<Box<[FrameDescriptor]>>]>,
     capacity: PageCount,
     free: Mutex<RunSet>,
+    /// Held while frames are out of the free set to be cleared: before `free`.
+    clearing: Mutex<()>,
     /// No frame is taken into use any more.
     closed: AtomicBool,
 }
@@ -121,7 +151,8 @@ impl FrameTable {
     #[must_use]
     pub fn new(capacity: PageCount) -> Self {
         let descriptors = (0..capacity.get().div_ceil(CHUNK as u64)).map(|_| OnceLock::new()).collect();
-        Self { descriptors, capacity, free: Mutex::new(RunSet::full(capacity)), closed: AtomicBool::new(false) }
+        let free = Mutex::new(RunSet::full(capacity));
+        Self { descriptors, capacity, free, clearing: Mutex::new(()), closed: AtomicBool::new(false) }
     }
 
     /// How many frames the device has.
@@ -173,14 +204,13 @@ impl FrameTable {
         self.allocate_by(page, RunSet::take_whole)
     }
 
-    fn allocate_by(&self, page: VirtAddr, take: impl FnOnce(&mut RunSet) -> Option<FrameRun>) -> Option<FrameRun> {
-        let mut free = lock(&self.free);
-        // Relaxed: set and read under that lock.
-        if self.closed.load(Ordering::Relaxed) {
-            return None;
-        }
-        let run = take(&mut free)?;
-        drop(free);
+    fn allocate_by(&self, page: VirtAddr, take: impl Fn(&mut RunSet) -> Option<FrameRun>) -> Option<FrameRun> {
+        let take = || {
+            let mut free = lock(&self.free);
+            // Relaxed: set and read under that lock.
+            if self.closed.load(Ordering::Relaxed) { None } else { take(&mut free) }
+        };
+        let run = or_once_cleared(&self.clearing, take)?;
         for (i, frame) in (0..).zip(run.iter()) {
             self.descriptor(frame).allocate(page.add_pages(PageCount::new(i)));
         }
@@ -210,8 +240,17 @@ impl FrameTable {
         }
     }
 
-    /// Gives a reference to each frame of `run` back; frames without any become free. Returns how many did.
+    /// Gives a reference to each frame of `run` back, in which pages are; frames without any become free, and rest. Returns how many did.
     pub fn put(&self, run: FrameRun) -> PageCount {
+        self.put_by(run, RunSet::insert_resting)
+    }
+
+    /// The same of frames whose pages were moved away, or are not there for another reason.
+    pub fn put_hole(&self, run: FrameRun) -> PageCount {
+        self.put_by(run, RunSet::insert)
+    }
+
+    fn put_by(&self, run: FrameRun, insert: impl Fn(&mut RunSet, FrameRun)) -> PageCount {
         let mut freed = PageCount::ZERO;
         let mut start = None;
         for offset in 0..=run.pages.get() {
@@ -221,7 +260,7 @@ impl FrameTable {
                 (true, None) => start = Some(offset),
                 (false, Some(from)) => {
                     let free = run.slice(from, offset - from);
-                    lock(&self.free).insert(free);
+                    insert(&mut lock(&self.free), free);
                     freed += free.pages;
                     start = None;
                 }
@@ -231,12 +270,29 @@ impl FrameTable {
         freed
     }
 
+    /// Whether a frame rests.
+    #[must_use]
+    pub fn has_resting(&self) -> bool {
+        lock(&self.free).has_resting()
+    }
+
+    /// All frames that rest are old from now on.
+    pub fn age(&self) {
+        lock(&self.free).age();
+    }
+
+    /// Has `clear` clear some old frames; `false` if there is none.
+    pub fn clear_old(&self, clear: impl FnOnce(FrameRun)) -> bool {
+        clear_old(&self.clearing, |change| change(&mut lock(&self.free)), clear)
+    }
+
     /// Checks that exactly the frames without references are in the free set.
     ///
     /// # Panics
     ///
     /// If that does not hold.
     pub fn check(&self) {
+        let _clearing = lock(&self.clearing);
         let free = lock(&self.free);
         free.check();
         let made = self.descriptors.iter().filter_map(OnceLock::get);

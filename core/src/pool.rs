@@ -2,12 +2,13 @@
 //!
 //! The pool is a stretch of address space that is never the program's. A place in it is *empty* (nothing populated: room for a page
 //! on its way out), *stocked* (a populated page with no content that matters: the destination of the next page home), or in
-//! use. Populated pages are recycled: allocation and zeroing stay off the hot path. The pool *grows* block by block, as more is needed: what is beyond counts as
+//! use. Populated pages are recycled: allocation and zeroing stay off the hot path. What a page leaves in stock rests there with its bytes until it is used again or
+//! cleared ([`SystemPool::clear_old`]). The pool *grows* block by block, as more is needed: what is beyond counts as
 //! none of the process's memory.
 //!
 //! *Limits:* the last [`FAULT_RESERVE`] places are kept for faults, so that a CPU touch never waits for migrations, nor for memory that the host does not give.
 
-use crate::frame::{FrameDescriptor, Put};
+use crate::frame::{FrameDescriptor, Put, clear_old, or_once_cleared};
 use crate::run_set::{FrameRun, RunSet};
 use crate::sync::{Mutex, lock};
 use crate::units::{BLOCK_PAGES, BLOCK_SIZE, FrameIndex, PageCount, VirtAddr};
@@ -37,6 +38,8 @@ pub struct SystemPool {
     descriptors: Box<[FrameDescriptor]>,
     stock_limit: PageCount,
     sets: Mutex<Sets>,
+    /// Held while pages are out of the stock to be cleared: before `sets`.
+    clearing: Mutex<()>,
 }
 
 impl SystemPool {
@@ -53,7 +56,7 @@ impl SystemPool {
         let mut empty = RunSet::empty(capacity);
         empty.insert_all(PageCount::ZERO, grown);
         let sets = Mutex::new(Sets { empty, stocked: RunSet::empty(capacity), grown });
-        Self { start, descriptors, stock_limit, sets }
+        Self { start, descriptors, stock_limit, sets, clearing: Mutex::new(()) }
     }
 
     /// Grows by what is missing to a block, or by a block, if `open` can make that part of the address space usable; it may be asked for a part again, by
@@ -83,15 +86,13 @@ impl SystemPool {
     /// Takes a run of at most `want` empty places, with one reference each, for pages on their way out.
     #[must_use]
     pub fn take_empty(&self, want: PageCount, page: VirtAddr) -> Option<FrameRun> {
-        let mut sets = lock(&self.sets);
-        let spare = sets.empty.len() + sets.stocked.len();
-        if spare <= FAULT_RESERVE {
-            return None;
-        }
-        let run = sets.empty.take(want.min(spare - FAULT_RESERVE))?;
-        drop(sets);
-        self.allocate(run, page);
-        Some(run)
+        self.take(page, |sets| {
+            let spare = sets.empty.len() + sets.stocked.len();
+            if spare <= FAULT_RESERVE {
+                return None;
+            }
+            sets.empty.take(want.min(spare - FAULT_RESERVE))
+        })
     }
 
     /// The same for a huge page on its way out: a whole chunk that small pages have not used, if there is one.
@@ -106,13 +107,18 @@ impl SystemPool {
         self.take_whole(page, |sets| &mut sets.stocked)
     }
 
-    fn take_whole(&self, page: VirtAddr, from: impl FnOnce(&mut Sets) -> &mut RunSet) -> Option<FrameRun> {
-        let mut sets = lock(&self.sets);
-        if sets.empty.len() + sets.stocked.len() < FAULT_RESERVE + PageCount::new(BLOCK_PAGES) {
-            return None;
-        }
-        let run = from(&mut sets).take_whole()?;
-        drop(sets);
+    fn take_whole(&self, page: VirtAddr, from: impl Fn(&mut Sets) -> &mut RunSet) -> Option<FrameRun> {
+        self.take(page, |sets| {
+            if sets.empty.len() + sets.stocked.len() < FAULT_RESERVE + PageCount::new(BLOCK_PAGES) {
+                return None;
+            }
+            from(sets).take_whole()
+        })
+    }
+
+    /// Takes what `from` takes, with one reference each.
+    fn take(&self, page: VirtAddr, from: impl Fn(&mut Sets) -> Option<FrameRun>) -> Option<FrameRun> {
+        let run = or_once_cleared(&self.clearing, || from(&mut lock(&self.sets)))?;
         self.allocate(run, page);
         Some(run)
     }
@@ -121,17 +127,15 @@ impl SystemPool {
     /// empty ones, which the host populates when they are written.
     #[must_use]
     pub fn take_stocked(&self, want: PageCount, page: VirtAddr, purpose: Purpose) -> Option<FrameRun> {
-        let mut sets = lock(&self.sets);
-        let spare = sets.empty.len() + sets.stocked.len();
-        let want = match purpose {
-            Purpose::Fault => want,
-            Purpose::Migration if spare > FAULT_RESERVE => want.min(spare - FAULT_RESERVE),
-            Purpose::Migration => return None,
-        };
-        let run = sets.stocked.take(want).or_else(|| sets.empty.take(want))?;
-        drop(sets);
-        self.allocate(run, page);
-        Some(run)
+        self.take(page, |sets| {
+            let spare = sets.empty.len() + sets.stocked.len();
+            let want = match purpose {
+                Purpose::Fault => want,
+                Purpose::Migration if spare > FAULT_RESERVE => want.min(spare - FAULT_RESERVE),
+                Purpose::Migration => return None,
+            };
+            sets.stocked.take(want).or_else(|| sets.empty.take(want))
+        })
     }
 
     fn allocate(&self, run: FrameRun, page: VirtAddr) {
@@ -155,10 +159,10 @@ impl SystemPool {
         }
     }
 
-    /// Gives a reference back; places without any become stocked.
+    /// Gives a reference back; places without any become stocked, and rest there.
     pub fn put_populated(&self, run: FrameRun) {
         self.put(run, |sets, run| {
-            sets.stocked.insert(run);
+            sets.stocked.insert_resting(run);
             // Small pages came to the chunk while it was empty.
             if sets.empty.is_divided(run.first) {
                 sets.stocked.divide(run.first);
@@ -213,6 +217,22 @@ impl SystemPool {
         Some(run)
     }
 
+    /// Whether a page of the stock rests.
+    #[must_use]
+    pub fn has_resting(&self) -> bool {
+        lock(&self.sets).stocked.has_resting()
+    }
+
+    /// All pages of the stock that rest are old from now on.
+    pub fn age(&self) {
+        lock(&self.sets).stocked.age();
+    }
+
+    /// Has `clear` clear some old pages of the stock; `false` if there is none.
+    pub fn clear_old(&self, clear: impl FnOnce(FrameRun)) -> bool {
+        clear_old(&self.clearing, |change| change(&mut lock(&self.sets).stocked), clear)
+    }
+
     /// How many populated pages are in stock.
     #[must_use]
     pub fn stocked(&self) -> PageCount {
@@ -238,6 +258,7 @@ impl SystemPool {
     ///
     /// If that does not hold.
     pub fn check(&self) {
+        let _clearing = lock(&self.clearing);
         let sets = lock(&self.sets);
         let grown = &self.descriptors[..sets.grown.as_usize()];
         let unreferenced = grown.iter().filter(|d| d.count() == 0).count() as u64;

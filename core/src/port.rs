@@ -107,6 +107,9 @@ pub trait Host: Send + Sync {
     /// Copies `pages` pages between frames that are not the program's.
     fn copy(&self, from: VirtAddr, to: VirtAddr, pages: PageCount);
 
+    /// Makes pages that are not the program's, and are populated, read as zeros.
+    fn clear(&self, at: VirtAddr, pages: PageCount);
+
     /// Gives the memory of pages that are not the program's back to the host; they read as zeros afterwards. `false` if that can't be done: pages of locked memory
     /// stay. The caller holds no lock.
     fn discard(&self, at: VirtAddr, pages: PageCount) -> bool;
@@ -283,4 +286,7 @@ pub trait Device: Send + Sync {
     ///
     /// [`DeviceError`] if the pages' contents are undefined now; the frames are unharmed.
     fn copy_out(&self, from: FrameRun, to: VirtAddr) -> Result<(), DeviceError>;
+
+    /// Makes the frames of `run`, which nobody uses, read as zeros: nothing of a page is left where it was.
+    fn clear(&self, run: FrameRun);
 }

@@ -4,6 +4,9 @@
 //! then on, and a huge page that is moved there is divided, too. So small pages stay among divided chunks as long as there are any, in the one that was
 //! touched last, whose memory is warm; and [`RunSet::take_whole`] gives chunks to huge pages that are not divided.
 //!
+//! A frame that a page has left *rests*, with the page's bytes, until it is taken or cleared. It is cleared once it is old: once [`RunSet::age`] was called while
+//! it rested.
+//!
 //! *Limits:* a run never crosses a chunk, so it is at most 512 frames long.
 
 use crate::units::{BLOCK_PAGES, FrameIndex, PageCount};
@@ -69,17 +72,29 @@ fn offset_u32(offset: PageCount) -> u32 {
 #[derive(Clone)]
 struct Chunk {
     bits: [u64; WORDS],
+    /// Of those, the ones that rest, and are not old.
+    young: [u64; WORDS],
+    /// Those that are.
+    old: [u64; WORDS],
     count: u32,
     divided: bool,
 }
+
+const EMPTY: Chunk = Chunk { bits: [0; WORDS], young: [0; WORDS], old: [0; WORDS], count: 0, divided: false };
 
 /// See the module.
 #[derive(Clone)]
 pub struct RunSet {
     // Invariants: each chunk's `count` is the number of its set bits; `len` is the sum of the counts; `whole` and `divided_whole` say of the chunks with
-    // all their frames what they say, and `divided` is the number of divided chunks with a frame.
+    // all their frames what they say, and `divided` is the number of divided chunks with a frame. `young` and `old` are the numbers of frames that rest.
     chunks: Vec<Chunk>,
     len: u64,
+    young: u64,
+    old: u64,
+    /// Frames that are being cleared.
+    claimed: u64,
+    /// No chunk before this has an old frame.
+    sweep: usize,
     whole: Kind,
     divided_whole: Kind,
     divided: usize,
@@ -105,9 +120,9 @@ impl RunSet {
     /// The empty set of frames below `capacity`.
     #[must_use]
     pub fn empty(capacity: PageCount) -> Self {
-        let chunks =
-            vec![Chunk { bits: [0; WORDS], count: 0, divided: false }; capacity.as_usize().div_ceil(CHUNK as usize)];
-        Self { chunks, len: 0, whole: Kind::default(), divided_whole: Kind::default(), divided: 0, recent: 0 }
+        let chunks = vec![EMPTY; capacity.as_usize().div_ceil(CHUNK as usize)];
+        let (whole, divided_whole) = (Kind::default(), Kind::default());
+        Self { chunks, len: 0, young: 0, old: 0, claimed: 0, sweep: 0, whole, divided_whole, divided: 0, recent: 0 }
     }
 
     /// The set of all frames below `capacity`.
@@ -131,24 +146,41 @@ impl RunSet {
         self.recent = recent;
     }
 
-    /// How many frames the set holds.
+    /// How many frames the set holds, with those that are being cleared.
     #[must_use]
     pub const fn len(&self) -> PageCount {
-        PageCount::new(self.len)
+        PageCount::new(self.len + self.claimed)
     }
 
     /// Whether the set holds no frame.
     #[must_use]
     pub const fn is_empty(&self) -> bool {
-        self.len == 0
+        self.len().is_zero()
     }
 
-    /// Adds the frames of `run`, which must not be in the set. A part of a chunk divides it.
+    /// Adds the frames of `run`, which must not be in the set, with nothing of a page in them. A part of a chunk divides it.
     ///
     /// # Panics
     ///
     /// If a frame of `run` is in the set already: a frame was given back twice.
     pub fn insert(&mut self, run: FrameRun) {
+        self.add(run, run.pages.get() < BLOCK_PAGES, |_, _, _| ());
+        self.recent = run.first.index() / CHUNK as usize;
+    }
+
+    /// The same of frames that rest.
+    ///
+    /// # Panics
+    ///
+    /// As [`RunSet::insert`].
+    pub fn insert_resting(&mut self, run: FrameRun) {
+        self.add(run, run.pages.get() < BLOCK_PAGES, |c, word, mask| c.young[word] |= mask);
+        self.recent = run.first.index() / CHUNK as usize;
+        self.young += run.pages.get();
+    }
+
+    /// Adds frames, by `also` in each word.
+    fn add(&mut self, run: FrameRun, divides: bool, also: impl Fn(&mut Chunk, usize, u64)) {
         let mut at = run.first.index();
         let end = at + run.pages.as_usize();
         while at < end {
@@ -159,12 +191,51 @@ impl RunSet {
                 assert_eq!(c.bits[word] & mask, 0, "a frame is given back once");
                 c.bits[word] |= mask;
                 c.count += mask.count_ones();
-                c.divided |= run.pages.get() < BLOCK_PAGES;
+                c.divided |= divides;
+                also(c, word, mask);
             });
-            self.recent = chunk;
             at += n;
         }
         self.len += run.pages.get();
+    }
+
+    /// Whether a frame rests.
+    #[must_use]
+    pub const fn has_resting(&self) -> bool {
+        self.young + self.old > 0
+    }
+
+    /// Makes all frames that rest old.
+    pub fn age(&mut self) {
+        if self.young == 0 {
+            return;
+        }
+        for c in &mut self.chunks {
+            for (old, young) in c.old.iter_mut().zip(&mut c.young) {
+                *old |= std::mem::take(young);
+            }
+        }
+        self.old += std::mem::take(&mut self.young);
+        self.sweep = 0;
+    }
+
+    /// Takes a run of at most `most` old frames out, to be cleared and given back by [`RunSet::give_cleared`]; `None` if there is none. Huge pages stay whole.
+    pub fn claim_old(&mut self, most: PageCount) -> Option<FrameRun> {
+        if self.old == 0 {
+            return None;
+        }
+        let has_old = |c: &Chunk| c.old != [0; WORDS];
+        let chunk = self.sweep + self.chunks[self.sweep..].iter().position(has_old)?;
+        self.sweep = chunk;
+        let (start, n) = longest_run(&self.chunks[chunk].old, most.as_usize());
+        self.claimed += n as u64;
+        Some(self.take_from(chunk, start, n))
+    }
+
+    /// Gives frames back that [`RunSet::claim_old`] took, and that hold nothing of a page any more.
+    pub fn give_cleared(&mut self, run: FrameRun) {
+        self.add(run, false, |_, _, _| ());
+        self.claimed -= run.pages.get();
     }
 
     /// Takes a run of at most `want` frames out of the set; `None` if the set is empty.
@@ -211,17 +282,25 @@ impl RunSet {
     fn take_from(&mut self, chunk: usize, start: usize, n: usize) -> FrameRun {
         let first = u32::try_from(chunk * CHUNK as usize + start).expect("a device has at most 2^32 frames");
         let run = FrameRun { first: FrameIndex::new(first), pages: PageCount::new(n as u64) };
+        let (mut young, mut old) = (0, 0);
         self.change(chunk, |c| {
             let mut at = start;
             while at < start + n {
-                let bit = at % 64;
+                let (word, bit) = (at / 64, at % 64);
                 let step = (64 - bit).min(start + n - at);
-                c.bits[at / 64] &= !mask(bit, step);
+                let mask = mask(bit, step);
+                c.bits[word] &= !mask;
+                young += u64::from((c.young[word] & mask).count_ones());
+                old += u64::from((c.old[word] & mask).count_ones());
+                c.young[word] &= !mask;
+                c.old[word] &= !mask;
                 at += step;
             }
             c.count -= offset_u32(run.pages);
         });
         self.len -= run.pages.get();
+        self.young -= young;
+        self.old -= old;
         run
     }
 
@@ -268,9 +347,17 @@ impl RunSet {
     ///
     /// If one does not hold.
     pub fn check(&self) {
+        let ones = |words: &[u64; WORDS]| words.iter().map(|w| w.count_ones()).sum::<u32>();
         for c in &self.chunks {
-            assert_eq!(c.count, c.bits.iter().map(|w| w.count_ones()).sum::<u32>());
+            assert_eq!(c.count, ones(&c.bits));
+            for ((bits, young), old) in c.bits.iter().zip(&c.young).zip(&c.old) {
+                assert_eq!((young & old, (young | old) & !bits), (0, 0), "what rests is in the set, young or old");
+            }
         }
+        assert_eq!(self.young, self.chunks.iter().map(|c| u64::from(ones(&c.young))).sum::<u64>());
+        assert_eq!(self.old, self.chunks.iter().map(|c| u64::from(ones(&c.old))).sum::<u64>());
+        let first_old = self.chunks.iter().position(|c| c.old != [0; WORDS]);
+        assert!(first_old.is_none_or(|first| first >= self.sweep), "no old frame is passed over");
         assert_eq!(self.len, self.chunks.iter().map(|c| u64::from(c.count)).sum::<u64>());
         for (kind, divided) in [(self.whole, false), (self.divided_whole, true)] {
             let whole = |c: &Chunk| c.count == CHUNK && c.divided == divided;
@@ -372,26 +459,64 @@ mod tests {
         set.insert(FrameRun::single(FrameIndex::new(3)));
     }
 
+    #[test]
+    fn a_chunk_that_is_cleared_piece_by_piece_stays_whole() {
+        let mut set = RunSet::full(PageCount::new(2 * 512));
+        let huge = set.take_whole().unwrap();
+        set.insert_resting(huge);
+        assert_eq!(set.claim_old(PageCount::new(16)), None, "it is young");
+        set.age();
+        let mut cleared = PageCount::ZERO;
+        while let Some(run) = set.claim_old(PageCount::new(16)) {
+            cleared += run.pages;
+            assert_eq!((run.pages.get(), set.len().get()), (16, 2 * 512));
+            set.give_cleared(run);
+            set.check();
+        }
+        assert_eq!((cleared, set.has_resting()), (huge.pages, false));
+        assert_eq!(std::iter::from_fn(|| set.take_whole()).count(), 2);
+    }
+
     proptest! {
-        /// Against a plain set of numbers: what is taken was in the set and is consecutive, and nothing else changes.
+        /// Against a plain set of numbers: what is taken was in the set and is consecutive, what rests is cleared once it is old, and nothing else changes.
         #[test]
         fn behaves_like_a_set(cap in 1u64..1500, ops in prop::collection::vec((any::<bool>(), 1u64..600), 1..200)) {
             let mut set = RunSet::full(PageCount::new(cap));
             let mut oracle: BTreeSet<u32> = (0..u32::try_from(cap).unwrap()).collect();
+            let (mut young, mut old): (BTreeSet<u32>, BTreeSet<u32>) = Default::default();
             let mut out: Vec<FrameRun> = Vec::new();
             for (take, n) in ops {
                 if take && n > 550 {
                     if let Some(run) = set.take_whole() {
                         prop_assert!(run.pages.get() == 512 && !set.is_divided(run.first));
-                        for f in run.iter() { prop_assert!(oracle.remove(&f.get())); }
+                        for f in run.iter() {
+                            prop_assert!(oracle.remove(&f.get()));
+                            let _ = (young.remove(&f.get()), old.remove(&f.get()));
+                        }
                         out.push(run);
+                    }
+                } else if take && n < 20 {
+                    set.age();
+                    old.append(&mut young);
+                } else if take && n < 60 {
+                    match set.claim_old(PageCount::new(n)) {
+                        None => prop_assert!(old.is_empty()),
+                        Some(run) => {
+                            for f in run.iter() { prop_assert!(old.remove(&f.get())); }
+                            prop_assert!(run.pages.get() <= n);
+                            prop_assert_eq!(set.len().get(), oracle.len() as u64, "what is being cleared counts");
+                            set.give_cleared(run);
+                        }
                     }
                 } else if take {
                     match set.take(PageCount::new(n)) {
                         None => prop_assert!(oracle.is_empty()),
                         Some(run) => {
                             prop_assert!(run.pages.get() >= 1 && run.pages.get() <= n.min(512));
-                            for f in run.iter() { prop_assert!(oracle.remove(&f.get())); }
+                            for f in run.iter() {
+                                prop_assert!(oracle.remove(&f.get()));
+                                let _ = (young.remove(&f.get()), old.remove(&f.get()));
+                            }
                             out.push(run);
                         }
                     }
@@ -399,8 +524,14 @@ mod tests {
                     let i = usize::try_from(n).unwrap() % out.len();
                     let run = out.swap_remove(i);
                     for f in run.iter() { oracle.insert(f.get()); }
-                    set.insert(run);
+                    if n % 3 == 0 {
+                        set.insert(run);
+                    } else {
+                        set.insert_resting(run);
+                        young.extend(run.iter().map(FrameIndex::get));
+                    }
                 }
+                prop_assert_eq!(set.has_resting(), !young.is_empty() || !old.is_empty());
                 set.check();
                 prop_assert_eq!(set.len().get(), oracle.len() as u64);
             }

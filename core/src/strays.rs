@@ -66,7 +66,7 @@ impl<H: Host> Engine<H> {
         for (page, place) in strays {
             let Slot::Mapped(frame) = state.slot(page.index_in_block()) else { continue };
             state.set(page.index_in_block(), Slot::System);
-            self.put(Held::single(frame));
+            self.put_moved(Held::single(frame));
             if place == Astray::Elsewhere {
                 self.counters.devices[frame.device.index()].stray_pages.fetch_add(1, Relaxed);
             }
@@ -105,7 +105,7 @@ impl<H: Host> Engine<H> {
             && !self.lays(frame.device)
         {
             state.set(page.index_in_block(), Slot::System);
-            self.put(Held::single(frame));
+            self.put_moved(Held::single(frame));
             self.counters.devices[frame.device.index()].stray_pages.fetch_add(1, Relaxed);
         }
     }

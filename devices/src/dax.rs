@@ -78,4 +78,8 @@ impl Device for DaxStore {
     fn copy_out(&self, from: FrameRun, to: VirtAddr) -> Result<(), DeviceError> {
         self.frames.copy_out(from, to)
     }
+
+    fn clear(&self, run: FrameRun) {
+        self.frames.clear(run);
+    }
 }

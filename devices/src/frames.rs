@@ -11,7 +11,7 @@ use hetmem_core::port::DeviceError;
 use hetmem_core::run_set::FrameRun;
 use hetmem_core::sync::atomic::{AtomicU64, Ordering};
 use hetmem_core::units::{ByteLen, DeviceId, PageCount, PageRange, VirtAddr};
-use hetmem_sys::copy::{copy_pages, stream_pages};
+use hetmem_sys::copy::{clear_pages, copy_pages, stream_pages};
 
 use crate::spec::DeviceSpec;
 
@@ -74,6 +74,14 @@ impl Frames {
         // A fault brings few pages, and somebody waits for them; a migration home brings many.
         let next = if from.pages > FEW { NextUser::Nobody } else { NextUser::Cpu };
         self.copy(to, self.place(from).start(), from.pages, next)
+    }
+
+    /// As [`hetmem_core::port::Device::clear`].
+    #[expect(unsafe_code, reason = "the frames are memory of this process")]
+    pub(crate) fn clear(&self, run: FrameRun) {
+        let place = self.place(run);
+        // SAFETY: frames of this device, which nobody refers to.
+        unsafe { clear_pages(place.start(), run.pages) };
     }
 
     #[expect(unsafe_code, reason = "the frames are memory of this process")]

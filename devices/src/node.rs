@@ -159,4 +159,8 @@ impl Device for NodeMemory {
     fn copy_out(&self, from: FrameRun, to: VirtAddr) -> Result<(), DeviceError> {
         self.frames.copy_out(from, to)
     }
+
+    fn clear(&self, run: FrameRun) {
+        self.frames.clear(run);
+    }
 }

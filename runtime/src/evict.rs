@@ -90,6 +90,7 @@ impl Inner {
             None => self.engine.make_exclusive(page, owner),
         };
         self.release(*extent);
+        self.tell_of_resting();
         result
     }
 }

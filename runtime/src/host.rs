@@ -29,7 +29,7 @@ use hetmem_core::outcome::KeptReason;
 use hetmem_core::port::{FaultPath, Host, Install, PutIn, PutStop, Taken};
 use hetmem_core::sync::{Condvar, Mutex, lock};
 use hetmem_core::units::{PageCount, PageRange, VirtAddr};
-use hetmem_sys::copy::copy_pages;
+use hetmem_sys::copy::{clear_pages, copy_pages};
 use hetmem_sys::errno::Errno;
 use hetmem_sys::mapping::{
     Arena, ArenaOptions, HugePages, OnFork, Spare, discard, is_locked, is_mapped, map_again_over,
@@ -413,6 +413,11 @@ impl Host for UserMemory {
     fn copy(&self, from: VirtAddr, to: VirtAddr, pages: PageCount) {
         // SAFETY: the engine has references to the frames on both sides.
         unsafe { copy_pages(to, from, pages) };
+    }
+
+    fn clear(&self, at: VirtAddr, pages: PageCount) {
+        // SAFETY: the pages are hetmem's own, and nobody refers to their frames any more.
+        unsafe { clear_pages(at, pages) };
     }
 
     fn discard(&self, at: VirtAddr, pages: PageCount) -> bool {

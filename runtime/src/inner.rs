@@ -17,6 +17,7 @@ use crate::error::Error;
 use crate::forks::Forks;
 use crate::guards::Guards;
 use crate::host::{Contexts, UserMemory};
+use crate::rest;
 use crate::service::MEMORY_PATIENCE;
 
 /// Room in the pool for pages in transit, beside the stock.
@@ -31,6 +32,7 @@ pub(crate) struct Inner {
     pub(crate) delegated: Delegated,
     pub(crate) forks: Forks,
     pub(crate) guards: Guards,
+    pub(crate) resting: rest::Known,
     /// The process whose memory it is.
     process: u32,
 }
@@ -70,7 +72,14 @@ impl Inner {
         host.open_window(guards.bell())?;
         let pool = SystemPool::new(places.start(), first, capacity, stock);
         let engine = Engine::new(host, devices, pool, counters);
-        Ok(Self { engine, delegated: Delegated::new()?, forks: Forks::default(), guards, process: std::process::id() })
+        Ok(Self {
+            engine,
+            delegated: Delegated::new()?,
+            forks: Forks::default(),
+            guards,
+            resting: rest::Known::default(),
+            process: std::process::id(),
+        })
     }
 
     /// The extents that must be trapped for `range`: every region that overlaps it, joined with the neighbours that touch it, as
@@ -147,6 +156,7 @@ impl Inner {
         for (extent, _) in &extents {
             self.release(*extent);
         }
+        self.tell_of_resting();
         outcomes
     }
 
@@ -297,7 +307,9 @@ impl Inner {
     pub(crate) fn bring_home(&self) -> bool {
         self.lift_all();
         for _ in 0..HOME_TRIES {
-            if self.engine.bring_all_home().is_zero() {
+            let left = self.engine.bring_all_home();
+            self.tell_of_resting();
+            if left.is_zero() {
                 self.release_idle();
                 return true;
             }

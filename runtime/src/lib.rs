@@ -15,6 +15,7 @@ pub mod mappings;
 pub mod mirror;
 mod mirror_host;
 mod overlay;
+mod rest;
 mod runtime;
 mod service;
 mod traps;

@@ -27,6 +27,7 @@ use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use crate::delegate::Delegated;
 use crate::host::UserMemory;
 use crate::inner::Inner;
+use crate::rest::Clearing;
 use crate::{children, forks};
 
 /// How long a fault may wait for memory before the program is stopped.
@@ -51,6 +52,7 @@ pub(crate) fn run(inner: &Inner, stop: &OwnedFd) {
     let mut room = Vec::new();
     let host = &inner.engine.host;
     let mut stopping = None;
+    let mut clearing = Clearing::default();
     // Whoever started this thread may fork from here on: it can read the fork's event.
     inner.engine.host.events.advance();
     loop {
@@ -58,10 +60,13 @@ pub(crate) fn run(inner: &Inner, stop: &OwnedFd) {
         if inner.forks.are_under_way() {
             park(inner, &mut room, &mut queue);
         }
-        let timeout = if queue.is_empty() { None } else { Some(&RETRY_AFTER) };
-        let Woken { asked_to_stop, delegated } = wait(inner, stop, timeout);
-        for (uffd, path) in inner.engine.host.program_contexts() {
-            read(inner, uffd, path, &mut buffer, &mut queue);
+        let timeout = if queue.is_empty() { clearing.within(inner) } else { Some(RETRY_AFTER) };
+        let Woken { anything, asked_to_stop, delegated } = wait(inner, stop, timeout.as_ref());
+        if anything {
+            // With the gate held alone, for which migrations have to wait.
+            for (uffd, path) in inner.engine.host.program_contexts() {
+                read(inner, uffd, path, &mut buffer, &mut queue);
+            }
         }
         if delegated {
             Delegated::serve(inner);
@@ -70,6 +75,9 @@ pub(crate) fn run(inner: &Inner, stop: &OwnedFd) {
             later.extend(serve(inner, fault));
         }
         std::mem::swap(&mut queue, &mut later);
+        if queue.is_empty() {
+            clearing.go_on(inner);
+        }
         if queue.iter().any(|fault| fault.yields < 32) {
             queue.iter_mut().for_each(|fault| fault.yields += 1);
             hetmem_sys::thread::yield_now();
@@ -89,8 +97,10 @@ pub(crate) fn run(inner: &Inner, stop: &OwnedFd) {
     }
 }
 
-/// What else than userfaultfd has woken the thread.
+/// What has woken the thread.
 struct Woken {
+    /// Not only that its time was over.
+    anything: bool,
     asked_to_stop: bool,
     delegated: bool,
 }
@@ -107,9 +117,9 @@ fn wait(inner: &Inner, stop: &OwnedFd, timeout: Option<&Timespec>) -> Woken {
     ];
     let n = if contexts.sigbus.is_some() { 4 } else { 3 };
     // After an error nothing is said to be readable.
-    let _ = poll(&mut fds[..n], timeout);
+    let anything = poll(&mut fds[..n], timeout) != Ok(0);
     let [_, stop, delegated, _] = fds.map(|fd| fd.revents().contains(PollFlags::IN));
-    Woken { asked_to_stop: stop, delegated }
+    Woken { anything, asked_to_stop: stop, delegated }
 }
 
 /// Reads what is there, applies events, and queues faults.
@@ -284,6 +294,7 @@ pub(crate) fn serve_sigbus(inner: &Inner, addr: VirtAddr) -> bool {
             }
             FaultResolution::Home(_) => {
                 record_latency(&engine.counters, start);
+                inner.tell_of_resting();
                 return true;
             }
             FaultResolution::Present => return !is_gone(engine, addr),

@@ -42,6 +42,22 @@ pub unsafe fn stream_pages(dst: VirtAddr, src: VirtAddr, pages: PageCount) {
     unsafe { copy_pages(dst, src, pages) };
 }
 
+/// Fills `pages` pages from `at` on with zeros, past the caches: whoever uses them next may be on another processor.
+///
+/// # Safety
+///
+/// `at` is a page boundary; the pages may be stored to, and nobody accesses them meanwhile.
+pub unsafe fn clear_pages(at: VirtAddr, pages: PageCount) {
+    let (to, _, bytes) = arguments(at, at, pages);
+    #[cfg(target_arch = "x86_64")]
+    if std::arch::is_x86_feature_detected!("avx") {
+        // SAFETY: the processor has the instructions; the rest is as the caller promised.
+        return unsafe { clear_avx(to, bytes) };
+    }
+    // SAFETY: as the caller promised.
+    unsafe { std::ptr::write_bytes(to, 0, bytes) };
+}
+
 fn arguments(dst: VirtAddr, src: VirtAddr, pages: PageCount) -> (*mut u8, *const u8, usize) {
     debug_assert!(dst.is_page_aligned() && src.is_page_aligned());
     let to = std::ptr::with_exposed_provenance_mut::<u8>(address(dst));
@@ -98,6 +114,24 @@ unsafe fn stream_avx(to: *mut u8, from: *const u8, bytes: usize) {
     _mm_sfence();
 }
 
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx")]
+#[expect(clippy::multiple_unsafe_ops_per_block, reason = "stores of one loop, inside the same range")]
+unsafe fn clear_avx(to: *mut u8, bytes: usize) {
+    use std::arch::x86_64::{__m256i, _mm_sfence, _mm256_setzero_si256, _mm256_stream_si256};
+    let zero = _mm256_setzero_si256();
+    for at in (0..bytes).step_by(64) {
+        // SAFETY: whole pages, so that each step of 64 bytes is inside the range and aligned to 64.
+        unsafe {
+            let target = to.add(at).cast::<__m256i>();
+            _mm256_stream_si256(target, zero);
+            _mm256_stream_si256(target.add(1), zero);
+        }
+    }
+    // Streamed stores are ordered with those that follow only by a fence.
+    _mm_sfence();
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -127,6 +161,22 @@ mod tests {
                 let expected = if (4096..4 * 4096).contains(&i) { u8::try_from(i % 251).unwrap() + 1 } else { 0 };
                 assert_eq!(found, expected, "byte {i}");
             }
+        }
+    }
+
+    #[test]
+    fn whole_pages_are_cleared_and_nothing_beside_them() {
+        let arena = Arena::reserve(PageCount::new(5), &ArenaOptions::default()).unwrap();
+        let start = arena.range().start();
+        let at = |i: usize| std::ptr::with_exposed_provenance_mut::<u8>(usize::try_from(start.get()).unwrap() + i);
+        // SAFETY: inside the arena.
+        (0..5 * 4096).for_each(|i| unsafe { at(i).write(7) });
+        // SAFETY: three pages in the middle of an arena of five.
+        unsafe { clear_pages(start.add_pages(PageCount::ONE), PageCount::new(3)) };
+        for i in 0..5 * 4096 {
+            // SAFETY: inside the arena.
+            let found = unsafe { at(i).read() };
+            assert_eq!(found, if (4096..4 * 4096).contains(&i) { 0 } else { 7 }, "byte {i}");
         }
     }
 }

@@ -76,7 +76,8 @@ pub(crate) fn run(args: &RunArgs) -> Result<u8, Failure> {
         |source| Failure::Supervise { program: program.file.clone(), what: "could not be waited for", source };
     let ended = running.wait().map_err(waiting)?;
 
-    let end = End { exit_code: ended.exit_code(), signal: ended.status.signal(), wall: ended.wall };
+    let Ended { status, wall, .. } = ended;
+    let end = End { exit_code: ended.exit_code(), signal: status.signal(), core_dumped: status.core_dumped(), wall };
     let name = name.to_string_lossy().into_owned();
     let managed = report_agents(&ledger, &name, &ended);
     let report = Report::new(name, end, ledger.processes(), &config.devices, &ledger.sum());

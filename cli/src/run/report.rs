@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use hetmem::agent::config::Policy;
 use hetmem_core::outcome::KeptReason;
+use hetmem_core::physmap::MemoryType;
 use hetmem_core::stats::{Counters, Histogram};
 use hetmem_core::units::ByteLen;
 use hetmem_devices::spec::DeviceSpec;
@@ -68,6 +69,7 @@ impl Latency {
 pub(crate) struct End {
     pub(crate) exit_code: u8,
     pub(crate) signal: Option<i32>,
+    pub(crate) core_dumped: bool,
     pub(crate) wall: Duration,
 }
 
@@ -127,7 +129,7 @@ impl fmt::Display for Summary<'_> {
         let width = report.devices.iter().map(|device| device.name.len()).fold("faults".len(), usize::max);
         let program = crate::failure::one_line(&report.program);
         let how = match self.end.signal {
-            Some(signal) => format!("killed by signal {signal}"),
+            Some(signal) => format!("killed by signal {signal}{}", self.dump()),
             None => format!("exit status {}", report.exit_code),
         };
         writeln!(f, "hetmem: {program}: {how} after {:.2} s, policy {}", report.wall_seconds, self.policy)?;
@@ -162,6 +164,18 @@ impl fmt::Display for Summary<'_> {
 }
 
 impl Summary<'_> {
+    /// What is to be known of the core dump, if there is one: the kernel writes what is mapped, and waits for nothing that is missing (`handle_userfault` of
+    /// fs/userfaultfd.c).
+    fn dump(&self) -> String {
+        let private =
+            self.report.devices.iter().filter(|device| device.memory_type == MemoryType::DevicePrivate.label());
+        match private.fold(0_u64, |sum, device| sum.saturating_add(device.used_bytes)) {
+            _ if !self.end.core_dumped => String::new(),
+            0 => ", core dumped".to_owned(),
+            lacking => format!(", core dumped without the {} on private devices", short(lacking)),
+        }
+    }
+
     fn kept(&self) -> String {
         let mut kept: Vec<_> = self.report.pages_kept.iter().collect();
         if kept.is_empty() {
@@ -221,7 +235,7 @@ mod tests {
         counters.fault_latency.record(4_000);
         let devices: Vec<DeviceSpec> =
             ["coherent:emulated,size=64M", "private:emulated,size=1G,name=gpu"].map(|s| s.parse().unwrap()).into();
-        let end = End { exit_code: 137, signal: Some(9), wall: Duration::from_millis(1500) };
+        let end = End { exit_code: 137, signal: Some(9), core_dumped: false, wall: Duration::from_millis(1500) };
         (Report::new("ls".into(), end, 2, &devices, &counters), end)
     }
 
@@ -271,6 +285,21 @@ mod tests {
              \x20 kept       1,000 thread state, 5 hole\n\
              \x20 faults     1 served, p50 4.0 us, p99 4.0 us, max 4 us; 0 errors\n"
         );
+    }
+
+    #[test]
+    fn the_summary_says_what_a_core_dump_lacks() {
+        let (mut report, end) = example();
+        let mut first_line = |core_dumped, used| {
+            report.devices[1].used_bytes = used;
+            let end = End { signal: Some(6), core_dumped, ..end };
+            let text = report.summary(end, Policy::Manual).to_string();
+            text.lines().next().unwrap().to_owned()
+        };
+        let said = |how: &str| format!("hetmem: ls: killed by signal 6{how} after 1.50 s, policy manual");
+        assert_eq!(first_line(true, 1_572_864), said(", core dumped without the 1.5 MiB on private devices"));
+        assert_eq!(first_line(true, 0), said(", core dumped"));
+        assert_eq!(first_line(false, 1_572_864), said(""));
     }
 
     #[test]

@@ -137,6 +137,12 @@ const PROGRAMS: &[Cases] = &[
         settings: EVERY,
         expect: Expect::moved(100),
     },
+    Cases {
+        program: "wiped",
+        cases: &["wiped", "unmapped", "dropped"],
+        settings: &[Setting::Chaos, Setting::Limit],
+        expect: Expect::moved(1_000),
+    },
     Cases { program: "vdso", cases: &["moved"], settings: EVERY, expect: Expect::moved(100) },
 ];
 

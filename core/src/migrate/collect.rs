@@ -330,7 +330,9 @@ fn take_mapped<H: Host>(batch: &mut Batch<'_, H>, state: &mut BlockState, run: P
                 for page in kept.iter() {
                     state.set(page.index_in_block(), Slot::System);
                 }
-                engine.put(frames.slice(at, kept.pages()));
+                let frames = frames.slice(at, kept.pages());
+                // Whatever came to the frame's place.
+                if reason == KeptReason::Occupied { engine.put(frames) } else { engine.put_moved(frames) }
             }
             batch.set_outcome(kept, PageOutcome::Kept(reason));
             at += kept.pages();

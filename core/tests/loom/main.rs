@@ -94,6 +94,29 @@ fn a_frame_belongs_to_one_page_at_a_time() {
     });
 }
 
+#[test]
+fn a_frame_that_is_being_cleared_is_not_missed() {
+    explore(ANY, || {
+        // The frame's content, which only who has it touches.
+        let table = Arc::new((FrameTable::new(PageCount::ONE), AtomicU64::new(0)));
+        let run = table.0.allocate(PageCount::ONE, PAGE).unwrap();
+        table.1.store(1, Ordering::Relaxed);
+        assert_eq!(table.0.put(run), PageCount::ONE);
+        table.0.age();
+        let clearer = {
+            let table = Arc::clone(&table);
+            thread::spawn(move || table.0.clear_old(|_| assert_eq!(table.1.swap(0, Ordering::Relaxed), 1)))
+        };
+        let run = table.0.allocate(PageCount::ONE, PAGE).expect("it is free, being cleared or not");
+        let found = table.1.swap(2, Ordering::Relaxed);
+        assert_eq!(table.0.put_hole(run), PageCount::ONE);
+        let cleared = clearer.join().unwrap();
+        assert_eq!((found, table.1.load(Ordering::Relaxed)), (u64::from(!cleared), 2));
+        assert!(!table.0.has_resting());
+        table.0.check();
+    });
+}
+
 // ---- blocks -----------------------------------------------------------------------------------------------------------
 
 #[test]

@@ -129,6 +129,10 @@ impl Host for ModelHost {
         memory.own.insert(to.get(), content);
     }
 
+    fn clear(&self, at: VirtAddr, _pages: PageCount) {
+        lock(&self.0.memory).own.insert(at.get(), 0);
+    }
+
     fn discard(&self, at: VirtAddr, _pages: PageCount) -> bool {
         lock(&self.0.memory).own.remove(&at.get());
         true
@@ -182,6 +186,14 @@ impl Device for ModelDevice {
         };
         memory.own.insert(to.get(), content);
         Ok(())
+    }
+
+    fn clear(&self, run: FrameRun) {
+        let mut memory = lock(&self.shared.memory);
+        match self.frames_start() {
+            Some(arena) => memory.own.insert(arena.add_pages(PageCount::new(u64::from(run.first.get()))).get(), 0),
+            None => memory.private.insert(run.first.get(), 0),
+        };
     }
 }
 

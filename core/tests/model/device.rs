@@ -7,7 +7,7 @@ use hetmem_core::port::{Astray, Device, DeviceError};
 use hetmem_core::run_set::FrameRun;
 use hetmem_core::units::{PageCount, PageRange, VirtAddr};
 
-use super::{Failure, GARBAGE, Memory, Model, StepKind, Token, nth};
+use super::{Failure, GARBAGE, Memory, Model, StepKind, Token, ZERO, nth};
 
 /// A device, private unless it has an arena or a window.
 pub(crate) struct ModelDevice {
@@ -87,5 +87,12 @@ impl Device for ModelDevice {
             memory.own.insert(nth(to, i).get(), if fails { GARBAGE } else { content });
         }
         if fails { Err(DeviceError) } else { Ok(()) }
+    }
+
+    fn clear(&self, run: FrameRun) {
+        let mut memory = self.model.lock();
+        for i in 0..run.pages.get() {
+            self.set(&mut memory, run, i, ZERO);
+        }
     }
 }

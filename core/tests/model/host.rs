@@ -171,6 +171,13 @@ impl Host for ModelHost {
         }
     }
 
+    fn clear(&self, at: VirtAddr, pages: PageCount) {
+        let mut memory = self.0.lock();
+        for i in 0..pages.get() {
+            memory.own.insert(nth(at, i).get(), ZERO);
+        }
+    }
+
     fn open_places(&self, _at: VirtAddr, _pages: PageCount) -> bool {
         self.0.step(StepKind::OpenPlaces) != Some(Failure::Refused)
     }

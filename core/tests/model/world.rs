@@ -10,9 +10,9 @@ use hetmem_core::pool::{Purpose, SystemPool};
 use hetmem_core::port::Device;
 use hetmem_core::run_set::FrameRun;
 use hetmem_core::space::Region;
-use hetmem_core::units::{BLOCK_SIZE, DeviceId, PageCount, PageRange, VirtAddr};
+use hetmem_core::units::{BLOCK_SIZE, DeviceId, FrameIndex, PageCount, PageRange, VirtAddr};
 
-use super::{Memory, Model, ModelDevice, ModelEngine, ModelHost, nth, pages};
+use super::{Memory, Model, ModelDevice, ModelEngine, ModelHost, ZERO, nth, pages};
 
 /// Where the pool lies.
 pub(crate) const POOL: VirtAddr = VirtAddr::new(1 << 40);
@@ -185,6 +185,39 @@ impl World {
         }
     }
 
+    /// Once all that rests is cleared, nothing of a page is in a frame or place that nobody uses.
+    fn check_cleared(&self) {
+        let pool = &self.engine.pool;
+        self.engine.age();
+        while self.engine.clear_old() {}
+        assert!(!self.engine.has_resting());
+        let free = std::iter::from_fn(|| pool.take_stocked(PageCount::new(256), VirtAddr::default(), Purpose::Fault));
+        for place in free.collect::<Vec<_>>().iter().flat_map(|run| run.iter()).map(FrameRun::single) {
+            let content = self.model.lock().own.get(&pool.address(place).get()).copied();
+            match content {
+                None => pool.put_hole(place),
+                Some(content) => {
+                    assert_eq!(content, ZERO, "what is in stock is cleared");
+                    pool.put_populated(place);
+                }
+            }
+        }
+        for device in self.engine.devices() {
+            let Pagemap { device: id, frames, .. } = device.pagemap();
+            let all = FrameRun { first: FrameIndex::new(0), pages: frames.capacity() };
+            let used: Vec<_> = frames.in_use(all).map(|(frame, _)| frame).collect();
+            let start = device.frames_start().or_else(|| device.overlay_start());
+            let memory = self.model.lock();
+            for frame in all.iter().filter(|frame| !used.contains(frame)) {
+                let content = match start {
+                    Some(start) => memory.own.get(&nth(start, u64::from(frame.get())).get()),
+                    None => memory.private.get(&(id.index(), frame.get())),
+                };
+                assert_eq!(content.copied().unwrap_or(ZERO), ZERO, "{id:?}: what is free is cleared");
+            }
+        }
+    }
+
     /// Reads what is unread and serves what waits; compares every page with the truth where it lies, then by a touch, and checks
     /// every structure.
     pub(crate) fn verify(&self) {
@@ -201,5 +234,6 @@ impl World {
         self.model.unguard_all();
         self.model.read_all();
         self.engine.check();
+        self.check_cleared();
     }
 }

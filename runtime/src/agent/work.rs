@@ -367,6 +367,7 @@ impl<'a> Worker<'a> {
         drop(wants);
         let engine = &self.inner.engine;
         let home = self.all_come(|| engine.bring_all_home());
+        self.inner.tell_of_resting();
         let mut wants = lock(&mailbox.wants);
         if wants.leave == Leave::Asked {
             drop(wants);

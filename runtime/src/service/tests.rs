@@ -19,6 +19,10 @@ use crate::{Request, Runtime, Target};
 struct Panics(Emulated);
 
 impl Device for Panics {
+    fn clear(&self, run: hetmem_core::run_set::FrameRun) {
+        self.0.clear(run);
+    }
+
     fn pagemap(&self) -> &Pagemap {
         self.0.pagemap()
     }

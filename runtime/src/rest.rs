@@ -1,0 +1,78 @@
+//! Frames that pages have left are cleared: what the program wipes or unmaps is not left behind where its pages were.
+//!
+//! Not at once: most are used again soon, and clearing each first made bulk migration a quarter slower. So a frame rests, and the handler thread
+//! clears it, in small pieces and between touches, when it has rested for [`REST`] to twice that.
+//!
+//! ```text
+//! a page leaves its frame ── Inner::tell_of_resting ──> the handler thread waits no longer than REST ──> age, clear what was old ──┐
+//!                                                          ^── frames rest                                                         │
+//!                                                          └──────────────────────────────────────────────────────────────────────┘
+//! ```
+
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+use rustix::event::Timespec;
+
+use crate::inner::Inner;
+
+/// How long frames rest at least before they are cleared.
+const REST: Duration = Duration::from_millis(250);
+
+/// Whether the handler thread knows that frames rest.
+#[derive(Default)]
+pub(crate) struct Known(AtomicBool);
+
+impl Inner {
+    /// Pages may have left frames: the handler thread hears of it, if it sleeps.
+    pub(crate) fn tell_of_resting(&self) {
+        // Relaxed, here and in `Clearing::within`: whoever finds out whether frames rest takes the locks that those who put them there have held, so either
+        // this thread sees that the handler thread knows nothing any more, or that one sees the frames.
+        if self.engine.has_resting() && !self.resting.0.swap(true, Relaxed) {
+            self.delegated.wake();
+        }
+    }
+}
+
+/// What the handler thread has to do about frames that rest.
+#[derive(Default)]
+pub(crate) struct Clearing {
+    /// When it looks again.
+    due: Option<Instant>,
+    /// Whether there are old ones.
+    begun: bool,
+}
+
+impl Clearing {
+    /// How long the handler thread may wait for something else; `None` is for ever.
+    pub(crate) fn within(&mut self, inner: &Inner) -> Option<Timespec> {
+        if self.begun {
+            return Some(Timespec::default());
+        }
+        let due = match self.due {
+            Some(due) => due,
+            None => {
+                inner.resting.0.store(false, Relaxed);
+                if !inner.engine.has_resting() {
+                    return None;
+                }
+                inner.resting.0.store(true, Relaxed);
+                *self.due.insert(Instant::now() + REST)
+            }
+        };
+        let left = due.saturating_duration_since(Instant::now());
+        Some(left.try_into().unwrap_or_default())
+    }
+
+    /// Clears a little, if it is time to.
+    pub(crate) fn go_on(&mut self, inner: &Inner) {
+        if self.due.is_some_and(|due| due <= Instant::now()) {
+            self.due = None;
+            self.begun = true;
+        }
+        if self.begun && !inner.engine.clear_old() {
+            inner.engine.age();
+            self.begun = false;
+        }
+    }
+}
