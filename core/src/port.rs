@@ -255,7 +255,7 @@ pub trait Device: Send + Sync {
     ///
     /// # Errors
     ///
-    /// [`NoBacking`] if there is no memory behind some of them now; the run is given back.
+    /// [`NoBacking`] if there is no memory behind some of them now; then nothing of a page is in any of them, and the run is given back.
     fn prepare(&self, run: FrameRun) -> Result<PageCount, NoBacking> {
         let _ = run;
         Ok(PageCount::ZERO)

@@ -9,7 +9,7 @@
 //! | on the node | it is used |
 //! | not there, or the zero page (the kernel leaves those where it divides a huge page) | it is made present, whole huge pages where the node has them, and asked for again |
 //! | elsewhere | the kernel is asked to move it; it is counted as a stray unless it was new |
-//! | elsewhere still | the node is full: the page is dropped, and the frame refused |
+//! | elsewhere still | the node is full: the frames that were asked for are refused, and their pages dropped |
 //!
 //! A page that a migration moves into the program keeps its frame: the kernel allocates nothing then, and the policy of the
 //! *program's* mapping is not asked. It stays on the node as long as nobody moves it:
@@ -113,9 +113,6 @@ impl NodeMemory {
         // What it could not do shows in the next survey.
         let _ = self.node.bring(&survey.astray);
         let left = self.survey(range)?;
-        for page in &left.astray {
-            self.arena.discard(PageRange::page_of(*page))?;
-        }
         if left.astray.is_empty() && !left.holes { Ok(strays) } else { Err(Errno::NOMEM) }
     }
 }
@@ -134,7 +131,12 @@ impl Device for NodeMemory {
     }
 
     fn prepare(&self, run: FrameRun) -> Result<PageCount, NoBacking> {
-        self.settle(self.frames.place(run)).map_err(|_| NoBacking)
+        let place = self.frames.place(run);
+        self.settle(place).map_err(|_| {
+            // Those elsewhere are no use, and in the others may be what earlier pages have left.
+            let _ = self.arena.discard(place);
+            NoBacking
+        })
     }
 
     fn astray(&self, range: PageRange, visit: &mut dyn FnMut(VirtAddr, Astray)) {
