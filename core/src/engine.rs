@@ -261,7 +261,18 @@ impl<H: Host> Engine<H> {
 
     /// The same, ready to be filled. For a `huge` page frames are preferred that can hold it whole.
     pub(crate) fn allocate_ready(&self, id: DeviceId, want: PageCount, page: VirtAddr, huge: bool) -> Option<Held> {
-        let held = self.allocate(id, want, page, huge)?;
+        self.ready(self.allocate(id, want, page, huge)?)
+    }
+
+    /// A whole block of frames, ready to be filled.
+    pub(crate) fn allocate_block(&self, id: DeviceId, page: VirtAddr) -> Option<Held> {
+        let run = self.device_of(id).pagemap().frames.allocate_chunk(page)?;
+        self.counters.devices[id.index()].add(run.pages.bytes().get());
+        self.ready(Held { device: id, run })
+    }
+
+    fn ready(&self, held: Held) -> Option<Held> {
+        let id = held.device;
         match self.device_of(id).prepare(held.run) {
             Ok(strays) => {
                 self.counters.devices[id.index()].stray_pages.fetch_add(strays.get(), Relaxed);

@@ -16,6 +16,7 @@
 
 use std::sync::OnceLock;
 
+use crate::clearing::Clearing;
 use crate::run_set::{FrameRun, RunSet};
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::sync::{Mutex, lock};
@@ -108,40 +109,13 @@ impl FrameDescriptor {
 /// Frames whose descriptors are made together: those of 2 MiB, and few in the tiny devices that the model checker can bear.
 const CHUNK: usize = if cfg!(loom) { 4 } else { 512 };
 
-/// How many frames are cleared at a time: whoever does so may be waited for.
-const CLEARED: PageCount = PageCount::new(16);
-
-/// What `take` takes; at the second try, if frames are being cleared that it may miss.
-pub(crate) fn or_once_cleared<R>(clearing: &Mutex<()>, take: impl Fn() -> Option<R>) -> Option<R> {
-    take().or_else(|| {
-        let _clearing = lock(clearing);
-        take()
-    })
-}
-
-/// Has `clear` clear some old frames of the set that `change` has somebody change; `false` if there is none. A panic of `clear` leaves them out of the set.
-pub(crate) fn clear_old(
-    clearing: &Mutex<()>,
-    change: impl Fn(&mut dyn FnMut(&mut RunSet)),
-    clear: impl FnOnce(FrameRun),
-) -> bool {
-    let _clearing = lock(clearing);
-    let mut claimed = None;
-    change(&mut |set| claimed = set.claim_old(CLEARED));
-    let Some(run) = claimed else { return false };
-    clear(run);
-    change(&mut |set| set.give_cleared(run));
-    true
-}
-
 /// The descriptors of a device's frames and the set of free ones.
 pub struct FrameTable {
     /// By chunks of 2 MiB, each made when a frame of it is first allocated: a device that is not used costs no books.
     descriptors: Box<[OnceLock<Box<[FrameDescriptor]>>]>,
     capacity: PageCount,
     free: Mutex<RunSet>,
-    /// Held while frames are out of the free set to be cleared: before `free`.
-    clearing: Mutex<()>,
+    clearing: Clearing,
     /// No frame is taken into use any more.
     closed: AtomicBool,
 }
@@ -152,7 +126,7 @@ impl FrameTable {
     pub fn new(capacity: PageCount) -> Self {
         let descriptors = (0..capacity.get().div_ceil(CHUNK as u64)).map(|_| OnceLock::new()).collect();
         let free = Mutex::new(RunSet::full(capacity));
-        Self { descriptors, capacity, free, clearing: Mutex::new(()), closed: AtomicBool::new(false) }
+        Self { descriptors, capacity, free, clearing: Clearing::default(), closed: AtomicBool::new(false) }
     }
 
     /// How many frames the device has.
@@ -204,13 +178,23 @@ impl FrameTable {
         self.allocate_by(page, RunSet::take_whole)
     }
 
+    /// A chunk, whether small pages have used it or not.
+    #[must_use]
+    pub fn allocate_chunk(&self, page: VirtAddr) -> Option<FrameRun> {
+        self.allocate_by(page, RunSet::take_chunk)
+    }
+
     fn allocate_by(&self, page: VirtAddr, take: impl Fn(&mut RunSet) -> Option<FrameRun>) -> Option<FrameRun> {
         let take = || {
             let mut free = lock(&self.free);
             // Relaxed: set and read under that lock.
-            if self.closed.load(Ordering::Relaxed) { None } else { take(&mut free) }
+            if self.closed.load(Ordering::Relaxed) {
+                return (None, false);
+            }
+            let taken = take(&mut free);
+            (taken, free.has_claimed())
         };
-        let run = or_once_cleared(&self.clearing, take)?;
+        let run = self.clearing.or_once_back(take)?;
         for (i, frame) in (0..).zip(run.iter()) {
             self.descriptor(frame).allocate(page.add_pages(PageCount::new(i)));
         }
@@ -283,7 +267,7 @@ impl FrameTable {
 
     /// Has `clear` clear some old frames; `false` if there is none.
     pub fn clear_old(&self, clear: impl FnOnce(FrameRun)) -> bool {
-        clear_old(&self.clearing, |change| change(&mut lock(&self.free)), clear)
+        self.clearing.clear_old(|change| change(&mut lock(&self.free)), clear)
     }
 
     /// Checks that exactly the frames without references are in the free set.
@@ -292,7 +276,7 @@ impl FrameTable {
     ///
     /// If that does not hold.
     pub fn check(&self) {
-        let _clearing = lock(&self.clearing);
+        let _all_back = self.clearing.all_back();
         let free = lock(&self.free);
         free.check();
         let made = self.descriptors.iter().filter_map(OnceLock::get);

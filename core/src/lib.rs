@@ -1,6 +1,7 @@
 //! The decisions of hetmem, with no operating system in them.
 #![forbid(unsafe_code)]
 
+mod clearing;
 pub mod device_table;
 pub mod engine;
 pub mod events;

@@ -319,12 +319,7 @@ impl<H: Host> Batch<'_, H> {
         if pages < BLOCK {
             return Err(KeptReason::PartOfBlock);
         }
-        let frames = engine.allocate_ready(device, BLOCK, self.range.start(), false).ok_or(KeptReason::NoFrame)?;
-        let first = u64::from(frames.run.first.get());
-        if frames.run.pages < BLOCK || !first.is_multiple_of(BLOCK_PAGES) {
-            engine.put(frames);
-            return Err(KeptReason::NoFrame);
-        }
+        let frames = engine.allocate_block(device, self.range.start()).ok_or(KeptReason::NoFrame)?;
         let start = self.range.start();
         let place = |piece: PageRange| frames.slice(piece.start().pages_since(start), piece.pages());
         for piece in &self.pieces {

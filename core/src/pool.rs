@@ -8,7 +8,8 @@
 //!
 //! *Limits:* the last [`FAULT_RESERVE`] places are kept for faults, so that a CPU touch never waits for migrations, nor for memory that the host does not give.
 
-use crate::frame::{FrameDescriptor, Put, clear_old, or_once_cleared};
+use crate::clearing::Clearing;
+use crate::frame::{FrameDescriptor, Put};
 use crate::run_set::{FrameRun, RunSet};
 use crate::sync::{Mutex, lock};
 use crate::units::{BLOCK_PAGES, BLOCK_SIZE, FrameIndex, PageCount, VirtAddr};
@@ -38,8 +39,8 @@ pub struct SystemPool {
     descriptors: Box<[FrameDescriptor]>,
     stock_limit: PageCount,
     sets: Mutex<Sets>,
-    /// Held while pages are out of the stock to be cleared: before `sets`.
-    clearing: Mutex<()>,
+    /// Of the stock.
+    clearing: Clearing,
 }
 
 impl SystemPool {
@@ -56,7 +57,7 @@ impl SystemPool {
         let mut empty = RunSet::empty(capacity);
         empty.insert_all(PageCount::ZERO, grown);
         let sets = Mutex::new(Sets { empty, stocked: RunSet::empty(capacity), grown });
-        Self { start, descriptors, stock_limit, sets, clearing: Mutex::new(()) }
+        Self { start, descriptors, stock_limit, sets, clearing: Clearing::default() }
     }
 
     /// Grows by what is missing to a block, or by a block, if `open` can make that part of the address space usable; it may be asked for a part again, by
@@ -118,7 +119,12 @@ impl SystemPool {
 
     /// Takes what `from` takes, with one reference each.
     fn take(&self, page: VirtAddr, from: impl Fn(&mut Sets) -> Option<FrameRun>) -> Option<FrameRun> {
-        let run = or_once_cleared(&self.clearing, || from(&mut lock(&self.sets)))?;
+        let take = || {
+            let mut sets = lock(&self.sets);
+            let taken = from(&mut sets);
+            (taken, sets.stocked.has_claimed())
+        };
+        let run = self.clearing.or_once_back(take)?;
         self.allocate(run, page);
         Some(run)
     }
@@ -230,7 +236,7 @@ impl SystemPool {
 
     /// Has `clear` clear some old pages of the stock; `false` if there is none.
     pub fn clear_old(&self, clear: impl FnOnce(FrameRun)) -> bool {
-        clear_old(&self.clearing, |change| change(&mut lock(&self.sets).stocked), clear)
+        self.clearing.clear_old(|change| change(&mut lock(&self.sets).stocked), clear)
     }
 
     /// How many populated pages are in stock.
@@ -258,7 +264,7 @@ impl SystemPool {
     ///
     /// If that does not hold.
     pub fn check(&self) {
-        let _clearing = lock(&self.clearing);
+        let _all_back = self.clearing.all_back();
         let sets = lock(&self.sets);
         let grown = &self.descriptors[..sets.grown.as_usize()];
         let unreferenced = grown.iter().filter(|d| d.count() == 0).count() as u64;

@@ -107,7 +107,7 @@ pub trait Host: Send + Sync {
     /// Copies `pages` pages between frames that are not the program's.
     fn copy(&self, from: VirtAddr, to: VirtAddr, pages: PageCount);
 
-    /// Makes pages that are not the program's, and are populated, read as zeros.
+    /// Makes pages that are not the program's read as zeros, and populates holes among them.
     fn clear(&self, at: VirtAddr, pages: PageCount);
 
     /// Gives the memory of pages that are not the program's back to the host; they read as zeros afterwards. `false` if that can't be done: pages of locked memory

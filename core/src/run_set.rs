@@ -95,6 +95,8 @@ pub struct RunSet {
     claimed: u64,
     /// No chunk before this has an old frame.
     sweep: usize,
+    /// No other chunk has a young one.
+    fresh: std::ops::Range<usize>,
     whole: Kind,
     divided_whole: Kind,
     divided: usize,
@@ -122,7 +124,19 @@ impl RunSet {
     pub fn empty(capacity: PageCount) -> Self {
         let chunks = vec![EMPTY; capacity.as_usize().div_ceil(CHUNK as usize)];
         let (whole, divided_whole) = (Kind::default(), Kind::default());
-        Self { chunks, len: 0, young: 0, old: 0, claimed: 0, sweep: 0, whole, divided_whole, divided: 0, recent: 0 }
+        Self {
+            chunks,
+            len: 0,
+            young: 0,
+            old: 0,
+            claimed: 0,
+            sweep: 0,
+            fresh: 0..0,
+            whole,
+            divided_whole,
+            divided: 0,
+            recent: 0,
+        }
     }
 
     /// The set of all frames below `capacity`.
@@ -177,6 +191,9 @@ impl RunSet {
         self.add(run, run.pages.get() < BLOCK_PAGES, |c, word, mask| c.young[word] |= mask);
         self.recent = run.first.index() / CHUNK as usize;
         self.young += run.pages.get();
+        let (first, end) = (self.recent, (run.first.index() + run.pages.as_usize()).div_ceil(CHUNK as usize));
+        self.fresh =
+            if self.fresh.is_empty() { first..end } else { self.fresh.start.min(first)..self.fresh.end.max(end) };
     }
 
     /// Adds frames, by `also` in each word.
@@ -205,12 +222,24 @@ impl RunSet {
         self.young + self.old > 0
     }
 
+    /// Whether one that rests is old.
+    #[must_use]
+    pub const fn has_old(&self) -> bool {
+        self.old > 0
+    }
+
+    /// Whether frames are out to be cleared.
+    #[must_use]
+    pub const fn has_claimed(&self) -> bool {
+        self.claimed > 0
+    }
+
     /// Makes all frames that rest old.
     pub fn age(&mut self) {
         if self.young == 0 {
             return;
         }
-        for c in &mut self.chunks {
+        for c in &mut self.chunks[std::mem::take(&mut self.fresh)] {
             for (old, young) in c.old.iter_mut().zip(&mut c.young) {
                 *old |= std::mem::take(young);
             }
@@ -251,15 +280,24 @@ impl RunSet {
             return None;
         }
         let want = want.as_usize().min(CHUNK as usize);
-        let chunk = (want == CHUNK as usize)
-            .then(|| self.find_whole(true).or_else(|| self.find_whole(false)))
-            .flatten()
-            .or_else(|| if self.divided > 0 { self.find(|c| c.count > 0 && c.divided) } else { None })
-            .or_else(|| self.find(|c| c.count > 0))?;
+        let whole = (want == CHUNK as usize).then(|| self.take_chunk()).flatten();
+        if whole.is_some() {
+            return whole;
+        }
+        let small = if self.divided > 0 { self.find(|c| c.count > 0 && c.divided) } else { None };
+        let chunk = small.or_else(|| self.find(|c| c.count > 0))?;
         self.recent = chunk;
         self.change(chunk, |c| c.divided = true);
         let (start, n) = longest_run(&self.chunks[chunk].bits, want);
         Some(self.take_from(chunk, start, n))
+    }
+
+    /// Takes a whole chunk, for small pages; `None` if there is none.
+    pub fn take_chunk(&mut self) -> Option<FrameRun> {
+        let chunk = self.find_whole(true).or_else(|| self.find_whole(false))?;
+        self.recent = chunk;
+        self.change(chunk, |c| c.divided = true);
+        Some(self.take_from(chunk, 0, CHUNK as usize))
     }
 
     /// Takes a whole chunk that is not divided, for a huge page; `None` if there is none.
@@ -356,6 +394,8 @@ impl RunSet {
         }
         assert_eq!(self.young, self.chunks.iter().map(|c| u64::from(ones(&c.young))).sum::<u64>());
         assert_eq!(self.old, self.chunks.iter().map(|c| u64::from(ones(&c.old))).sum::<u64>());
+        let in_fresh = |chunk: usize| self.fresh.contains(&chunk);
+        assert!((0..self.chunks.len()).all(|i| in_fresh(i) || self.chunks[i].young == [0; WORDS]));
         let first_old = self.chunks.iter().position(|c| c.old != [0; WORDS]);
         assert!(first_old.is_none_or(|first| first >= self.sweep), "no old frame is passed over");
         assert_eq!(self.len, self.chunks.iter().map(|c| u64::from(c.count)).sum::<u64>());

@@ -95,7 +95,10 @@ impl Runtime {
         request: RangeFault<'_>,
         out: &mut [MirrorPage],
     ) -> Result<(), RangeFaultError> {
-        self.inner.engine.range_fault(range, request, out)
+        let result = self.inner.engine.range_fault(range, request, out);
+        // Where touches are served by SIGBUS the caller has brought the pages home.
+        self.inner.tell_of_resting();
+        result
     }
 
     /// Makes a `change` to mappings in `range` that hetmem can't see, or sees too late: `mprotect`, `munmap` of memory in use by a device,

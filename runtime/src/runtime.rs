@@ -606,6 +606,7 @@ impl Drop for Mapping {
             let events = self.inner.engine.space.gate.events();
             self.inner.engine.unmapped(&events, range);
         }
+        self.inner.tell_of_resting();
         // Last: from then on the address may be another mapping's, and what the books say of it is that one's.
         drop(self.arena.take());
     }

@@ -297,7 +297,10 @@ pub(crate) fn serve_sigbus(inner: &Inner, addr: VirtAddr) -> bool {
                 inner.tell_of_resting();
                 return true;
             }
-            FaultResolution::Present => return !is_gone(engine, addr),
+            FaultResolution::Present => {
+                inner.tell_of_resting();
+                return !is_gone(engine, addr);
+            }
             FaultResolution::NoMemory if start.elapsed() > MEMORY_PATIENCE => {
                 engine.host.stop_the_program(addr.page_down(), "the host has no memory for it")
             }

@@ -332,7 +332,9 @@ impl Accelerator {
             let seq = self.subscription.read_begin();
             let unless_changed = Some((&self.subscription, seq));
             let request = RangeFault { want, wants, owner: Some(self.mirror.owner), unless_changed };
-            match self.engine().range_fault(range, request, out) {
+            let found = self.engine().range_fault(range, request, out);
+            self.inner.tell_of_resting();
+            match found {
                 Ok(()) => {}
                 // What was found is of a moment in which it was being changed.
                 Err(_) if self.subscription.check_retry(seq) => continue,
