@@ -265,7 +265,7 @@ impl FrameTable {
         lock(&self.free).age();
     }
 
-    /// Has `clear` clear some old frames; `false` if there is none.
+    /// Has `clear` clear some old frames, unless somebody takes or waits for them just then; `false` if there is none.
     pub fn clear_old(&self, clear: impl FnOnce(FrameRun)) -> bool {
         self.clearing.clear_old(|change| change(&mut lock(&self.free)), clear)
     }

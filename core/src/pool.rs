@@ -234,7 +234,7 @@ impl SystemPool {
         lock(&self.sets).stocked.age();
     }
 
-    /// Has `clear` clear some old pages of the stock; `false` if there is none.
+    /// Has `clear` clear some old pages of the stock, unless somebody takes or waits for them just then; `false` if there is none.
     pub fn clear_old(&self, clear: impl FnOnce(FrameRun)) -> bool {
         self.clearing.clear_old(|change| change(&mut lock(&self.sets).stocked), clear)
     }

@@ -105,7 +105,14 @@ fn a_frame_that_is_being_cleared_is_not_missed() {
         table.0.age();
         let clearer = {
             let table = Arc::clone(&table);
-            thread::spawn(move || table.0.clear_old(|_| assert_eq!(table.1.swap(0, Ordering::Relaxed), 1)))
+            thread::spawn(move || {
+                let mut cleared = false;
+                table.0.clear_old(|_| {
+                    assert_eq!(table.1.swap(0, Ordering::Relaxed), 1);
+                    cleared = true;
+                });
+                cleared
+            })
         };
         let run = table.0.allocate(PageCount::ONE, PAGE).expect("it is free, being cleared or not");
         let found = table.1.swap(2, Ordering::Relaxed);
