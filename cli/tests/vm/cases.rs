@@ -85,7 +85,8 @@ pub(crate) const DAX: &[Case] = &[
         100,
         "/tests/runtime-node-fork 2>&1 | tee log; grep -q 'test result: ok. 1 passed' log",
     ),
-    case("mappings", 100, "managed coherent:node=1,size=64M private:dax=/dev/dax0.0,size=64M -- mappings 80"),
+    // Long enough that the pages of one mapping that is dropped unwatched are few of all.
+    case("mappings", 200, "managed coherent:node=1,size=64M private:dax=/dev/dax0.0,size=64M -- mappings 800"),
     case("syscalls", 100, "managed coherent:node=1,size=64M private:dax=/dev/dax0.0,size=64M -- syscalls 6"),
     case("regrow", 100, "managed coherent:node=1,size=64M private:node=1,size=64M -- regrow 300"),
     case(
