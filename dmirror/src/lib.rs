@@ -30,7 +30,7 @@ mod memory;
 mod process;
 mod stacks;
 
-use hetmem_preload::heap::SetAside;
+use hetmem_interpose::heap::SetAside;
 
 #[global_allocator]
 static ALLOCATOR: SetAside = SetAside::new();

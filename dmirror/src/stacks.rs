@@ -4,7 +4,7 @@
 
 use hetmem_core::sync::{Mutex, lock};
 use hetmem_core::units::{PageRange, VirtAddr};
-use hetmem_preload::thread::own_stack;
+use hetmem_interpose::thread::own_stack;
 use hetmem_sys::thread::{current_tid, thread_exists};
 
 /// Each with its thread.

@@ -1,10 +1,10 @@
 //! The C interface as C programs meet it: installed by its script, compiled against its header, linked with the library that users get.
 //!
 //! ```text
-//!   capi/install.sh ──► a folder ──► cc (pkg-config's flags) ──► program ──► its output and exit status
+//!   libhetmem/install.sh ──► a folder ──► cc (pkg-config's flags) ──► program ──► its output and exit status
 //! ```
 //!
-//! The programs are the examples of `capi/examples`, and those of `c/`, which check themselves and print what is wrong. What the host doesn't have
+//! The programs are the examples of `libhetmem/examples`, and those of `c/`, which check themselves and print what is wrong. What the host doesn't have
 //! makes a test *ignored*, with the reason beside it; with `CI` set, it makes it fail.
 
 mod declared;
@@ -64,9 +64,9 @@ pub(crate) fn installed() -> &'static Path {
     let root = Path::new(concat!(env!("CARGO_TARGET_TMPDIR"), "/c_interface"));
     ONCE.call_once(|| {
         let mut install = Command::new("sh");
-        install.arg(sources().join("capi/install.sh")).arg(root).arg(built("libhetmem.so"));
+        install.arg(sources().join("libhetmem/install.sh")).arg(root).arg(built("libhetmem.so"));
         let installed = output(install.env_remove("DESTDIR"));
-        assert!(installed.status.success(), "capi/install.sh: {}", stderr(&installed));
+        assert!(installed.status.success(), "libhetmem/install.sh: {}", stderr(&installed));
     });
     root
 }
@@ -112,7 +112,7 @@ fn compiled(source: &Path, flags: &[String], dir: &TempDir) -> Checked<PathBuf> 
 
 /// Compiles and runs an example; its standard output.
 fn example(name: &str, flags: &[String]) -> Checked<String> {
-    run(&sources().join("capi/examples").join(name), flags)
+    run(&sources().join("libhetmem/examples").join(name), flags)
 }
 
 /// Compiles and runs a program that checks itself.
@@ -190,7 +190,7 @@ fn readme() -> Checked {
 /// Under `hetmem run` a program with a runtime of its own is told that it can't have one.
 fn refused_under_run() -> Checked {
     let dir = tempfile::tempdir().map_err(|error| error.to_string())?;
-    let program = compiled(&sources().join("capi/examples/out_and_home.c"), &own_flags(), &dir)?;
+    let program = compiled(&sources().join("libhetmem/examples/out_and_home.c"), &own_flags(), &dir)?;
     let run = output(hetmem().args(["run", "--quiet", "--device", "private:emulated,size=16M", "--"]).arg(program));
     expect(status(&run) == 1 && stderr(&run).contains("runs under `hetmem run`"), || {
         format!("{}\n{}", run.status, stderr(&run))

@@ -11,7 +11,7 @@ use std::sync::OnceLock;
 /// Where cargo builds them.
 const TARGET: &str = concat!(env!("CARGO_TARGET_TMPDIR"), "/../users");
 /// The packages that users install.
-const PACKAGES: [&str; 3] = ["hetmem-cli", "hetmem-capi", "hetmem-dmirror"];
+const PACKAGES: [&str; 3] = ["hetmem-cli", "libhetmem", "hetmem-dmirror"];
 
 /// Where `hetmem`, `libhetmem.so` or `libhetmem_dmirror.so` is, beside the others, built from the sources as they are now.
 pub(crate) fn built(file: &str) -> PathBuf {

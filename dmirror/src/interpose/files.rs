@@ -5,9 +5,9 @@ use std::ffi::{CStr, c_char, c_int, c_uint, c_ulong, c_void};
 use std::os::fd::IntoRawFd;
 
 use hetmem_core::units::VirtAddr;
-use hetmem_preload::cancel::uncancelled;
-use hetmem_preload::errno::{errno, set_errno};
-use hetmem_preload::next::Next;
+use hetmem_interpose::cancel::uncancelled;
+use hetmem_interpose::errno::{errno, set_errno};
+use hetmem_interpose::next::Next;
 use hetmem_sys::access::read_checked;
 use hetmem_sys::errno::Errno;
 use libc::mode_t;

@@ -1,5 +1,5 @@
 //! The functions that stand in front of the C library's. Each passes on what is none of the device's business, holds nothing that must be
-//! dropped, and does what is the device's by [`hetmem_preload::cancel::uncancelled`].
+//! dropped, and does what is the device's by [`hetmem_interpose::cancel::uncancelled`].
 //!
 //! ```text
 //! files    open, close, dup2, ioctl
@@ -11,7 +11,7 @@ pub(crate) mod files;
 pub(crate) mod memory;
 mod process;
 
-use hetmem_preload::errno::{errno, set_errno};
+use hetmem_interpose::errno::{errno, set_errno};
 
 use crate::file::Devices;
 

@@ -3,9 +3,9 @@
 
 use std::ffi::{c_int, c_void};
 
-use hetmem_preload::cancel::uncancelled;
-use hetmem_preload::next::Next;
-use hetmem_preload::thread::{self, StartRoutine};
+use hetmem_interpose::cancel::uncancelled;
+use hetmem_interpose::next::Next;
+use hetmem_interpose::thread::{self, StartRoutine};
 
 use crate::{process, stacks};
 

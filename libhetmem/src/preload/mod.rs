@@ -36,9 +36,9 @@ mod threads;
 use std::ffi::{c_int, c_void};
 use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
 
-use hetmem_preload::cancel::uncancelled;
-use hetmem_preload::errno::{errno, set_errno};
-use hetmem_preload::next::Next;
+use hetmem_interpose::cancel::uncancelled;
+use hetmem_interpose::errno::{errno, set_errno};
+use hetmem_interpose::next::Next;
 use hetmem_sys::process::with_signals_blocked;
 use runtime::agent::config::{Config, VARIABLE};
 use runtime::agent::{self};

@@ -4,8 +4,8 @@ use std::ffi::{c_int, c_void};
 use std::ptr;
 
 use hetmem_core::units::PageRange;
-use hetmem_preload::cancel::uncancelled;
-use hetmem_preload::next::{Next, pages_of};
+use hetmem_interpose::cancel::uncancelled;
+use hetmem_interpose::next::{Next, pages_of};
 use hetmem_sys::process::with_signals_blocked;
 use runtime::agent;
 

@@ -7,9 +7,9 @@
 
 use std::ffi::{c_int, c_void};
 
-use hetmem_preload::cancel::uncancelled;
-use hetmem_preload::errno::set_errno;
-use hetmem_preload::next::pages_of;
+use hetmem_interpose::cancel::uncancelled;
+use hetmem_interpose::errno::set_errno;
+use hetmem_interpose::next::pages_of;
 use runtime::agent;
 
 use super::alone::{is_for_one_thread, leave_to_filters, note_strict, undisturbed, without_agent};

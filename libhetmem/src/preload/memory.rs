@@ -5,10 +5,10 @@ use std::mem::MaybeUninit;
 use std::ops::ControlFlow;
 
 use hetmem_core::units::{PageCount, PageRange, VirtAddr};
-use hetmem_preload::cancel::uncancelled;
-use hetmem_preload::divided::{self, MremapFn};
-use hetmem_preload::errno::{errno, set_errno};
-use hetmem_preload::next::{Next, pages_of};
+use hetmem_interpose::cancel::uncancelled;
+use hetmem_interpose::divided::{self, MremapFn};
+use hetmem_interpose::errno::{errno, set_errno};
+use hetmem_interpose::next::{Next, pages_of};
 use hetmem_sys::access::read_checked;
 use hetmem_sys::errno::Errno;
 use hetmem_sys::mapping::{Guard, set_aside, unlock_set_aside};

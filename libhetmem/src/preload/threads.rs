@@ -3,9 +3,9 @@
 use std::ffi::{c_int, c_void};
 use std::ptr;
 
-use hetmem_preload::cancel::{Allowed, uncancelled};
-use hetmem_preload::next::{Next, pages_of};
-use hetmem_preload::thread::{self, Known, StartRoutine};
+use hetmem_interpose::cancel::{Allowed, uncancelled};
+use hetmem_interpose::next::{Next, pages_of};
+use hetmem_interpose::thread::{self, Known, StartRoutine};
 use runtime::agent;
 
 use super::{keeping_errno, with_all_home};

@@ -2,8 +2,8 @@
 
 use std::ffi::{c_int, c_void};
 
-use hetmem_preload::cancel::uncancelled;
-use hetmem_preload::next::Next;
+use hetmem_interpose::cancel::uncancelled;
+use hetmem_interpose::next::Next;
 use hetmem_sys::process::with_signals_blocked;
 use runtime::agent;
 

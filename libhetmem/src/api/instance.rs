@@ -12,7 +12,7 @@ use std::sync::{Arc, Once};
 use hetmem_core::physmap::MemoryType;
 use hetmem_core::units::DeviceId;
 use hetmem_devices::spec::{DeviceSpec, MAX_NAME};
-use hetmem_preload::cancel::uncancelled;
+use hetmem_interpose::cancel::uncancelled;
 use runtime::{Runtime, agent};
 
 use super::config::Config;

@@ -10,7 +10,7 @@
 mod api;
 mod preload;
 
-use hetmem_preload::heap::SetAside;
+use hetmem_interpose::heap::SetAside;
 
 #[global_allocator]
 static ALLOCATOR: SetAside = SetAside::new();

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Installs the C interface, for cc and pkg-config to find: sh capi/install.sh PREFIX [LIBRARY]
+# Installs the C interface, for cc and pkg-config to find: sh libhetmem/install.sh PREFIX [LIBRARY]
 #
 #   PREFIX/include/hetmem.h, and hetmem_mirror.h, which it includes
 #   PREFIX/lib/libhetmem.so.0, and libhetmem.so for the linker
@@ -11,7 +11,7 @@ set -eu
 
 source=$(CDPATH='' cd -- "$(dirname -- "$0")/.." && pwd)
 if [ $# -lt 1 ] || [ $# -gt 2 ]; then
-    echo "usage: sh capi/install.sh PREFIX [LIBRARY]" >&2
+    echo "usage: sh libhetmem/install.sh PREFIX [LIBRARY]" >&2
     exit 2
 fi
 prefix=$1
@@ -37,4 +37,4 @@ cp "$header" "$source/include/hetmem_mirror.h" "$root/include/"
 cp "$library" "$root/lib/libhetmem.so.0.new"
 mv "$root/lib/libhetmem.so.0.new" "$root/lib/libhetmem.so.0"
 ln -sf libhetmem.so.0 "$root/lib/libhetmem.so"
-sed -e "s|@PREFIX@|$prefix|" -e "s|@VERSION@|$version|" "$source/capi/hetmem.pc.in" >"$root/lib/pkgconfig/hetmem.pc"
+sed -e "s|@PREFIX@|$prefix|" -e "s|@VERSION@|$version|" "$source/libhetmem/hetmem.pc.in" >"$root/lib/pkgconfig/hetmem.pc"

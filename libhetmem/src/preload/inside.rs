@@ -166,7 +166,7 @@ unsafe fn call(number: libc::c_long, args: [usize; 2]) -> c_int {
     match unsafe { hetmem_sys::raw::syscall6(number, [first, second, 0, 0, 0, 0]) } {
         Ok(result) => c_int::try_from(result).unwrap_or(c_int::MAX),
         Err(errno) => {
-            hetmem_preload::errno::set_errno(errno.raw_os_error());
+            hetmem_interpose::errno::set_errno(errno.raw_os_error());
             -1
         }
     }

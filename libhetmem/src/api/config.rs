@@ -6,7 +6,7 @@ use std::mem::MaybeUninit;
 
 use hetmem_core::units::{ByteLen, PAGE_SIZE};
 use hetmem_devices::spec::{DeviceSpec, parse_all};
-use hetmem_preload::cancel::uncancelled;
+use hetmem_interpose::cancel::uncancelled;
 
 use super::failure::{Answer, Failure, answer};
 use super::pointers::{Out, borrow_mut, take, text};
