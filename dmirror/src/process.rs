@@ -18,6 +18,7 @@ use std::sync::{Arc, Weak};
 use hetmem::mirror::Event;
 use hetmem_core::sync::{Condvar, Mutex, MutexGuard, lock};
 use hetmem_core::units::PageRange;
+use hetmem_interpose::fork::Handlers;
 use hetmem_sys::errno::Errno;
 use hetmem_sys::thread::current_tid;
 use rustix::fd::OwnedFd;
@@ -62,9 +63,8 @@ static CHANGED: Condvar = Condvar::new();
 /// At the library's start.
 pub(crate) fn begin() {
     PROCESS.store(std::process::id(), Ordering::Relaxed);
-    // SAFETY: registers functions that live as long as the process. Without memory for it the device can't be opened.
-    let registered = unsafe { libc::pthread_atfork(Some(before_fork), Some(in_parent), Some(in_child)) };
-    if registered != 0 {
+    // Where forks are not noticed the device can't be opened.
+    if !FORKS.register() {
         PROCESS.store(0, Ordering::Relaxed);
     }
 }
@@ -210,6 +210,9 @@ fn release_closed(open: &mut Open) {
     ANY.store(!open.files.is_empty(), Ordering::Relaxed);
 }
 
+/// What is done around a fork.
+pub(crate) static FORKS: Handlers = Handlers { before: before_fork, in_parent, in_child };
+
 /// What is held over a fork.
 struct Held {
     gate: MutexGuard<'static, Gate>,
@@ -222,7 +225,7 @@ unsafe impl Send for Held {}
 static HELD: Mutex<Option<Held>> = Mutex::new(None);
 
 /// In a thread that is about to fork.
-pub(crate) extern "C" fn before_fork() {
+extern "C" fn before_fork() {
     if PROCESS.load(Ordering::Relaxed) != std::process::id() {
         return;
     }
@@ -241,7 +244,7 @@ pub(crate) extern "C" fn before_fork() {
 }
 
 /// In the parent, after a fork or an attempt at one.
-pub(crate) extern "C" fn in_parent() {
+extern "C" fn in_parent() {
     if let Some(mut held) = lock(&HELD).take() {
         if let Some(devices) = lock(&OPEN).devices.upgrade() {
             FORKED.store(true, Ordering::Relaxed);
@@ -253,7 +256,7 @@ pub(crate) extern "C" fn in_parent() {
 }
 
 /// In the child.
-pub(crate) extern "C" fn in_child() {
+extern "C" fn in_child() {
     // First of all: the old heap may be locked by a thread that is not here.
     // SAFETY: a handler of `pthread_atfork`, or of `_Fork`, in the child.
     unsafe { crate::ALLOCATOR.restart_in_child() };

@@ -1,4 +1,4 @@
-//! `mremap(2)` of a range that the kernel holds as several mappings, as a registration has divided it once.
+//! `mremap(2)` of a range that the kernel holds as several mappings, as a registration divides it: the call is made again with the registrations ended.
 //!
 //! Ending the registrations doesn't always make one mapping of them again: where pages came in meanwhile, each has an `anon_vma` of its
 //! own, and the kernel joins no two of these (`mm/vma.c`, `is_mergeable_anon_vma`). The program knows of one mapping, so its call is made
@@ -12,7 +12,9 @@ use hetmem_core::units::{ByteLen, PageCount, PageRange, VirtAddr};
 use hetmem_sys::maps::{self, Perms, for_each_mapping};
 use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous};
 
+use crate::cancel::uncancelled;
 use crate::errno::{errno, set_errno};
+use crate::next::pages_of;
 
 /// The C library's `mremap`.
 pub type MremapFn = unsafe extern "C-unwind" fn(*mut c_void, usize, usize, c_int, *mut c_void) -> *mut c_void;
@@ -65,21 +67,82 @@ impl Pieces {
     }
 }
 
-/// The call again, for a range that is home and registered nowhere. `None` if it is none of this module's business: then the
-/// kernel's answer stands. The result is the call's, with `errno` set on failure. `last_word` tells the user why the program is stopped,
-/// should a mapping be lost half-way.
+/// A call of `mremap(2)`, as the program makes it.
+#[derive(Clone, Copy)]
+#[expect(missing_docs, reason = "the function's arguments")]
+pub struct Call {
+    /// The C library's function.
+    pub next: MremapFn,
+    pub old: *mut c_void,
+    pub old_size: usize,
+    pub new_size: usize,
+    pub flags: c_int,
+    pub new: *mut c_void,
+}
+
+impl Call {
+    /// Makes it, and no more.
+    ///
+    /// # Safety
+    ///
+    /// As for `mremap(2)`.
+    pub unsafe fn make(self) -> *mut c_void {
+        // SAFETY: as the caller promised.
+        unsafe { (self.next)(self.old, self.old_size, self.new_size, self.flags, self.new) }
+    }
+
+    /// Makes it as if no registration divided the range: `undivided` runs what it is given, once, while everything in the range is home and registered
+    /// nowhere. The result is the call's, with `errno` set on failure. `last_word` tells the user why the program is stopped, should a mapping be lost half-way.
+    ///
+    /// # Safety
+    ///
+    /// As for `mremap(2)`.
+    #[inline(always)]
+    pub unsafe fn make_undivided(
+        self,
+        undivided: impl FnOnce(PageRange, &mut dyn FnMut()),
+        last_word: fn(&str),
+    ) -> *mut c_void {
+        let before = errno();
+        // SAFETY: as the caller promised.
+        let make = || unsafe { self.make() };
+        let Some(range) = pages_of(self.old, self.old_size) else { return make() };
+        let is_refused = |moved| moved == libc::MAP_FAILED && errno() == libc::EFAULT;
+        // To a fixed place Linux 6.17 and newer move several mappings one by one, and stop half-way at one that is registered.
+        if self.flags & libc::MREMAP_FIXED == 0 {
+            let moved = make();
+            if !is_refused(moved) {
+                return moved;
+            }
+        }
+        // A range that spans two mappings is refused: those of the program, or one that a registration has divided.
+        uncancelled(|| {
+            let (mut moved, mut left) = (libc::MAP_FAILED, libc::EFAULT);
+            undivided(range, &mut || {
+                set_errno(before);
+                moved = make();
+                if is_refused(moved) {
+                    // SAFETY: as the caller promised.
+                    moved = unsafe { by_pieces(self, range, last_word) }.unwrap_or_else(|| {
+                        set_errno(libc::EFAULT);
+                        libc::MAP_FAILED
+                    });
+                }
+                left = errno();
+            });
+            set_errno(left);
+            moved
+        })
+    }
+}
+
+/// The `call`, for a range that is home and registered nowhere. `None` if it is none of this module's business: then the kernel's answer stands.
 ///
 /// # Safety
 ///
 /// As for `mremap(2)`.
-pub unsafe fn mremap(
-    next: MremapFn,
-    old: PageRange,
-    new_size: usize,
-    flags: c_int,
-    new: *mut c_void,
-    last_word: fn(&str),
-) -> Option<*mut c_void> {
+unsafe fn by_pieces(call: Call, old: PageRange, last_word: fn(&str)) -> Option<*mut c_void> {
+    let Call { next, new_size, flags, new, .. } = call;
     let pieces = Pieces::of(old)?;
     let new_pages = pages_up(new_size)?;
     let (fixed, keeps_old) = (flags & libc::MREMAP_FIXED != 0, flags & libc::MREMAP_DONTUNMAP != 0);

@@ -19,3 +19,11 @@ pub fn set_errno(errno: c_int) {
     // SAFETY: the C library's variable of this thread.
     unsafe { location.write(errno) };
 }
+
+/// Runs `f` beside what the program has asked for, whose `errno` stays: a lock that is contended changes it.
+pub fn keeping_errno<R>(f: impl FnOnce() -> R) -> R {
+    let before = errno();
+    let result = f();
+    set_errno(before);
+    result
+}

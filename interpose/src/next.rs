@@ -1,4 +1,5 @@
 //! The functions behind those that a preloaded library puts in front of the C library's.
+#![expect(unsafe_code, reason = "a symbol is an address, and becomes a function")]
 
 use std::ffi::{CStr, c_void};
 use std::sync::atomic::{AtomicPtr, Ordering};
@@ -34,6 +35,41 @@ impl Next {
         }
         self.found.store(found, Ordering::Relaxed);
         found
+    }
+
+    /// It, as a function of the type of the one that stands in front of it.
+    ///
+    /// # Safety
+    ///
+    /// `F` is a type of function pointers, and callers of the function use it as one of this type.
+    #[inline(always)]
+    pub unsafe fn like<F: Copy>(&self, _in_front: F) -> F {
+        const { assert!(size_of::<F>() == size_of::<*mut c_void>()) };
+        let found = self.get();
+        // SAFETY: as the caller promised; of the same size.
+        unsafe { std::mem::transmute_copy(&found) }
+    }
+}
+
+/// The function behind the one of this name, which stands in front of it and gives it its type: in `setns` that is `next!(setns(_, _))`, with a `_` for
+/// each argument.
+#[macro_export]
+macro_rules! next {
+    ($name:ident($($argument:ty),*)) => {{
+        static NEXT: $crate::next::Next = $crate::next::Next::new($crate::next::symbol(concat!(stringify!($name), "\0")));
+        let in_front: unsafe extern "C-unwind" fn($($argument),*) -> _ = $name;
+        // SAFETY: whoever calls it by its name finds the one or the other. Arguments that the program does not pass are passed on, and not looked at.
+        unsafe { NEXT.like(in_front) }
+    }};
+}
+
+/// For [`next!`](crate::next!): a name with a NUL behind it.
+#[doc(hidden)]
+#[must_use]
+pub const fn symbol(text: &'static str) -> &'static CStr {
+    match CStr::from_bytes_with_nul(text.as_bytes()) {
+        Ok(name) => name,
+        Err(_) => panic!("a name and a NUL"),
     }
 }
 

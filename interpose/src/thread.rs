@@ -9,14 +9,12 @@ use hetmem_core::units::{PageRange, VirtAddr};
 use hetmem_sys::process::with_signals_blocked;
 
 use crate::cancel::{defer, uncancelled, undefer};
-use crate::next::Next;
 
 /// What a thread runs.
 pub type StartRoutine = unsafe extern "C-unwind" fn(*mut c_void) -> *mut c_void;
-type PthreadCreateFn =
+/// The C library's `pthread_create`.
+pub type CreateFn =
     unsafe extern "C-unwind" fn(*mut libc::pthread_t, *const libc::pthread_attr_t, StartRoutine, *mut c_void) -> c_int;
-
-static NEXT_PTHREAD_CREATE: Next = Next::new(c"pthread_create");
 
 /// Called in a new thread: with its stack, at first, and at its end.
 pub type Known = (fn(PageRange), fn());
@@ -28,20 +26,19 @@ struct Routine {
     arg: *mut c_void,
 }
 
-/// The C library's `pthread_create`. The new thread calls what is `known`, if that is given.
+/// `pthread_create(3)`, of which `next` is the C library's. The new thread calls what is `known`, if that is given.
 ///
 /// # Safety
 ///
 /// As for `pthread_create(3)`.
 pub unsafe fn create(
+    next: CreateFn,
     thread: *mut libc::pthread_t,
     attr: *const libc::pthread_attr_t,
     start: StartRoutine,
     arg: *mut c_void,
     known: Option<Known>,
 ) -> c_int {
-    // SAFETY: the symbol is a function of this type.
-    let next = unsafe { std::mem::transmute::<*mut c_void, PthreadCreateFn>(NEXT_PTHREAD_CREATE.get()) };
     let Some(known) = known else {
         // SAFETY: as the caller promised.
         return unsafe { next(thread, attr, start, arg) };

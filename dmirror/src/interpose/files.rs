@@ -1,13 +1,13 @@
 //! Opening, closing and asking the device.
 #![expect(unsafe_code, reason = "takes the place of C functions")]
 
-use std::ffi::{CStr, c_char, c_int, c_uint, c_ulong, c_void};
+use std::ffi::{c_char, c_int, c_uint, c_ulong, c_void};
 use std::os::fd::IntoRawFd;
 
 use hetmem_core::units::VirtAddr;
 use hetmem_interpose::cancel::uncancelled;
 use hetmem_interpose::errno::{errno, set_errno};
-use hetmem_interpose::next::Next;
+use hetmem_interpose::next;
 use hetmem_sys::access::read_checked;
 use hetmem_sys::errno::Errno;
 use libc::mode_t;
@@ -67,23 +67,14 @@ macro_rules! opens {
         $(#[$doc])*
         #[unsafe(no_mangle)]
         unsafe extern "C-unwind" fn $name($($arg: $type),*) -> c_int {
-            static NEXT: Next = Next::new(name(concat!(stringify!($name), "\0")));
             if let Some(fd) = uncancelled(|| opened($path, $flags)) {
                 return fd;
             }
-            // SAFETY: the symbol is a function of this type; where the caller passed no mode, it is not looked at.
-            let next = unsafe { std::mem::transmute::<*mut c_void, unsafe extern "C-unwind" fn($($type),*) -> c_int>(NEXT.get()) };
+            let next = next!($name($($type),*));
             // SAFETY: as the caller promised.
             unsafe { next($($arg),*) }
         }
     )*};
-}
-
-const fn name(text: &'static str) -> &'static CStr {
-    match CStr::from_bytes_with_nul(text.as_bytes()) {
-        Ok(name) => name,
-        Err(_) => panic!("a name and a NUL"),
-    }
 }
 
 opens! {
@@ -125,19 +116,10 @@ fn may_be_a_devices(fd: c_int) -> bool {
     descriptors::borrow(fd).is_some_and(|fd| descriptors::identity(fd).is_some())
 }
 
-static NEXT_CLOSE: Next = Next::new(c"close");
-static NEXT_CLOSE_RANGE: Next = Next::new(c"close_range");
-static NEXT_CLOSEFROM: Next = Next::new(c"closefrom");
-static NEXT_DUP2: Next = Next::new(c"dup2");
-static NEXT_DUP3: Next = Next::new(c"dup3");
-static NEXT_IOCTL: Next = Next::new(c"ioctl");
-
 /// `close(2)`.
 #[unsafe(no_mangle)]
 unsafe extern "C-unwind" fn close(fd: c_int) -> c_int {
-    // SAFETY: the symbol is a function of this type.
-    let next =
-        unsafe { std::mem::transmute::<*mut c_void, unsafe extern "C-unwind" fn(c_int) -> c_int>(NEXT_CLOSE.get()) };
+    let next = next!(close(_));
     // SAFETY: as the caller promised.
     closing(|| may_be_a_devices(fd), || unsafe { next(fd) })
 }
@@ -145,9 +127,7 @@ unsafe extern "C-unwind" fn close(fd: c_int) -> c_int {
 /// `close_range(2)`.
 #[unsafe(no_mangle)]
 unsafe extern "C-unwind" fn close_range(first: c_uint, last: c_uint, flags: c_int) -> c_int {
-    type CloseRangeFn = unsafe extern "C-unwind" fn(c_uint, c_uint, c_int) -> c_int;
-    // SAFETY: the symbol is a function of this type.
-    let next = unsafe { std::mem::transmute::<*mut c_void, CloseRangeFn>(NEXT_CLOSE_RANGE.get()) };
+    let next = next!(close_range(_, _, _));
     // SAFETY: as the caller promised.
     closing(|| true, || unsafe { next(first, last, flags) })
 }
@@ -155,8 +135,7 @@ unsafe extern "C-unwind" fn close_range(first: c_uint, last: c_uint, flags: c_in
 /// `closefrom(3)`.
 #[unsafe(no_mangle)]
 unsafe extern "C-unwind" fn closefrom(first: c_int) {
-    // SAFETY: the symbol is a function of this type.
-    let next = unsafe { std::mem::transmute::<*mut c_void, unsafe extern "C-unwind" fn(c_int)>(NEXT_CLOSEFROM.get()) };
+    let next = next!(closefrom(_));
     // SAFETY: as the caller promised.
     closing(|| true, || unsafe { next(first) });
 }
@@ -164,10 +143,7 @@ unsafe extern "C-unwind" fn closefrom(first: c_int) {
 /// `dup2(2)`, which may close `to`.
 #[unsafe(no_mangle)]
 unsafe extern "C-unwind" fn dup2(fd: c_int, to: c_int) -> c_int {
-    // SAFETY: the symbol is a function of this type.
-    let next = unsafe {
-        std::mem::transmute::<*mut c_void, unsafe extern "C-unwind" fn(c_int, c_int) -> c_int>(NEXT_DUP2.get())
-    };
+    let next = next!(dup2(_, _));
     // SAFETY: as the caller promised.
     closing(|| may_be_a_devices(to), || unsafe { next(fd, to) })
 }
@@ -175,9 +151,7 @@ unsafe extern "C-unwind" fn dup2(fd: c_int, to: c_int) -> c_int {
 /// `dup3(2)`, which may close `to`.
 #[unsafe(no_mangle)]
 unsafe extern "C-unwind" fn dup3(fd: c_int, to: c_int, flags: c_int) -> c_int {
-    type Dup3Fn = unsafe extern "C-unwind" fn(c_int, c_int, c_int) -> c_int;
-    // SAFETY: the symbol is a function of this type.
-    let next = unsafe { std::mem::transmute::<*mut c_void, Dup3Fn>(NEXT_DUP3.get()) };
+    let next = next!(dup3(_, _, _));
     // SAFETY: as the caller promised.
     closing(|| may_be_a_devices(to), || unsafe { next(fd, to, flags) })
 }
@@ -185,9 +159,7 @@ unsafe extern "C-unwind" fn dup3(fd: c_int, to: c_int, flags: c_int) -> c_int {
 /// `ioctl(2)`.
 #[unsafe(no_mangle)]
 unsafe extern "C-unwind" fn ioctl(fd: c_int, request: c_ulong, arg: *mut c_void) -> c_int {
-    type IoctlFn = unsafe extern "C-unwind" fn(c_int, c_ulong, *mut c_void) -> c_int;
-    // SAFETY: the symbol is a function of this type, as far as its callers use it.
-    let next = unsafe { std::mem::transmute::<*mut c_void, IoctlFn>(NEXT_IOCTL.get()) };
+    let next = next!(ioctl(_, _, _));
     // SAFETY: as the caller promised.
     let pass_on = || unsafe { next(fd, request, arg) };
     if OF_EVERY_FILE.contains(&(request & 0xFFFF_FFFF)) {

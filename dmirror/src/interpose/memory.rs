@@ -7,9 +7,10 @@ use hetmem::mirror::Event;
 use hetmem_core::sync::{RwLock, RwLockWriteGuard, read, write};
 use hetmem_core::units::{PageCount, PageRange};
 use hetmem_interpose::cancel::uncancelled;
-use hetmem_interpose::divided::{self, MremapFn};
-use hetmem_interpose::errno::{errno, set_errno};
-use hetmem_interpose::next::{Next, pages_of};
+use hetmem_interpose::divided;
+use hetmem_interpose::errno::{keeping_errno, set_errno};
+use hetmem_interpose::next;
+use hetmem_interpose::next::pages_of;
 use hetmem_sys::errno::Errno;
 use hetmem_sys::mapping::populate_read;
 use rustix::fs::MemfdFlags;
@@ -62,19 +63,6 @@ fn within<R>(ranges: [Option<PageRange>; 2], event: Event, change: impl FnOnce(O
     }
 }
 
-fn keeping_errno(f: impl FnOnce()) {
-    let before = errno();
-    f();
-    set_errno(before);
-}
-
-static NEXT_MMAP: Next = Next::new(c"mmap64");
-static NEXT_MUNMAP: Next = Next::new(c"munmap");
-static NEXT_MPROTECT: Next = Next::new(c"mprotect");
-static NEXT_PKEY_MPROTECT: Next = Next::new(c"pkey_mprotect");
-static NEXT_MREMAP: Next = Next::new(c"mremap");
-static NEXT_MADVISE: Next = Next::new(c"madvise");
-
 type MmapFn = unsafe extern "C-unwind" fn(*mut c_void, usize, c_int, c_int, c_int, libc::off64_t) -> *mut c_void;
 
 /// `mmap(2)`.
@@ -101,8 +89,7 @@ unsafe extern "C-unwind" fn mmap64(
     fd: c_int,
     offset: libc::off64_t,
 ) -> *mut c_void {
-    // SAFETY: the symbol is a function of this type.
-    let next = unsafe { std::mem::transmute::<*mut c_void, MmapFn>(NEXT_MMAP.get()) };
+    let next = next!(mmap64(_, _, _, _, _, _));
     let of_a_file = flags & libc::MAP_ANONYMOUS == 0;
     let of_a_device = of_a_file && uncancelled(|| is_a_devices(fd));
     let call = || {
@@ -171,9 +158,7 @@ unsafe fn map_device(next: MmapFn, addr: *mut c_void, len: usize, prot: c_int, f
 /// `munmap(2)`.
 #[unsafe(no_mangle)]
 unsafe extern "C-unwind" fn munmap(addr: *mut c_void, len: usize) -> c_int {
-    type MunmapFn = unsafe extern "C-unwind" fn(*mut c_void, usize) -> c_int;
-    // SAFETY: the symbol is a function of this type.
-    let next = unsafe { std::mem::transmute::<*mut c_void, MunmapFn>(NEXT_MUNMAP.get()) };
+    let next = next!(munmap(_, _));
     // SAFETY: as the caller promised.
     announced([pages_of(addr, len), None], Event::Unmap, || unsafe { next(addr, len) })
 }
@@ -181,9 +166,7 @@ unsafe extern "C-unwind" fn munmap(addr: *mut c_void, len: usize) -> c_int {
 /// `mprotect(2)`.
 #[unsafe(no_mangle)]
 unsafe extern "C-unwind" fn mprotect(addr: *mut c_void, len: usize, prot: c_int) -> c_int {
-    type MprotectFn = unsafe extern "C-unwind" fn(*mut c_void, usize, c_int) -> c_int;
-    // SAFETY: the symbol is a function of this type.
-    let next = unsafe { std::mem::transmute::<*mut c_void, MprotectFn>(NEXT_MPROTECT.get()) };
+    let next = next!(mprotect(_, _, _));
     // SAFETY: as the caller promised.
     announced([pages_of(addr, len), None], Event::ProtectionVma, || unsafe { next(addr, len, prot) })
 }
@@ -191,9 +174,7 @@ unsafe extern "C-unwind" fn mprotect(addr: *mut c_void, len: usize, prot: c_int)
 /// `pkey_mprotect(2)`.
 #[unsafe(no_mangle)]
 unsafe extern "C-unwind" fn pkey_mprotect(addr: *mut c_void, len: usize, prot: c_int, key: c_int) -> c_int {
-    type PkeyMprotectFn = unsafe extern "C-unwind" fn(*mut c_void, usize, c_int, c_int) -> c_int;
-    // SAFETY: the symbol is a function of this type.
-    let next = unsafe { std::mem::transmute::<*mut c_void, PkeyMprotectFn>(NEXT_PKEY_MPROTECT.get()) };
+    let next = next!(pkey_mprotect(_, _, _, _));
     // SAFETY: as the caller promised.
     announced([pages_of(addr, len), None], Event::ProtectionVma, || unsafe { next(addr, len, prot, key) })
 }
@@ -201,9 +182,7 @@ unsafe extern "C-unwind" fn pkey_mprotect(addr: *mut c_void, len: usize, prot: c
 /// `madvise(2)`.
 #[unsafe(no_mangle)]
 unsafe extern "C-unwind" fn madvise(addr: *mut c_void, len: usize, advice: c_int) -> c_int {
-    type MadviseFn = unsafe extern "C-unwind" fn(*mut c_void, usize, c_int) -> c_int;
-    // SAFETY: the symbol is a function of this type.
-    let next = unsafe { std::mem::transmute::<*mut c_void, MadviseFn>(NEXT_MADVISE.get()) };
+    let next = next!(madvise(_, _, _));
     // SAFETY: as the caller promised.
     let call = || unsafe { next(addr, len, advice) };
     match advice {
@@ -223,33 +202,20 @@ unsafe extern "C-unwind" fn mremap(
     flags: c_int,
     new: *mut c_void,
 ) -> *mut c_void {
-    // SAFETY: the symbol is a function of this type; where the caller passed four arguments, the fifth is not looked at.
-    let next = unsafe { std::mem::transmute::<*mut c_void, MremapFn>(NEXT_MREMAP.get()) };
-    let fixed = flags & libc::MREMAP_FIXED != 0;
-    let target = pages_of(new, new_size).filter(|_| fixed);
-    // SAFETY: as the caller promised.
-    let call = || unsafe { next(old, old_size, new_size, flags, new) };
-    let range = pages_of(old, old_size);
-    announced_to([range, target], Event::Unmap, |devices| {
-        let (Some(devices), Some(range)) = (devices, range) else { return call() };
-        // To a fixed place Linux 6.17 and newer move several mappings one by one, and stop half-way at one that is registered.
-        if !fixed {
-            let moved = call();
-            if moved != libc::MAP_FAILED || errno() != libc::EFAULT {
-                return moved;
-            }
-        }
-        // What can't be let go of stays divided, and the kernel says so.
-        keeping_errno(|| _ = devices.runtime.release(around(range)));
-        let moved = call();
-        if moved != libc::MAP_FAILED || errno() != libc::EFAULT {
-            return moved;
-        }
+    let call = divided::Call { next: next!(mremap(_, _, _, _, _)), old, old_size, new_size, flags, new };
+    let target = pages_of(new, new_size).filter(|_| flags & libc::MREMAP_FIXED != 0);
+    announced_to([pages_of(old, old_size), target], Event::Unmap, |devices| {
+        let Some(devices) = devices else {
+            // SAFETY: as the caller promised.
+            return unsafe { call.make() };
+        };
+        let undivided = |range, call: &mut dyn FnMut()| {
+            // What can't be let go of stays divided, and the kernel says so.
+            let _ = devices.runtime.release(around(range));
+            call();
+        };
         // SAFETY: as the caller promised.
-        unsafe { divided::mremap(next, range, new_size, flags, new, last_word) }.unwrap_or_else(|| {
-            set_errno(libc::EFAULT);
-            moved
-        })
+        unsafe { call.make_undivided(undivided, last_word) }
     })
 }
 

@@ -3,8 +3,7 @@
 
 use std::ffi::{c_int, c_void};
 
-use hetmem_interpose::cancel::uncancelled;
-use hetmem_interpose::next::Next;
+use hetmem_interpose::next;
 use hetmem_interpose::thread::{self, StartRoutine};
 
 use crate::{process, stacks};
@@ -18,26 +17,13 @@ extern "C" fn begin() {
     process::begin();
 }
 
-static NEXT_BARE_FORK: Next = Next::new(c"_Fork");
-
 /// `_Fork(3)`: no handlers run, so what they do is done here.
 #[unsafe(no_mangle)]
 unsafe extern "C-unwind" fn _Fork() -> libc::pid_t {
-    // SAFETY: the symbol is a function of this type.
-    let next = unsafe {
-        std::mem::transmute::<*mut c_void, unsafe extern "C-unwind" fn() -> libc::pid_t>(NEXT_BARE_FORK.get())
-    };
-    uncancelled(|| {
-        process::before_fork();
-        // SAFETY: as the caller promised.
-        let pid = unsafe { next() };
-        if pid == 0 {
-            process::in_child();
-        } else {
-            process::in_parent();
-        }
-        pid
-    })
+    let next = next!(_Fork());
+    // SAFETY: as the caller promised.
+    let made = process::FORKS.around(|| unsafe { next() } as isize);
+    libc::pid_t::try_from(made).unwrap_or(-1)
 }
 
 /// `pthread_create(3)`.
@@ -48,6 +34,7 @@ unsafe extern "C-unwind" fn pthread_create(
     start: StartRoutine,
     arg: *mut c_void,
 ) -> c_int {
+    let next = next!(pthread_create(_, _, _, _));
     // SAFETY: as the caller promised.
-    unsafe { thread::create(thread, attr, start, arg, Some((stacks::begin, || {}))) }
+    unsafe { thread::create(next, thread, attr, start, arg, Some((stacks::begin, || {}))) }
 }

@@ -1,16 +1,14 @@
 //! Calls for which the process must have one thread, or all threads alike: the agent leaves before.
 
-use std::ffi::{c_int, c_void};
+use std::ffi::c_int;
 
 use hetmem_interpose::cancel::uncancelled;
-use hetmem_interpose::next::Next;
+use hetmem_interpose::errno::keeping_errno;
+use hetmem_interpose::next;
 use hetmem_sys::process::with_signals_blocked;
 use runtime::agent;
 
-use super::{config, could_not_start, keeping_errno};
-
-static NEXT_UNSHARE: Next = Next::new(c"unshare");
-static NEXT_SETNS: Next = Next::new(c"setns");
+use super::{config, could_not_start};
 
 /// What `unshare(2)` does to a process of one thread only, CLONE_NEWTIME among it from Linux 6 on for its children; the others don't mind.
 const OF_ONE_THREAD: c_int =
@@ -55,9 +53,7 @@ pub(super) const fn is_for_one_thread(flags: c_int) -> bool {
 /// `unshare(2)`.
 #[unsafe(no_mangle)]
 unsafe extern "C-unwind" fn unshare(flags: c_int) -> c_int {
-    // SAFETY: the symbol is a function of this type.
-    let next =
-        unsafe { std::mem::transmute::<*mut c_void, unsafe extern "C-unwind" fn(c_int) -> c_int>(NEXT_UNSHARE.get()) };
+    let next = next!(unshare(_));
     // SAFETY: as the caller promised.
     let call = || unsafe { next(flags) };
     if is_for_one_thread(flags) { without_agent(call) } else { call() }
@@ -66,21 +62,15 @@ unsafe extern "C-unwind" fn unshare(flags: c_int) -> c_int {
 /// `setns(2)`: the kinds that want one thread are not all told by the arguments.
 #[unsafe(no_mangle)]
 unsafe extern "C-unwind" fn setns(fd: c_int, kind: c_int) -> c_int {
-    type SetnsFn = unsafe extern "C-unwind" fn(c_int, c_int) -> c_int;
-    // SAFETY: the symbol is a function of this type.
-    let next = unsafe { std::mem::transmute::<*mut c_void, SetnsFn>(NEXT_SETNS.get()) };
+    let next = next!(setns(_, _));
     // SAFETY: as the caller promised.
     without_agent(|| unsafe { next(fd, kind) })
 }
 
-static NEXT_PRCTL: Next = Next::new(c"prctl");
-
 /// `prctl(2)`: whoever puts himself under the strict filter is killed by the kernel, which the process's status tells if nobody else is left.
 #[unsafe(no_mangle)]
 unsafe extern "C-unwind" fn prctl(option: c_int, second: usize, third: usize, fourth: usize, fifth: usize) -> c_int {
-    type PrctlFn = unsafe extern "C-unwind" fn(c_int, usize, usize, usize, usize) -> c_int;
-    // SAFETY: the symbol is a function of this type; arguments that the caller did not pass are not looked at.
-    let next = unsafe { std::mem::transmute::<*mut c_void, PrctlFn>(NEXT_PRCTL.get()) };
+    let next = next!(prctl(_, _, _, _, _));
     // SAFETY: as the caller promised.
     let call = || unsafe { next(option, second, third, fourth, fifth) };
     if option == libc::PR_SET_DUMPABLE {

@@ -5,18 +5,13 @@ use std::ptr;
 
 use hetmem_core::units::PageRange;
 use hetmem_interpose::cancel::uncancelled;
-use hetmem_interpose::next::{Next, pages_of};
+use hetmem_interpose::errno::keeping_errno;
+use hetmem_interpose::next;
+use hetmem_interpose::next::pages_of;
 use hetmem_sys::process::with_signals_blocked;
 use runtime::agent;
 
-use super::keeping_errno;
 use super::memory::{Readable, read};
-
-static NEXT_VMSPLICE: Next = Next::new(c"vmsplice");
-static NEXT_SEND: Next = Next::new(c"send");
-static NEXT_SENDTO: Next = Next::new(c"sendto");
-static NEXT_SENDMSG: Next = Next::new(c"sendmsg");
-static NEXT_SENDMMSG: Next = Next::new(c"sendmmsg");
 
 /// The most vectors that the kernel takes (`UIO_MAXIOV`).
 const MOST_VECTORS: usize = 1024;
@@ -34,9 +29,7 @@ unsafe impl Readable for libc::mmsghdr {}
 /// `vmsplice(2)`.
 #[unsafe(no_mangle)]
 unsafe extern "C-unwind" fn vmsplice(fd: c_int, iov: *const libc::iovec, count: usize, flags: libc::c_uint) -> isize {
-    type VmspliceFn = unsafe extern "C-unwind" fn(c_int, *const libc::iovec, usize, libc::c_uint) -> isize;
-    // SAFETY: the symbol is a function of this type.
-    let next = unsafe { std::mem::transmute::<*mut c_void, VmspliceFn>(NEXT_VMSPLICE.get()) };
+    let next = next!(vmsplice(_, _, _, _));
     let referred = Referred::by_vectors(iov, count);
     // SAFETY: as the caller promised.
     referred.settle(unsafe { next(fd, iov, count, flags) })
@@ -45,9 +38,7 @@ unsafe extern "C-unwind" fn vmsplice(fd: c_int, iov: *const libc::iovec, count: 
 /// `send(2)`.
 #[unsafe(no_mangle)]
 unsafe extern "C-unwind" fn send(fd: c_int, data: *const c_void, size: usize, flags: c_int) -> isize {
-    type SendFn = unsafe extern "C-unwind" fn(c_int, *const c_void, usize, c_int) -> isize;
-    // SAFETY: the symbol is a function of this type.
-    let next = unsafe { std::mem::transmute::<*mut c_void, SendFn>(NEXT_SEND.get()) };
+    let next = next!(send(_, _, _, _));
     let referred = Referred::by_send(data, size, flags);
     // SAFETY: as the caller promised.
     referred.settle(unsafe { next(fd, data, size, flags) })
@@ -63,16 +54,7 @@ unsafe extern "C-unwind" fn sendto(
     to: *const libc::sockaddr,
     to_size: libc::socklen_t,
 ) -> isize {
-    type SendtoFn = unsafe extern "C-unwind" fn(
-        c_int,
-        *const c_void,
-        usize,
-        c_int,
-        *const libc::sockaddr,
-        libc::socklen_t,
-    ) -> isize;
-    // SAFETY: the symbol is a function of this type.
-    let next = unsafe { std::mem::transmute::<*mut c_void, SendtoFn>(NEXT_SENDTO.get()) };
+    let next = next!(sendto(_, _, _, _, _, _));
     let referred = Referred::by_send(data, size, flags);
     // SAFETY: as the caller promised.
     referred.settle(unsafe { next(fd, data, size, flags, to, to_size) })
@@ -81,9 +63,7 @@ unsafe extern "C-unwind" fn sendto(
 /// `sendmsg(2)`.
 #[unsafe(no_mangle)]
 unsafe extern "C-unwind" fn sendmsg(fd: c_int, message: *const libc::msghdr, flags: c_int) -> isize {
-    type SendmsgFn = unsafe extern "C-unwind" fn(c_int, *const libc::msghdr, c_int) -> isize;
-    // SAFETY: the symbol is a function of this type.
-    let next = unsafe { std::mem::transmute::<*mut c_void, SendmsgFn>(NEXT_SENDMSG.get()) };
+    let next = next!(sendmsg(_, _, _));
     let referred = Referred::by_message(message, flags);
     // SAFETY: as the caller promised.
     referred.settle(unsafe { next(fd, message, flags) })
@@ -97,9 +77,7 @@ unsafe extern "C-unwind" fn sendmmsg(
     count: libc::c_uint,
     flags: c_int,
 ) -> c_int {
-    type SendmmsgFn = unsafe extern "C-unwind" fn(c_int, *mut libc::mmsghdr, libc::c_uint, c_int) -> c_int;
-    // SAFETY: the symbol is a function of this type.
-    let next = unsafe { std::mem::transmute::<*mut c_void, SendmmsgFn>(NEXT_SENDMMSG.get()) };
+    let next = next!(sendmmsg(_, _, _, _));
     let referred = Referred::by_messages(messages, count as usize, flags);
     // SAFETY: as the caller promised.
     referred.settle(unsafe { next(fd, messages, count, flags) })

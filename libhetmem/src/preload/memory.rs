@@ -6,9 +6,10 @@ use std::ops::ControlFlow;
 
 use hetmem_core::units::{PageCount, PageRange, VirtAddr};
 use hetmem_interpose::cancel::uncancelled;
-use hetmem_interpose::divided::{self, MremapFn};
+use hetmem_interpose::divided;
 use hetmem_interpose::errno::{errno, set_errno};
-use hetmem_interpose::next::{Next, pages_of};
+use hetmem_interpose::next;
+use hetmem_interpose::next::pages_of;
 use hetmem_sys::access::read_checked;
 use hetmem_sys::errno::Errno;
 use hetmem_sys::mapping::{Guard, set_aside, unlock_set_aside};
@@ -19,13 +20,6 @@ use runtime::agent;
 
 use super::alone::leave_for_good;
 use super::direct::make;
-
-static NEXT_IOCTL: Next = Next::new(c"ioctl");
-static NEXT_MREMAP: Next = Next::new(c"mremap");
-static NEXT_MADVISE: Next = Next::new(c"madvise");
-static NEXT_MINCORE: Next = Next::new(c"mincore");
-static NEXT_MUNMAP: Next = Next::new(c"munmap");
-static NEXT_MLOCKALL: Next = Next::new(c"mlockall");
 
 /// Where the addresses of programs end at the latest, on the largest page tables.
 const ADDRESSES: u64 = 1 << 56;
@@ -66,9 +60,7 @@ pub(super) fn read<T: Readable>(at: *const T) -> Option<T> {
 /// `ioctl(2)`.
 #[unsafe(no_mangle)]
 pub(super) unsafe extern "C-unwind" fn ioctl(fd: c_int, request: c_ulong, arg: *mut c_void) -> c_int {
-    type IoctlFn = unsafe extern "C-unwind" fn(c_int, c_ulong, *mut c_void) -> c_int;
-    // SAFETY: the symbol is a function of this type, as far as its callers use it.
-    let next = unsafe { std::mem::transmute::<*mut c_void, IoctlFn>(NEXT_IOCTL.get()) };
+    let next = next!(ioctl(_, _, _));
     // SAFETY: as the caller promised.
     let call = || unsafe { next(fd, request, arg) };
     if !matches!(request, REGISTER_REQUEST | MOVE_REQUEST) || !agent::is_running() {
@@ -111,41 +103,18 @@ pub(super) unsafe extern "C-unwind" fn mremap(
     flags: c_int,
     new: *mut c_void,
 ) -> *mut c_void {
-    // SAFETY: the symbol is a function of this type; where the caller passed four arguments, the fifth is not looked at.
-    let next = unsafe { std::mem::transmute::<*mut c_void, MremapFn>(NEXT_MREMAP.get()) };
-    // SAFETY: as the caller promised.
-    let call = || unsafe { next(old, old_size, new_size, flags, new) };
-    let Some(range) = pages_of(old, old_size).filter(|_| agent::is_running()) else { return call() };
-    // To a fixed place Linux 6.17 and newer move several mappings one by one, and stop half-way at one that is registered.
-    if flags & libc::MREMAP_FIXED == 0 {
-        let moved = call();
-        if moved != libc::MAP_FAILED || errno() != libc::EFAULT {
-            return moved;
-        }
+    let call = divided::Call { next: next!(mremap(_, _, _, _, _)), old, old_size, new_size, flags, new };
+    if !agent::is_running() {
+        // SAFETY: as the caller promised.
+        return unsafe { call.make() };
     }
-    // A range that spans two mappings is refused: those of the program, or one that a registration has divided.
-    uncancelled(|| {
-        let mut left = 0;
-        let moved = agent::undivided(range, || {
-            let moved = call();
-            left = errno();
-            if moved != libc::MAP_FAILED || left != libc::EFAULT {
-                return moved;
-            }
-            // SAFETY: as the caller promised.
-            let moved = unsafe { divided::mremap(next, range, new_size, flags, new, agent::last_word) };
-            left = if moved.is_some() { errno() } else { libc::EFAULT };
-            moved.unwrap_or(libc::MAP_FAILED)
-        });
-        set_errno(left);
-        moved
-    })
+    // SAFETY: as the caller promised.
+    unsafe { call.make_undivided(|range, call| agent::undivided(range, call), agent::last_word) }
 }
 
 /// `madvise(2)`: guard markers are put in place with nothing on its way, and the end of a removal is heard of.
 #[unsafe(no_mangle)]
 pub(super) unsafe extern "C-unwind" fn madvise(start: *mut c_void, size: usize, advice: c_int) -> c_int {
-    type MadviseFn = unsafe extern "C-unwind" fn(*mut c_void, usize, c_int) -> c_int;
     if let Some(what) = Guard::from_advice(advice)
         // SAFETY: as the caller promised.
         && let Some(result) = uncancelled(|| unsafe { agent::guard(start.addr() as u64, size as u64, what) })
@@ -158,8 +127,7 @@ pub(super) unsafe extern "C-unwind" fn madvise(start: *mut c_void, size: usize, 
             |()| 0,
         );
     }
-    // SAFETY: the symbol is a function of this type.
-    let next = unsafe { std::mem::transmute::<*mut c_void, MadviseFn>(NEXT_MADVISE.get()) };
+    let next = next!(madvise(_, _, _));
     // SAFETY: as the caller promised.
     let result = unsafe { next(start, size, advice) };
     if matches!(advice, libc::MADV_DONTNEED | libc::MADV_FREE | libc::MADV_REMOVE | MADV_DONTNEED_LOCKED) {
@@ -194,9 +162,7 @@ pub(super) fn before_process_madvise(advice: c_int) {
 /// `mincore(2)`: to the program, pages that are away are in memory.
 #[unsafe(no_mangle)]
 pub(super) unsafe extern "C-unwind" fn mincore(start: *mut c_void, size: usize, resident: *mut u8) -> c_int {
-    type MincoreFn = unsafe extern "C-unwind" fn(*mut c_void, usize, *mut u8) -> c_int;
-    // SAFETY: the symbol is a function of this type.
-    let next = unsafe { std::mem::transmute::<*mut c_void, MincoreFn>(NEXT_MINCORE.get()) };
+    let next = next!(mincore(_, _, _));
     // The kernel says whether it can be asked, and where the answer goes.
     // SAFETY: as the caller promised.
     let result = unsafe { next(start, size, resident) };
@@ -224,9 +190,7 @@ pub(super) unsafe extern "C-unwind" fn mincore(start: *mut c_void, size: usize, 
 /// `munmap(2)`: a program that unmaps hetmem's memory, too, does so without the agent.
 #[unsafe(no_mangle)]
 pub(super) unsafe extern "C-unwind" fn munmap(start: *mut c_void, size: usize) -> c_int {
-    type MunmapFn = unsafe extern "C-unwind" fn(*mut c_void, usize) -> c_int;
-    // SAFETY: the symbol is a function of this type.
-    let next = unsafe { std::mem::transmute::<*mut c_void, MunmapFn>(NEXT_MUNMAP.get()) };
+    let next = next!(munmap(_, _));
     if agent::is_running() && pages_of(start, size).is_some_and(|range| set_aside().any(|own| own.overlaps(range))) {
         leave_for_good();
     }
@@ -237,9 +201,7 @@ pub(super) unsafe extern "C-unwind" fn munmap(start: *mut c_void, size: usize) -
 /// `mlockall(2)`: what is hetmem's is not the program's to lock.
 #[unsafe(no_mangle)]
 pub(super) unsafe extern "C-unwind" fn mlockall(flags: c_int) -> c_int {
-    // SAFETY: the symbol is a function of this type.
-    let next =
-        unsafe { std::mem::transmute::<*mut c_void, unsafe extern "C-unwind" fn(c_int) -> c_int>(NEXT_MLOCKALL.get()) };
+    let next = next!(mlockall(_));
     // SAFETY: as the caller promised.
     let result = unsafe { next(flags) };
     if !agent::is_running() {

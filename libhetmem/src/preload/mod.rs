@@ -33,12 +33,13 @@ mod memory;
 mod refusal;
 mod threads;
 
-use std::ffi::{c_int, c_void};
+use std::ffi::c_int;
 use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
 
 use hetmem_interpose::cancel::uncancelled;
-use hetmem_interpose::errno::{errno, set_errno};
-use hetmem_interpose::next::Next;
+use hetmem_interpose::errno::keeping_errno;
+use hetmem_interpose::fork::Handlers;
+use hetmem_interpose::next;
 use hetmem_sys::process::with_signals_blocked;
 use runtime::agent::config::{Config, VARIABLE};
 use runtime::agent::{self};
@@ -79,13 +80,14 @@ extern "C" fn begin() {
         return agent::note(config, &obstacle);
     }
     let is_first = agent::is_first(config);
-    // SAFETY: registers functions that live as long as the process. Without memory for it, forks are not noticed, which is told.
-    let registered = unsafe { libc::pthread_atfork(Some(before_fork), Some(in_parent), Some(in_child)) };
-    let started = if registered == 0 { agent::start(config) } else { Err("the C library has no memory".to_owned()) };
+    // Where forks are not noticed, that is told.
+    let started = if FORKS.register() { agent::start(config) } else { Err("the C library has no memory".to_owned()) };
     if let Err(message) = started {
         refuse(config, &message, is_first);
     }
 }
+
+static FORKS: Handlers = Handlers { before: before_fork, in_parent, in_child };
 
 extern "C" fn before_fork() {
     agent::before_fork();
@@ -121,40 +123,19 @@ fn could_not_start(config: &Config, message: &str) {
     agent::note(config, &format!("could not be managed: {message}"));
 }
 
-/// Runs `after`, what is done after a call, with the C library's `errno` as the call has left it: a lock that is contended changes it.
-fn keeping_errno<R>(after: impl FnOnce() -> R) -> R {
-    let left = errno();
-    let result = after();
-    set_errno(left);
-    result
-}
-
 /// Runs `make`, which makes a child past the C library, with everything home. In the child, if that returns there, there is no agent.
 fn with_all_home(make: impl FnOnce() -> isize) -> isize {
-    uncancelled(|| {
-        before_fork();
-        let made = make();
-        if made == 0 {
-            in_child();
-            ORPHAN.store(false, Ordering::Relaxed);
-        } else {
-            keeping_errno(|| in_parent());
-        }
-        made
-    })
+    let made = FORKS.around(make);
+    if made == 0 {
+        ORPHAN.store(false, Ordering::Relaxed);
+    }
+    made
 }
-
-static NEXT_FORK: Next = Next::new(c"fork");
-static NEXT_BARE_FORK: Next = Next::new(c"_Fork");
-static NEXT_DAEMON: Next = Next::new(c"daemon");
-
-type ForkFn = unsafe extern "C-unwind" fn() -> libc::pid_t;
 
 /// `fork(2)`.
 #[unsafe(no_mangle)]
 unsafe extern "C-unwind" fn fork() -> libc::pid_t {
-    // SAFETY: the symbol is a function of this type.
-    let next = unsafe { std::mem::transmute::<*mut c_void, ForkFn>(NEXT_FORK.get()) };
+    let next = next!(fork());
     uncancelled(|| {
         // SAFETY: as the caller promised.
         let pid = unsafe { next() };
@@ -168,8 +149,7 @@ unsafe extern "C-unwind" fn fork() -> libc::pid_t {
 /// `_Fork(3)`: no handlers run, so what they do is done here; the child stays unmanaged, as it may do next to nothing.
 #[unsafe(no_mangle)]
 unsafe extern "C-unwind" fn _Fork() -> libc::pid_t {
-    // SAFETY: the symbol is a function of this type.
-    let next = unsafe { std::mem::transmute::<*mut c_void, ForkFn>(NEXT_BARE_FORK.get()) };
+    let next = next!(_Fork());
     // SAFETY: as the caller promised.
     let made = with_all_home(|| unsafe { next() } as isize);
     libc::pid_t::try_from(made).unwrap_or(-1)
@@ -178,9 +158,7 @@ unsafe extern "C-unwind" fn _Fork() -> libc::pid_t {
 /// `daemon(3)`.
 #[unsafe(no_mangle)]
 unsafe extern "C-unwind" fn daemon(nochdir: c_int, noclose: c_int) -> c_int {
-    type DaemonFn = unsafe extern "C-unwind" fn(c_int, c_int) -> c_int;
-    // SAFETY: the symbol is a function of this type.
-    let next = unsafe { std::mem::transmute::<*mut c_void, DaemonFn>(NEXT_DAEMON.get()) };
+    let next = next!(daemon(_, _));
     uncancelled(|| {
         // SAFETY: as the caller promised.
         let result = unsafe { next(nochdir, noclose) };

@@ -4,14 +4,13 @@ use std::ffi::{c_int, c_void};
 use std::ptr;
 
 use hetmem_interpose::cancel::{Allowed, uncancelled};
-use hetmem_interpose::next::{Next, pages_of};
+use hetmem_interpose::errno::keeping_errno;
+use hetmem_interpose::next;
+use hetmem_interpose::next::pages_of;
 use hetmem_interpose::thread::{self, Known, StartRoutine};
 use runtime::agent;
 
-use super::{keeping_errno, with_all_home};
-
-static NEXT_CLONE: Next = Next::new(c"clone");
-static NEXT_MUTEX_INIT: Next = Next::new(c"pthread_mutex_init");
+use super::with_all_home;
 
 /// `pthread_create(3)`.
 #[unsafe(no_mangle)]
@@ -21,10 +20,11 @@ unsafe extern "C-unwind" fn pthread_create(
     start: StartRoutine,
     arg: *mut c_void,
 ) -> c_int {
+    let next = next!(pthread_create(_, _, _, _));
     let ended: fn() = || agent::thread_exits(0);
     let known: Option<Known> = agent::is_running().then_some((agent::protect_thread, ended));
     // SAFETY: as the caller promised.
-    unsafe { thread::create(thread, attr, start, arg, known) }
+    unsafe { thread::create(next, thread, attr, start, arg, known) }
 }
 
 type ChildFn = unsafe extern "C-unwind" fn(*mut c_void) -> c_int;
@@ -40,17 +40,7 @@ unsafe extern "C-unwind" fn clone(
     storage: *mut c_void,
     child_tid: *mut c_int,
 ) -> c_int {
-    type CloneFn = unsafe extern "C-unwind" fn(
-        Option<ChildFn>,
-        *mut c_void,
-        c_int,
-        *mut c_void,
-        *mut c_int,
-        *mut c_void,
-        *mut c_int,
-    ) -> c_int;
-    // SAFETY: the symbol is a function of this type.
-    let next = unsafe { std::mem::transmute::<*mut c_void, CloneFn>(NEXT_CLONE.get()) };
+    let next = next!(clone(_, _, _, _, _, _, _));
     // The child runs on its own stack and does not return here.
     // SAFETY: as the caller promised.
     let call = |run, arg| unsafe { next(run, stack, flags, arg, parent_tid, storage, child_tid) };
@@ -101,9 +91,7 @@ unsafe extern "C-unwind" fn pthread_mutex_init(
     mutex: *mut libc::pthread_mutex_t,
     attr: *const libc::pthread_mutexattr_t,
 ) -> c_int {
-    type InitFn = unsafe extern "C-unwind" fn(*mut libc::pthread_mutex_t, *const libc::pthread_mutexattr_t) -> c_int;
-    // SAFETY: the symbol is a function of this type.
-    let next = unsafe { std::mem::transmute::<*mut c_void, InitFn>(NEXT_MUTEX_INIT.get()) };
+    let next = next!(pthread_mutex_init(_, _));
     // SAFETY: as the caller promised.
     let made = unsafe { next(mutex, attr) };
     if made == 0 && !attr.is_null() && agent::is_running() {
