@@ -1,6 +1,6 @@
-"""Checks what ARCHITECTURE.md says of the sources against them, and .ci/imports against the library.
+"""Checks what ARCHITECTURE.md says of the sources against them, and what is said of libraries against these.
 
-Usage: sources.py unsafe | locks | imports (of the library in target/users)
+Usage: sources.py unsafe | locks | imports | interposed (the latter two of the libraries in target/users)
 """
 
 import pathlib
@@ -12,6 +12,8 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 CRATES = ["core", "sys", "topology", "devices", "interpose", "runtime", "libhetmem", "dmirror", "cli"]
 # Below everything: it may not depend on what the model checker replaces.
 OWN_LOCKS = {"interpose::heap"}
+# Libraries that stand in front of functions of others, and the module whose header has a table of these.
+INTERPOSING = {"libhetmem.so": "libhetmem/src/preload", "libhetmem_dmirror.so": "dmirror/src/interpose"}
 
 
 def modules():
@@ -83,19 +85,41 @@ def locks():
     yield from (f"{name} is in the lock order, and is no lock" for name in sorted(named - declared))
 
 
+def symbols(library, which):
+    """The names of a library's dynamic symbols that `nm` selects by `which`."""
+    command = ["nm", "-D", which, ROOT / "target/users/release" / library]
+    printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return {line.split()[-1].split("@")[0] for line in printed.splitlines()}
+
+
 def imports():
     """Symbols that libhetmem.so takes from others without being listed, and the other way round."""
-    library = ROOT / "target/users/release/libhetmem.so"
-    printed = subprocess.run(["nm", "-D", "--undefined-only", library], check=True, capture_output=True, text=True).stdout
-    taken = {line.split()[-1].split("@")[0] for line in printed.splitlines()}
+    taken = symbols("libhetmem.so", "--undefined-only")
     lines = (ROOT / ".ci/imports").read_text().splitlines()
     listed = {name for line in lines if not line.startswith("#") for name in line.split()}
     yield from (f"libhetmem.so takes {name} from others: give a reason in .ci/imports, or have its own" for name in sorted(taken - listed))
     yield from (f"{name} is in .ci/imports, and libhetmem.so does not take it" for name in sorted(listed - taken))
 
 
+def interposed():
+    """Functions in front of others' that are missing in a library's table, and rows for functions that are not there."""
+    for library, folder in INTERPOSING.items():
+        module = (ROOT / folder / "mod.rs").read_text()
+        table = {}
+        for functions, place in re.findall(r"^//! \| (`.*?) \| .* \| (\S+) \|$", module, re.MULTILINE):
+            for name in re.findall(r"`(\w+)`", re.sub(r"\(.*?\)", "", functions)):
+                table[name] = place.strip("`")
+        # The C interface is compared with its header, by a test.
+        exported = {name for name in symbols(library, "--defined-only") if not name.startswith("hetmem_")}
+        yield from (f"{library} has its own {name}, which is not in the table of {folder}" for name in sorted(exported - table.keys()))
+        for name, place in table.items():
+            text = module if place == "here" else (ROOT / folder / f"{place}.rs").read_text()
+            if name not in exported or not re.search(rf"^(.*\bfn|) *{name}\(", text, re.MULTILINE):
+                yield f"{name} is in the table of {folder}, and is not interposed by {library} in {place}"
+
+
 def main():
-    check = {"unsafe": unsafe, "locks": locks, "imports": imports}[sys.argv[1]]
+    check = {"unsafe": unsafe, "locks": locks, "imports": imports, "interposed": interposed}[sys.argv[1]]
     problems = list(check())
     for problem in problems:
         print(problem, file=sys.stderr)

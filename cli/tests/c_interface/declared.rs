@@ -2,37 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use elf::ElfBytes;
-use elf::endian::AnyEndian;
 use hetmem::KeptReason;
 
 use super::{Checked, Problem, expect, installed};
-
-/// What the library puts in front of the C library's, besides the interface.
-const INTERPOSED: [&str; 22] = [
-    "_Fork",
-    "clone",
-    "daemon",
-    "fork",
-    "ioctl",
-    "madvise",
-    "mincore",
-    "mlockall",
-    "mremap",
-    "munmap",
-    "prctl",
-    "process_madvise",
-    "pthread_create",
-    "pthread_mutex_init",
-    "send",
-    "sendmmsg",
-    "sendmsg",
-    "sendto",
-    "setns",
-    "syscall",
-    "unshare",
-    "vmsplice",
-];
 
 fn wrong(error: impl std::fmt::Display) -> Problem {
     Problem::Wrong(error.to_string())
@@ -59,22 +31,16 @@ fn functions(header: &str) -> BTreeSet<String> {
     words.filter(|word| word.starts_with("hetmem_")).map(str::to_owned).collect()
 }
 
+/// The functions of the interface that the library exports. (`.ci/sources.py` compares the others with the table of interposed ones.)
 fn exported() -> Checked<BTreeSet<String>> {
-    let library = std::fs::read(installed().join("lib/libhetmem.so")).map_err(wrong)?;
-    let elf = ElfBytes::<AnyEndian>::minimal_parse(&library).map_err(wrong)?;
-    let (symbols, names) =
-        elf.dynamic_symbol_table().map_err(wrong)?.ok_or_else(|| wrong("the library exports nothing"))?;
-    let exported = symbols.iter().filter(|symbol| !symbol.is_undefined() && symbol.st_bind() != elf::abi::STB_LOCAL);
-    exported
-        .map(|s| usize::try_from(s.st_name).map_err(wrong).and_then(|at| names.get(at).map_err(wrong)))
-        .map(|n| n.map(str::to_owned))
-        .collect()
+    let (mut all, _) = crate::landing_pads::exported(&installed().join("lib/libhetmem.so"))?;
+    all.retain(|name| name.starts_with("hetmem_"));
+    Ok(all.into_iter().collect())
 }
 
 pub(crate) fn symbols() -> Checked {
-    let mut declared = functions(&header()?);
+    let declared = functions(&header()?);
     expect(declared.len() > 20, || format!("only these functions were found in the header: {declared:?}"))?;
-    declared.extend(INTERPOSED.map(str::to_owned));
     let exported = exported()?;
     expect(declared == exported, || {
         format!(
@@ -91,9 +57,7 @@ pub(crate) fn landing_pads() -> Checked {
         crate::landing_pads::exported(&installed().join("lib/libhetmem.so")).map_err(Problem::Wrong)?;
     // The interface's own functions are not to be called in a thread that may be cancelled at any time.
     padded.retain(|name| !name.starts_with("hetmem_"));
-    expect(INTERPOSED.iter().all(|name| all.iter().any(|other| other == name)), || {
-        format!("only {all:?} is exported")
-    })?;
+    expect(all.iter().any(|name| name == "ioctl"), || format!("only {all:?} is exported"))?;
     expect(padded.is_empty(), || format!("these have landing pads: {padded:?}"))
 }
 
