@@ -4,15 +4,11 @@ use std::collections::BTreeSet;
 
 use hetmem::KeptReason;
 
-use super::{Checked, Problem, expect, installed};
-
-fn wrong(error: impl std::fmt::Display) -> Problem {
-    Problem::Wrong(error.to_string())
-}
+use super::{Checked, expect, installed};
 
 /// All that is declared, in both files.
 fn header() -> Checked<String> {
-    let read = |name: &str| std::fs::read_to_string(installed().join("include").join(name)).map_err(wrong);
+    let read = |name: &str| std::fs::read_to_string(installed().join("include").join(name));
     Ok(read("hetmem.h")? + &read("hetmem_mirror.h")?)
 }
 
@@ -51,16 +47,6 @@ pub(crate) fn symbols() -> Checked {
     })
 }
 
-/// A thread that is cancelled is unwound through what is interposed.
-pub(crate) fn landing_pads() -> Checked {
-    let (all, mut padded) =
-        crate::landing_pads::exported(&installed().join("lib/libhetmem.so")).map_err(Problem::Wrong)?;
-    // The interface's own functions are not to be called in a thread that may be cancelled at any time.
-    padded.retain(|name| !name.starts_with("hetmem_"));
-    expect(all.iter().any(|name| name == "ioctl"), || format!("only {all:?} is exported"))?;
-    expect(padded.is_empty(), || format!("these have landing pads: {padded:?}"))
-}
-
 /// The value of a constant of an enum.
 fn constant(code: &str, name: &str) -> Option<usize> {
     let (_, after) = code.split_once(&format!("{name} = "))?;
@@ -89,6 +75,6 @@ pub(crate) fn versions() -> Checked {
     };
     let version = [part("MAJOR"), part("MINOR"), part("PATCH")].join(".");
     expect(version == env!("CARGO_PKG_VERSION"), || format!("the header is of {version}"))?;
-    let pc = std::fs::read_to_string(installed().join("lib/pkgconfig/hetmem.pc")).map_err(wrong)?;
+    let pc = std::fs::read_to_string(installed().join("lib/pkgconfig/hetmem.pc"))?;
     expect(pc.lines().any(|line| line == format!("Version: {version}")), || pc)
 }

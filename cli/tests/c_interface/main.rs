@@ -4,14 +4,15 @@
 //!   libhetmem/install.sh ──► a folder ──► cc (pkg-config's flags) ──► program ──► its output and exit status
 //! ```
 //!
-//! The programs are the examples of `libhetmem/examples`, and those of `c/`, which check themselves and print what is wrong. What the host doesn't have
-//! makes a test *ignored*, with the reason beside it; with `CI` set, it makes it fail.
+//! The programs are the examples of `libhetmem/examples`, and those of `c/`, which check themselves and print what is wrong.
 
 mod declared;
 #[path = "../support/landing_pads.rs"]
 mod landing_pads;
 #[path = "../support/mod.rs"]
 mod support;
+#[path = "../support/trial.rs"]
+mod trial;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Output};
@@ -20,39 +21,10 @@ use std::sync::Once;
 use hetmem::agent::config::{self, Config, Policy};
 use hetmem::agent::ledger::Ledger;
 use hetmem_devices::spec::SpecError;
-use libtest_mimic::{Arguments, Completion, Failed, Trial};
+use libtest_mimic::{Arguments, Trial};
 use support::{built, hetmem, output, status, stderr, stdout};
 use tempfile::TempDir;
-
-/// A failed expectation, or what is missing for the test.
-pub(crate) enum Problem {
-    Missing(String),
-    Wrong(String),
-}
-
-impl From<String> for Problem {
-    fn from(text: String) -> Self {
-        Self::Wrong(text)
-    }
-}
-
-pub(crate) type Checked<T = ()> = Result<T, Problem>;
-
-fn trial(name: &str, body: impl FnOnce() -> Checked + Send + 'static) -> Trial {
-    Trial::ignorable_test(name, move || match body() {
-        Ok(()) => Ok(Completion::Completed),
-        Err(Problem::Missing(what)) if std::env::var_os("CI").is_some() => {
-            Err(Failed::from(format!("CI must have everything: {what}")))
-        }
-        Err(Problem::Missing(what)) => Ok(Completion::ignored_with(what)),
-        Err(Problem::Wrong(what)) => Err(Failed::from(what)),
-    })
-}
-
-/// Fails unless `holds`, saying `what`.
-pub(crate) fn expect(holds: bool, what: impl FnOnce() -> String) -> Checked {
-    if holds { Ok(()) } else { Err(Problem::Wrong(what())) }
-}
+use trial::{Checked, Problem, expect, interposed_can_be_unwound, trial};
 
 fn sources() -> &'static Path {
     Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
@@ -117,7 +89,7 @@ fn example(name: &str, flags: &[String]) -> Checked<String> {
 
 /// Compiles and runs a program that checks itself.
 fn own(name: &'static str) -> Trial {
-    trial(&format!("programs::{name}"), move || {
+    trial(format!("programs::{name}"), move || {
         let source = sources().join("cli/tests/c_interface/c").join(name).with_extension("c");
         let printed = run(&source, &own_flags())?;
         if let Some(what) = printed.strip_prefix("missing: ") {
@@ -128,7 +100,7 @@ fn own(name: &'static str) -> Trial {
 }
 
 fn run(source: &Path, flags: &[String]) -> Checked<String> {
-    let dir = tempfile::tempdir().map_err(|error| error.to_string())?;
+    let dir = tempfile::tempdir()?;
     let program = compiled(source, flags, &dir)?;
     let run = output(Command::new(program).env_remove("HETMEM_AGENT").env_remove("LD_PRELOAD"));
     succeeds("the program", &run)?;
@@ -175,21 +147,21 @@ touched:  the sixth page has none
 
 /// What the README shows in C compiles, and prints what the README says below it.
 fn readme() -> Checked {
-    let readme = std::fs::read_to_string(sources().join("README.md")).map_err(|error| error.to_string())?;
+    let readme = std::fs::read_to_string(sources().join("README.md"))?;
     let (_, after) = readme.split_once("```c\n").ok_or_else(|| "the README shows no C".to_owned())?;
     let (program, after) = after.split_once("```").ok_or_else(|| "the README's C has no end".to_owned())?;
     let (_, shown) = after.split_once("$ ./example\n").ok_or_else(|| "the README does not run it".to_owned())?;
     let (shown, _) = shown.split_once("```").ok_or_else(|| "what it prints has no end".to_owned())?;
-    let dir = tempfile::tempdir().map_err(|error| error.to_string())?;
+    let dir = tempfile::tempdir()?;
     let source = dir.path().join("example.c");
-    std::fs::write(&source, program).map_err(|error| error.to_string())?;
+    std::fs::write(&source, program)?;
     let printed = run(&source, &own_flags())?;
     expect(printed == shown, || format!("printed\n{printed}and not\n{shown}"))
 }
 
 /// Under `hetmem run` a program with a runtime of its own is told that it can't have one.
 fn refused_under_run() -> Checked {
-    let dir = tempfile::tempdir().map_err(|error| error.to_string())?;
+    let dir = tempfile::tempdir()?;
     let program = compiled(&sources().join("libhetmem/examples/out_and_home.c"), &own_flags(), &dir)?;
     let run = output(hetmem().args(["run", "--quiet", "--device", "private:emulated,size=16M", "--"]).arg(program));
     expect(status(&run) == 1 && stderr(&run).contains("runs under `hetmem run`"), || {
@@ -200,15 +172,14 @@ fn refused_under_run() -> Checked {
 /// Whoever starts a program of more privilege than his own, which is linked with the library, has no say in it.
 fn nobody_configures_more_privilege() -> Checked {
     use std::os::unix::fs::PermissionsExt as _;
-    let wrong = |error: std::io::Error| Problem::Wrong(error.to_string());
     if !rustix::process::geteuid().is_root() {
         return Err(Problem::Missing("only root can make a set-user-ID program of another user".to_owned()));
     }
-    let dir = tempfile::tempdir().map_err(wrong)?;
-    let mode = |path: &Path, mode| std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).map_err(wrong);
+    let dir = tempfile::tempdir()?;
+    let mode = |path: &Path, mode| std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode));
     mode(dir.path(), 0o755)?;
     let library = dir.path().join("libhetmem.so.0");
-    std::fs::copy(built("libhetmem.so"), &library).map_err(wrong)?;
+    std::fs::copy(built("libhetmem.so"), &library)?;
     let flags = [own_flags(), vec![format!("-Wl,-rpath,{}", dir.path().display())]].concat();
     let program = compiled(&sources().join("cli/tests/c_interface/c/secure.c"), &flags, &dir)?;
     let ledger = Ledger::create().map_err(|error| error.to_string())?;
@@ -247,7 +218,7 @@ fn main() -> ExitCode {
         trial("nobody_configures_a_program_of_more_privilege", nobody_configures_more_privilege),
         trial("the_header_is_cpp_too", header_in_cpp),
         trial("exported_symbols_are_those_of_the_header", declared::symbols),
-        trial("what_is_interposed_has_no_landing_pads", declared::landing_pads),
+        trial("what_is_interposed_has_no_landing_pads", || interposed_can_be_unwound(&built("libhetmem.so"))),
         trial("outcomes_are_numbered_as_the_library_does", declared::outcomes),
         trial("versions_agree", declared::versions),
         trial("examples::adopted", || adopted(&example("adopted.c", &own_flags())?)),

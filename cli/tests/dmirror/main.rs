@@ -5,13 +5,14 @@
 //! ```
 //!
 //! The programs were written from the description of the device's interface, and check themselves. Each runs for both types of device, with small
-//! pages (`PR_SET_THP_DISABLE`) and in huge ones (`MADV_HUGEPAGE`). What the host doesn't have makes a test *ignored*, with the reason beside it; with `CI`
-//! set, it makes it fail.
+//! pages (`PR_SET_THP_DISABLE`) and in huge ones (`MADV_HUGEPAGE`).
 
 #[path = "../support/landing_pads.rs"]
 mod landing_pads;
 #[path = "../support/mod.rs"]
 mod support;
+#[path = "../support/trial.rs"]
+mod trial;
 
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
@@ -19,30 +20,14 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::sync::OnceLock;
 
-use libtest_mimic::{Arguments, Completion, Failed, Trial};
+use libtest_mimic::Arguments;
 use rustix::io::Errno;
 use support::{built, hetmem, output, status, stderr, stdout};
+use trial::{Checked, Problem, expect, interposed_can_be_unwound, trial};
 
 /// The programs of `c/`.
 const PROGRAMS: [&str; 9] =
     ["access", "migrate", "snapshots", "exclusive", "mappings", "files", "forks", "copies", "races"];
-
-/// A failed expectation, or what is missing for the test.
-enum Problem {
-    Missing(String),
-    Wrong(String),
-}
-
-fn trial(name: String, body: impl FnOnce() -> Result<(), Problem> + Send + 'static) -> Trial {
-    Trial::ignorable_test(name, move || match body() {
-        Ok(()) => Ok(Completion::Completed),
-        Err(Problem::Missing(what)) if std::env::var_os("CI").is_some() => {
-            Err(Failed::from(format!("CI must have everything: {what}")))
-        }
-        Err(Problem::Missing(what)) => Ok(Completion::ignored_with(what)),
-        Err(Problem::Wrong(what)) => Err(Failed::from(what)),
-    })
-}
 
 /// The library's name.
 const LIBRARY: &str = "libhetmem_dmirror.so";
@@ -59,7 +44,7 @@ fn obstacle() -> Option<&'static str> {
 }
 
 /// The program, compiled with every warning an error.
-fn compiled(name: &str) -> Result<PathBuf, Problem> {
+fn compiled(name: &str) -> Checked<PathBuf> {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/dmirror/c").join(name).with_extension("c");
     let program = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("dmirror-{name}"));
     // Written beside and renamed, as trials of one program may compile it at once.
@@ -67,14 +52,12 @@ fn compiled(name: &str) -> Result<PathBuf, Problem> {
     let mut cc = Command::new("cc");
     cc.args(["-std=gnu11", "-O1", "-Wall", "-Wextra", "-Werror", "-pthread"]).arg(source).arg("-o").arg(&own);
     let built = cc.output().map_err(|error| Problem::Missing(format!("cc: {error}")))?;
-    if !built.status.success() {
-        return Err(Problem::Wrong(stderr(&built)));
-    }
-    std::fs::rename(&own, &program).map_err(|error| Problem::Wrong(error.to_string()))?;
+    expect(built.status.success(), || stderr(&built))?;
+    std::fs::rename(&own, &program)?;
     Ok(program)
 }
 
-fn run(name: &str, memory_type: &str, pages: &str) -> Result<(), Problem> {
+fn run(name: &str, memory_type: &str, pages: &str) -> Checked {
     if let Some(why) = obstacle() {
         return Err(Problem::Missing(why.to_owned()));
     }
@@ -83,19 +66,18 @@ fn run(name: &str, memory_type: &str, pages: &str) -> Result<(), Problem> {
     command.args([memory_type, pages]).env_remove("HETMEM_AGENT").env("LD_PRELOAD", built(LIBRARY));
     let run = output(&mut command);
     let ended_well = run.status.success() && stdout(&run).trim_end().ends_with("ok");
-    if ended_well { Ok(()) } else { Err(Problem::Wrong(format!("{}\n{}{}", run.status, stdout(&run), stderr(&run)))) }
+    expect(ended_well, || format!("{}\n{}{}", run.status, stdout(&run), stderr(&run)))
 }
 
 /// The device is refused to the program that `change` sets up, with this error and a line that has these words.
-fn refused(errno: Errno, words: &[&str], change: impl FnOnce(&mut Command)) -> Result<(), Problem> {
+fn refused(errno: Errno, words: &[&str], change: impl FnOnce(&mut Command)) -> Checked {
     let program = compiled("refused")?;
     // A place that everybody may enter: the target folder may lie in a home.
-    let dir = tempfile::tempdir().map_err(|error| Problem::Wrong(error.to_string()))?;
-    let wrong = |error: std::io::Error| Problem::Wrong(error.to_string());
-    std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755)).map_err(wrong)?;
+    let dir = tempfile::tempdir()?;
+    std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755))?;
     for file in [program, built(LIBRARY)] {
         // By another process: a child of this one that holds the copy open for writing would make its execution fail.
-        let copied = Command::new("cp").arg(file).arg(dir.path()).status().map_err(wrong)?;
+        let copied = Command::new("cp").arg(file).arg(dir.path()).status()?;
         assert!(copied.success(), "cp: {copied}");
     }
     let mut command = Command::new(dir.path().join("dmirror-refused"));
@@ -105,10 +87,10 @@ fn refused(errno: Errno, words: &[&str], change: impl FnOnce(&mut Command)) -> R
     let run = output(&mut command);
     let told = stderr(&run);
     let holds = run.status.success() && told.lines().count() == 1 && words.iter().all(|word| told.contains(word));
-    if holds { Ok(()) } else { Err(Problem::Wrong(format!("{}\n{told}", run.status))) }
+    expect(holds, || format!("{}\n{told}", run.status))
 }
 
-fn without_permission() -> Result<(), Problem> {
+fn without_permission() -> Checked {
     const NOBODY: u32 = 65534;
     let denied = std::fs::read_to_string("/proc/sys/vm/unprivileged_userfaultfd").is_ok_and(|text| text.trim() == "0");
     let node = std::fs::metadata("/dev/userfaultfd").map_or(0, |node| node.permissions().mode());
@@ -120,27 +102,18 @@ fn without_permission() -> Result<(), Problem> {
     })
 }
 
-fn under_run() -> Result<(), Problem> {
+fn under_run() -> Checked {
     refused(Errno::BUSY, &["hetmem run"], |command| {
         command.env("HETMEM_AGENT", "{}");
     })
 }
 
-/// A thread that is cancelled is unwound through them.
-fn landing_pads() -> Result<(), Problem> {
-    let (all, padded) = landing_pads::exported(&built(LIBRARY)).map_err(Problem::Wrong)?;
-    if !all.iter().any(|name| name == "ioctl") || !padded.is_empty() {
-        return Err(Problem::Wrong(format!("of {all:?} these have landing pads: {padded:?}")));
-    }
-    Ok(())
-}
-
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
     let mut trials = vec![
-        trial("without_permission_an_open_says_what_would_help".to_owned(), without_permission),
-        trial("what_is_interposed_has_no_landing_pads".to_owned(), landing_pads),
-        trial("under_hetmem_run_there_is_no_second_manager".to_owned(), under_run),
+        trial("without_permission_an_open_says_what_would_help", without_permission),
+        trial("what_is_interposed_has_no_landing_pads", || interposed_can_be_unwound(&built(LIBRARY))),
+        trial("under_hetmem_run_there_is_no_second_manager", under_run),
     ];
     for name in PROGRAMS {
         for memory_type in ["private", "coherent"] {
