@@ -4,11 +4,11 @@ Usage: crates.py floors | crates.py licences
 """
 
 import json
+import pathlib
 import re
 import sys
 
-# A crate uses only crates of lower floors (ARCHITECTURE.md).
-FLOOR = {"hetmem-core": 0, "hetmem-sys": 1, "hetmem-topology": 1, "hetmem-devices": 2, "hetmem-interpose": 2, "hetmem": 3, "libhetmem": 4, "hetmem-dmirror": 4, "hetmem-cli": 4}
+ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 # Permissive licences that ask for no more than a notice.
 ALLOWED = {
@@ -29,15 +29,25 @@ ALLOWED = {
 
 
 def floors(metadata):
-    """Dependencies on the same floor or a higher one, and crates without a floor."""
+    """Dependencies on the same floor or a higher one, by the floors of ARCHITECTURE.md, and crates that it or CONTRIBUTING.md lacks or calls otherwise."""
     members = {package["name"]: package for package in metadata["packages"] if package["source"] is None}
+    folder = {name: pathlib.Path(package["manifest_path"]).parent.name for name, package in members.items()}
+    drawn = re.search(r"^## Floors$.*?^```text\n(.*?)^```$", (ROOT / "ARCHITECTURE.md").read_text(), re.MULTILINE | re.DOTALL)[1]
+    floor_of, floor = {}, None
+    for number, crate in re.findall(r"^(?:floor (\d+)| {7}) +(\w+) ", drawn, re.MULTILINE):
+        floor = int(number) if number else floor
+        floor_of[crate] = floor
+    if floor_of.keys() != set(folder.values()):
+        yield f"ARCHITECTURE.md has floors for {sorted(floor_of)}, and there are {sorted(folder.values())}"
+        return
     for name, package in members.items():
-        if name not in FLOOR:
-            yield f"{name} has no floor"
-            continue
+        own = floor_of[folder[name]]
         for dependency in package["dependencies"]:
-            if dependency["name"] in members and FLOOR.get(dependency["name"], 99) >= FLOOR[name]:
-                yield f"{name} (floor {FLOOR[name]}) uses {dependency['name']} (floor {FLOOR.get(dependency['name'])})"
+            if dependency["name"] in members and floor_of[folder[dependency["name"]]] >= own:
+                yield f"{name} (floor {own}) uses {dependency['name']} (floor {floor_of[folder[dependency['name']]]})"
+    listed = dict(re.findall(r"^\| `(\w+)` \| `([\w-]+)` \| ", (ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE))
+    if {(path, name) for name, path in folder.items()} != set(listed.items()):
+        yield f"CONTRIBUTING.md has the folders and crates {listed}, and they are {folder}"
 
 
 def permitted(expression):

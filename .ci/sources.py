@@ -1,22 +1,24 @@
-"""Checks what ARCHITECTURE.md says of the sources against them, and what is said of libraries against these.
+"""Checks what documents and headers of modules say of the sources against them, and what is said of libraries against these.
 
-Usage: sources.py unsafe | locks | imports | interposed (the latter two of the libraries in target/users)
+Usage: sources.py unsafe | locks | modules | names | imports | interposed (the latter two of the libraries in target/users)
 """
 
 import pathlib
 import re
 import subprocess
 import sys
+import tomllib
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-CRATES = ["core", "sys", "topology", "devices", "interpose", "runtime", "libhetmem", "dmirror", "cli"]
+CRATES = tomllib.loads((ROOT / "Cargo.toml").read_text())["workspace"]["members"]
+DOCUMENTS = ["README.md", "ARCHITECTURE.md", "SPECIFICATION.md", "CONTRIBUTING.md", "docs/security.md"]
 # Below everything: it may not depend on what the model checker replaces.
 OWN_LOCKS = {"interpose::heap"}
 # Libraries that stand in front of functions of others, and the module whose header has a table of these.
 INTERPOSING = {"libhetmem.so": "libhetmem/src/preload", "libhetmem_dmirror.so": "dmirror/src/interpose"}
 
 
-def modules():
+def sources():
     """Crate, module and text of each source file that is not a test."""
     for crate in CRATES:
         source = ROOT / crate / "src"
@@ -57,7 +59,7 @@ def table_of_unsafe():
 
 def unsafe():
     """Modules that open unsafe code and are not in the table, and entries of the table for which there is none."""
-    opened = {(crate, module) for crate, module, text in modules() if re.search(r"(expect|allow)\(\s*unsafe_code", text)}
+    opened = {(crate, module) for crate, module, text in sources() if re.search(r"(expect|allow)\(\s*unsafe_code", text)}
     table = list(table_of_unsafe())
     if not table:
         yield "there is no table of modules that open unsafe code"
@@ -74,7 +76,7 @@ def unsafe():
 def locks():
     """Locks that are missing in the lock order, names in it that are no locks, and locks from elsewhere than `core::sync`."""
     declared = set()
-    for crate, module, text in modules():
+    for crate, module, text in sources():
         code = "\n".join(line for line in text.splitlines() if not line.lstrip().startswith("//"))
         for name in re.findall(r"(\w+): (?:Mutex|RwLock)<", code) + re.findall(r"struct (\w+)\((?:Mutex|RwLock)<", code):
             declared.add(f"{crate}::{module}.{name}")
@@ -83,6 +85,56 @@ def locks():
     named = set(re.findall(r"(\w+(?:::\w+)+\.\w+)", "\n".join(section("## Lock order", "## "))))
     yield from (f"{name} is missing in the lock order" for name in sorted(declared - named))
     yield from (f"{name} is in the lock order, and is no lock" for name in sorted(named - declared))
+
+
+def modules():
+    """Modules that the picture in a header lacks, and names in it that are no modules. A header need not have one."""
+    for file in sorted(file for crate in CRATES for file in (ROOT / crate / "src").rglob("*.rs")):
+        text = file.read_text()
+        declared = set(re.findall(r"^(?:pub(?:\(\w+\))? )?mod (\w+);", text, re.MULTILINE)) - {"tests"}
+        for picture in re.findall(r"^//! ```text\n(.*?)^//! ```", text, re.MULTILINE | re.DOTALL):
+            lines = re.findall(r"^//! (\w+(?:, \w+)*)  +\S", picture, re.MULTILINE)
+            drawn = {name for line in lines for name in line.split(", ")}
+            # Other pictures show something else.
+            if drawn & declared:
+                where = file.relative_to(ROOT)
+                yield from (f"{where}: {name} is missing in the header's picture" for name in sorted(declared - drawn))
+                yield from (f"{where}: {name} is in the header's picture, and is no module" for name in sorted(drawn - declared))
+
+
+def is_item(path, texts):
+    """Whether `crate::module::item` is there, as far as that can be told by words."""
+    crate, *rest = path.split("::")
+    cut = next(cut for cut in range(len(rest), -1, -1) if cut == 0 or (crate, "::".join(rest[:cut])) in texts)
+    within = "::".join((*rest[:cut], ""))
+    inside = "\n".join(text for (c, module), text in texts.items() if c == crate and f"{module}::".startswith(within))
+    # Of a whole crate a word says nothing.
+    defined = "" if within else r"(?:fn|mod|struct|enum|trait|macro_rules!) "
+    return all(re.search(rf"\b{defined}{item}\b", inside) for item in rest[cut:])
+
+
+def names():
+    """Files, items and tests that documents name and that are not there."""
+    texts = {(crate, module): text for crate, module, text in sources()}
+    files = [file for folder in (*CRATES, "include") for file in (ROOT / folder).rglob("*") if file.suffix in (".rs", ".c", ".h", ".sh")]
+    words = {file.stem for file in files} | {word for file in files for word in re.findall(r"\w+", file.read_text())}
+    for document in DOCUMENTS:
+        text = re.sub(r"^```.*?^```", "", (ROOT / document).read_text(), flags=re.MULTILINE | re.DOTALL)
+        for code in re.findall(r"`([^`\n]+)`", text):
+            path = code.split("::")[0]
+            if re.fullmatch(rf"(?:{'|'.join((*CRATES, 'include', 'docs', '[.]ci'))})/[\w./]+", path) and not (ROOT / path).exists():
+                yield f"{document}: there is no {path}"
+            for item in re.findall(r"\w+(?:::\w+)+", code):
+                if item.split("::")[0] in CRATES and not is_item(item, texts):
+                    yield f"{document}: there is no {item}"
+            # Of whichever crate, and of the C interface.
+            named = re.findall(r"(?<=::)\w+|\bhetmem_\w+", code)
+            if document == "SPECIFICATION.md":
+                # Tests; `a_test_…` are those that begin so.
+                named += re.findall(r"\b[a-z]+(?:_[a-z0-9]+){2,}\b(?!_)", code)
+                begun = re.findall(r"(\w+_)…", code)
+                yield from (f"{document}: nothing is called {name}…" for name in begun if not any(word.startswith(name) for word in words))
+            yield from (f"{document}: nothing is called {name}" for name in sorted({*named} - words))
 
 
 def symbols(library, which):
@@ -119,7 +171,7 @@ def interposed():
 
 
 def main():
-    check = {"unsafe": unsafe, "locks": locks, "imports": imports, "interposed": interposed}[sys.argv[1]]
+    check = {"unsafe": unsafe, "locks": locks, "modules": modules, "names": names, "imports": imports, "interposed": interposed}[sys.argv[1]]
     problems = list(check())
     for problem in problems:
         print(problem, file=sys.stderr)

@@ -16,8 +16,11 @@
 //! access   loads, stores and copies beside other threads
 //! copy     page copies that race with nobody
 //! dax      memory that is a character device
+//! process  this process: its limits, its signals, its end
 //! thread   threads on given stacks, with signals blocked and descriptors of their own; futexes
 //! raw      system calls by number
+//! flags    sets of flags
+//! errno    error numbers, by name
 //! sigbus   the handler for faults that are reported as signals
 //! probe    what this kernel and this process can do
 //! yardstick  what measurements compare hetmem with

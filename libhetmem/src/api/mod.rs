@@ -10,6 +10,7 @@
 //! eviction     pages home by frame, and devices taken out of use
 //! mirror       subscriptions, their notices, hetmem_range_fault
 //! statistics   the counters
+//! version      the library's own
 //! ```
 //!
 //! The header is written by hand and is the documentation; a function here says only what the header doesn't. Each function checks all

@@ -416,7 +416,7 @@ fn a_page_is_taken_exclusively_after_a_touch_that_brings_it_home() {
 
 /// A rule of use, and not what other memory does: the kernel drops no page of a device.
 #[test]
-fn dropping_pages_of_a_laid_blockkeeps_their_bytes() {
+fn dropping_pages_of_a_laid_block_keeps_their_bytes() {
     let _unforked = FORKS.read().unwrap_or_else(PoisonError::into_inner);
     for scene in scenes() {
         let mapping = scene.map(BLOCK_PAGES, FaultPath::Thread);
