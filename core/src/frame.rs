@@ -14,6 +14,7 @@
 //!
 //! *Limits:* 2^32 frames a device (16 TiB), 2^16 − 1 references a frame.
 
+use std::fmt;
 use std::sync::OnceLock;
 
 use crate::clearing::Clearing;
@@ -109,7 +110,7 @@ impl FrameDescriptor {
 /// Frames whose descriptors are made together: those of 2 MiB, and few in the tiny devices that the model checker can bear.
 const CHUNK: usize = if cfg!(loom) { 4 } else { 512 };
 
-/// The descriptors of a device's frames and the set of free ones.
+/// The descriptors of a device's frames and the set of free ones. hetmem keeps these books; a device only makes them.
 pub struct FrameTable {
     /// By chunks of 2 MiB, each made when a frame of it is first allocated: a device that is not used costs no books.
     descriptors: Box<[OnceLock<Box<[FrameDescriptor]>>]>,
@@ -118,6 +119,13 @@ pub struct FrameTable {
     clearing: Clearing,
     /// No frame is taken into use any more.
     closed: AtomicBool,
+}
+
+impl fmt::Debug for FrameTable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // What is locked is left out: whoever prints may hold it.
+        f.debug_struct("FrameTable").field("capacity", &self.capacity).finish_non_exhaustive()
+    }
 }
 
 impl FrameTable {
@@ -152,6 +160,7 @@ impl FrameTable {
     /// # Panics
     ///
     /// If the device has no such frame.
+    #[doc(hidden)]
     #[must_use]
     pub fn descriptor(&self, frame: FrameIndex) -> &FrameDescriptor {
         assert!(self.contains(frame), "the device has the frame");

@@ -3,20 +3,7 @@
 //! [`Engine::range_fault`] answers for any addresses of the program, managed or not. By itself it only looks; where a page is asked for with
 //! [`Want::Read`] or [`Want::Write`] and is not there, or allows less, it is faulted in as by a touch of that kind.
 //!
-//! | the page | looked at | wanted |
-//! | --- | --- | --- |
-//! | nothing is mapped there | error | [`RangeFaultError::NoMapping`] (`EFAULT`) |
-//! | the mapping can't be read | error | [`RangeFaultError::NoAccess`] (`EFAULT`) |
-//! | a hole; swapped out; on its way; in a private frame of another owner | not valid | faulted in: from a device it comes home |
-//! | the mapping can't be written, and the page is wanted for that | valid | [`RangeFaultError::ReadOnly`] (`EPERM`) |
-//! | in a private frame of `owner` | valid, the frame, writable as the mapping is | the same, never faulted |
-//! | in a mapped frame of a coherent device, whosever | valid, the frame | the same |
-//! | the zero page | valid, not writable | for writing: faulted in |
-//! | any other present page | valid | the same, for writing: faulted in if it is shared for reading only |
-//! | part of a huge page that is mapped as one | the same, with its order | the same |
-//! | a touch would end in SIGBUS, or there is no memory for it | not valid | [`RangeFaultError::Failed`] (`EFAULT`) |
-//!
-//! An answer is one of the past when it is given: it may be used only under the rule of [`crate::notifier`].
+//! What is answered is said at [`RangeFault`]. An answer is one of the past when it is given: it may be used only under the rule of [`crate::notifier`].
 //!
 //! *Limits:* the machine's frame numbers are not told, as the kernel hides them. What the host can't tell apart is listed in
 //! SPECIFICATION.md.
@@ -144,8 +131,21 @@ impl std::fmt::Debug for MirrorPage {
     }
 }
 
-/// What a call of [`Engine::range_fault`] asks for.
-#[derive(Clone, Copy, Default)]
+/// What a range fault asks for. What it answers:
+///
+/// | the page | looked at | wanted |
+/// | --- | --- | --- |
+/// | nothing is mapped there | error | [`RangeFaultError::NoMapping`] (`EFAULT`) |
+/// | the mapping can't be read | error | [`RangeFaultError::NoAccess`] (`EFAULT`) |
+/// | a hole; swapped out; on its way; in a private frame of another owner | not valid | faulted in: from a device it comes home |
+/// | the mapping can't be written, and the page is wanted for that | valid | [`RangeFaultError::ReadOnly`] (`EPERM`) |
+/// | in a private frame of `owner` | valid, the frame, writable as the mapping is | the same, never faulted |
+/// | in a mapped frame of a coherent device, whosever | valid, the frame | the same |
+/// | the zero page | valid, not writable | for writing: faulted in |
+/// | any other present page | valid | the same, for writing: faulted in if it is shared for reading only |
+/// | part of a huge page that is mapped as one | the same, with its order | the same |
+/// | a touch would end in SIGBUS, or there is no memory for it | not valid | [`RangeFaultError::Failed`] (`EFAULT`) |
+#[derive(Clone, Copy, Debug, Default)]
 pub struct RangeFault<'a> {
     /// What is asked of every page.
     pub want: Want,

@@ -34,6 +34,8 @@
 
 mod intervals;
 
+use std::fmt;
+
 use crate::physmap::Owner;
 use crate::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use crate::sync::{Arc, Condvar, Mutex, lock};
@@ -98,6 +100,12 @@ pub struct Notice<'a> {
     range: PageRange,
     event: Event,
     may_wait: bool,
+}
+
+impl fmt::Debug for Notice<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Notice").field("range", &self.range()).field("event", &self.event).finish_non_exhaustive()
+    }
 }
 
 impl Notice<'_> {
@@ -302,9 +310,16 @@ impl Drop for Invalidation<'_> {
 }
 
 /// A subscribed range. Its drop waits for callbacks that run, and none runs afterwards.
+#[must_use]
 pub struct Subscription {
     notifiers: Notifiers,
     subscriber: Arc<Subscriber>,
+}
+
+impl fmt::Debug for Subscription {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Subscription").field(&self.range()).finish()
+    }
 }
 
 impl Subscription {

@@ -48,6 +48,7 @@ impl Owner {
 }
 
 /// The frames of one device (`struct dev_pagemap`).
+#[derive(Debug)]
 pub struct Pagemap {
     /// The device.
     pub device: DeviceId,

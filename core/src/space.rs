@@ -30,7 +30,7 @@ use crate::slot::{Slot, SlotWord};
 use crate::sync::{
     Arc, Condvar, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard, lock, read, try_read, write,
 };
-use crate::units::{BLOCK_PAGES, BlockNo, DeviceId, PageRange};
+use crate::units::{BLOCK_PAGES, BlockNo, DeviceId, PAGE_SIZE, PageRange, VirtAddr};
 
 /// What is said of a stretch of managed memory.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -368,7 +368,7 @@ impl Space {
 
     /// The region at `page`, if it is managed.
     #[must_use]
-    pub fn region_at(&self, page: crate::units::VirtAddr) -> Option<(PageRange, Region)> {
+    pub fn region_at(&self, page: VirtAddr) -> Option<(PageRange, Region)> {
         read(&self.regions).get(page).map(|(range, region)| (range, *region))
     }
 
@@ -394,6 +394,27 @@ impl Space {
     #[must_use]
     pub fn regions_in(&self, range: PageRange) -> Vec<(PageRange, Option<Region>)> {
         parts_of(&read(&self.regions), range)
+    }
+
+    /// The extents of `ranges`, in order: each region that overlaps one of them, joined with those before and behind it that touch it and have its path. An extent
+    /// is one mapping to the kernel. The cost is that of the regions that are named or joined, however many others there are.
+    #[must_use]
+    pub fn extents(&self, ranges: &[PageRange]) -> Vec<(PageRange, FaultPath)> {
+        let mut ranges: Vec<PageRange> = ranges.iter().copied().filter(|range| !range.is_empty()).collect();
+        ranges.sort_unstable_by_key(|range| range.start());
+        let regions = read(&self.regions);
+        let mut extents: Vec<(PageRange, FaultPath)> = Vec::new();
+        for range in ranges {
+            // What lies in the last extent is in the list.
+            let from = extents.last().map_or(range.start(), |(last, _)| range.start().max(last.end()));
+            let Some(rest) = PageRange::between(from, range.end()).filter(|rest| !rest.is_empty()) else { continue };
+            for (region, Region { path, .. }) in regions.overlapping(rest) {
+                if extents.last().is_none_or(|(last, _)| last.end() <= region.start()) {
+                    extents.push((joined(&regions, region, *path), *path));
+                }
+            }
+        }
+        extents
     }
 
     /// All regions, in order.
@@ -504,6 +525,19 @@ impl Space {
     }
 }
 
+/// `region` and its neighbours on both sides that touch one another and have the same path.
+fn joined(regions: &RangeMap<Region>, region: PageRange, path: FaultPath) -> PageRange {
+    let of_path = |at: VirtAddr| regions.get(at).filter(|(_, region)| region.path == path).map(|(range, _)| range);
+    let (mut start, mut end) = (region.start(), region.end());
+    while let Some(before) = start.get().checked_sub(PAGE_SIZE).and_then(|at| of_path(VirtAddr::new(at))) {
+        start = before.start();
+    }
+    while let Some(behind) = of_path(end) {
+        end = behind.end();
+    }
+    PageRange::between(start, end).unwrap_or(region)
+}
+
 fn parts_of(regions: &RangeMap<Region>, range: PageRange) -> Vec<(PageRange, Option<Region>)> {
     let (mut parts, mut at) = (Vec::new(), range.start());
     for (found, region) in regions.overlapping(range) {
@@ -528,7 +562,7 @@ pub(crate) const fn kept_by_advice(region: &Region, target: Target) -> Option<Ke
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::units::{PageCount, VirtAddr};
+    use crate::units::PageCount;
 
     fn range(page: u64, pages: u64) -> PageRange {
         PageRange::new(VirtAddr::new(page * 4096), PageCount::new(pages)).unwrap()

@@ -213,6 +213,13 @@ impl ByteLen {
         self.0
     }
 
+    /// The length as a slice length.
+    #[must_use]
+    #[expect(clippy::cast_possible_truncation, reason = "hetmem runs on 64-bit machines only")]
+    pub const fn as_usize(self) -> usize {
+        self.0 as usize
+    }
+
     /// The length in pages, if it is a multiple of the page.
     #[must_use]
     pub const fn whole_pages(self) -> Option<PageCount> {
@@ -354,7 +361,7 @@ impl fmt::Display for PageRange {
     }
 }
 
-/// Which device: an index into the devices of one [`crate::physmap::PhysMap`], 0 to 255.
+/// Which device: its place among the devices of a runtime, 0 to 255.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct DeviceId(u8);
 

@@ -3,8 +3,10 @@
 
 use std::sync::Barrier;
 
+use hetmem_core::port::FaultPath;
 use hetmem_core::space::{Region, Space};
 use hetmem_core::units::{BLOCK_PAGES, PageCount, PageRange, VirtAddr};
+use proptest::prelude::*;
 
 const RACERS: usize = 4;
 
@@ -55,5 +57,37 @@ fn of_those_who_adopt_at_once_one_gets_each_page() {
         let adopted: PageCount = parts.iter().map(|part| part.pages()).sum();
         let managed: PageCount = space.regions().iter().map(|(part, _)| part.pages()).sum();
         assert_eq!(adopted, managed);
+    }
+}
+
+/// All extents, found by a look at all regions.
+fn all_extents(space: &Space) -> Vec<(PageRange, FaultPath)> {
+    let mut extents: Vec<(PageRange, FaultPath)> = Vec::new();
+    for (part, region) in space.regions() {
+        match extents.last_mut() {
+            Some((last, path)) if last.end() == part.start() && *path == region.path => {
+                *last = PageRange::between(last.start(), part.end()).unwrap();
+            }
+            _ => extents.push((part, region.path)),
+        }
+    }
+    extents
+}
+
+proptest! {
+    #[test]
+    fn the_extents_of_ranges_are_those_that_they_overlap(
+        regions in prop::collection::vec((0u64..60, 1u64..8, any::<bool>()), 0..24),
+        asked in prop::collection::vec((0u64..70, 0u64..20), 0..6),
+    ) {
+        let space = Space::default();
+        for (first, count, by_signal) in regions {
+            let path = if by_signal { FaultPath::Sigbus } else { FaultPath::Thread };
+            space.add_region(pages(first, count), Region { path, ..Region::default() });
+        }
+        let asked: Vec<PageRange> = asked.into_iter().map(|(first, count)| pages(first, count)).collect();
+        let mut expected = all_extents(&space);
+        expected.retain(|(extent, _)| asked.iter().any(|range| range.overlaps(*extent)));
+        prop_assert_eq!(space.extents(&asked), expected);
     }
 }

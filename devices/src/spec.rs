@@ -34,6 +34,9 @@ use hetmem_core::units::{ByteLen, PAGE_SIZE};
 use thiserror::Error;
 
 pub use backend::{Backend, HostProblem};
+pub use hetmem_sys::dax::DaxError;
+pub use hetmem_sys::errno::Errno;
+pub use hetmem_sys::numa::{Node, NodeError};
 use quantity::{Exact, QuantityError};
 
 /// A device's capacity when its spec gives none and memory is no concern.
@@ -45,7 +48,7 @@ pub const MAX_LATENCY: Duration = Duration::from_secs(10);
 /// The longest device name.
 pub const MAX_NAME: usize = 32;
 
-/// A device as asked for, complete.
+/// A device as asked for, complete. Read from text with [`str::parse`]: `"private:emulated,size=64M".parse::<DeviceSpec>()?`.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct DeviceSpec {
     /// Whether the CPU can use its pages in place.

@@ -391,6 +391,7 @@ fn errno_of(error: AccessError) -> Errno {
         AccessError::Fault(
             RangeFaultError::NoMapping(_) | RangeFaultError::NoAccess(_) | RangeFaultError::Failed(_),
         )
-        | AccessError::OutOfRange(_) => Errno::FAULT,
+        | AccessError::OutOfRange(_)
+        | _ => Errno::FAULT,
     }
 }

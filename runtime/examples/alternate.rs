@@ -13,19 +13,22 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use hetmem::accelerator::{AccessError, InPlace, OnMapping, Options};
-use hetmem::{FaultPath, Mapping, Request, Residency, Runtime, Target};
-use hetmem_core::units::{ByteLen, DeviceId, PageCount, VirtAddr};
-use hetmem_devices::spec::parse_all;
+use hetmem::{
+    ByteLen, DeviceId, DeviceSpec, FaultPath, Mapping, PAGE_SIZE, PageCount, Request, Residency, Runtime, Target,
+    VirtAddr,
+};
 
 const PRIVATE: DeviceId = DeviceId::new(0);
 const COHERENT: DeviceId = DeviceId::new(1);
 const PAGES: usize = 2048;
-const WORDS: usize = 512;
+/// Words of a page.
+const WORDS: usize = ByteLen::new(PAGE_SIZE).as_usize() / 8;
 const ROUNDS: u64 = 3;
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let specs = parse_all(&["private:emulated,size=64M", "coherent:emulated,size=64M"], ByteLen::new(1 << 30))?;
-    let runtime = specs.into_iter().fold(Runtime::builder(), hetmem::Builder::device).start()?;
+    let private: DeviceSpec = "private:emulated,size=64M".parse()?;
+    let coherent: DeviceSpec = "coherent:emulated,size=64M".parse()?;
+    let runtime = Runtime::builder().device(private).device(coherent).start()?;
     println!("{ROUNDS} rounds over {PAGES} pages, a word of each changed by accelerator and CPU");
     println!("{:<16} {:>14} {:>14} {:>12}", "", "pages moved", "MiB copied", "us a round");
 
@@ -80,7 +83,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             }
         }
         on_cpu(&data);
-        Ok(2 * PAGES as u64 * 4096)
+        Ok(2 * PAGES as u64 * PAGE_SIZE)
     })?;
     row("explicit copies", took, &moved);
     verify(&data)
@@ -88,7 +91,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 
 /// Populated memory on no device.
 fn new_data(runtime: &Runtime) -> Result<Mapping, hetmem::Error> {
-    let mapping = runtime.map(ByteLen::new(PAGES as u64 * 4096), FaultPath::Thread)?;
+    let mapping = runtime.map(ByteLen::new(PAGES as u64 * PAGE_SIZE), FaultPath::Thread)?;
     mapping.words().chunks(WORDS).for_each(|page| page[0].store(0, Relaxed));
     Ok(mapping)
 }
@@ -136,16 +139,16 @@ fn measure(
     runtime: &Runtime,
     mut round: impl FnMut() -> Result<u64, Box<dyn Error>>,
 ) -> Result<(Duration, Moved), Box<dyn Error>> {
-    let counters = runtime.counters();
-    let pages = || counters.pages_migrated_to_device.load(Relaxed) + counters.pages_migrated_to_system.load(Relaxed);
-    let bytes = || counters.bytes_copied.load(Relaxed);
-    let (pages_before, bytes_before, start) = (pages(), bytes(), Instant::now());
+    let (before, start) = (runtime.statistics(), Instant::now());
     let mut copied = 0;
     for _ in 0..ROUNDS {
         copied += round()?;
     }
     let took = start.elapsed();
-    Ok((took, Moved { pages: pages() - pages_before, bytes: copied + bytes() - bytes_before }))
+    let after = runtime.statistics();
+    let to_device = after.pages_migrated_to_device - before.pages_migrated_to_device;
+    let home = after.pages_migrated_to_system - before.pages_migrated_to_system;
+    Ok((took, Moved { pages: to_device + home, bytes: copied + after.bytes_copied - before.bytes_copied }))
 }
 
 fn row(name: &str, took: Duration, moved: &Moved) {

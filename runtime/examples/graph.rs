@@ -14,10 +14,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::time::Instant;
 
 use hetmem::accelerator::{AccessError, InPlace, Options};
-use hetmem::{FaultPath, Request, Runtime, Target};
-use hetmem_core::policy::Random;
-use hetmem_core::units::{ByteLen, DeviceId, VirtAddr};
-use hetmem_devices::spec::parse_all;
+use hetmem::{ByteLen, DeviceId, FaultPath, Request, Runtime, Target, VirtAddr};
 
 const DEVICE: DeviceId = DeviceId::new(0);
 const NODES: usize = 1 << 17;
@@ -26,17 +23,14 @@ const DEGREE: usize = 8;
 const UNSEEN: u64 = u64::MAX;
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let spec = parse_all(&["private:emulated,size=64M"], ByteLen::new(1 << 30))?.remove(0);
-    let runtime = Runtime::builder().device(spec).start()?;
+    let runtime = Runtime::builder().device("private:emulated,size=64M".parse()?).start()?;
 
     // Edge k of a node n is word n * DEGREE + k.
     let mapping = runtime.map(ByteLen::new((NODES * DEGREE * 8) as u64), FaultPath::Thread)?;
     let edges = mapping.words();
-    let mut random = Random::new(7);
-    edges.iter().for_each(|edge| edge.store(random.below(NODES as u64), Relaxed));
+    (0..).zip(edges).for_each(|(i, edge)| edge.store(scattered(i) % NODES as u64, Relaxed));
     runtime.migrate(mapping.range(), Request::all_to(Target::Device(DEVICE)));
-    let counters = runtime.counters();
-    let home = || counters.pages_migrated_to_system.load(Relaxed);
+    let home = || runtime.statistics().pages_migrated_to_system;
     let pages = mapping.range().pages().get();
     println!("{NODES} nodes, {} edges in {pages} pages", edges.len());
     println!("{:<24} {:>8} {:>8} {:>12} {:>14}", "", "levels", "nodes", "ms", "pages moved");
@@ -69,6 +63,14 @@ fn main() -> Result<(), Box<dyn Error>> {
         return Err("the two traversals differ, or one on the device moved pages".into());
     }
     Ok(())
+}
+
+/// A number that looks like chance, for each `i` another (the finisher of SplitMix64).
+fn scattered(i: u64) -> u64 {
+    let mut z = i.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
 }
 
 /// The level of each node, as it is seen from node 0. `expand` calls its second argument with the end of each edge of the nodes in the first.

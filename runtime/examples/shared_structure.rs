@@ -14,10 +14,9 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Instant;
 
 use hetmem::accelerator::{InPlace, Options};
-use hetmem::{FaultPath, Request, Residency, Runtime, Target};
-use hetmem_core::physmap::MemoryType;
-use hetmem_core::units::{BLOCK_SIZE, ByteLen, DeviceId, VirtAddr};
-use hetmem_devices::spec::parse_all;
+use hetmem::{
+    BLOCK_SIZE, ByteLen, DeviceId, DeviceSpec, FaultPath, MemoryType, Request, Residency, Runtime, Target, VirtAddr,
+};
 
 const DEVICE: DeviceId = DeviceId::new(0);
 /// Device-DAX memory takes whole blocks only.
@@ -37,7 +36,7 @@ fn main() -> ExitCode {
 }
 
 fn count_on(spec: &str) -> Result<(), Box<dyn Error>> {
-    let device = parse_all(&[spec], ByteLen::new(1 << 30))?.remove(0);
+    let device: DeviceSpec = spec.parse()?;
     if device.memory_type != MemoryType::DeviceCoherent {
         return Err(format!("device `{spec}`: the CPU can't use its pages in place; give a coherent one").into());
     }
@@ -50,8 +49,8 @@ fn count_on(spec: &str) -> Result<(), Box<dyn Error>> {
     table.iter().for_each(|word| word.store(0, Relaxed));
     runtime.migrate(mapping.range(), Request::all_to(Target::Device(DEVICE)));
     let migrations = || {
-        let counters = runtime.counters();
-        counters.pages_migrated_to_device.load(Relaxed) + counters.pages_migrated_to_system.load(Relaxed)
+        let counted = runtime.statistics();
+        counted.pages_migrated_to_device + counted.pages_migrated_to_system
     };
     let before = migrations();
 

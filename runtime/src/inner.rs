@@ -82,22 +82,9 @@ impl Inner {
         })
     }
 
-    /// The extents that must be trapped for `range`: every region that overlaps it, joined with the neighbours that touch it, as
-    /// those are one mapping to the kernel.
+    /// The extents that must be trapped for `range`.
     pub(crate) fn extents(&self, range: PageRange) -> Vec<(PageRange, FaultPath)> {
-        let mut extents: Vec<(PageRange, FaultPath)> = Vec::new();
-        for (part, region) in self.engine.space.regions() {
-            match extents.last_mut() {
-                Some((last, path)) if last.end() == part.start() && *path == region.path => {
-                    if let Some(joined) = PageRange::between(last.start(), part.end()) {
-                        *last = joined;
-                    }
-                }
-                _ => extents.push((part, region.path)),
-            }
-        }
-        extents.retain(|(extent, _)| extent.overlaps(range));
-        extents
+        self.engine.space.extents(&[range])
     }
 
     /// Traps `extent` until [`Inner::release`]. What can't be trapped is returned, with the reason; blocks that are laid need it once they are lifted, and
@@ -123,14 +110,7 @@ impl Inner {
         if lays {
             self.fill_holes(ranges);
         }
-        let mut extents: Vec<(PageRange, FaultPath)> = Vec::new();
-        if let (Some(first), Some(last)) =
-            (ranges.iter().map(|r| r.start()).min(), ranges.iter().map(|r| r.end()).max())
-            && let Some(hull) = PageRange::between(first, last)
-        {
-            extents = self.extents(hull);
-            extents.retain(|(extent, _)| ranges.iter().any(|r| r.overlaps(*extent)));
-        }
+        let extents = self.engine.space.extents(ranges);
         let mut refused: Vec<_> = extents.iter().flat_map(|(extent, path)| self.trap(*extent, *path)).collect();
         if self.engine.has_overlays() {
             // What others have laid since needs no trap.

@@ -3,8 +3,7 @@
 //! ```no_run
 //! use std::sync::{Arc, Mutex};
 //! use hetmem::mirror::{MirrorPage, RangeFault, RangeFaultError, Want};
-//! use hetmem::{FaultPath, Runtime};
-//! use hetmem_core::units::ByteLen;
+//! use hetmem::{ByteLen, FaultPath, Runtime};
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let runtime = Runtime::builder().start()?;
@@ -41,7 +40,29 @@
 //! # }
 //! ```
 //!
-//! What a callback may do is said in [`hetmem_core::notifier`]; what each page's answer means in [`hetmem_core::mirror`].
+//! # The rule
+//!
+//! An answer of [`Runtime::range_fault`] is one of the past when it is given. It may be used only if nothing of the range has changed since, which a sequence number tells (the
+//! kernel's rule, `mm/mmu_notifier.c`):
+//!
+//! ```text
+//! who fills the table                          who changes pages of the range
+//! -----------------------------------------    ------------------------------------------
+//! seq = read_begin()   (sleeps meanwhile) ···  the callback: locks the table, set_seq, erases, unlocks
+//! range_fault: where are the pages?            changes pages
+//! lock the table                               ends: who sleeps in read_begin goes on
+//! read_retry(seq)? unlock, start over
+//! fill, unlock
+//! ```
+//!
+//! *What a callback may do.* It takes the lock of the table, calls [`Notice::set_seq`], makes sure that nobody uses what it erases, and returns. It runs in the thread
+//! that changes pages, so it calls nothing of hetmem but [`Notice`]'s methods, and touches no managed memory. The lock that it takes is one under which nobody
+//! touches managed memory, or calls hetmem except for [`Subscription::read_retry`]. No callback ever runs in a signal handler. A callback that drops a subscription waits
+//! for itself.
+//!
+//! *Lifetime.* A subscription does not keep the runtime: the runtime's end is the last that it is told ([`Event::Release`]).
+//!
+//! What each page's answer means is said at [`RangeFault`].
 //!
 //! # What is told, and when
 //!
@@ -60,6 +81,7 @@ use hetmem_core::units::PageRange;
 
 pub use hetmem_core::mirror::{MirrorPage, Place, RangeFault, RangeFaultError, Want};
 pub use hetmem_core::notifier::{Event, Notice, Seq, Subscription};
+pub use hetmem_core::slot::Frame;
 
 use crate::error::Error;
 use crate::runtime::Runtime;
@@ -80,7 +102,7 @@ impl Runtime {
     }
 
     /// Says of each page of `range` where it is and what it allows, and faults pages in as far as `request` asks for that. The answers may be used
-    /// only under the rule of [`hetmem_core::notifier`]. Not to be called by a callback, or with a lock held that a callback takes.
+    /// only under [the rule](self#the-rule). Not to be called by a callback, or with a lock held that a callback takes.
     ///
     /// # Errors
     ///

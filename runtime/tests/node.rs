@@ -82,8 +82,8 @@ fn pages_are_on_the_node_of_their_device_after_every_migration() {
         checked += check_places(&runtime, &nodes, range);
     }
     assert!(checked > 50_000, "{checked} pages were checked");
-    for counters in &runtime.counters().devices {
-        assert_eq!(counters.stray_pages.load(std::sync::atomic::Ordering::Relaxed), 0);
+    for device in &runtime.statistics().devices {
+        assert_eq!(device.stray_pages, 0);
     }
     runtime.check();
 }

@@ -204,7 +204,7 @@ fn memory_is_adopted_once() {
                 .collect();
             racers.into_iter().map(|racer| racer.join().unwrap()).collect()
         });
-        let bytes = runtime.counters().adopted_bytes.load(std::sync::atomic::Ordering::Relaxed);
+        let bytes = runtime.statistics().adopted_bytes;
         assert_eq!(bytes, adopted.iter().sum::<u64>() * PAGE_SIZE, "{adopted:?}");
         assert!((60..=64).contains(&adopted.iter().sum::<u64>()), "{adopted:?}");
         runtime.release(memory.range()).unwrap();

@@ -23,8 +23,9 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Instant;
 
 use hetmem::accelerator::{AccessError, InPlace, OnMapping, Options};
-use hetmem::{FaultPath, Mapping, Request, Runtime, Target as Destination};
-use hetmem_core::units::{BLOCK_SIZE, ByteLen, DeviceId, PageCount, VirtAddr};
+use hetmem::{
+    BLOCK_SIZE, ByteLen, DeviceId, FaultPath, Mapping, PageCount, Request, Runtime, Target as Destination, VirtAddr,
+};
 use hetmem_sys::mapping::HugePages;
 use hetmem_sys::yardstick::{Buffer, CopyRun};
 
@@ -208,17 +209,16 @@ struct Traffic {
 impl Traffic {
     /// The counters when all but `away` pages are home: the handler thread counts the last one a moment after the touch that it serves.
     fn settled(runtime: &Runtime, away: PageCount) -> Self {
-        let counters = runtime.counters();
-        let read = |counter: &AtomicU64| counter.load(Relaxed);
+        let mut counted = runtime.statistics();
         for _ in 0..SETTLED_WITHIN {
-            let (out, home) = (read(&counters.pages_migrated_to_device), read(&counters.pages_migrated_to_system));
-            if out == home + away.get() {
+            if counted.pages_migrated_to_device == counted.pages_migrated_to_system + away.get() {
                 break;
             }
             std::thread::yield_now();
+            counted = runtime.statistics();
         }
-        let moved = read(&counters.pages_migrated_to_device) + read(&counters.pages_migrated_to_system);
-        Self { moved, bytes: read(&counters.bytes_copied) }
+        let moved = counted.pages_migrated_to_device + counted.pages_migrated_to_system;
+        Self { moved, bytes: counted.bytes_copied }
     }
 }
 

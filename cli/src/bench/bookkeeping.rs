@@ -1,8 +1,7 @@
 //! What hetmem remembers of each page on a device, as the allocator counts it: before a runtime is made, when it is there,
 //! and when the pages are on the device.
 
-use hetmem::FaultPath;
-use hetmem_core::units::{BLOCK_PAGES, ByteLen, PAGE_SIZE, PageCount, PageRange};
+use hetmem::{BLOCK_PAGES, ByteLen, FaultPath, PAGE_SIZE, PageCount, PageRange};
 use hetmem_sys::yardstick::heap_bytes;
 
 use super::progress::Progress;

@@ -110,14 +110,13 @@ impl Contest {
     }
 
     fn round(&mut self, round: usize, touchers: usize) -> Result<(), Failure> {
-        let pages = self.mapping.len() / 4096;
+        let pages = self.mapping.range().pages().as_usize();
         let order = shuffled(pages, round as u64 + 1);
         let orders: Vec<&[usize]> = order.chunks(pages.div_ceil(touchers)).collect();
         send_out(&self.runtime, self.mapping.range())?;
-        let faults = &self.runtime.counters().cpu_faults;
-        let before = faults.load(Relaxed);
+        let before = self.runtime.statistics().cpu_faults;
         let by_hetmem = touch(self.mapping.words(), &orders);
-        let served = faults.load(Relaxed) - before;
+        let served = self.runtime.statistics().cpu_faults - before;
         self.floor.rearm().map_err(failed("the floor's pages don't leave"))?;
         let by_floor = match self.path {
             FaultPath::Thread => touch(self.floor.words(), &orders),

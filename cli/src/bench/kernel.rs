@@ -13,9 +13,7 @@
 
 use std::time::Duration;
 
-use hetmem::{FaultPath, Mapping, Request, Runtime};
-use hetmem_core::units::{BLOCK_SIZE, ByteLen, PageCount, PageRange};
-use hetmem_devices::spec::parse_all;
+use hetmem::{BLOCK_SIZE, ByteLen, FaultPath, Mapping, PageCount, PageRange, Request, Runtime};
 use hetmem_sys::mapping::HugePages;
 use hetmem_sys::numa::{Node, keep_from_balancing, nodes_with_memory};
 use hetmem_sys::yardstick::{KernelWay, NodeMover, pages_on};
@@ -102,9 +100,12 @@ impl Contest {
     fn new(size: &Size, data: ByteLen, near: Node, far: Node) -> Result<Self, Failure> {
         let pages = pages(data);
         let spec = format!("coherent:node={far},size={}K", data.get() >> 10);
-        let specs = parse_all(&[spec], ByteLen::new(u64::MAX)).map_err(failed("a device can't be described"))?;
-        let builder = specs.into_iter().fold(Runtime::builder().stock(data), hetmem::Builder::device);
-        let runtime = builder.start().map_err(|error| Failure::Bench(crate::failure::chain(&error)))?;
+        let spec = spec.parse().map_err(failed::<hetmem::SpecError>("a device can't be described"))?;
+        let runtime = Runtime::builder()
+            .stock(data)
+            .device(spec)
+            .start()
+            .map_err(|error| Failure::Bench(crate::failure::chain(&error)))?;
         let mapping = runtime.map(data, FaultPath::Thread).map_err(failed("no memory for hetmem"))?;
         near.prefer_for(mapping.range()).map_err(failed("memory can't be placed"))?;
         if size.huge == HugePages::Never {

@@ -17,8 +17,7 @@
 
 use std::time::Duration;
 
-use hetmem::{FaultPath, Mapping, Request, Runtime};
-use hetmem_core::units::{BLOCK_PAGES, ByteLen, PageCount, PageRange};
+use hetmem::{BLOCK_PAGES, ByteLen, FaultPath, Mapping, PageCount, PageRange, Request, Runtime};
 use hetmem_sys::mapping::HugePages;
 use hetmem_sys::yardstick::{Buffer, CopyRun, PlainMover};
 

@@ -5,8 +5,7 @@ use std::hint::black_box;
 
 use hetmem::accelerator::{AccessError, InPlace, Options};
 use hetmem::mirror::{MirrorPage, RangeFault};
-use hetmem::{FaultPath, Runtime};
-use hetmem_core::units::{BLOCK_SIZE, ByteLen, DeviceId, PageRange, VirtAddr};
+use hetmem::{BLOCK_SIZE, ByteLen, DeviceId, FaultPath, PageRange, Runtime, VirtAddr};
 use hetmem_sys::mapping::HugePages;
 use hetmem_sys::pagemap::{Categories, PagemapScanner, Region, ScanQuery};
 use hetmem_sys::yardstick::Buffer;

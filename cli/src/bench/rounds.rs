@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use hetmem_core::units::{BLOCK_SIZE, ByteLen, PageCount};
+use hetmem::{BLOCK_SIZE, ByteLen, PageCount};
 
 use crate::host;
 
@@ -55,7 +55,7 @@ impl Plan {
 
 /// `len` in pages; every length of a plan is whole pages.
 pub(super) fn pages(len: ByteLen) -> PageCount {
-    PageCount::new(len.get() / hetmem_core::units::PAGE_SIZE)
+    PageCount::new(len.get() / hetmem::PAGE_SIZE)
 }
 
 /// How long `work` takes, and what it returns.

@@ -2,15 +2,13 @@
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use hetmem::{FaultPath, Outcomes, Request, Runtime, Target};
+use hetmem::{ByteLen, DeviceId, FaultPath, Outcomes, PAGE_SIZE, PageCount, PageRange, Request, Runtime, Target};
 use hetmem_core::policy::Random;
-use hetmem_core::units::{ByteLen, DeviceId, PageCount, PageRange};
-use hetmem_devices::spec::parse_all;
 
 use crate::failure::Failure;
 
 /// Words of a page.
-pub(super) const WORDS: usize = 512;
+pub(super) const WORDS: usize = ByteLen::new(PAGE_SIZE).as_usize() / size_of::<u64>();
 
 /// A failure of the step `what`.
 pub(super) fn failed<E: std::fmt::Display>(what: &'static str) -> impl Fn(E) -> Failure {
@@ -25,11 +23,10 @@ pub(super) fn runtime(
     path: FaultPath,
 ) -> Result<Runtime, Failure> {
     let kib = size.get() >> 10;
-    let specs: Vec<String> = types.iter().map(|kind| format!("{kind}:emulated,size={kib}K")).collect();
-    let specs = parse_all(&specs, ByteLen::new(u64::MAX)).map_err(failed("a device can't be described"))?;
     let mut builder = Runtime::builder();
-    for spec in specs {
-        builder = builder.device(spec);
+    for kind in types {
+        let spec = format!("{kind}:emulated,size={kib}K");
+        builder = builder.device(spec.parse().map_err(failed("a device can't be described"))?);
     }
     if let Some(stock) = stock {
         builder = builder.stock(stock);

@@ -7,8 +7,7 @@
 use std::hint::black_box;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use hetmem::FaultPath;
-use hetmem_core::units::PageRange;
+use hetmem::{FaultPath, PageRange};
 use hetmem_sys::mapping::HugePages;
 use hetmem_sys::pagemap::{Categories, PagemapScanner, Region, ScanQuery};
 use hetmem_sys::yardstick::Buffer;

@@ -24,7 +24,7 @@ pub(super) fn run(plan: &Plan, progress: &Progress) -> Result<Section, Failure> 
         let runtime = runtime(&["private"], plan.touched, Some(plan.touched), path)?;
         let mapping = runtime.map(plan.touched, path).map_err(failed("no memory for hetmem"))?;
         fill(mapping.words(), 0);
-        let pages = mapping.len() / 4096;
+        let pages = mapping.range().pages().as_usize();
         let [mut sequential, mut random, mut single] = [const { Vec::new() }; 3];
         for round in 0..=plan.rounds {
             let orders: [(Vec<usize>, &mut Vec<f64>); 3] = [

@@ -24,7 +24,7 @@ pub(crate) type Place = u32;
 const SYSTEM: Place = 0;
 const MIGRATING: Place = u32::MAX;
 
-/// What `hetmem_mapping` points to. The runtime outlives the mapping.
+/// What `hetmem_mapping` points to. It keeps the runtime.
 struct MappingHandle {
     mapping: ManuallyDrop<Mapping>,
     instance: Handle,

@@ -4,10 +4,7 @@
 //! for those that this library doesn't have.
 #![expect(unsafe_code, reason = "exports C functions")]
 
-use std::sync::atomic::Ordering::Relaxed;
-
-use hetmem_core::stats::Counters;
-use runtime::KeptReason;
+use runtime::{KeptReason, Statistics};
 
 use super::failure::{Answer, Failure, answer};
 use super::instance::Handle;
@@ -21,22 +18,21 @@ const _: () = assert!(KeptReason::ALL.len() < KEPT);
 const WORD: usize = size_of::<u64>();
 
 /// The words of `hetmem_statistics`, in the header's order.
-fn words(counters: &Counters) -> Vec<u64> {
-    let latency = &counters.fault_latency;
+fn words(counted: &Statistics) -> Vec<u64> {
     let mut words = vec![
-        counters.adopted_bytes.load(Relaxed),
-        counters.pages_migrated_to_device.load(Relaxed),
-        counters.pages_migrated_to_system.load(Relaxed),
-        counters.cpu_faults.load(Relaxed),
-        counters.bytes_copied.load(Relaxed),
-        counters.errors.load(Relaxed),
-        latency.quantile(500),
-        latency.quantile(990),
-        latency.max(),
+        counted.adopted_bytes,
+        counted.pages_migrated_to_device,
+        counted.pages_migrated_to_system,
+        counted.cpu_faults,
+        counted.bytes_copied,
+        counted.errors,
+        counted.fault_latency_p50_ns,
+        counted.fault_latency_p99_ns,
+        counted.fault_latency_max_ns,
     ];
     let mut kept = [0; KEPT];
-    for reason in KeptReason::ALL {
-        kept[reason.index() + 1] = counters.kept(*reason);
+    for (reason, pages) in &counted.pages_kept {
+        kept[reason.index() + 1] = *pages;
     }
     words.extend(kept);
     words
@@ -67,7 +63,7 @@ unsafe extern "C" fn hetmem_statistics_get(runtime: *const Handle, out: *mut u64
     // SAFETY: the header's contract; the struct consists of words.
     let out = unsafe { room(out, size) };
     answer(instance.and_then(|instance| {
-        fill(out?, &words(instance.runtime()?.counters()));
+        fill(out?, &words(&instance.runtime()?.statistics()));
         Ok(())
     }))
 }
@@ -85,10 +81,8 @@ unsafe extern "C" fn hetmem_device_statistics_get(
     let out = unsafe { room(out, size) };
     answer(instance.and_then(|instance| {
         let (device, _) = instance.device(usize::try_from(index).unwrap_or(usize::MAX))?;
-        // There are as many counters as there can be devices.
-        let counters = &instance.runtime()?.counters().devices[device.index()];
-        let words = [&counters.used_bytes, &counters.peak_used_bytes, &counters.stray_pages].map(|c| c.load(Relaxed));
-        fill(out?, &words);
+        let counted = instance.runtime()?.statistics().devices[device.index()];
+        fill(out?, &[counted.used_bytes, counted.peak_used_bytes, counted.stray_pages]);
         Ok(())
     }))
 }

@@ -2,13 +2,10 @@
 //!
 //! ```no_run
 //! use hetmem::accelerator::{InPlace, Options};
-//! use hetmem::{FaultPath, Request, Runtime, Target};
-//! use hetmem_core::units::{ByteLen, DeviceId, VirtAddr};
-//! use hetmem_devices::spec::parse_all;
+//! use hetmem::{ByteLen, DeviceId, FaultPath, Request, Runtime, Target, VirtAddr};
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! let spec = parse_all(&["private:emulated,size=64M"], ByteLen::new(1 << 30))?.remove(0);
-//! let runtime = Runtime::builder().device(spec).start()?;
+//! let runtime = Runtime::builder().device("private:emulated,size=64M".parse()?).start()?;
 //! let mapping = runtime.map(ByteLen::new(1 << 20), FaultPath::Thread)?;
 //! let device = DeviceId::new(0);
 //! runtime.migrate(mapping.range(), Request::all_to(Target::Device(device)));
@@ -46,11 +43,12 @@ mod by_range;
 mod on_mapping;
 mod view;
 
+use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
-use hetmem_core::device_table::{Await, DeviceTable, Entry, Reach};
+use hetmem_core::device_table::{Await, DeviceTable};
 use hetmem_core::engine::Engine;
 use hetmem_core::mirror::{MirrorPage, Place, RangeFault, RangeFaultError, Want};
 use hetmem_core::notifier::{Event, Notice, Subscription};
@@ -60,18 +58,20 @@ use hetmem_core::port::{Access, Host as _};
 use hetmem_core::sync::{Mutex, lock};
 use hetmem_core::units::{DeviceId, PageCount, PageRange, VirtAddr};
 
+pub use hetmem_core::device_table::{Entry, Reach};
 pub use on_mapping::OnMapping;
 pub use view::View;
 
 use crate::error::Error;
 use crate::host::UserMemory;
-use crate::inner::Inner;
-use crate::runtime::Runtime;
+use crate::runtime::{Running, Runtime};
 
 /// Pages that a device fault looks at: the touched one and those that follow it.
 const AROUND: PageCount = PageCount::new(16);
 /// Pages that a batch of [`Accelerator::fault_range`] has, as in the kernel's test device.
 const BATCH: PageCount = PageCount::new(64);
+/// Numbers of a launch that a worker takes at a time, at most.
+const AT_ONCE: usize = 4096;
 /// How often an access or a request is tried again that another thread has thwarted.
 const TRIES: u32 = 10_000;
 
@@ -103,6 +103,7 @@ impl Default for Options {
 
 /// Why a kernel could not access an address.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum AccessError {
     /// The address is outside of what the accelerator was made for, or is not a multiple of what is accessed.
     #[error("the accelerator may not use {0}")]
@@ -123,6 +124,7 @@ pub enum AccessError {
 
 /// What an accelerator has done so far.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[non_exhaustive]
 pub struct Activity {
     /// Device faults that were served.
     pub faults: u64,
@@ -163,14 +165,27 @@ impl Mirror {
     }
 }
 
-/// See the module. Dropping it ends its subscription.
+/// See the module. As long as it lives the runtime does, too.
+#[must_use]
 pub struct Accelerator {
+    // Ends first: it would be told of the runtime's end.
     subscription: Subscription,
     mirror: Arc<Mirror>,
-    inner: Arc<Inner>,
+    inner: Arc<Running>,
     device: DeviceId,
     frames: VirtAddr,
     options: Options,
+}
+
+impl fmt::Debug for Accelerator {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (device, range) = (self.device, self.subscription.range());
+        f.debug_struct("Accelerator")
+            .field("device", &device)
+            .field("range", &range)
+            .field("options", &self.options)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Runtime {
@@ -202,7 +217,7 @@ impl Accelerator {
     ///
     /// As [`Runtime::accelerator`].
     #[expect(unsafe_code, reason = "the promise can only be the caller's")]
-    unsafe fn new(inner: &Arc<Inner>, device: DeviceId, range: PageRange, options: Options) -> Result<Self, Error> {
+    unsafe fn new(inner: &Arc<Running>, device: DeviceId, range: PageRange, options: Options) -> Result<Self, Error> {
         let known = inner.engine.device(device);
         let Some((known, frames)) = known.and_then(|known| Some((known, known.device_side()?))) else {
             return Err(Error::invalid(format!("device {} is none on which kernels can run", device.index())));
@@ -234,7 +249,7 @@ impl Accelerator {
         // Few at a time towards the end, so that all workers end together.
         let take = || -> Range<usize> {
             let left = items.saturating_sub(next.load(Ordering::Relaxed));
-            let n = (left / (self.options.workers.max(1) * 8)).clamp(1, 4096);
+            let n = (left / (self.options.workers.max(1) * 8)).clamp(1, AT_ONCE);
             let start = next.fetch_add(n, Ordering::Relaxed).min(items);
             start..(start + n).min(items)
         };
@@ -265,7 +280,6 @@ impl Accelerator {
     }
 
     /// A view of the program's memory for this thread, as a kernel has it.
-    #[must_use]
     pub fn view(&self) -> View<'_> {
         View::new(self)
     }

@@ -8,9 +8,11 @@ use hetmem_core::units::DeviceId;
 
 use super::{Accelerator, Options};
 use crate::error::Error;
-use crate::runtime::Mapping;
+use crate::memory::Mapping;
 
 /// An [`Accelerator`] whose kernels use a mapping and nothing else; from [`Mapping::accelerator`].
+#[derive(Debug)]
+#[must_use]
 pub struct OnMapping<'m> {
     accelerator: Accelerator,
     mapping: PhantomData<&'m Mapping>,

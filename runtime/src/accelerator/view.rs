@@ -3,12 +3,13 @@
 //! While a page is in use nothing of the caller's is touched, as that might be memory which is away, whose return waits for the use.
 #![expect(unsafe_code, reason = "kernels access memory by address")]
 
+use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use hetmem_core::device_table::{Await, Leaf, Reach};
 use hetmem_core::port::Access;
-use hetmem_core::units::{BlockNo, PAGE_SIZE, PageRange, VirtAddr};
+use hetmem_core::units::{BlockNo, PAGE_SIZE, PageCount, PageRange, VirtAddr};
 use hetmem_sys::access;
 use hetmem_sys::errno::Errno;
 
@@ -21,9 +22,16 @@ const CHUNK: usize = 512;
 
 /// A kernel's view of the program's memory. Words are accessed whole, in no order but that of one thread; with
 /// [`InPlace::Checked`] the kernel's copies take the place of loads and stores in place.
+#[must_use]
 pub struct View<'a> {
     accelerator: &'a Accelerator,
     leaves: [Option<(BlockNo, Arc<Leaf>)>; AT_HAND],
+}
+
+impl fmt::Debug for View<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("View").field(self.accelerator).finish()
+    }
 }
 
 /// What becomes of an access to a page that the table does not have.
@@ -263,7 +271,7 @@ impl Accelerator {
 
 /// Cuts `len` bytes from `addr` on at pages, and into chunks.
 fn pieces(addr: VirtAddr, len: usize) -> impl Iterator<Item = std::ops::Range<usize>> {
-    let page = usize::try_from(PAGE_SIZE).unwrap_or(4096);
+    let page = PageCount::ONE.bytes().as_usize();
     let first = usize::try_from(addr.get() % PAGE_SIZE).unwrap_or(0);
     let mut at = 0;
     std::iter::from_fn(move || {

@@ -47,9 +47,9 @@ use super::ends;
 use super::ledger::Ledger;
 use super::removal::thread_is_known;
 use super::work::{self, Departure, Mailbox, Stacks};
+use crate::builder::{DEFAULT_STOCK, make_devices};
 use crate::host::Contexts;
 use crate::inner::Inner;
-use crate::runtime::{DEFAULT_STOCK, make_devices};
 use crate::service;
 
 /// Pages of each of the agent's stacks.

@@ -21,7 +21,6 @@ use hetmem_devices::DaxStore;
 use hetmem_devices::spec::DeviceSpec;
 use hetmem_sys::dax::DaxDevice;
 
-use crate::runtime::make_device;
 use crate::{Advice, FaultPath, KeptReason, Mapping, PageOutcome, Request, Residency, Runtime, Target};
 
 const LAID: DeviceId = DeviceId::new(0);
@@ -46,12 +45,10 @@ fn scene_on(device: &DaxDevice, name: &str, keeps: (Option<OwnedFd>, Option<Mute
     let size = BLOCKS * BLOCK_BYTES;
     let spec: DeviceSpec = format!("coherent:dax={},size={size}", device.path).parse().unwrap();
     let store = DaxStore::on(LAID, Owner::new(1), &spec, device).unwrap();
-    let emulated = [(PRIVATE, "private"), (COHERENT, "coherent")].map(|(id, kind)| {
-        let spec: DeviceSpec = format!("{kind}:emulated,size=64M").parse().unwrap();
-        make_device(id, Owner::new(1 + id.index() as u64), &spec).unwrap()
-    });
-    let devices = std::iter::once(Box::new(store) as Box<_>).chain(emulated).collect();
-    let runtime = Runtime::builder().sigbus().start_with(devices).unwrap();
+    // SAFETY: one of hetmem's own devices.
+    let builder = unsafe { Runtime::builder().sigbus().custom(Box::new(store)) };
+    let emulated = ["private", "coherent"].map(|kind| format!("{kind}:emulated,size=64M").parse().unwrap());
+    let runtime = emulated.into_iter().fold(builder, crate::Builder::device).start().unwrap();
     Scene { runtime, name: name.to_owned(), keeps }
 }
 

@@ -83,7 +83,8 @@ fn panics() {
     let Some(case) = own_process() else { return };
     let spec: DeviceSpec = "private:emulated,size=16M".parse().unwrap();
     let device = Emulated::new(DeviceId::new(0), Owner::new(1), &spec).unwrap();
-    let runtime = Runtime::builder().sigbus().start_with(vec![Box::new(Panics(device))]).unwrap();
+    // SAFETY: an emulated device, but for its panics.
+    let runtime = unsafe { Runtime::builder().sigbus().custom(Box::new(Panics(device))) }.start().unwrap();
     let path = if case == "sigbus" { FaultPath::Sigbus } else { FaultPath::Thread };
     let mapping = runtime.map(ByteLen::new(1 << 20), path).unwrap();
     mapping.words()[0].store(1, SeqCst);

@@ -25,7 +25,7 @@ fn a_devices_own_pages_are_named_and_never_faulted() {
     Case::each(|case, runtime| {
         let memory = case.managed(runtime);
         memory.place(case);
-        let faults = || runtime.counters().cpu_faults.load(std::sync::atomic::Ordering::Relaxed);
+        let faults = || runtime.statistics().cpu_faults;
         let before = faults();
         for want in WANTS {
             let (result, pages) = ask(runtime, memory.range(), want, owner(runtime, case.device));

@@ -1,7 +1,5 @@
 //! `make_device_exclusive`, by an accelerator: what can be held, what ends it, and that bytes never move.
 
-use std::sync::atomic::Ordering::Relaxed;
-
 use hetmem::accelerator::{Accelerator, AccessError, InPlace, Options};
 use hetmem::mirror::{Event, RangeFaultError, Want};
 use hetmem::{FaultPath, KeptReason, PageOutcome, Request, Residency, Runtime, Target};
@@ -123,7 +121,7 @@ fn a_touch_for_reading_ends_it_and_the_device_is_told() {
 fn bytes_never_move() {
     each(|case, runtime, memory| {
         let device = accelerator(runtime, case.device, memory.range());
-        let copied = || runtime.counters().bytes_copied.load(Relaxed);
+        let copied = || runtime.statistics().bytes_copied;
         let (before, where_before) = (copied(), runtime.residency(memory.range()));
         let range = some(&memory);
         let frames = |want| ask(runtime, range, want, None).1;

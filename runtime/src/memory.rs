@@ -1,0 +1,317 @@
+//! Memory under management: mapped by hetmem or adopted, advised about, and released.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Instant;
+
+use hetmem_core::migrate::{Request, Target};
+use hetmem_core::outcome::{KeptReason, PageOutcome};
+use hetmem_core::port::FaultPath;
+use hetmem_core::space::{Region as RegionEntry, Space};
+use hetmem_core::units::{ByteLen, DeviceId, PAGE_SIZE, PageRange};
+use hetmem_sys::mapping::{Arena, ArenaOptions, Guard, HugePages, OnFork, Whose};
+
+use crate::error::Error;
+use crate::forks;
+use crate::host::MAPPING_NAME;
+use crate::inner::Inner;
+use crate::runtime::{Running, Runtime};
+use crate::service::MEMORY_PATIENCE;
+
+/// What is known of the use of a range, for [`Runtime::advise`].
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[non_exhaustive]
+pub enum Advice {
+    /// Its pages are best kept on this device; policies send them there first.
+    PreferredLocation(DeviceId),
+    /// No device is preferred.
+    NoPreference,
+    /// Its pages stay where they are; migrations keep them as [`KeptReason::Advised`]. Faults still bring private pages home.
+    Pin,
+    /// Its pages may move again.
+    Unpin,
+}
+
+impl Runtime {
+    /// Maps `len` of managed memory that reads as zeros. It begins at a multiple of 2 MiB.
+    ///
+    /// The mapping is hetmem's: the program unmaps, protects and moves no part of it. Whole blocks of 2 MiB may go to a coherent DAX device, where they are used in
+    /// place; `MADV_DONTNEED` keeps their bytes there, and a transfer by direct I/O, io_uring or RDMA into them is lost if they are migrated meanwhile: pin them
+    /// before ([`Advice::Pin`]).
+    ///
+    /// # Errors
+    ///
+    /// If `len` is zero or not a multiple of the page, if `path` is [`FaultPath::Sigbus`] and the builder was not told so, or if the host
+    /// has no address space.
+    pub fn map(&self, len: ByteLen, path: FaultPath) -> Result<Mapping, Error> {
+        let pages = len.whole_pages().filter(|pages| !pages.is_zero()).ok_or_else(|| {
+            Error::invalid(format!("a mapping of {len} is not a positive multiple of the page, {PAGE_SIZE} B"))
+        })?;
+        self.check_path(path)?;
+        let options = ArenaOptions {
+            huge_pages: HugePages::Prefer,
+            on_fork: OnFork::Inherit,
+            name: Some(MAPPING_NAME),
+            whose: Whose::Program,
+            ..ArenaOptions::default()
+        };
+        let arena =
+            Arena::reserve(pages, &options).map_err(|errno| Error::os(format!("{len} can't be mapped"), errno))?;
+        let (range, region) = (arena.range(), RegionEntry { path, owned: true, ..RegionEntry::default() });
+        self.add(|space| (space.add_region(range, region), vec![range]));
+        Ok(Mapping { arena, inner: Arc::clone(&self.inner) })
+    }
+
+    /// `madvise(2)` with guard markers on `range`. The kernel tells nobody of these, so in managed memory they are installed and, above all,
+    /// removed by this: what is on a device where a marker was removed otherwise comes back. (`hetmem run` sees to it by itself.)
+    ///
+    /// # Errors
+    ///
+    /// What `madvise` says; markers may have been installed or removed in a part of the range then.
+    ///
+    /// # Safety
+    ///
+    /// With [`Guard::Install`] the contents of the range are lost, and touches end in SIGSEGV.
+    #[expect(unsafe_code, reason = "discards memory that is named by number")]
+    pub unsafe fn guard(&self, range: PageRange, what: Guard) -> Result<(), Error> {
+        if !self.inner.is_of_this_process() {
+            return Err(Error::invalid("a forked child has no runtime".to_owned()));
+        }
+        let (start, len) = (range.start().get(), range.pages().bytes().get());
+        // SAFETY: the caller's.
+        forks::unparked(&self.inner, || unsafe { self.inner.guard(start, len, what) })
+            .map_err(|errno| Error::os(format!("guard markers of {range}"), errno))
+    }
+
+    /// Puts existing private anonymous memory under management: any of the process's, such as its heap. Pages that can't be moved
+    /// are kept, with a reason, when they are asked to.
+    ///
+    /// # Errors
+    ///
+    /// If the range is empty, is managed already, or if `path` is [`FaultPath::Sigbus`] and the builder was not told so.
+    ///
+    /// # Safety
+    ///
+    /// Until [`Runtime::release`] or the end of the runtime:
+    /// * nothing that hetmem itself uses lies in the range. The range may hold memory of the process's allocator only if hetmem
+    ///   doesn't allocate from it, as in the preloaded agent;
+    /// * no thread control block lies in it whose thread may end: the kernel writes it then, and can't wait for a page;
+    /// * with [`FaultPath::Sigbus`], no system call is given an address in the range whose page is on a private device.
+    #[expect(unsafe_code, reason = "the promise can only be the caller's")]
+    pub unsafe fn adopt(&self, range: PageRange, path: FaultPath) -> Result<(), Error> {
+        self.check_path(path)?;
+        if range.is_empty() {
+            return Err(Error::invalid("an empty range can't be adopted"));
+        }
+        let region = RegionEntry { path, ..RegionEntry::default() };
+        self.add(|space| match space.add_new_region(range, region) {
+            Ok(()) => (Ok(()), vec![range]),
+            Err(part) => (Err(Error::invalid(format!("{part} of {range} is managed already"))), Vec::new()),
+        })
+    }
+
+    /// The same for those parts of existing memory that are not managed yet, which are returned, in order. Of several threads that ask for the same memory
+    /// at once, one gets each page.
+    ///
+    /// # Errors
+    ///
+    /// If `path` is [`FaultPath::Sigbus`] and the builder was not told so.
+    ///
+    /// # Safety
+    ///
+    /// As for [`Runtime::adopt`].
+    #[expect(unsafe_code, reason = "the promise can only be the caller's")]
+    pub unsafe fn adopt_rest(&self, range: PageRange, path: FaultPath) -> Result<Vec<PageRange>, Error> {
+        self.check_path(path)?;
+        let region = RegionEntry { path, ..RegionEntry::default() };
+        Ok(self.add(|space| {
+            let rest = space.add_rest(range, region);
+            (rest.clone(), rest)
+        }))
+    }
+
+    fn check_path(&self, path: FaultPath) -> Result<(), Error> {
+        if path == FaultPath::Sigbus && !self.inner.sigbus {
+            return Err(Error::invalid("faults by SIGBUS must be allowed when the runtime is built (Builder::sigbus)"));
+        }
+        Ok(())
+    }
+
+    /// Has `add` put memory under management, which says what it has added.
+    fn add<R>(&self, add: impl FnOnce(&Space) -> (R, Vec<PageRange>)) -> R {
+        let engine = &self.inner.engine;
+        let (result, added) = {
+            // An event of what was mapped here before may have been read, and not been applied yet.
+            let _installing = engine.space.gate.install();
+            add(&engine.space)
+        };
+        for range in added {
+            engine.counters.adopted_bytes.fetch_add(range.pages().bytes().get(), Relaxed);
+            if engine.notifiers.any_in(range) {
+                self.inner.watch(range);
+            }
+        }
+        result
+    }
+
+    /// Brings the pages of `range` home, pinned ones, too, and ends its management.
+    ///
+    /// # Errors
+    ///
+    /// If a page could not come home. The range stays managed then, and its advice holds; other pages of it may have come home.
+    pub fn release(&self, range: PageRange) -> Result<(), Error> {
+        release(&self.inner, range)
+    }
+
+    /// Says what is known of the use of `range`. Parts that are not managed are passed over.
+    ///
+    /// # Errors
+    ///
+    /// If a device is named that doesn't exist.
+    pub fn advise(&self, range: PageRange, advice: Advice) -> Result<(), Error> {
+        if let Advice::PreferredLocation(device) = advice
+            && self.inner.engine.device(device).is_none()
+        {
+            return Err(Error::invalid(format!(
+                "there is no device {}; the runtime has {}",
+                device.index(),
+                self.inner.engine.devices().len()
+            )));
+        }
+        self.inner.engine.space.change_region(range, |region| match advice {
+            Advice::PreferredLocation(device) => region.preferred = Some(device),
+            Advice::NoPreference => region.preferred = None,
+            Advice::Pin => region.pinned = true,
+            Advice::Unpin => region.pinned = false,
+        });
+        if advice == Advice::Pin {
+            // A block that was about to come home does, and none after.
+            self.inner.engine.await_exchanges(range);
+        }
+        Ok(())
+    }
+}
+
+/// See [`Runtime::release`].
+pub(crate) fn release(inner: &Inner, range: PageRange) -> Result<(), Error> {
+    if !inner.is_of_this_process() {
+        return Err(Error::invalid(format!(
+            "{range} is managed by the runtime of the process that this one was forked from"
+        )));
+    }
+    let space = &inner.engine.space;
+    let start = Instant::now();
+    loop {
+        // Anew each time, as another's attempt at a part of it may have failed.
+        space.change_region(range, |region| region.ending = true);
+        let parts: Vec<PageRange> =
+            space.blocks_in(range).into_iter().filter_map(|(no, _)| no.range().intersect(range)).collect();
+        let outcomes = inner.migrate(&parts, Request::all_to(Target::System));
+        // With the gate held alone nobody takes pages out, and without a region nobody will.
+        let events = space.gate.events();
+        let (unmapped, mapped) = inner.engine.away_in(range);
+        let left = unmapped + mapped;
+        if left.is_zero() {
+            let managed = space.regions_in(range).into_iter().filter(|(_, region)| region.is_some());
+            let bytes: u64 = managed.map(|(part, _)| part.pages().bytes().get()).sum();
+            inner.engine.counters.adopted_bytes.fetch_sub(bytes, Relaxed);
+            space.remove_region(range);
+            space.forget_blocks(&events, range);
+            break;
+        }
+        drop(events);
+        let why = outcomes.iter().flat_map(|o| o.as_slice()).find_map(|o| match o {
+            PageOutcome::Kept(
+                KeptReason::AlreadyThere | KeptReason::Hole | KeptReason::Unmanaged | KeptReason::Raced,
+            )
+            | PageOutcome::Moved => None,
+            PageOutcome::Kept(reason) => Some(reason.label()),
+        });
+        if why.is_some() || start.elapsed() > MEMORY_PATIENCE {
+            let why = why.unwrap_or("raced");
+            space.change_region(range, |region| region.ending = false);
+            return Err(Error::invalid(format!(
+                "{left} pages of {range} could not come home ({why})",
+                left = left.get()
+            )));
+        }
+        // Somebody works on them: a fault, or another's migration.
+        hetmem_sys::thread::yield_now();
+    }
+    // So the end of the mapping raises no event, which would come over what is mapped there next.
+    inner.unregister(range);
+    Ok(())
+}
+
+/// Managed memory from [`Runtime::map`], unmapped when it is dropped. As long as it lives the runtime does, too, whether the [`Runtime`] is there or not.
+#[must_use]
+pub struct Mapping {
+    // Unmapped before the runtime ends, should this have been what kept it.
+    arena: Arena,
+    pub(crate) inner: Arc<Running>,
+}
+
+impl Mapping {
+    /// Where it is.
+    #[must_use]
+    pub fn range(&self) -> PageRange {
+        self.arena.range()
+    }
+
+    /// Its first byte.
+    #[must_use]
+    pub fn as_ptr(&self) -> *mut u8 {
+        let address = usize::try_from(self.range().start().get()).unwrap_or(0);
+        std::ptr::with_exposed_provenance_mut(address)
+    }
+
+    /// Its contents. Words are atomic, as other threads may use the pointer; a touch of a page that is on a private device brings
+    /// it home.
+    #[must_use]
+    #[expect(unsafe_code, reason = "memory named by number is lent")]
+    pub fn words(&self) -> &[AtomicU64] {
+        let first = self.as_ptr().cast::<AtomicU64>().cast_const();
+        // SAFETY: readable and writable memory of that length, aligned to a page, which lives as long as the mapping; any bytes are
+        // valid. Pages leave and come back with their contents, which no touch can tell from their having stayed.
+        unsafe { std::slice::from_raw_parts(first, self.len() / 8) }
+    }
+
+    /// Its length in bytes.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.range().pages().bytes().as_usize()
+    }
+
+    /// Whether it has no byte; never so.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.range().is_empty()
+    }
+}
+
+impl fmt::Debug for Mapping {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Mapping").field(&self.range()).finish()
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        let range = self.range();
+        if !self.inner.is_of_this_process() {
+            return;
+        }
+        // A page that can't come home still has its slot, which lets go of the frame below.
+        let _ = release(&self.inner, range);
+        // Nor may a block of a device be laid over what is mapped there next.
+        self.inner.engine.end_overlays(range);
+        {
+            let events = self.inner.engine.space.gate.events();
+            self.inner.engine.unmapped(&events, range);
+        }
+        self.inner.tell_of_resting();
+        // The arena goes last: from then on the address may be another mapping's, and what the books say of it is that one's.
+    }
+}
