@@ -1,6 +1,6 @@
-"""Checks what ARCHITECTURE.md says of the sources against them, and .ci/imports against the library.
+"""Checks what ARCHITECTURE.md says of the sources against them, .ci/imports against the library, and that users of the crate hetmem need no other.
 
-Usage: sources.py unsafe | locks | imports (of the library in target/users)
+Usage: sources.py unsafe | locks | imports (of the library in target/users) | public (of the documentation in target/public)
 """
 
 import pathlib
@@ -94,8 +94,27 @@ def imports():
     yield from (f"{name} is in .ci/imports, and libhetmem.so does not take it" for name in sorted(listed - taken))
 
 
+def public():
+    """What the documentation of hetmem links to in other crates of the workspace, as it does where a public signature has a type of theirs that hetmem does not
+    export; and Rust code for users that names such a crate."""
+    documentation = ROOT / "target/public/doc/hetmem"
+    pages = sorted(documentation.rglob("*.html"))
+    if not pages:
+        yield f"there is no documentation in {documentation}"
+    for page in pages:
+        # Who implements a trait of hetmem's is no part of its signature.
+        text = re.split('<h2 id="(?:foreign-impls|implementors)"', page.read_text())[0]
+        for link in re.findall(r'href="([^"]*\bhetmem_\w+/[^"]*)"', text):
+            if "/src/" not in link:
+                yield f"{page.relative_to(documentation)} needs {link}"
+    for file in sorted((ROOT / "runtime/examples").glob("*.rs")):
+        yield from (f"{file.relative_to(ROOT)} names {name}" for name in sorted(set(re.findall(r"\bhetmem_\w+", file.read_text()))))
+    for code in re.findall(r"```rust\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL):
+        yield from (f"README.md names {name}" for name in sorted(set(re.findall(r"\bhetmem_\w+", code))))
+
+
 def main():
-    check = {"unsafe": unsafe, "locks": locks, "imports": imports}[sys.argv[1]]
+    check = {"unsafe": unsafe, "locks": locks, "imports": imports, "public": public}[sys.argv[1]]
     problems = list(check())
     for problem in problems:
         print(problem, file=sys.stderr)

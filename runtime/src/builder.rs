@@ -75,7 +75,7 @@ impl Builder {
         self
     }
 
-    /// Allows regions with [`FaultPath::Sigbus`]: installs a handler for SIGBUS, which passes on what is not hetmem's.
+    /// Allows regions with [`FaultPath::Sigbus`](crate::FaultPath::Sigbus): installs a handler for SIGBUS, which passes on what is not hetmem's.
     pub fn sigbus(mut self) -> Self {
         self.sigbus = true;
         self
@@ -116,7 +116,7 @@ impl Builder {
     pub fn start(mut self) -> Result<Runtime, Error> {
         let devices = make_all(std::mem::take(&mut self.devices))?;
         let maps = MapsFile::open().map_err(|errno| Error::os("/proc/self/maps can't be read", errno))?;
-        let contexts = Contexts::open(self.sigbus, maps)?;
+        let contexts = Contexts::open(self.sigbus, maps).map_err(Error::no_userfaultfd)?;
         let stock = self.stock.unwrap_or(DEFAULT_STOCK);
         if stock.whole_pages().is_none() {
             return Err(Error::invalid(format!("a stock of {stock} is not a multiple of the page, {PAGE_SIZE} B")));
