@@ -7,7 +7,7 @@ use hetmem_core::engine::CountersAt;
 use hetmem_core::physmap::{MemoryType, Owner};
 use hetmem_core::port::Device;
 use hetmem_core::stats::MAX_DEVICES;
-use hetmem_core::units::{BLOCK_PAGES, BLOCK_SIZE, ByteLen, DeviceId, PAGE_SIZE, PageRange};
+use hetmem_core::units::{BLOCK_PAGES, ByteLen, DeviceId, PAGE_SIZE, PageRange};
 use hetmem_devices::spec::{Backend, DeviceSpec};
 use hetmem_devices::{DaxStore, Emulated, NodeMemory};
 use hetmem_sys::maps::MapsFile;
@@ -195,13 +195,10 @@ fn check_custom(id: DeviceId, device: &dyn Device) -> Result<(), Error> {
         (MemoryType::DevicePrivate, None) | (MemoryType::DeviceCoherent, Some(_)) => {}
     }
     let capacity = pagemap.frames.capacity();
-    if moved.is_some_and(|start| PageRange::new(start, capacity).is_none()) {
+    if moved.or(laid).is_some_and(|start| PageRange::new(start, capacity).is_none()) {
         return refused("its frames don't begin at a page, or reach past the end of the address space");
     }
-    let blocks = |start: &PageRange| {
-        start.start().get().is_multiple_of(BLOCK_SIZE) && capacity.get().is_multiple_of(BLOCK_PAGES)
-    };
-    if laid.is_some_and(|start| PageRange::new(start, capacity).filter(blocks).is_none()) {
+    if laid.is_some() && !capacity.get().is_multiple_of(BLOCK_PAGES) {
         return refused("its frames are not whole blocks of 2 MiB");
     }
     Ok(())
