@@ -96,7 +96,7 @@ def imports():
 
 def public():
     """What the documentation of hetmem links to in other crates of the workspace, as it does where a public signature has a type of theirs that hetmem does not
-    export; and Rust code for users that names such a crate."""
+    export; and where it, or Rust code for users, names such a crate."""
     documentation = ROOT / "target/public/doc/hetmem"
     pages = sorted(documentation.rglob("*.html"))
     if not pages:
@@ -104,6 +104,8 @@ def public():
     for page in pages:
         # Who implements a trait of hetmem's is no part of its signature.
         text = re.split('<h2 id="(?:foreign-impls|implementors)"', page.read_text())[0]
+        for name in sorted(set(re.findall(r"\bhetmem_\w+(?=::)", text))):
+            yield f"{page.relative_to(documentation)} names {name}"
         for link in re.findall(r'href="([^"]*\bhetmem_\w+/[^"]*)"', text):
             if "/src/" not in link:
                 yield f"{page.relative_to(documentation)} needs {link}"

@@ -18,18 +18,18 @@
 //!
 //! | method | when | the frames are |
 //! | --- | --- | --- |
-//! | `prepare` | after frames were chosen for a page, before anything is copied into them | in no other use |
-//! | `copy_in` | after that, at most once for a page, or not at all (where the frames of a coherent device are copied to directly) | in no other use |
-//! | `copy_out` | for a page whose `copy_in` succeeded, as often as hetmem likes | perhaps read by others at the same time |
-//! | `clear` | after a page has left, perhaps much later, or never | in no other use |
+//! | `prepare` | after frames were chosen for pages, before anything is copied into them | in no other use |
+//! | `copy_in` | then, once; not where the pages come from another device, which copies them straight into the frames of a coherent one | in no other use |
+//! | `copy_out` | as often as hetmem likes, while the frames hold pages | perhaps read by others at the same time |
+//! | `clear` | after pages have left, perhaps much later, or never | in no other use |
 //! | `astray` | when hetmem wants to know where the program's pages really are | mapped by the program |
-//! | `pagemap`, `frames_start`, `overlay_start`, `device_side` | at any time | |
+//! | `pagemap`, `frames_start`, `overlay_start`, `device_side` | at any time; the answer is always the same | |
 //!
-//! A run of frames is at most 512 long. Calls for the same frame come one after the other, each after the one before has returned and with its effects seen, but for
-//! several `copy_out`s. Calls for other frames come from other threads *at the same time*. After `copy_in` has returned the bytes are in the frames: `copy_out` gives them back
-//! until the next `copy_in` or `clear`.
+//! A run of frames is at most 512 long. Of calls for the same frame each begins after the one before has returned, and sees what that has done, but for several `copy_out`s. Calls for
+//! other frames come from other threads *at the same time*. What `copy_in` has put into frames `copy_out` gives back, until the next `copy_in` or `clear`; in the frames of a
+//! coherent device the program writes, too.
 //!
-//! *Who calls.* `prepare` and `copy_in`: a thread that migrates. `copy_out`: a thread that migrates; hetmem's own thread, which serves touches; and, where memory is mapped with
+//! *Who calls.* `prepare` and `copy_in`: a thread that migrates. `copy_out`: a thread that migrates, or forks; hetmem's own thread, which serves touches; and, where memory is mapped with
 //! [`FaultPath::Sigbus`](crate::FaultPath::Sigbus), *a signal handler* of the touching thread. `clear`: hetmem's thread. `astray`: any of them, with locks of hetmem's held.
 //!
 //! *What a device may do.* It touches the memory that it is given, which is hetmem's (never the program's own), and what belongs to itself. It touches no managed memory and calls
@@ -41,6 +41,8 @@
 //! [`KeptReason::DeviceError`](crate::KeptReason::DeviceError)). One of `copy_out` keeps a migration's page on the device; that of a page that was touched is tried again, and if the
 //! device goes on failing the program is stopped, as there are no other bytes to give it. A panic in a thread that migrates leaves the pages
 //! where they were; in a thread that serves touches it stops the program.
+//!
+//! *The end.* The device is dropped with the runtime, by whichever thread drops the last handle of that; never in a forked child, and not while pages are left that it does not give back.
 //!
 //! *Safety.* What a device says and gives back is what the program gets: `frames_start` and `overlay_start` name memory as described above that lives as long as the device,
 //! `device_side` likewise, and `copy_out` writes the bytes of the last `copy_in`, to the pages that are named and nowhere else.
