@@ -73,6 +73,7 @@ impl Runtime {
     /// # Panics
     ///
     /// If they don't add up.
+    #[doc(hidden)]
     pub fn check(&self) {
         self.inner.engine.check();
     }
