@@ -96,12 +96,13 @@ impl Builder {
         self
     }
 
-    /// Says that forked children of this program execute another program at once, or at least touch no managed memory, so that forks need not wait for pages.
+    /// Says that forked children of this program execute another program at once, or at least touch no managed memory, so that forks need not wait
+    /// for pages.
     ///
-    /// Otherwise each fork by the C library brings home before what the child would not have, and while it is under way no page leaves: migrations keep what they
-    /// would move as [`KeptReason::Raced`](crate::KeptReason::Raced). (It brings nothing home where userfaultfd announces forks, with `CAP_SYS_PTRACE`: then the child gets copies.) With
-    /// this, and without that privilege, a child reads zeros where its parent had pages away. `posix_spawn`, `vfork` and [`std::process::Command`] as long as it
-    /// uses these bring nothing home in any case.
+    /// Otherwise each fork by the C library brings home before what the child would not have, and while it is under way no page leaves: migrations
+    /// keep what they would move as [`KeptReason::Raced`](crate::KeptReason::Raced). (It brings nothing home where userfaultfd announces forks, with
+    /// `CAP_SYS_PTRACE`: then the child gets copies.) With this, and without that privilege, a child reads zeros where its parent had pages away.
+    /// `posix_spawn`, `vfork` and [`std::process::Command`] as long as it uses these bring nothing home in any case.
     pub fn forks_exec_at_once(mut self) -> Self {
         self.forks_exec_at_once = true;
         self
@@ -111,8 +112,8 @@ impl Builder {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::InvalidInput`](crate::ErrorKind) if there are too many devices (at most 16), or one can't be made as described, or contradicts itself;
-    /// [`ErrorKind::HostRefuses`](crate::ErrorKind) if userfaultfd can't be used, with what would fix it.
+    /// [`ErrorKind::InvalidInput`](crate::ErrorKind) if there are too many devices (at most 16), or one can't be made as described, or contradicts
+    /// itself; [`ErrorKind::HostRefuses`](crate::ErrorKind) if userfaultfd can't be used, with what would fix it.
     pub fn start(mut self) -> Result<Runtime, Error> {
         let devices = make_all(std::mem::take(&mut self.devices))?;
         let maps = MapsFile::open().map_err(|errno| Error::os("/proc/self/maps can't be read", errno))?;
