@@ -1,6 +1,7 @@
-"""Checks what documents and headers of modules say of the sources against them, and what is said of libraries against these.
+"""Checks what documents and headers of modules say of the sources against them, what is said of libraries against these, and that users of the crate hetmem need no
+other.
 
-Usage: sources.py unsafe | locks | modules | names | imports | interposed (the latter two of the libraries in target/users)
+Usage: sources.py unsafe | locks | modules | names | imports | interposed (the latter two of the libraries in target/users) | public (of the documentation in target/public)
 """
 
 import pathlib
@@ -170,8 +171,30 @@ def interposed():
                 yield f"{name} is in the table of {folder}, and is not interposed by {library} in {place}"
 
 
+def public():
+    """What the documentation of hetmem links to in other crates of the workspace, as it does where a public signature has a type of theirs that hetmem does not
+    export; and where it, or Rust code for users, names such a crate."""
+    documentation = ROOT / "target/public/doc/hetmem"
+    pages = sorted(documentation.rglob("*.html"))
+    if not pages:
+        yield f"there is no documentation in {documentation}"
+    for page in pages:
+        # Who implements a trait of hetmem's is no part of its signature.
+        text = re.split('<h2 id="(?:foreign-impls|implementors)"', page.read_text())[0]
+        for name in sorted(set(re.findall(r"\bhetmem_(?:core|devices|sys)(?=::)", text))):
+            yield f"{page.relative_to(documentation)} names {name}"
+        for link in re.findall(r'href="([^"]*\bhetmem_\w+/[^"]*)"', text):
+            if "/src/" not in link:
+                yield f"{page.relative_to(documentation)} needs {link}"
+    for file in sorted((ROOT / "runtime/examples").glob("*.rs")):
+        yield from (f"{file.relative_to(ROOT)} names {name}" for name in sorted(set(re.findall(r"\bhetmem_\w+", file.read_text()))))
+    for code in re.findall(r"```rust\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL):
+        yield from (f"README.md names {name}" for name in sorted(set(re.findall(r"\bhetmem_\w+", code))))
+
+
 def main():
-    check = {"unsafe": unsafe, "locks": locks, "modules": modules, "names": names, "imports": imports, "interposed": interposed}[sys.argv[1]]
+    checks = {"unsafe": unsafe, "locks": locks, "modules": modules, "names": names, "imports": imports, "interposed": interposed, "public": public}
+    check = checks[sys.argv[1]]
     problems = list(check())
     for problem in problems:
         print(problem, file=sys.stderr)

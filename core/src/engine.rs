@@ -59,7 +59,7 @@ impl Held {
     }
 }
 
-/// Where one page is, as [`Engine::residency`] reports it.
+/// Where one page is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Residency {
     /// In system memory, or nowhere yet.

@@ -3,7 +3,8 @@
 //! [`Engine::range_fault`] answers for any addresses of the program, managed or not. By itself it only looks; where a page is asked for with
 //! [`Want::Read`] or [`Want::Write`] and is not there, or allows less, it is faulted in as by a touch of that kind.
 //!
-//! What is answered is said at [`RangeFault`]. An answer is one of the past when it is given: it may be used only under the rule of [`crate::notifier`].
+//! What is answered is said at [`RangeFault`]. An answer is one of the past when it is given: it may be used only under the rule of
+//! [`crate::notifier`].
 //!
 //! *Limits:* the machine's frame numbers are not told, as the kernel hides them. What the host can't tell apart is listed in
 //! SPECIFICATION.md.

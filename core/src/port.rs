@@ -245,7 +245,7 @@ pub trait Device: Send + Sync {
     fn frames_start(&self) -> Option<VirtAddr>;
 
     /// Where frame 0 of a coherent device lies in this process whose pages can't be moved, all frames in order after it, in memory that is mapped
-    /// shared: blocks of it are laid over the program's ([`crate::overlay`]).
+    /// shared: blocks of it are laid over the program's.
     fn overlay_start(&self) -> Option<VirtAddr> {
         None
     }

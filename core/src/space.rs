@@ -396,8 +396,8 @@ impl Space {
         parts_of(&read(&self.regions), range)
     }
 
-    /// The extents of `ranges`, in order: each region that overlaps one of them, joined with those before and behind it that touch it and have its path. An extent
-    /// is one mapping to the kernel. The cost is that of the regions that are named or joined, however many others there are.
+    /// The extents of `ranges`, in order: each region that overlaps one of them, joined with those before and behind it that touch it and have its
+    /// path. An extent is one mapping to the kernel. The cost is that of the regions that are named or joined, however many others there are.
     #[must_use]
     pub fn extents(&self, ranges: &[PageRange]) -> Vec<(PageRange, FaultPath)> {
         let mut ranges: Vec<PageRange> = ranges.iter().copied().filter(|range| !range.is_empty()).collect();

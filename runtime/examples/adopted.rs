@@ -18,8 +18,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     let runtime = Runtime::builder().device("private:emulated,size=16M".parse()?).start()?;
 
     let pages = whole_pages(&numbers).ok_or("there is no whole page in the vector")?;
-    // SAFETY: the pages hold numbers of the vector and nothing else: nothing of hetmem's, which has its own, and of no thread's. They are released below, before the
-    // vector gives them back.
+    // SAFETY: the pages hold numbers of the vector and nothing else: nothing of hetmem's, which has its own, and of no thread's. They are released
+    // below, before the vector gives them back.
     unsafe { runtime.adopt(pages, FaultPath::Thread) }?;
     let moved = runtime.migrate(pages, Request::all_to(Target::Device(DEVICE))).moved();
     println!("{} of {} pages went to the device", moved.get(), pages.pages().get());

@@ -1,7 +1,7 @@
 //! A device of one's own: a private one that keeps pages compressed in this process's memory.
 //!
-//! A page is kept as runs of equal words, if that is shorter, and as it is otherwise. The conformance suite tries the device first; then the program's pages go there and
-//! come home with the touches, with the bytes that they had.
+//! A page is kept as runs of equal words, if that is shorter, and as it is otherwise. The conformance suite tries the device first; then the
+//! program's pages go there and come home with the touches, with the bytes that they had.
 //!
 //! ```sh
 //! cargo run --release -p hetmem --example custom_device

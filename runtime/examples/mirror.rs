@@ -1,4 +1,5 @@
-//! A device that mirrors memory: a table of where the program's pages are, filled by range faults and emptied by notices, while another thread moves the pages.
+//! A device that mirrors memory: a table of where the program's pages are, filled by range faults and emptied by notices, while another thread moves
+//! the pages.
 //!
 //! The rule of [`hetmem::mirror`] is what makes the table right whenever it is looked at under its lock.
 //!

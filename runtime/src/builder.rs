@@ -7,7 +7,7 @@ use hetmem_core::engine::CountersAt;
 use hetmem_core::physmap::{MemoryType, Owner};
 use hetmem_core::port::Device;
 use hetmem_core::stats::MAX_DEVICES;
-use hetmem_core::units::{BLOCK_PAGES, BLOCK_SIZE, ByteLen, DeviceId, PAGE_SIZE, PageRange};
+use hetmem_core::units::{BLOCK_PAGES, ByteLen, DeviceId, PAGE_SIZE, PageRange};
 use hetmem_devices::spec::{Backend, DeviceSpec};
 use hetmem_devices::{DaxStore, Emulated, NodeMemory};
 use hetmem_sys::maps::MapsFile;
@@ -75,7 +75,7 @@ impl Builder {
         self
     }
 
-    /// Allows regions with [`FaultPath::Sigbus`]: installs a handler for SIGBUS, which passes on what is not hetmem's.
+    /// Allows regions with [`FaultPath::Sigbus`](crate::FaultPath::Sigbus): installs a handler for SIGBUS, which passes on what is not hetmem's.
     pub fn sigbus(mut self) -> Self {
         self.sigbus = true;
         self
@@ -96,12 +96,13 @@ impl Builder {
         self
     }
 
-    /// Says that forked children of this program execute another program at once, or at least touch no managed memory, so that forks need not wait for pages.
+    /// Says that forked children of this program execute another program at once, or at least touch no managed memory, so that forks need not wait
+    /// for pages.
     ///
-    /// Otherwise each fork by the C library brings home before what the child would not have, and while it is under way no page leaves: migrations keep what they
-    /// would move as [`KeptReason::Raced`](crate::KeptReason::Raced). (It brings nothing home where userfaultfd announces forks, with `CAP_SYS_PTRACE`: then the child gets copies.) With
-    /// this, and without that privilege, a child reads zeros where its parent had pages away. `posix_spawn`, `vfork` and [`std::process::Command`] as long as it
-    /// uses these bring nothing home in any case.
+    /// Otherwise each fork by the C library brings home before what the child would not have, and while it is under way no page leaves: migrations
+    /// keep what they would move as [`KeptReason::Raced`](crate::KeptReason::Raced). (It brings nothing home where userfaultfd announces forks, with
+    /// `CAP_SYS_PTRACE`: then the child gets copies.) With this, and without that privilege, a child reads zeros where its parent had pages away.
+    /// `posix_spawn`, `vfork` and [`std::process::Command`] as long as it uses these bring nothing home in any case.
     pub fn forks_exec_at_once(mut self) -> Self {
         self.forks_exec_at_once = true;
         self
@@ -111,12 +112,12 @@ impl Builder {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::InvalidInput`](crate::ErrorKind) if there are too many devices (at most 16), or one can't be made as described, or contradicts itself;
-    /// [`ErrorKind::HostRefuses`](crate::ErrorKind) if userfaultfd can't be used, with what would fix it.
+    /// [`ErrorKind::InvalidInput`](crate::ErrorKind) if there are too many devices (at most 16), or one can't be made as described, or contradicts
+    /// itself; [`ErrorKind::HostRefuses`](crate::ErrorKind) if userfaultfd can't be used, with what would fix it.
     pub fn start(mut self) -> Result<Runtime, Error> {
         let devices = make_all(std::mem::take(&mut self.devices))?;
         let maps = MapsFile::open().map_err(|errno| Error::os("/proc/self/maps can't be read", errno))?;
-        let contexts = Contexts::open(self.sigbus, maps)?;
+        let contexts = Contexts::open(self.sigbus, maps).map_err(Error::no_userfaultfd)?;
         let stock = self.stock.unwrap_or(DEFAULT_STOCK);
         if stock.whole_pages().is_none() {
             return Err(Error::invalid(format!("a stock of {stock} is not a multiple of the page, {PAGE_SIZE} B")));
@@ -195,13 +196,10 @@ fn check_custom(id: DeviceId, device: &dyn Device) -> Result<(), Error> {
         (MemoryType::DevicePrivate, None) | (MemoryType::DeviceCoherent, Some(_)) => {}
     }
     let capacity = pagemap.frames.capacity();
-    if moved.is_some_and(|start| PageRange::new(start, capacity).is_none()) {
+    if moved.or(laid).is_some_and(|start| PageRange::new(start, capacity).is_none()) {
         return refused("its frames don't begin at a page, or reach past the end of the address space");
     }
-    let blocks = |start: &PageRange| {
-        start.start().get().is_multiple_of(BLOCK_SIZE) && capacity.get().is_multiple_of(BLOCK_PAGES)
-    };
-    if laid.is_some_and(|start| PageRange::new(start, capacity).filter(blocks).is_none()) {
+    if laid.is_some() && !capacity.get().is_multiple_of(BLOCK_PAGES) {
         return refused("its frames are not whole blocks of 2 MiB");
     }
     Ok(())

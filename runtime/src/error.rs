@@ -39,6 +39,14 @@ impl Error {
         Self { kind, message: what.into(), source: Some(Box::new(errno)) }
     }
 
+    pub(crate) fn no_userfaultfd(error: OpenError) -> Self {
+        Self {
+            kind: ErrorKind::HostRefuses,
+            message: error.to_string(),
+            source: std::error::Error::source(&error).map(|_| Box::new(error) as _),
+        }
+    }
+
     /// Who has to do something about it.
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
@@ -55,15 +63,5 @@ impl fmt::Display for Error {
 impl std::error::Error for Error {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         self.source.as_deref().map(|e| e as _)
-    }
-}
-
-impl From<OpenError> for Error {
-    fn from(error: OpenError) -> Self {
-        Self {
-            kind: ErrorKind::HostRefuses,
-            message: error.to_string(),
-            source: std::error::Error::source(&error).map(|_| Box::new(error) as _),
-        }
     }
 }

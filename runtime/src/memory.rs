@@ -37,9 +37,9 @@ pub enum Advice {
 impl Runtime {
     /// Maps `len` of managed memory that reads as zeros. It begins at a multiple of 2 MiB.
     ///
-    /// The mapping is hetmem's: the program unmaps, protects and moves no part of it. Whole blocks of 2 MiB may go to a coherent DAX device, where they are used in
-    /// place; `MADV_DONTNEED` keeps their bytes there, and a transfer by direct I/O, io_uring or RDMA into them is lost if they are migrated meanwhile: pin them
-    /// before ([`Advice::Pin`]).
+    /// The mapping is hetmem's: the program unmaps, protects and moves no part of it. Whole blocks of 2 MiB may go to a coherent DAX device, where
+    /// they are used in place; `MADV_DONTNEED` keeps their bytes there, and a transfer by direct I/O, io_uring or RDMA into them is lost if they are
+    /// migrated meanwhile: pin them before ([`Advice::Pin`]).
     ///
     /// # Errors
     ///
@@ -112,8 +112,8 @@ impl Runtime {
         })
     }
 
-    /// The same for those parts of existing memory that are not managed yet, which are returned, in order. Of several threads that ask for the same memory
-    /// at once, one gets each page.
+    /// The same for those parts of existing memory that are not managed yet, which are returned, in order. Of several threads that ask for the same
+    /// memory at once, one gets each page.
     ///
     /// # Errors
     ///
@@ -245,7 +245,8 @@ pub(crate) fn release(inner: &Inner, range: PageRange) -> Result<(), Error> {
     Ok(())
 }
 
-/// Managed memory from [`Runtime::map`], unmapped when it is dropped. As long as it lives the runtime does, too, whether the [`Runtime`] is there or not.
+/// Managed memory from [`Runtime::map`], unmapped when it is dropped. As long as it lives the runtime does, too, whether the [`Runtime`] is there or
+/// not.
 #[must_use]
 pub struct Mapping {
     // Unmapped before the runtime ends, should this have been what kept it.

@@ -34,8 +34,8 @@ impl Runtime {
         self.inner.engine.residency(range)
     }
 
-    /// Brings every page home that a forked child would not have: those on private and on coherent DAX devices, and those held exclusively. Forks by the C library
-    /// do it by themselves; whoever forks past it does this before, and lets nobody migrate until the fork is done.
+    /// Brings every page home that a forked child would not have: those on private and on coherent DAX devices, and those held exclusively. Forks by
+    /// the C library do it by themselves; whoever forks past it does this before, and lets nobody migrate until the fork is done.
     ///
     /// # Errors
     ///
@@ -47,9 +47,9 @@ impl Runtime {
         Err(Error::invalid("pages could not come home; they are in use all the time"))
     }
 
-    /// From here on the first write to each page on a coherent device that a forked child shares at this moment is noticed: the kernel makes a copy of it then, which is in
-    /// system memory, and [`Runtime::residency`] says so. Of nodes the kernel tells where a page is; of other coherent devices nothing does but this. The noticing
-    /// ends where pages of the same mapping migrate: whoever wants it to go on asks anew.
+    /// From here on the first write to each page on a coherent device that a forked child shares at this moment is noticed: the kernel makes a copy
+    /// of it then, which is in system memory, and [`Runtime::residency`] says so. Of nodes the kernel tells where a page is; of other coherent
+    /// devices nothing does but this. The noticing ends where pages of the same mapping migrate: whoever wants it to go on asks anew.
     pub fn notice_copies(&self) {
         let host = &self.inner.engine.host;
         self.inner.engine.each_mapped(|page| {

@@ -42,8 +42,8 @@
 //!
 //! # The rule
 //!
-//! An answer of [`Runtime::range_fault`] is one of the past when it is given. It may be used only if nothing of the range has changed since, which a sequence number tells (the
-//! kernel's rule, `mm/mmu_notifier.c`):
+//! An answer of [`Runtime::range_fault`] is one of the past when it is given. It may be used only if nothing of the range has changed since, which a
+//! sequence number tells (the kernel's rule, `mm/mmu_notifier.c`):
 //!
 //! ```text
 //! who fills the table                          who changes pages of the range
@@ -55,10 +55,10 @@
 //! fill, unlock
 //! ```
 //!
-//! *What a callback may do.* It takes the lock of the table, calls [`Notice::set_seq`], makes sure that nobody uses what it erases, and returns. It runs in the thread
-//! that changes pages, so it calls nothing of hetmem but [`Notice`]'s methods, and touches no managed memory. The lock that it takes is one under which nobody
-//! touches managed memory, or calls hetmem except for [`Subscription::read_retry`]. No callback ever runs in a signal handler. A callback that drops a subscription waits
-//! for itself.
+//! *What a callback may do.* It takes the lock of the table, calls [`Notice::set_seq`], makes sure that nobody uses what it erases, and returns. It
+//! runs in the thread that changes pages, so it calls nothing of hetmem but [`Notice`]'s methods, and touches no managed memory. The lock that it
+//! takes is one under which nobody touches managed memory, or calls hetmem except for [`Subscription::read_retry`]. No callback ever runs in a signal
+//! handler. A callback that drops a subscription waits for itself.
 //!
 //! *Lifetime.* A subscription does not keep the runtime: the runtime's end is the last that it is told ([`Event::Release`]).
 //!

@@ -1,7 +1,7 @@
 //! A runtime: how it starts, and how it ends.
 //!
-//! It runs as long as somebody needs it: the [`Runtime`] itself, a [`Mapping`](crate::Mapping), an [`Accelerator`](crate::accelerator::Accelerator). All of these
-//! share one [`Running`], whose drop is the end. A subscription does not: it is told of the end.
+//! It runs as long as somebody needs it: the [`Runtime`] itself, a [`Mapping`](crate::Mapping), an [`Accelerator`](crate::accelerator::Accelerator).
+//! All of these share one [`Running`], whose drop is the end. A subscription does not: it is told of the end.
 
 use std::fmt;
 use std::ops::Deref;
@@ -20,14 +20,16 @@ use crate::inner::Inner;
 use crate::memory::release;
 use crate::{fast, service};
 
-/// Manages memory of this process: moves its pages to devices and back while threads use it. Threads may share it; its methods may be called by all of them at once.
+/// Manages memory of this process: moves its pages to devices and back while threads use it. Threads may share it; its methods may be called by all
+/// of them at once.
 ///
-/// The runtime ends when the last of this, of its [mappings](crate::Mapping) and of its [accelerators](crate::accelerator::Accelerator) is dropped, in whichever order.
-/// The end brings every page home, ends the management of adopted memory, tells [subscriptions](crate::mirror::Subscription), which may outlive it, and stops the handler
-/// thread. Whoever drops the last one waits for that. If an adopted page can't come home (a device that goes on failing), touches are served as ever until the process ends.
+/// The runtime ends when the last of this, of its [mappings](crate::Mapping) and of its [accelerators](crate::accelerator::Accelerator) is dropped,
+/// in whichever order. The end brings every page home, ends the management of adopted memory, tells [subscriptions](crate::mirror::Subscription),
+/// which may outlive it, and stops the handler thread. Whoever drops the last one waits for that. If an adopted page can't come home (a device that
+/// goes on failing), touches are served as ever until the process ends.
 ///
-/// In a forked child the runtime does not exist: methods move nothing and say so, and dropping does nothing, except that a mapping's memory, which is the child's own
-/// copy, is unmapped.
+/// In a forked child the runtime does not exist: methods move nothing and say so, and dropping does nothing, except that a mapping's memory, which is
+/// the child's own copy, is unmapped.
 #[must_use]
 pub struct Runtime {
     pub(crate) inner: Arc<Running>,
@@ -73,6 +75,7 @@ impl Runtime {
     /// # Panics
     ///
     /// If they don't add up.
+    #[doc(hidden)]
     pub fn check(&self) {
         self.inner.engine.check();
     }
@@ -140,7 +143,8 @@ impl Running {
 impl Drop for Running {
     fn drop(&mut self) {
         if !self.inner.is_of_this_process() {
-            // What ends here goes on in the parent. Nor is hetmem's memory unmapped, which the child doesn't have: in its place may be something else.
+            // What ends here goes on in the parent. Nor is hetmem's memory unmapped, which the child doesn't have: in its place may be something
+            // else.
             return self.keep();
         }
         drop(self.inner.engine.notifiers.start(PageRange::ALL, Event::Release, true));

@@ -8,8 +8,8 @@ use hetmem_core::stats::{Counters, DeviceCounters};
 
 use crate::runtime::Runtime;
 
-/// What was counted since the runtime began, from [`Runtime::statistics`]: a copy, which does not change. Each number is whole; while the runtime is busy they need not
-/// agree with one another. The names are those of the C interface and of `hetmem run --stats`.
+/// What was counted since the runtime began, from [`Runtime::statistics`]: a copy, which does not change. Each number is whole; while the runtime is
+/// busy they need not agree with one another. The names are those of the C interface and of `hetmem run --stats`.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 #[non_exhaustive]
 pub struct Statistics {
@@ -25,7 +25,8 @@ pub struct Statistics {
     pub bytes_copied: u64,
     /// Failures that were not the program's and were survived, such as those of devices.
     pub errors: u64,
-    /// Time from the runtime's notice of a touch to the page's return, in nanoseconds: of half of the touches at most, to a sixteenth; 0 if there was none.
+    /// Time from the runtime's notice of a touch to the page's return, in nanoseconds: of half of the touches at most, to a sixteenth; 0 if there was
+    /// none.
     pub fault_latency_p50_ns: u64,
     /// The same of 99 % of the touches.
     pub fault_latency_p99_ns: u64,

@@ -8,7 +8,7 @@ use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::thread;
 
-use common::{COHERENT, PRIVATE, Raw, fill, map, runtime, to, verify};
+use common::{COHERENT, PAGE, PRIVATE, Raw, WORDS, fill, map, runtime, to, verify};
 use counting::{accelerator, counting, first, while_disturbed};
 use hetmem::accelerator::{AccessError, InPlace};
 use hetmem::mirror::{Event, RangeFaultError};
@@ -61,7 +61,7 @@ fn bytes_are_copied_across_pages_and_kinds_of_memory() {
     runtime.migrate(part(1, 1), to(PRIVATE));
     runtime.migrate(part(3, 1), to(COHERENT));
     let device = accelerator(&runtime, PRIVATE, mapping.range(), InPlace::Checked);
-    let bytes: Vec<u8> = (0..5 * 4096).map(|i| u8::try_from(i % 253).unwrap()).collect();
+    let bytes: Vec<u8> = (0..5 * PAGE).map(|i| u8::try_from(i % 253).unwrap()).collect();
     let at = VirtAddr::new(mapping.range().start().get() + 1234);
     let mut view = device.view();
     view.write(at, &bytes).unwrap();
@@ -150,11 +150,11 @@ fn holes_and_huge_pages_can_be_held_exclusively() {
     let mapping = map(&runtime, 1024, FaultPath::Thread);
     let device = accelerator(&runtime, PRIVATE, mapping.range(), InPlace::Checked);
     device.make_exclusive(mapping.range().slice(PageCount::new(3), PageCount::ONE)).unwrap();
-    mapping.words().iter().skip(4 * 512).for_each(|w| w.store(7, Relaxed));
+    mapping.words().iter().skip(4 * WORDS).for_each(|w| w.store(7, Relaxed));
     device.make_exclusive(mapping.range()).unwrap();
     assert_eq!(device.view().fetch_add(first(mapping.range(), 3), 1), Ok(0));
     assert_eq!(device.view().load(first(mapping.range(), 900)), Ok(7));
-    assert_eq!(mapping.words()[3 * 512].load(Relaxed), 1);
+    assert_eq!(mapping.words()[3 * WORDS].load(Relaxed), 1);
 }
 
 #[test]

@@ -97,7 +97,7 @@ fn devices_of_the_programs_own_are_used_as_others_are() {
 
 #[test]
 fn a_device_that_contradicts_itself_is_refused_in_one_line() {
-    let pagemap = |id, kind| Pagemap::new(id, kind, Owner::new(1), PageCount::new(BLOCK_PAGES));
+    let pagemap = |kind, capacity| Pagemap::new(FIRST, kind, Owner::new(1), PageCount::new(capacity));
     let (private, coherent) = (MemoryType::DevicePrivate, MemoryType::DeviceCoherent);
     let wrapped = |change: fn(&mut Wrapped)| {
         let mut device = Wrapped::new(FIRST, "coherent");
@@ -115,13 +115,15 @@ fn a_device_that_contradicts_itself_is_refused_in_one_line() {
         ("begin at a page", wrapped(|device| device.frames_start = Some(VirtAddr::new(!0xfff)))),
         (
             "whole blocks",
-            wrapped(|device| {
-                device.frames_start = None;
-                device.overlay_start = Some(VirtAddr::new(4096));
-            }),
+            Wrapped {
+                pagemap: Some(pagemap(coherent, BLOCK_PAGES + 1)),
+                frames_start: None,
+                overlay_start: Some(VirtAddr::new(4096)),
+                ..Wrapped::new(FIRST, "coherent")
+            },
         ),
-        ("it is private", Wrapped { pagemap: Some(pagemap(FIRST, private)), ..Wrapped::new(FIRST, "coherent") }),
-        ("it is coherent", Wrapped { pagemap: Some(pagemap(FIRST, coherent)), ..Wrapped::new(FIRST, "private") }),
+        ("it is private", Wrapped { pagemap: Some(pagemap(private, BLOCK_PAGES)), ..Wrapped::new(FIRST, "coherent") }),
+        ("it is coherent", Wrapped { pagemap: Some(pagemap(coherent, BLOCK_PAGES)), ..Wrapped::new(FIRST, "private") }),
     ];
     for (why, device) in cases {
         let error = custom(Runtime::builder(), device).start().expect_err(why);

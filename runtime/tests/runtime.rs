@@ -3,36 +3,25 @@
 
 mod common;
 
-use common::Raw;
-use hetmem::{Advice, FaultPath, KeptReason, Mapping, PageOutcome, Request, Residency, Runtime, Target};
-use hetmem_core::units::{ByteLen, DeviceId, PAGE_SIZE, PageCount, PageRange};
-use hetmem_devices::spec::parse_all;
-
-const PRIVATE: DeviceId = DeviceId::new(0);
-const COHERENT: DeviceId = DeviceId::new(1);
-
-fn runtime() -> Runtime {
-    let specs = parse_all(&["private:emulated,size=64M", "coherent:emulated,size=64M"], ByteLen::new(1 << 40)).unwrap();
-    let mut builder = Runtime::builder().sigbus();
-    for spec in specs {
-        builder = builder.device(spec);
-    }
-    builder.start().unwrap()
-}
+use common::{COHERENT, PAGE, PRIVATE, Raw, runtime, to};
+use hetmem::{
+    Advice, ByteLen, DeviceId, FaultPath, KeptReason, Mapping, PAGE_SIZE, PageCount, PageOutcome, PageRange, Request,
+    Residency, Runtime, Target,
+};
 
 fn word(mapping: &Mapping, page: usize) -> *mut u64 {
-    mapping.as_ptr().wrapping_add(page * 4096 + (page % 500) * 8).cast()
+    mapping.as_ptr().wrapping_add(page * PAGE + (page % 500) * 8).cast()
 }
 
 fn fill(mapping: &Mapping) {
-    for page in 0..mapping.len() / 4096 {
+    for page in 0..mapping.len() / PAGE {
         // SAFETY: inside the mapping.
         unsafe { word(mapping, page).write_volatile(page as u64 ^ 0xabcd_ef01) };
     }
 }
 
 fn verify(mapping: &Mapping) {
-    for page in 0..mapping.len() / 4096 {
+    for page in 0..mapping.len() / PAGE {
         // SAFETY: inside the mapping.
         let found = unsafe { word(mapping, page).read_volatile() };
         assert_eq!(found, page as u64 ^ 0xabcd_ef01, "page {page}");
@@ -49,10 +38,6 @@ fn migrate_all(runtime: &Runtime, mapping: &Mapping, device: DeviceId) {
     while left(&runtime.migrate(mapping.range(), to(device))) {
         std::thread::yield_now();
     }
-}
-
-fn to(device: DeviceId) -> Request {
-    Request::all_to(Target::Device(device))
 }
 
 #[test]
@@ -100,14 +85,14 @@ fn holes_read_as_zeros_and_are_kept_as_holes() {
     let runtime = runtime();
     let mapping = runtime.map(ByteLen::new(64 * PAGE_SIZE), FaultPath::Thread).unwrap();
     // SAFETY: inside the mapping.
-    unsafe { mapping.as_ptr().wrapping_add(5 * 4096).write_volatile(7) };
+    unsafe { mapping.as_ptr().wrapping_add(5 * PAGE).write_volatile(7) };
     let outcomes = runtime.migrate(mapping.range(), to(PRIVATE));
     // The mapping prefers huge pages but is too small for one.
     assert_eq!(outcomes.moved(), PageCount::ONE);
     assert_eq!(outcomes.as_slice()[4], PageOutcome::Kept(KeptReason::Hole));
     for page in 0..64 {
         // SAFETY: inside the mapping.
-        let found = unsafe { mapping.as_ptr().wrapping_add(page * 4096).read_volatile() };
+        let found = unsafe { mapping.as_ptr().wrapping_add(page * PAGE).read_volatile() };
         assert_eq!(found, if page == 5 { 7 } else { 0 });
     }
 }
@@ -118,13 +103,13 @@ fn holes_at_the_end_of_a_mapping_are_filled_as_far_as_it_goes() {
     let mapping = runtime.map(ByteLen::new(64 * PAGE_SIZE), FaultPath::Thread).unwrap();
     // SAFETY: inside the mapping.
     unsafe { mapping.as_ptr().write_volatile(7) };
-    let half = mapping.as_ptr().wrapping_add(32 * 4096);
+    let half = mapping.as_ptr().wrapping_add(32 * PAGE);
     // SAFETY: the second half of the mapping, which holds no reference of anybody's.
-    unsafe { rustix::mm::mprotect(half.cast(), 32 * 4096, rustix::mm::MprotectFlags::READ) }.unwrap();
+    unsafe { rustix::mm::mprotect(half.cast(), 32 * PAGE, rustix::mm::MprotectFlags::READ) }.unwrap();
     assert_eq!(runtime.migrate(mapping.range(), to(PRIVATE)).moved(), PageCount::ONE);
     for page in (1..64).rev() {
         // SAFETY: inside the mapping.
-        let found = unsafe { mapping.as_ptr().wrapping_add(page * 4096).read_volatile() };
+        let found = unsafe { mapping.as_ptr().wrapping_add(page * PAGE).read_volatile() };
         assert_eq!(found, 0);
     }
     // SAFETY: inside the mapping.
@@ -152,7 +137,7 @@ fn locked_pages_are_kept_as_locked() {
     let mapping = runtime.map(ByteLen::new(8 * PAGE_SIZE), FaultPath::Thread).unwrap();
     fill(&mapping);
     // SAFETY: the test's own memory, which keeps its contents.
-    let locked = unsafe { libc::mlock(mapping.as_ptr().wrapping_add(2 * 4096).cast(), 3 * 4096) };
+    let locked = unsafe { libc::mlock(mapping.as_ptr().wrapping_add(2 * PAGE).cast(), 3 * PAGE) };
     assert_eq!(locked, 0, "three pages can be locked: {}", std::io::Error::last_os_error());
     let outcomes = runtime.migrate(mapping.range(), to(PRIVATE));
     assert_eq!((outcomes.kept(KeptReason::Locked).get(), outcomes.moved().get()), (3, 5), "{outcomes:?}");
@@ -252,8 +237,7 @@ fn pages_follow_a_mapping_that_moves_while_they_come_home() {
 
 #[test]
 fn a_full_device_keeps_what_does_not_fit() {
-    let specs = parse_all(&["private:emulated,size=64K"], ByteLen::new(1 << 40)).unwrap();
-    let runtime = Runtime::builder().device(specs[0].clone()).start().unwrap();
+    let runtime = Runtime::builder().device("private:emulated,size=64K".parse().unwrap()).start().unwrap();
     let mapping = runtime.map(ByteLen::new(32 * PAGE_SIZE), FaultPath::Thread).unwrap();
     fill(&mapping);
     let outcomes = runtime.migrate(mapping.range(), to(PRIVATE));
@@ -273,7 +257,7 @@ fn dropped_pages_read_as_zeros_and_free_their_frames() {
         unsafe { hetmem_sys::mapping::discard(mapping.range()) }.unwrap();
         assert!(runtime.residency(mapping.range()).iter().all(|r| *r == Residency::System));
         runtime.check();
-        for page in 0..mapping.len() / 4096 {
+        for page in 0..mapping.len() / PAGE {
             // SAFETY: inside the mapping.
             assert_eq!(unsafe { word(&mapping, page).read_volatile() }, 0);
         }
@@ -294,7 +278,7 @@ fn many_threads_on_the_same_pages_see_every_write() {
                         for page in 0..1024 {
                             // SAFETY: inside the mapping, as an atomic word.
                             let word = unsafe {
-                                &*std::ptr::with_exposed_provenance::<std::sync::atomic::AtomicU64>(base + page * 4096)
+                                &*std::ptr::with_exposed_provenance::<std::sync::atomic::AtomicU64>(base + page * PAGE)
                             };
                             word.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
                         }
@@ -312,7 +296,7 @@ fn many_threads_on_the_same_pages_see_every_write() {
     });
     for page in 0..1024 {
         // SAFETY: inside the mapping.
-        let found = unsafe { std::ptr::with_exposed_provenance::<u64>(base + page * 4096).read_volatile() };
+        let found = unsafe { std::ptr::with_exposed_provenance::<u64>(base + page * PAGE).read_volatile() };
         assert_eq!(found, 4 * rounds, "page {page}");
     }
     runtime.check();

@@ -147,7 +147,7 @@ impl Node {
     }
 
     /// Moves those of `pages` that are of another node to this one (`move_pages(2)`), as far as it has room; pages that are not there are
-    /// passed over. What became of them is seen by [`nodes_of`].
+    /// passed over. What became of them is seen when it is asked where they are.
     pub fn bring(self, pages: &[VirtAddr]) -> Result<(), Errno> {
         for chunk in pages.chunks(CHUNK) {
             move_pages(chunk.iter().copied(), Some(self), &mut [0; CHUNK])?;

@@ -53,12 +53,6 @@ fn split(text: &str) -> Result<(u64, &str), QuantityError> {
 
 /// Reads a size: bytes, or a number with `K`, `M`, `G` or `T` (also `k`, `KiB` and so on), in powers of 1024.
 ///
-/// ```
-/// use hetmem_devices::spec::quantity;
-/// assert_eq!(quantity::size("256M").unwrap().get(), 256 << 20);
-/// assert!(quantity::size("256MB").is_err());
-/// ```
-///
 /// # Errors
 ///
 /// If the text is no whole number with such a unit, or doesn't fit into 64 bits.

@@ -1,8 +1,8 @@
 //! `hetmem_runtime`: a runtime that C holds, and its devices.
 //!
-//! The runtime lives until its handle and the handles of all its mappings are gone, in whichever order, as a [`Runtime`] does. In a forked child neither it nor
-//! its handler thread exists, and what is left of it there names the *parent's* memory: so each function looks whose process it is
-//! in, and in a child the handles are good for nothing but to be freed, which does nothing.
+//! The runtime lives until its handle and the handles of all its mappings are gone, in whichever order, as a [`Runtime`] does. In a forked child
+//! neither it nor its handler thread exists, and what is left of it there names the *parent's* memory: so each function looks whose process it is in,
+//! and in a child the handles are good for nothing but to be freed, which does nothing.
 #![expect(unsafe_code, reason = "exports C functions")]
 
 use std::ffi::c_char;

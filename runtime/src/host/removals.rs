@@ -98,10 +98,10 @@ impl Removals {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use hetmem_core::units::{PageCount, VirtAddr};
+    use hetmem_core::units::{PAGE_SIZE, PageCount, VirtAddr};
 
     fn range(page: u64) -> PageRange {
-        PageRange::new(VirtAddr::new(page * 4096), PageCount::ONE).unwrap()
+        PageRange::new(VirtAddr::new(page * PAGE_SIZE), PageCount::ONE).unwrap()
     }
 
     /// With returns of its own.

@@ -16,7 +16,7 @@ use hetmem_core::mirror::{Place, RangeFault, Want};
 use hetmem_core::physmap::Owner;
 use hetmem_core::run_set::FrameRun;
 use hetmem_core::slot::Frame;
-use hetmem_core::units::{BLOCK_PAGES, ByteLen, DeviceId, FrameIndex, PageCount, PageRange, VirtAddr};
+use hetmem_core::units::{BLOCK_PAGES, BLOCK_SIZE, ByteLen, DeviceId, FrameIndex, PageCount, PageRange, VirtAddr};
 use hetmem_devices::DaxStore;
 use hetmem_devices::spec::DeviceSpec;
 use hetmem_sys::dax::DaxDevice;
@@ -27,7 +27,6 @@ const LAID: DeviceId = DeviceId::new(0);
 const PRIVATE: DeviceId = DeviceId::new(1);
 const COHERENT: DeviceId = DeviceId::new(2);
 const BLOCKS: u64 = 8;
-const BLOCK_BYTES: u64 = BLOCK_PAGES * 4096;
 
 /// A fork brings the blocks of all runtimes of the process home, those of other tests, too.
 static FORKS: RwLock<()> = RwLock::new(());
@@ -42,7 +41,7 @@ struct Scene {
 }
 
 fn scene_on(device: &DaxDevice, name: &str, keeps: (Option<OwnedFd>, Option<MutexGuard<'static, ()>>)) -> Scene {
-    let size = BLOCKS * BLOCK_BYTES;
+    let size = BLOCKS * BLOCK_SIZE;
     let spec: DeviceSpec = format!("coherent:dax={},size={size}", device.path).parse().unwrap();
     let store = DaxStore::on(LAID, Owner::new(1), &spec, device).unwrap();
     // SAFETY: one of hetmem's own devices.
@@ -59,11 +58,11 @@ fn scenes() -> Vec<Scene> {
     static NUMBER: AtomicU64 = AtomicU64::new(0);
     let name = format!("plays-a-dax-device-{}.", NUMBER.fetch_add(1, Relaxed));
     let file = rustix::fs::memfd_create(name.as_str(), rustix::fs::MemfdFlags::CLOEXEC).unwrap();
-    rustix::fs::ftruncate(&file, BLOCKS * BLOCK_BYTES).unwrap();
+    rustix::fs::ftruncate(&file, BLOCKS * BLOCK_SIZE).unwrap();
     let stand_in = DaxDevice {
         path: format!("/proc/self/fd/{}", file.as_raw_fd()),
-        size: ByteLen::new(BLOCKS * BLOCK_BYTES),
-        align: ByteLen::new(BLOCK_BYTES),
+        size: ByteLen::new(BLOCKS * BLOCK_SIZE),
+        align: ByteLen::new(BLOCK_SIZE),
     };
     let mut scenes = vec![scene_on(&stand_in, &name, (Some(file), None))];
     let real = hetmem_sys::probe::Capabilities::probe().devdax;
@@ -88,7 +87,7 @@ fn skip_the_real_device() {
 
 impl Scene {
     fn map(&self, pages: u64, path: FaultPath) -> Mapping {
-        self.runtime.map(ByteLen::new(pages * 4096), path).unwrap()
+        self.runtime.map(PageCount::new(pages).bytes(), path).unwrap()
     }
 
     /// How many blocks of `range` are the device's memory.

@@ -1,13 +1,17 @@
 //! What the tests of mirrors and accelerators have in common.
 #![allow(dead_code, reason = "each test uses a part")]
 
-use hetmem::{FaultPath, Mapping, Request, Runtime, Target};
-use hetmem_core::units::{ByteLen, DeviceId, PAGE_SIZE, PageCount, PageRange, VirtAddr};
-use hetmem_devices::spec::parse_all;
+use hetmem::{
+    BLOCK_PAGES, BLOCK_SIZE, ByteLen, DeviceId, DeviceSpec, FaultPath, Mapping, PAGE_SIZE, PageCount, PageRange,
+    Request, Runtime, Target, VirtAddr,
+};
 use hetmem_sys::pagemap::{Categories, PagemapScanner, Region, ScanQuery};
 
 pub(crate) const PRIVATE: DeviceId = DeviceId::new(0);
 pub(crate) const COHERENT: DeviceId = DeviceId::new(1);
+/// The page, in bytes and in words.
+pub(crate) const PAGE: usize = ByteLen::new(PAGE_SIZE).as_usize();
+pub(crate) const WORDS: usize = PAGE / 8;
 
 pub(crate) fn runtime() -> Runtime {
     builder().start().unwrap()
@@ -15,7 +19,8 @@ pub(crate) fn runtime() -> Runtime {
 
 /// A private and a coherent device.
 pub(crate) fn builder() -> hetmem::Builder {
-    let specs = parse_all(&["private:emulated,size=64M", "coherent:emulated,size=64M"], ByteLen::new(1 << 40)).unwrap();
+    let specs =
+        ["private:emulated,size=64M", "coherent:emulated,size=64M"].map(|spec| spec.parse::<DeviceSpec>().unwrap());
     specs.into_iter().fold(Runtime::builder().sigbus(), hetmem::Builder::device)
 }
 
@@ -72,14 +77,14 @@ fn content(page: usize) -> u64 {
 
 pub(crate) fn fill(mapping: &Mapping) {
     use std::sync::atomic::Ordering::Relaxed;
-    mapping.words().chunks(512).enumerate().for_each(|(i, page)| page[i % 512].store(content(i), Relaxed));
+    mapping.words().chunks(WORDS).enumerate().for_each(|(i, page)| page[i % WORDS].store(content(i), Relaxed));
 }
 
 /// The first page that is not what [`fill`] wrote.
 pub(crate) fn wrong_page(mapping: &Mapping) -> Option<usize> {
     use std::sync::atomic::Ordering::Relaxed;
-    let mut pages = mapping.words().chunks(512).enumerate();
-    pages.find(|(i, page)| page[i % 512].load(Relaxed) != content(*i)).map(|(i, _)| i)
+    let mut pages = mapping.words().chunks(WORDS).enumerate();
+    pages.find(|(i, page)| page[i % WORDS].load(Relaxed) != content(*i)).map(|(i, _)| i)
 }
 
 pub(crate) fn verify(mapping: &Mapping) {
@@ -112,7 +117,7 @@ impl Raw {
     fn far(pages: u64) -> *mut libc::c_void {
         use std::sync::atomic::{AtomicU64, Ordering};
         static NEXT: AtomicU64 = AtomicU64::new(1 << 36);
-        let bytes = (pages * PAGE_SIZE).next_multiple_of(2 << 20);
+        let bytes = (pages * PAGE_SIZE).next_multiple_of(BLOCK_SIZE);
         let start = NEXT.fetch_add(bytes + (32 << 20), Ordering::Relaxed);
         std::ptr::with_exposed_provenance_mut(usize::try_from(start).unwrap())
     }
@@ -155,7 +160,7 @@ impl Raw {
 
     /// A whole huge page, if the kernel gives one.
     pub(crate) fn huge() -> Option<Self> {
-        let memory = Self::aligned(512);
+        let memory = Self::aligned(BLOCK_PAGES);
         memory.advise(libc::MADV_HUGEPAGE);
         // SAFETY: inside the mapping.
         unsafe { memory.pointer(0).write_volatile(1) };

@@ -8,7 +8,7 @@ use hetmem::accelerator::{Accelerator, InPlace, Options};
 use hetmem::{FaultPath, Mapping, Runtime};
 use hetmem_core::units::{DeviceId, PageCount, PageRange, VirtAddr};
 
-use crate::common::{map, runtime};
+use crate::common::{WORDS, map, runtime};
 
 pub(crate) fn accelerator(runtime: &Runtime, device: DeviceId, range: PageRange, in_place: InPlace) -> Accelerator {
     // SAFETY: the tests' kernels use memory that the tests mapped for them, and what is done to it is what is tested.
@@ -81,14 +81,14 @@ pub(crate) fn counting(
             }
             scope.spawn(|| {
                 for i in 0..COUNTERS * ROUNDS {
-                    mapping.words()[i % COUNTERS * 512].fetch_add(1, Relaxed);
+                    mapping.words()[i % COUNTERS * WORDS].fetch_add(1, Relaxed);
                 }
             });
         });
     });
     let expected = (ROUNDS * (devices.len() + 1)) as u64;
     for i in 0..COUNTERS {
-        assert_eq!(mapping.words()[i * 512].load(Relaxed), expected, "counter {i}");
+        assert_eq!(mapping.words()[i * WORDS].load(Relaxed), expected, "counter {i}");
     }
     drop(accelerators);
     runtime.check();

@@ -122,8 +122,9 @@ impl Crowd {
         let access = rustix::mm::ProtFlags::empty();
         let flags = rustix::mm::MapFlags::PRIVATE | rustix::mm::MapFlags::NORESERVE;
         // SAFETY: without MAP_FIXED the kernel chooses a range that nothing uses.
-        let start = unsafe { rustix::mm::mmap_anonymous(std::ptr::null_mut(), pages.as_usize() * 4096, access, flags) }
-            .unwrap();
+        let start =
+            unsafe { rustix::mm::mmap_anonymous(std::ptr::null_mut(), pages.bytes().as_usize(), access, flags) }
+                .unwrap();
         let start = VirtAddr::new(start.expose_provenance() as u64);
         let mut crowd = Self { pages: PageRange::new(start, pages).unwrap(), split: 0 };
         crowd.grow();
@@ -134,7 +135,7 @@ impl Crowd {
         let at = self.pages.start().add_pages(PageCount::new(page)).get();
         let at = std::ptr::with_exposed_provenance_mut(usize::try_from(at).unwrap());
         // SAFETY: memory of the test's own, which nobody touches.
-        unsafe { rustix::mm::mprotect(at, 4096, access) }.is_ok()
+        unsafe { rustix::mm::mprotect(at, PageCount::ONE.bytes().as_usize(), access) }.is_ok()
     }
 
     /// Makes mappings of every second page until there may be no more.
