@@ -8,10 +8,9 @@
 //!        parent   the gate opens
 //!        child    nothing is open; what the parent had is forgotten, not dropped; the gate opens
 //! ```
-#![expect(unsafe_code, reason = "signal masks, and what is kept over a fork")]
+#![expect(unsafe_code, reason = "what is kept over a fork")]
 
 use std::ffi::c_int;
-use std::mem::MaybeUninit;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Weak};
 
@@ -20,6 +19,7 @@ use hetmem_core::sync::{Condvar, Mutex, MutexGuard, lock};
 use hetmem_core::units::PageRange;
 use hetmem_interpose::fork::Handlers;
 use hetmem_sys::errno::Errno;
+use hetmem_sys::process::SignalMask;
 use hetmem_sys::thread::current_tid;
 use rustix::fd::OwnedFd;
 use rustix::fs::OFlags;
@@ -86,24 +86,17 @@ pub(crate) fn is_open(fd: c_int) -> bool {
 }
 
 /// The calling thread's signals, blocked until this is dropped.
-struct Blocked(libc::sigset_t);
+struct Blocked(SignalMask);
 
 impl Blocked {
     fn all() -> Self {
-        let (mut all, mut before) = (MaybeUninit::uninit(), MaybeUninit::uninit());
-        // SAFETY: writes the set.
-        unsafe { libc::sigfillset(all.as_mut_ptr()) };
-        // SAFETY: reads the set that was filled, and writes the old one; it can't fail with these arguments.
-        unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, all.as_ptr(), before.as_mut_ptr()) };
-        // SAFETY: written above.
-        Self(unsafe { before.assume_init() })
+        Self(SignalMask::block_all())
     }
 }
 
 impl Drop for Blocked {
     fn drop(&mut self) {
-        // SAFETY: reads the set.
-        unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const self.0, std::ptr::null_mut()) };
+        self.0.restore();
     }
 }
 

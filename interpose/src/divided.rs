@@ -1,4 +1,4 @@
-//! `mremap(2)` of a range that the kernel holds as several mappings, as a registration divides it: the call is made again with the registrations ended.
+//! `mremap(2)` of a range that the kernel holds as several mappings, as a registration divides it: the call is made again with that ended.
 //!
 //! Ending the registrations doesn't always make one mapping of them again: where pages came in meanwhile, each has an `anon_vma` of its
 //! own, and the kernel joins no two of these (`mm/vma.c`, `is_mergeable_anon_vma`). The program knows of one mapping, so its call is made
@@ -69,14 +69,18 @@ impl Pieces {
 
 /// A call of `mremap(2)`, as the program makes it.
 #[derive(Clone, Copy)]
-#[expect(missing_docs, reason = "the function's arguments")]
 pub struct Call {
     /// The C library's function.
     pub next: MremapFn,
+    /// Where the range begins.
     pub old: *mut c_void,
+    /// How many bytes it has.
     pub old_size: usize,
+    /// How many it is to have.
     pub new_size: usize,
+    /// `MREMAP_MAYMOVE` and so on.
     pub flags: c_int,
+    /// Where it is to go, with `MREMAP_FIXED`.
     pub new: *mut c_void,
 }
 
@@ -91,8 +95,9 @@ impl Call {
         unsafe { (self.next)(self.old, self.old_size, self.new_size, self.flags, self.new) }
     }
 
-    /// Makes it as if no registration divided the range: `undivided` runs what it is given, once, while everything in the range is home and registered
-    /// nowhere. The result is the call's, with `errno` set on failure. `last_word` tells the user why the program is stopped, should a mapping be lost half-way.
+    /// Makes it as if no registration divided the range: `undivided` runs what it is given, once, while everything in the range is home and
+    /// registered nowhere. The result is the call's, with `errno` set on failure. `last_word` tells the user why the program is stopped, should a
+    /// mapping be lost half-way.
     ///
     /// # Safety
     ///

@@ -51,14 +51,14 @@ impl Next {
     }
 }
 
-/// The function behind the one of this name, which stands in front of it and gives it its type: in `setns` that is `next!(setns(_, _))`, with a `_` for
-/// each argument.
+/// The function behind the one of this name, which stands in front of it and gives it its type: in `setns` that is `next!(setns(_, _))`, with a
+/// `_` for each argument.
 #[macro_export]
 macro_rules! next {
     ($name:ident($($argument:ty),*)) => {{
         static NEXT: $crate::next::Next = $crate::next::Next::new($crate::next::symbol(concat!(stringify!($name), "\0")));
         let in_front: unsafe extern "C-unwind" fn($($argument),*) -> _ = $name;
-        // SAFETY: whoever calls it by its name finds the one or the other. Arguments that the program does not pass are passed on, and not looked at.
+        // SAFETY: whoever calls it by its name finds the one or the other. Arguments that the program does not pass are not looked at.
         unsafe { NEXT.like(in_front) }
     }};
 }
