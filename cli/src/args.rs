@@ -5,8 +5,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 use hetmem::agent::config::PolicyName;
+use hetmem_core::quantity;
 use hetmem_core::units::ByteLen;
-use hetmem_devices::spec::quantity;
 
 use crate::{bench, topology};
 

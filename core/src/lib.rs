@@ -16,6 +16,7 @@ pub mod physmap;
 pub mod policy;
 pub mod pool;
 pub mod port;
+pub mod quantity;
 pub mod range_map;
 pub mod run_set;
 pub mod slot;

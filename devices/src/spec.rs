@@ -21,7 +21,6 @@
 //! itself, which is how specs travel to the agent.
 
 mod backend;
-pub mod quantity;
 
 use std::fmt;
 use std::num::NonZeroU64;
@@ -29,12 +28,12 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use hetmem_core::physmap::MemoryType;
+use hetmem_core::quantity::{self, Exact, QuantityError};
 use hetmem_core::stats::MAX_DEVICES;
 use hetmem_core::units::{ByteLen, PAGE_SIZE};
 use thiserror::Error;
 
 pub use backend::{Backend, HostProblem};
-use quantity::{Exact, QuantityError};
 
 /// A device's capacity when its spec gives none and memory is no concern.
 pub const DEFAULT_SIZE: ByteLen = ByteLen::new(1 << 30);

@@ -8,8 +8,9 @@ use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use hetmem_core::quantity;
 use hetmem_core::units::ByteLen;
-use hetmem_devices::spec::{DeviceSpec, SpecError, quantity};
+use hetmem_devices::spec::{DeviceSpec, SpecError};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 

@@ -7,7 +7,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use hetmem_core::units::ByteLen;
+use crate::units::ByteLen;
 use thiserror::Error;
 
 /// Why a text is no size, rate or duration.
@@ -54,7 +54,7 @@ fn split(text: &str) -> Result<(u64, &str), QuantityError> {
 /// Reads a size: bytes, or a number with `K`, `M`, `G` or `T` (also `k`, `KiB` and so on), in powers of 1024.
 ///
 /// ```
-/// use hetmem_devices::spec::quantity;
+/// use hetmem_core::quantity;
 /// assert_eq!(quantity::size("256M").unwrap().get(), 256 << 20);
 /// assert!(quantity::size("256MB").is_err());
 /// ```
