@@ -7,6 +7,7 @@ pub mod engine;
 pub mod events;
 pub mod fault;
 pub mod frame;
+pub mod heat;
 pub mod migrate;
 pub mod mirror;
 pub mod notifier;

@@ -2,7 +2,8 @@
 //!
 //! A policy is shown what there is and says what to do next; only migration acts. None of them knows an operating system or a clock.
 
-use crate::units::{BLOCK_PAGES, PageCount, PageRange};
+use crate::heat::CHUNK_PAGES;
+use crate::units::{PageCount, PageRange};
 
 /// A small generator of random numbers (SplitMix64, by G. Steele, D. Lea and C. Flood), for choices that only need to be
 /// various and repeatable.
@@ -77,13 +78,10 @@ pub struct Clock {
     hand: u64,
 }
 
-/// The chunk that the hand of [`Clock`] moves by (256 KiB): one of the eight whose touches a block remembers.
-pub const CLOCK_PAGES: u64 = BLOCK_PAGES / 8;
-
 impl Clock {
     /// The next chunk under the hand; `None` if there is no page. `ranges` are in order of address.
     pub fn next(&mut self, ranges: &[PageRange]) -> Option<PageRange> {
-        let chunk_bytes = CLOCK_PAGES * 4096;
+        let chunk_bytes = CHUNK_PAGES * 4096;
         let under = ranges.iter().find(|r| r.end().get() > self.hand).or_else(|| {
             self.hand = 0;
             ranges.iter().find(|r| !r.is_empty())
@@ -134,7 +132,7 @@ mod tests {
         let mut pages = Vec::new();
         while pages.len() < 170 {
             let chunk = clock.next(&ranges).unwrap();
-            assert!(chunk.pages().get() <= CLOCK_PAGES && !chunk.is_empty());
+            assert!(chunk.pages().get() <= CHUNK_PAGES && !chunk.is_empty());
             pages.extend(chunk.iter());
         }
         let expected: Vec<_> = ranges.iter().flat_map(|r| r.iter()).collect();

@@ -481,7 +481,7 @@ impl<'a> Worker<'a> {
         while surplus > 0 && chunks > 0 {
             chunks -= 1;
             let Some(chunk) = clock.next(&self.ranges) else { break };
-            if is_warm(self.inner, chunk) {
+            if self.inner.engine.space.take_warmth(chunk) {
                 continue;
             }
             let moved = evict(self.inner, chunk);
@@ -509,14 +509,6 @@ fn residency(inner: &Inner, range: PageRange) -> Vec<u8> {
 
 fn device_at(choice: u64, devices: u64) -> Option<DeviceId> {
     (choice < devices).then(|| DeviceId::new(u8::try_from(choice).unwrap_or(u8::MAX)))
-}
-
-/// Whether a touch brought something of `chunk` home since this was asked last: then it has another chance.
-fn is_warm(inner: &Inner, chunk: PageRange) -> bool {
-    inner.engine.space.existing_block(chunk.start().block()).is_some_and(|block| {
-        let index = chunk.start().index_in_block();
-        block.lock().take_touched(index)
-    })
 }
 
 /// Moves the system pages of `chunk` to the device that is preferred there, or to the first that has room.
