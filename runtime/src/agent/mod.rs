@@ -20,6 +20,7 @@ mod adopt;
 mod calls;
 pub mod config;
 mod ends;
+mod executor;
 pub mod ledger;
 mod pace;
 mod removal;

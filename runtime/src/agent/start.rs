@@ -30,6 +30,7 @@ use std::ptr;
 use std::sync::atomic::{AtomicI32, AtomicPtr, AtomicU32, AtomicU64, Ordering};
 
 use hetmem_core::engine::CountersAt;
+use hetmem_core::policy::PolicySpec;
 use hetmem_core::sync::{Condvar, Mutex, lock};
 use hetmem_core::units::{PageCount, PageRange};
 use hetmem_devices::spec::Backend;
@@ -42,7 +43,7 @@ use hetmem_sys::thread::{
     unshare_directories, unshare_files, unused_id,
 };
 
-use super::config::{Config, Policy};
+use super::config::Config;
 use super::ends;
 use super::ledger::Ledger;
 use super::removal::thread_is_known;
@@ -62,7 +63,7 @@ pub(super) struct Agent {
     pub(super) inner: Inner,
     pub(super) mailbox: Mailbox,
     pub(super) stacks: Stacks,
-    pub(super) policy: Policy,
+    pub(super) policy: PolicySpec,
     pub(super) memory: MemoryUse,
     /// The user and group that its threads become.
     id: u32,
@@ -394,7 +395,7 @@ fn prepare(startup: &Startup) -> Result<&'static Agent, String> {
         inner,
         mailbox,
         stacks,
-        policy: config.policy,
+        policy: config.policy.clone(),
         memory,
         id: unused_id(),
         dumpable: is_dumpable(),

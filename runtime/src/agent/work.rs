@@ -3,23 +3,20 @@
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
 
-use hetmem_core::migrate::{Request, Select, Target};
-use hetmem_core::outcome::KeptReason;
-use hetmem_core::policy::{Chaos, Clock};
+use hetmem_core::migrate::{Request, Target};
+use hetmem_core::policy::Signs;
 use hetmem_core::port::Host;
 use hetmem_core::sync::{Condvar, Mutex, MutexGuard, lock};
-use hetmem_core::units::{BlockNo, ByteLen, DeviceId, PageCount, PageRange, VirtAddr};
+use hetmem_core::units::{BlockNo, PageCount, PageRange, VirtAddr};
 use hetmem_sys::thread::thread_exists;
 
 use super::adopt;
-use super::config::Policy;
+use super::executor::{Executor, Pace};
 use super::pace::{Nap, Paced};
 use super::start::Agent;
 use crate::inner::Inner;
 use crate::service::MEMORY_PATIENCE;
 
-/// Steps of chaos between two looks at the program's mappings.
-const STEPS_A_LOOK: u32 = 32;
 /// How long to wait, in nanoseconds, before pages that did not come home are asked again.
 const ASK_AGAIN_AFTER: u32 = 100_000;
 /// The agent's threads.
@@ -200,9 +197,7 @@ pub(super) fn run(agent: &Agent) -> Departure {
             }
             worker.look();
         }
-        worker.steps = worker.steps.wrapping_add(1);
-        if worker.step() == Pace::Rest {
-            worker.steps = 0;
+        if worker.executor.step(|| !agent.mailbox.is_empty()) == Pace::Rest {
             if let Some(status) = agent.inner.engine.host.tasks.ended_but(OWN_THREADS) {
                 return Departure::Alone(status);
             }
@@ -211,120 +206,56 @@ pub(super) fn run(agent: &Agent) -> Departure {
     }
 }
 
-/// Whether there is more to do at once.
-#[derive(PartialEq, Eq)]
-enum Pace {
-    GoOn,
-    Rest,
-}
-
-enum Act {
-    Manual,
-    Limit { clock: Clock, limit: ByteLen },
-    Chaos(Chaos),
-}
-
-impl Act {
-    fn new(policy: Policy) -> Self {
-        match policy {
-            Policy::Manual => Self::Manual,
-            Policy::Limit { system_limit } => Self::Limit { clock: Clock::default(), limit: system_limit },
-            Policy::Chaos { seed } => Self::Chaos(Chaos::new(seed)),
-        }
-    }
-}
-
 struct Worker<'a> {
     agent: &'a Agent,
     inner: &'a Inner,
-    ranges: Vec<PageRange>,
+    executor: Executor<'a>,
     /// Ranges that the program wants to itself.
     kept_alone: Vec<PageRange>,
-    act: Act,
-    steps: u32,
     /// Up to where the books were compared with where pages are.
     audited: Option<BlockNo>,
     looks: Paced,
-    counts: Paced,
     nap: Nap,
     /// Whether the program has done something lately.
     busy: bool,
     last: Signs,
-    counted: Option<Counted>,
-    /// What the program showed when nothing of it could leave.
-    futile: Option<Signs>,
-}
-
-/// By what it shows that a program does something.
-#[derive(Clone, Copy, PartialEq, Eq, Default)]
-struct Signs {
-    /// Anonymous memory of the process, hetmem's included.
-    anonymous: PageCount,
-    /// Pages that came home.
-    home: u64,
-    faults: u64,
-}
-
-/// A count of the pages in system memory.
-#[derive(Clone, Copy)]
-struct Counted {
-    resident: PageCount,
-    signs: Signs,
-    /// Whether nothing moved since.
-    exact: bool,
 }
 
 impl<'a> Worker<'a> {
     fn new(agent: &'a Agent) -> Self {
+        let policy = agent.policy.make().expect("a configuration that was read has a policy that can be made");
         Self {
             agent,
             inner: &agent.inner,
-            ranges: Vec::new(),
+            executor: Executor::new(policy, &agent.inner, &agent.memory),
             kept_alone: Vec::new(),
-            act: Act::new(agent.policy),
-            steps: 0,
             audited: None,
             looks: Paced::new(),
-            counts: Paced::new(),
             nap: Nap::new(),
             busy: true,
             last: Signs::default(),
-            counted: None,
-            futile: None,
         }
     }
 
     fn is_time_to_look(&self) -> bool {
-        match self.act {
-            Act::Chaos(_) => self.steps.is_multiple_of(STEPS_A_LOOK),
-            Act::Manual | Act::Limit { .. } => self.looks.is_due(Instant::now(), self.busy),
-        }
+        self.executor.wants_a_look().unwrap_or_else(|| self.looks.is_due(Instant::now(), self.busy))
     }
 
     fn look(&mut self) {
         let (inner, kept_alone) = (self.inner, &self.kept_alone);
         self.agent.stacks.prune(inner);
-        self.ranges = self.looks.run(|| {
+        let ranges = self.looks.run(|| {
             let ranges = adopt::refresh(inner);
             kept_alone.iter().for_each(|alone| inner.engine.space.remove_region(*alone));
             ranges
         });
+        self.executor.set_ranges(ranges);
         self.inner.release_idle();
         self.audited = self.inner.engine.audit(self.audited);
     }
 
-    fn signs(&self) -> Signs {
-        let counters = &self.inner.engine.counters;
-        Signs {
-            // An answer that can't be had is no sign.
-            anonymous: self.agent.memory.anonymous().unwrap_or(self.last.anonymous),
-            home: counters.pages_migrated_to_system.load(Relaxed),
-            faults: counters.cpu_faults.load(Relaxed),
-        }
-    }
-
     fn rest(&mut self) {
-        let signs = self.signs();
+        let signs = self.executor.signs();
         self.busy = signs != self.last;
         self.last = signs;
         let nap = self.nap.next(self.busy);
@@ -430,73 +361,6 @@ impl<'a> Worker<'a> {
         }
         true
     }
-
-    fn step(&mut self) -> Pace {
-        let devices = self.inner.engine.devices().len() as u64;
-        match &mut self.act {
-            Act::Manual => Pace::Rest,
-            Act::Chaos(chaos) => {
-                let Some((chunk, choice)) = chaos.next(&self.ranges, devices + 1) else { return Pace::Rest };
-                let target = device_at(choice, devices).map_or(Target::System, Target::Device);
-                self.inner.migrate(&[chunk], Request::all_to(target));
-                Pace::GoOn
-            }
-            Act::Limit { limit, .. } => {
-                let limit = *limit;
-                self.keep_to(limit)
-            }
-        }
-    }
-
-    /// How many pages are in system memory: the last count, and what has come since. Never more than there are.
-    fn estimate(&self, signs: Signs) -> PageCount {
-        let Some(counted) = self.counted else { return signs.anonymous };
-        let came = signs.home.saturating_sub(counted.signs.home);
-        // The counters are where the program can write.
-        let now = (counted.resident + signs.anonymous).get().saturating_add(came);
-        PageCount::new(now.saturating_sub(counted.signs.anonymous.get())).min(signs.anonymous)
-    }
-
-    /// Evicts what is above the limit, chunk by chunk.
-    fn keep_to(&mut self, limit: ByteLen) -> Pace {
-        let signs = self.signs();
-        // What was counted is an estimate from the next thing on that the program does, and what it did while pages left is not known at all.
-        let is_exact = self.counted.is_some_and(|counted| counted.exact && counted.signs == signs);
-        let may_exceed = signs.anonymous.bytes() > limit;
-        if may_exceed && !is_exact && self.counts.is_due(Instant::now(), true) {
-            let (inner, ranges) = (self.inner, &self.ranges);
-            let resident = self.counts.run(|| inner.resident(ranges));
-            self.counted = Some(Counted { resident, signs, exact: true });
-        }
-        // What can't leave is not asked again while nothing happens: the devices are full, or pages are kept.
-        if self.estimate(signs).bytes() <= limit || self.futile == Some(signs) {
-            return Pace::Rest;
-        }
-        let resident = self.estimate(signs);
-        let mut surplus = resident.bytes().get().saturating_sub(limit.get());
-        let mut moved_out = PageCount::ZERO;
-        // Twice round, at most: the second chance of each chunk is over then.
-        let mut chunks = self.ranges.iter().map(|r| r.pages().get() / 64 + 2).sum::<u64>() * 2;
-        let Act::Limit { clock, .. } = &mut self.act else { return Pace::Rest };
-        while surplus > 0 && chunks > 0 {
-            chunks -= 1;
-            let Some(chunk) = clock.next(&self.ranges) else { break };
-            if self.inner.engine.space.take_warmth(chunk) {
-                continue;
-            }
-            let moved = evict(self.inner, chunk);
-            moved_out += moved;
-            surplus = surplus.saturating_sub(moved.bytes().get());
-            // Who forks, or asks for anything else, does not wait until all is done.
-            if !self.agent.mailbox.is_empty() {
-                break;
-            }
-        }
-        self.futile = (surplus > 0 && chunks == 0 && moved_out.is_zero()).then_some(signs);
-        let resident = resident - moved_out.min(resident);
-        self.counted = Some(Counted { resident, signs: self.signs(), exact: moved_out.is_zero() && is_exact });
-        if surplus > 0 && !moved_out.is_zero() { Pace::GoOn } else { Pace::Rest }
-    }
 }
 
 /// What the kernel says of the pages of `range`, and of those that are away what it would say. With the gate held alone nothing is on its way.
@@ -505,29 +369,4 @@ fn residency(inner: &Inner, range: PageRange) -> Vec<u8> {
     let Ok(mut seen) = hetmem_sys::mapping::resident(range) else { return Vec::new() };
     inner.engine.each_away(range, |page| seen[page.start().pages_since(range.start()).as_usize()] |= 1);
     seen
-}
-
-fn device_at(choice: u64, devices: u64) -> Option<DeviceId> {
-    (choice < devices).then(|| DeviceId::new(u8::try_from(choice).unwrap_or(u8::MAX)))
-}
-
-/// Moves the system pages of `chunk` to the device that is preferred there, or to the first that has room.
-fn evict(inner: &Inner, chunk: PageRange) -> PageCount {
-    let preferred = inner.engine.space.region_at(chunk.start()).and_then(|(_, region)| region.preferred);
-    let all = (0..inner.engine.devices().len()).map(|i| DeviceId::new(u8::try_from(i).unwrap_or(u8::MAX)));
-    let mut moved = PageCount::ZERO;
-    for device in preferred.into_iter().chain(all) {
-        let frames = inner.engine.device(device).map(|d| &d.pagemap().frames);
-        if frames.is_none_or(|frames| frames.used() == frames.capacity()) {
-            continue;
-        }
-        let request = Request { target: Target::Device(device), select: Select::SYSTEM, owner: None };
-        for outcomes in inner.migrate(&[chunk], request) {
-            moved += outcomes.moved();
-            if outcomes.kept(KeptReason::NoFrame).is_zero() {
-                return moved;
-            }
-        }
-    }
-    moved
 }
