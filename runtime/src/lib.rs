@@ -7,6 +7,8 @@ mod delegate;
 mod error;
 mod evict;
 mod fast;
+#[doc(hidden)]
+pub mod for_agent;
 mod forks;
 mod guards;
 mod host;

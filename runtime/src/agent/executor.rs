@@ -1,7 +1,6 @@
 //! Carries out what the policy plans: shows it the program, and migrates.
 
 use std::cell::Cell;
-use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
 
 use hetmem_core::migrate::{Request, Target};
@@ -11,7 +10,7 @@ use hetmem_core::units::{BLOCK_PAGES, DeviceId, PageCount, PageRange, VirtAddr};
 use hetmem_sys::process::MemoryUse;
 
 use super::pace::Paced;
-use crate::inner::Inner;
+use crate::for_agent::Managed;
 
 /// How much is planned at a time (16 MiB): more would be known too long before.
 const BUDGET: PageCount = PageCount::new(8 * BLOCK_PAGES);
@@ -33,9 +32,9 @@ pub(super) struct Executor<'a> {
 }
 
 impl<'a> Executor<'a> {
-    pub(super) fn new(policy: Box<dyn Policy>, inner: &'a Inner, memory: &'a MemoryUse) -> Self {
+    pub(super) fn new(policy: Box<dyn Policy>, managed: &'a Managed, memory: &'a MemoryUse) -> Self {
         let program = Program {
-            inner,
+            managed,
             memory,
             ranges: Vec::new(),
             signs: Cell::default(),
@@ -67,8 +66,8 @@ impl<'a> Executor<'a> {
             self.plans = 0;
             return Pace::Rest;
         }
-        let inner = self.program.inner;
-        self.plan.carry_out(|of| carry_out(inner, of), urgent);
+        let managed = self.program.managed;
+        self.plan.carry_out(|of| carry_out(managed, of), urgent);
         self.program.carried_out(self.plan.moved());
         Pace::GoOn
     }
@@ -76,7 +75,7 @@ impl<'a> Executor<'a> {
 
 /// The program that this is the agent of, as a policy sees it.
 struct Program<'a> {
-    inner: &'a Inner,
+    managed: &'a Managed,
     memory: &'a MemoryUse,
     ranges: Vec<PageRange>,
     /// As they were seen last.
@@ -87,12 +86,11 @@ struct Program<'a> {
 
 impl Program<'_> {
     fn look_for_signs(&self) -> Signs {
-        let counters = &self.inner.engine.counters;
         let signs = Signs {
             // An answer that can't be had is no sign.
             anonymous: self.memory.anonymous().unwrap_or(self.signs.get().anonymous),
-            home: counters.pages_migrated_to_system.load(Relaxed),
-            faults: counters.cpu_faults.load(Relaxed),
+            home: self.managed.came_home(),
+            faults: self.managed.faults(),
         };
         self.signs.set(signs);
         signs
@@ -119,53 +117,43 @@ impl View for Program<'_> {
 
     fn resident(&mut self, signs: Signs) -> PageCount {
         if !self.resident.is_exact(signs) && self.counts.is_due(Instant::now(), true) {
-            let (inner, ranges) = (self.inner, &self.ranges);
-            self.resident.count(self.counts.run(|| inner.resident(ranges)), signs);
+            let (managed, ranges) = (self.managed, &self.ranges);
+            self.resident.count(self.counts.run(|| managed.count_resident(ranges)), signs);
         }
         self.resident.pages(signs)
     }
 
     fn devices(&self) -> Vec<DeviceState> {
-        let state = |pagemap: &hetmem_core::physmap::Pagemap| DeviceState {
-            id: pagemap.device,
-            memory_type: pagemap.memory_type,
-            capacity: pagemap.frames.capacity(),
-            used: pagemap.frames.used(),
-        };
-        self.inner.engine.devices().iter().map(|device| state(device.pagemap())).collect()
+        self.managed.devices()
     }
 
     fn preferred(&self, page: VirtAddr) -> Option<DeviceId> {
-        self.inner.engine.space.region_at(page).and_then(|(_, region)| region.preferred)
+        self.managed.preferred(page)
     }
 
     fn take_warmth(&mut self, chunk: PageRange) -> bool {
-        self.inner.engine.space.take_warmth(chunk)
+        self.managed.take_warmth(chunk)
     }
 }
 
 /// Moves what is to move to the first place that has room; how many pages it moved.
-fn carry_out(inner: &Inner, what: &Move) -> PageCount {
+fn carry_out(managed: &Managed, what: &Move) -> PageCount {
     let mut moved = PageCount::ZERO;
     for (at, target) in what.to.iter().enumerate() {
-        if at + 1 < what.to.len() && is_full(inner, *target) {
+        if at + 1 < what.to.len() && is_full(managed, *target) {
             continue;
         }
         let request = Request { target: *target, select: what.from, owner: None };
-        for outcomes in inner.migrate(&[what.range], request) {
-            moved += outcomes.moved();
-            if outcomes.kept(KeptReason::NoFrame).is_zero() {
-                return moved;
-            }
+        let outcomes = managed.migrate(what.range, request);
+        moved += outcomes.moved();
+        if outcomes.kept(KeptReason::NoFrame).is_zero() {
+            break;
         }
     }
     moved
 }
 
-fn is_full(inner: &Inner, target: Target) -> bool {
+fn is_full(managed: &Managed, target: Target) -> bool {
     let Target::Device(device) = target else { return false };
-    inner.engine.device(device).is_none_or(|device| {
-        let frames = &device.pagemap().frames;
-        frames.used() == frames.capacity()
-    })
+    managed.device(device).is_none_or(|device| device.room().is_zero())
 }
