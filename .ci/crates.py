@@ -8,7 +8,7 @@ import re
 import sys
 
 # A crate uses only crates of lower floors (ARCHITECTURE.md).
-FLOOR = {"hetmem-core": 0, "hetmem-sys": 1, "hetmem-topology": 1, "hetmem-devices": 2, "hetmem-preload": 2, "hetmem": 3, "hetmem-capi": 4, "hetmem-dmirror": 4, "hetmem-cli": 4}
+FLOOR = {"hetmem-core": 0, "hetmem-sys": 1, "hetmem-topology": 1, "hetmem-devices": 2, "hetmem-preload": 2, "hetmem": 3, "hetmem-agent": 4, "hetmem-capi": 5, "hetmem-dmirror": 5, "hetmem-cli": 5}
 
 # Permissive licences that ask for no more than a notice.
 ALLOWED = {

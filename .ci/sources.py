@@ -9,7 +9,7 @@ import subprocess
 import sys
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-CRATES = ["core", "sys", "topology", "devices", "preload", "runtime", "capi", "dmirror", "cli"]
+CRATES = ["core", "sys", "topology", "devices", "preload", "runtime", "agent", "capi", "dmirror", "cli"]
 # Below everything: it may not depend on what the model checker replaces.
 OWN_LOCKS = {"preload::heap"}
 

@@ -1,7 +1,6 @@
 #![doc = include_str!("../../README.md")]
 
 pub mod accelerator;
-pub mod agent;
 mod children;
 mod delegate;
 mod error;

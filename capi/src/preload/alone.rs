@@ -5,7 +5,6 @@ use std::ffi::{c_int, c_void};
 use hetmem_preload::cancel::uncancelled;
 use hetmem_preload::next::Next;
 use hetmem_sys::process::with_signals_blocked;
-use runtime::agent;
 
 use super::{config, could_not_start, keeping_errno};
 

@@ -7,7 +7,6 @@ use hetmem_core::units::PageRange;
 use hetmem_preload::cancel::uncancelled;
 use hetmem_preload::next::{Next, pages_of};
 use hetmem_sys::process::with_signals_blocked;
-use runtime::agent;
 
 use super::keeping_errno;
 use super::memory::{Readable, read};

@@ -36,12 +36,11 @@ mod threads;
 use std::ffi::{c_int, c_void};
 use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
 
+use agent::config::{Config, VARIABLE};
 use hetmem_preload::cancel::uncancelled;
 use hetmem_preload::errno::{errno, set_errno};
 use hetmem_preload::next::Next;
 use hetmem_sys::process::with_signals_blocked;
-use runtime::agent::config::{Config, VARIABLE};
-use runtime::agent::{self};
 
 use refusal::{obstacle, refuse};
 

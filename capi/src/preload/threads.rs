@@ -6,7 +6,6 @@ use std::ptr;
 use hetmem_preload::cancel::{Allowed, uncancelled};
 use hetmem_preload::next::{Next, pages_of};
 use hetmem_preload::thread::{self, Known, StartRoutine};
-use runtime::agent;
 
 use super::{keeping_errno, with_all_home};
 

@@ -25,8 +25,8 @@ use std::io::{self, Write as _};
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::process::Command;
 
-use hetmem::agent::config::{self, Config};
-use hetmem::agent::ledger::Ledger;
+use hetmem_agent::config::{self, Config};
+use hetmem_agent::ledger::Ledger;
 use hetmem_core::policy::PolicySpec;
 use hetmem_core::quantity;
 use hetmem_core::units::ByteLen;

@@ -17,8 +17,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Output};
 use std::sync::Once;
 
-use hetmem::agent::config::{self, Config};
-use hetmem::agent::ledger::Ledger;
+use hetmem_agent::config::{self, Config};
+use hetmem_agent::ledger::Ledger;
 use hetmem_core::policy::PolicySpec;
 use hetmem_devices::spec::SpecError;
 use libtest_mimic::{Arguments, Completion, Failed, Trial};

@@ -10,7 +10,7 @@ use hetmem_core::units::{BLOCK_PAGES, DeviceId, PageCount, PageRange, VirtAddr};
 use hetmem_sys::process::MemoryUse;
 
 use super::pace::Paced;
-use crate::for_agent::Managed;
+use hetmem::for_agent::Managed;
 
 /// How much is planned at a time (16 MiB): more would be known too long before.
 const BUDGET: PageCount = PageCount::new(8 * BLOCK_PAGES);

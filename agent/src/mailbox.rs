@@ -18,7 +18,7 @@ use hetmem_core::sync::{Condvar, Mutex, MutexGuard, lock};
 use hetmem_core::units::PageRange;
 
 use super::housekeeping::Housekeeping;
-use crate::for_agent::Managed;
+use hetmem::for_agent::Managed;
 
 /// What the program's threads want of the worker.
 #[derive(Default)]

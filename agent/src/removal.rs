@@ -8,7 +8,7 @@ use hetmem_sys::mapping::Guard;
 use hetmem_sys::thread::current_tid;
 
 use super::presence::Use;
-use crate::for_agent;
+use hetmem::for_agent;
 
 /// `madvise(2)` with guard markers, on behalf of the calling thread, with pages that are away where a marker is gone for good; `None` where
 /// nothing is managed. The calling thread may be on a stack that is away.

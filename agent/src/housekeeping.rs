@@ -9,7 +9,7 @@ use hetmem_sys::thread::thread_exists;
 
 use super::adopt;
 use super::pace::Paced;
-use crate::for_agent::Managed;
+use hetmem::for_agent::Managed;
 
 /// Stacks of the program's threads, kept from migration while the threads live. Those of threads that have ended may overlap those of threads that live: a
 /// program that makes them itself cuts them anew. So each counts by itself.

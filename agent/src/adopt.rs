@@ -6,7 +6,7 @@ use hetmem_core::range_map::RangeMap;
 use hetmem_core::units::PageRange;
 use hetmem_sys::mapping::set_aside;
 
-use crate::for_agent::Managed;
+use hetmem::for_agent::Managed;
 
 /// Brings the regions up to date with the program's mappings and returns what is managed now, in order of address.
 pub(super) fn refresh(managed: &Managed) -> Vec<PageRange> {

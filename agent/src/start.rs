@@ -46,7 +46,7 @@ use super::notes::{PID, last_word, ledger};
 use super::presence::{self, Changing, Closed};
 use super::removal::thread_is_known;
 use super::work::{self, Departure};
-use crate::for_agent::Managed;
+use hetmem::for_agent::Managed;
 
 /// Pages of each of the agent's stacks.
 const STACK: PageCount = PageCount::new(128);
