@@ -226,7 +226,7 @@ mod tests {
     fn mistakes_are_one_line() {
         for (args, part) in [
             (&["--polcy", "manual", "--", "x"][..], "unexpected argument '--polcy' found"),
-            (&["--policy", "lru", "x"], "the policies are manual, limit=SIZE and chaos[=SEED]"),
+            (&["--policy", "lru", "x"], "unknown policy `lru`; the policies are manual, limit=SIZE"),
             (&["--system-limit", "1GB", "x"], "sizes take K, M, G or T"),
             (&[], "required arguments were not provided: <PROGRAM [ARGS]>..."),
             (&["--"], "required arguments were not provided"),

@@ -1,7 +1,5 @@
 //! `chaos`: random chunks of everything move to everywhere, without pause: the test of everything else.
 
-use std::fmt;
-
 use super::registry::{Argument, Entry};
 use super::{Move, Plan, Policy, Random, View};
 use crate::migrate::{Select, Target};
@@ -66,12 +64,6 @@ impl Chaos {
     }
 }
 
-impl fmt::Display for Chaos {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}={:#x}", ENTRY.name, self.seed)
-    }
-}
-
 impl Policy for Chaos {
     fn plan(&mut self, view: &mut dyn View, plan: &mut Plan) {
         let devices = view.devices();
@@ -79,6 +71,10 @@ impl Policy for Chaos {
         let device = usize::try_from(choice).ok().and_then(|choice| devices.get(choice));
         let to = vec![device.map_or(Target::System, |device| Target::Device(device.id))];
         plan.push(Move { range, from: Select::ALL, to });
+    }
+
+    fn argument(&self) -> Option<String> {
+        Some(format!("{:#x}", self.seed))
     }
 
     fn plans_a_look(&self) -> Option<u32> {

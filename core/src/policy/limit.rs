@@ -4,8 +4,6 @@
 //!
 //! *Limits:* nothing is brought home but by touches, and the first device that has room is as good as any other.
 
-use std::fmt;
-
 use super::registry::{Argument, Entry};
 use super::{DeviceState, Move, Plan, Policy, Signs, View};
 use crate::heat::CHUNK_PAGES;
@@ -113,12 +111,6 @@ impl Limit {
     }
 }
 
-impl fmt::Display for Limit {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}={}", ENTRY.name, Exact(self.limit.bytes()))
-    }
-}
-
 impl Policy for Limit {
     fn plan(&mut self, view: &mut dyn View, plan: &mut Plan) {
         if let Some(round) = &mut self.round {
@@ -145,6 +137,10 @@ impl Policy for Limit {
                 return;
             }
         }
+    }
+
+    fn argument(&self) -> Option<String> {
+        Some(Exact(self.limit.bytes()).to_string())
     }
 }
 

@@ -1,7 +1,5 @@
 //! `manual`: nothing moves unless the program asks for it.
 
-use std::fmt;
-
 use super::registry::{Argument, Entry};
 use super::{Plan, Policy, View};
 
@@ -15,12 +13,6 @@ pub(super) const ENTRY: Entry = Entry {
 
 #[derive(Debug)]
 struct Manual;
-
-impl fmt::Display for Manual {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(ENTRY.name)
-    }
-}
 
 impl Policy for Manual {
     fn plan(&mut self, _view: &mut dyn View, _plan: &mut Plan) {}

@@ -42,13 +42,18 @@ pub use registry::{Argument, Entry, POLICIES, PolicyError, PolicySpec};
 pub use resident::Resident;
 pub use view::{DeviceState, Signs, View};
 
-/// Decides what moves. It is printed as on the command line, with its argument.
-pub trait Policy: fmt::Debug + fmt::Display + Send {
+/// Decides what moves.
+pub trait Policy: fmt::Debug + Send {
     /// Says what is to move now, the most urgent first, by adding it to `plan`. Who adds nothing is asked again when the mechanism has rested, so whatever is
     /// asked of `view` until it is known that nothing is to be done is asked all the time.
     ///
     /// What is in the plan already was not carried out when it was planned before, as something else was more urgent; it may be kept, or cleared.
     fn plan(&mut self, view: &mut dyn View, plan: &mut Plan);
+
+    /// Its argument, as it is written on the command line, if it has one.
+    fn argument(&self) -> Option<String> {
+        None
+    }
 
     /// Plans that are carried out without a rest after which the program's mappings are looked at again, whatever that costs; `None` if they are looked at as
     /// often as costs nothing that shows.
