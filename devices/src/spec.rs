@@ -28,12 +28,13 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use hetmem_core::physmap::MemoryType;
-use hetmem_core::quantity::{self, Exact, QuantityError};
+use hetmem_core::quantity::{Exact, QuantityError};
 use hetmem_core::stats::MAX_DEVICES;
 use hetmem_core::units::{ByteLen, PAGE_SIZE};
 use thiserror::Error;
 
 pub use backend::{Backend, HostProblem};
+pub use hetmem_core::quantity;
 
 /// A device's capacity when its spec gives none and memory is no concern.
 pub const DEFAULT_SIZE: ByteLen = ByteLen::new(1 << 30);
