@@ -4,9 +4,9 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
-use hetmem::agent::config::PolicyName;
+use hetmem_core::policy::{POLICIES, PolicySpec};
+use hetmem_core::quantity;
 use hetmem_core::units::ByteLen;
-use hetmem_devices::spec::quantity;
 
 use crate::{bench, topology};
 
@@ -50,15 +50,10 @@ pub(crate) struct RunArgs {
     #[arg(long = "device", value_name = "TYPE:BACKEND[,KEY=VALUE]…")]
     pub(crate) devices: Vec<String>,
 
-    /// Which pages go where: manual, limit or chaos[=SEED]
-    ///
-    /// manual: nothing moves unless the program asks for it. limit: at most --system-limit of managed memory stays in system
-    /// memory; a clock chooses what leaves, and passes over what touches brought home since it last came by. chaos: random chunks of everything move to every device and back,
-    /// without pause, to test programs and hetmem itself; the same SEED makes the same choices.
-    #[arg(long, value_name = "POLICY", default_value_t = PolicyName::Manual)]
-    pub(crate) policy: PolicyName,
+    #[arg(long, value_name = "POLICY", default_value_t, help = policies(), long_help = policies_at_length())]
+    pub(crate) policy: PolicySpec,
 
-    /// How much managed memory may stay in system memory, for each process; needed by --policy limit
+    /// How much managed memory may stay in system memory, for each process: the SIZE of --policy limit
     #[arg(long, value_name = "SIZE", value_parser = quantity::size)]
     pub(crate) system_limit: Option<ByteLen>,
 
@@ -76,6 +71,20 @@ pub(crate) struct RunArgs {
     /// The program and its arguments
     #[arg(required = true, trailing_var_arg = true, value_name = "PROGRAM [ARGS]", num_args = 1..)]
     pub(crate) command: Vec<OsString>,
+}
+
+const POLICY: &str = "Which pages go where";
+
+/// The policies in a line.
+fn policies() -> String {
+    let names: Vec<String> = POLICIES.iter().map(ToString::to_string).collect();
+    format!("{POLICY}: {}", names.join(", "))
+}
+
+/// Each with what it does.
+fn policies_at_length() -> String {
+    let each = POLICIES.iter().map(|policy| format!("\n\n{policy}: {}", policy.help));
+    format!("{POLICY}{}\n", each.collect::<String>())
 }
 
 /// Lines short enough for a narrow terminal: wrapped ones would lose their columns.
@@ -193,17 +202,31 @@ mod tests {
         ])
         .unwrap();
         assert_eq!(args.devices, ["a", "b"]);
-        assert_eq!(args.policy, PolicyName::Limit);
+        assert_eq!(args.policy.to_string(), "limit");
         assert_eq!(args.system_limit, Some(ByteLen::new(2 << 20)));
         assert_eq!(args.stats, Some("f".into()));
         assert!(!args.quiet);
     }
 
     #[test]
+    fn the_policies_are_the_same_in_the_table_the_help_and_the_readme() {
+        let help = <Cli as clap::CommandFactory>::command().find_subcommand_mut("run").unwrap().render_long_help();
+        let help = help.to_string().split_whitespace().collect::<Vec<_>>().join(" ");
+        for policy in POLICIES {
+            assert!(help.contains(&format!("{policy}: {}", policy.help)), "{policy}: {help}");
+        }
+        let (_, table) =
+            include_str!("../../README.md").split_once("| `POLICY` | what moves |\n| --- | --- |\n").unwrap();
+        let rows = table.lines().map_while(|line| line.strip_prefix("| `")?.split_once('`'));
+        let names: Vec<&str> = rows.map(|(name, _)| name).collect();
+        assert_eq!(names, POLICIES.iter().map(ToString::to_string).collect::<Vec<_>>());
+    }
+
+    #[test]
     fn mistakes_are_one_line() {
         for (args, part) in [
             (&["--polcy", "manual", "--", "x"][..], "unexpected argument '--polcy' found"),
-            (&["--policy", "lru", "x"], "the policies are manual, limit and chaos[=SEED]"),
+            (&["--policy", "lru", "x"], "unknown policy `lru`; the policies are manual, limit=SIZE"),
             (&["--system-limit", "1GB", "x"], "sizes take K, M, G or T"),
             (&[], "required arguments were not provided: <PROGRAM [ARGS]>..."),
             (&["--"], "required arguments were not provided"),

@@ -12,7 +12,7 @@ use std::error::Error;
 use std::io::{self, Write as _};
 use std::path::PathBuf;
 
-use hetmem::agent::ledger::LedgerError;
+use hetmem_agent::ledger::LedgerError;
 use thiserror::Error;
 
 /// Exit status of a wrong command line.

@@ -59,9 +59,11 @@ fn wrong_device_specs_are_usage_errors() {
 
 #[test]
 fn wrong_policies_and_limits_are_usage_errors() {
-    refused(&["--policy", "lru"], 2, &["unknown policy `lru`", "manual, limit and chaos[=SEED]"]);
+    refused(&["--policy", "lru"], 2, &["unknown policy `lru`", "manual, limit=SIZE"]);
     refused(&["--policy", "chaos=x"], 2, &["`x` is not a seed"]);
+    refused(&["--policy", "manual=1"], 2, &["policy manual takes no argument"]);
     refused(&["--policy", "limit"], 2, &["--policy limit needs --system-limit"]);
+    refused(&["--policy", "limit=1M", "--system-limit", "1M"], 2, &["goes without --system-limit"]);
     refused(&["--system-limit", "1M"], 2, &["goes with --policy limit only"]);
     for (size, part) in [
         ("0", "zero"),
@@ -70,6 +72,7 @@ fn wrong_policies_and_limits_are_usage_errors() {
         ("1GB", "unknown unit `GB`"),
     ] {
         refused(&["--policy", "limit", "--system-limit", size], 2, &[part]);
+        refused(&["--policy", &format!("limit={size}")], 2, &[part]);
     }
 }
 

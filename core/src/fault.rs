@@ -437,7 +437,7 @@ impl Around {
     /// The page at `page` and its neighbours, as the block's stream suggests.
     fn plan<H: Host>(engine: &Engine<H>, state: &mut BlockState, page: VirtAddr) -> Self {
         let first = page.index_in_block();
-        state.touch(first);
+        state.heat.touch(first);
         let none = Frame { device: DeviceId::new(0), index: FrameIndex::new(0) };
         let sequential = engine.fault_around && usize::from(state.stream.next) == first && state.stream.window > 0;
         let window = if sequential { (state.stream.window * 4).min(MAX_AROUND) } else { 1 };

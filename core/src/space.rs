@@ -22,6 +22,7 @@
 use std::collections::BTreeMap;
 use std::ops::Bound;
 
+use crate::heat::Heat;
 use crate::migrate::Target;
 use crate::outcome::KeptReason;
 use crate::port::FaultPath;
@@ -89,8 +90,8 @@ pub struct BlockState {
     busy: u16,
     unmapped: u16,
     mapped: u16,
-    /// Which eighths of the block were brought home by a fault since [`BlockState::take_touched`] asked last.
-    touched: u8,
+    /// How warm its pages are.
+    pub(crate) heat: Heat,
     /// Where the last fault's run ended, and how long the next one may be: the fault-around's memory.
     pub(crate) stream: Stream,
 }
@@ -114,7 +115,7 @@ impl Default for Block {
             busy: 0,
             unmapped: 0,
             mapped: 0,
-            touched: 0,
+            heat: Heat::default(),
             stream: Stream::default(),
         };
         Self { state: Mutex::new(state), settled: Condvar::new() }
@@ -185,19 +186,6 @@ impl BlockState {
             self.waited = false;
         }
         waited
-    }
-
-    /// Notes that a touch brought page `index` home.
-    pub(crate) fn touch(&mut self, index: usize) {
-        self.touched |= 1 << (index / 64);
-    }
-
-    /// Whether a touch brought a page of the eighth that holds `index` home since this was asked last.
-    pub fn take_touched(&mut self, index: usize) -> bool {
-        let bit = 1 << (index / 64);
-        let was = self.touched & bit != 0;
-        self.touched &= !bit;
-        was
     }
 
     /// Pages whose bytes lie in a frame that the program doesn't map.

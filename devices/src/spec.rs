@@ -21,7 +21,6 @@
 //! itself, which is how specs travel to the agent.
 
 mod backend;
-pub mod quantity;
 
 use std::fmt;
 use std::num::NonZeroU64;
@@ -29,6 +28,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use hetmem_core::physmap::MemoryType;
+use hetmem_core::quantity::{Exact, QuantityError};
 use hetmem_core::stats::MAX_DEVICES;
 use hetmem_core::units::{ByteLen, PAGE_SIZE};
 use thiserror::Error;
@@ -37,7 +37,7 @@ pub use backend::{Backend, HostProblem};
 pub use hetmem_sys::dax::DaxError;
 pub use hetmem_sys::errno::Errno;
 pub use hetmem_sys::numa::{Node, NodeError};
-use quantity::{Exact, QuantityError};
+pub use hetmem_core::quantity;
 
 /// A device's capacity when its spec gives none and memory is no concern.
 pub const DEFAULT_SIZE: ByteLen = ByteLen::new(1 << 30);

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use hetmem::accelerator::{Accelerator, Options};
 use hetmem::{Error, ErrorKind, Runtime, Select};
+use hetmem_agent::config::VARIABLE;
 use hetmem_core::physmap::{MemoryType, Owner};
 use hetmem_core::units::{ByteLen, DeviceId, PageRange};
 use hetmem_devices::spec::{Backend, DeviceSpec};
@@ -19,8 +20,6 @@ pub(crate) const DEVICES: u8 = 4;
 const PRIVATE_SIZE: ByteLen = ByteLen::new(1 << 30);
 /// Of a coherent device, which is one chunk.
 const COHERENT_SIZE: ByteLen = ByteLen::new(256 << 20);
-/// Set where `hetmem run` manages the program's memory.
-const AGENT: &str = "HETMEM_AGENT";
 
 /// The runtime while a device is open.
 pub(crate) struct Devices {
@@ -71,7 +70,7 @@ pub(crate) fn refused(minor: u8, error: &Error) -> Errno {
 /// Whether the program's memory is managed by `hetmem run`: then its devices are, too, and there is no second manager.
 #[expect(clippy::print_stderr, reason = "the only way to tell a program's user why")]
 pub(crate) fn is_managed_already() -> bool {
-    let managed = std::env::var_os(AGENT).is_some();
+    let managed = std::env::var_os(VARIABLE).is_some();
     if managed {
         eprintln!("hetmem: /dev/{NAME}*: `hetmem run` manages this program's memory; start it without");
     }

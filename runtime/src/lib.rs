@@ -2,9 +2,6 @@
 #![warn(missing_debug_implementations)]
 
 pub mod accelerator;
-#[doc(hidden)]
-#[expect(missing_debug_implementations, reason = "not for users")]
-pub mod agent;
 mod builder;
 mod children;
 mod delegate;
@@ -12,6 +9,9 @@ pub mod device;
 mod error;
 mod evict;
 mod fast;
+#[doc(hidden)]
+#[expect(missing_debug_implementations, reason = "not for users")]
+pub mod for_agent;
 mod forks;
 mod guards;
 mod host;

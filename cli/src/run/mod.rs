@@ -25,9 +25,11 @@ use std::io::{self, Write as _};
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::process::Command;
 
-use hetmem::agent::config::{self, Config, Policy, PolicyName};
-use hetmem::agent::ledger::Ledger;
-use hetmem_core::units::{ByteLen, PAGE_SIZE};
+use hetmem_agent::config::{self, Config};
+use hetmem_agent::ledger::Ledger;
+use hetmem_core::policy::PolicySpec;
+use hetmem_core::quantity;
+use hetmem_core::units::ByteLen;
 use hetmem_devices::spec::{self, DeviceSpec};
 use hetmem_sys::probe::Capabilities;
 
@@ -41,6 +43,8 @@ use supervise::{Ended, NotStarted};
 
 /// The device when none is asked for.
 const DEFAULT_DEVICE: &str = "coherent:emulated";
+/// The policy that `--system-limit` belongs to.
+const LIMIT: &str = "limit";
 /// The variable that names libraries to preload.
 const PRELOAD: &str = "LD_PRELOAD";
 
@@ -54,7 +58,7 @@ pub(crate) fn run(args: &RunArgs) -> Result<u8, Failure> {
     };
     let memory = host::memory()?;
     let devices = devices(&args.devices, memory)?;
-    let policy = policy(args.policy, args.system_limit, memory)?;
+    let policy = policy(&args.policy, args.system_limit, memory)?;
     let program = program::resolve(name)?;
     if let Some(obstacle) = host::obstacle(&Capabilities::probe()) {
         return Err(Failure::Host(format!("{obstacle}; see also `hetmem doctor`")));
@@ -83,7 +87,7 @@ pub(crate) fn run(args: &RunArgs) -> Result<u8, Failure> {
     let report = Report::new(name, end, ledger.processes(), &config.devices, &ledger.sum());
     if !args.quiet && managed {
         // A standard error that is gone is no reason to lose the program's status.
-        let _ = write!(io::stderr().lock(), "{}", report.summary(end, policy));
+        let _ = write!(io::stderr().lock(), "{}", report.summary(end, &config.policy));
     }
     if let Some(output) = output
         && let Err(source) = room::with_all_there_is(|| output.write(&report.json()))
@@ -102,29 +106,28 @@ fn devices(texts: &[String], memory: ByteLen) -> Result<Vec<DeviceSpec>, Failure
         .map_err(|error| Failure::Usage(error.to_string()))
 }
 
-fn policy(name: PolicyName, limit: Option<ByteLen>, memory: ByteLen) -> Result<Policy, Failure> {
+/// The policy with all that it needs. `--system-limit` is another way to write the argument of [`LIMIT`].
+fn policy(given: &PolicySpec, limit: Option<ByteLen>, memory: ByteLen) -> Result<PolicySpec, Failure> {
     let usage = |message: String| Err(Failure::Usage(message));
-    match (name, limit) {
-        (PolicyName::Limit, None) => usage("--policy limit needs --system-limit SIZE".to_owned()),
-        (PolicyName::Limit, Some(limit)) if limit.get() == 0 => {
-            usage("--system-limit is zero; it must be positive".to_owned())
+    let is_limit = given.name() == LIMIT;
+    let spec = match (limit, given.argument()) {
+        (Some(_), _) if !is_limit => {
+            return usage(format!("--system-limit goes with --policy {LIMIT} only, not with {given}"));
         }
-        (PolicyName::Limit, Some(limit)) if limit.whole_pages().is_none() => {
-            usage(format!("--system-limit {} is not a multiple of the page ({PAGE_SIZE} bytes)", limit.get()))
-        }
-        (PolicyName::Limit, Some(limit)) if limit > memory => {
-            usage(format!("--system-limit {limit} is larger than this machine's memory ({memory})"))
-        }
-        (PolicyName::Limit, Some(system_limit)) => Ok(Policy::Limit { system_limit }),
-        (PolicyName::Manual | PolicyName::Chaos(_), Some(_)) => {
-            usage(format!("--system-limit goes with --policy limit only, not with {name}"))
-        }
-        (PolicyName::Manual, None) => Ok(Policy::Manual),
-        // The summary names the seed, so that the run can be repeated.
-        (PolicyName::Chaos(seed), None) => {
-            Ok(Policy::Chaos { seed: seed.unwrap_or_else(|| RandomState::new().hash_one(std::process::id())) })
-        }
+        (Some(limit), Some(_)) => return usage(format!("--policy {given} goes without --system-limit {limit}")),
+        (Some(limit), None) => given.with(&limit.get().to_string()),
+        (None, None) if is_limit => return usage(format!("--policy {LIMIT} needs --system-limit SIZE")),
+        // The summary names what was drawn, so that the run can be repeated.
+        (None, _) => given.clone().complete(|| RandomState::new().hash_one(std::process::id())),
+    };
+    let spec = spec.map_err(|error| Failure::Usage(error.to_string()))?;
+    if is_limit
+        && let Some(limit) = spec.argument().and_then(|limit| quantity::size(limit).ok())
+        && limit > memory
+    {
+        return usage(format!("the limit {limit} is larger than this machine's memory ({memory})"));
     }
+    Ok(spec)
 }
 
 fn command(program: &Program, arguments: &[OsString]) -> Command {
@@ -193,6 +196,8 @@ fn report_agents(ledger: &Ledger, name: &str, ended: &Ended) -> bool {
 mod tests {
     use super::*;
 
+    use hetmem_core::units::PAGE_SIZE;
+
     const MEMORY: ByteLen = ByteLen::new(1 << 30);
 
     #[test]
@@ -205,20 +210,30 @@ mod tests {
     #[test]
     fn the_limit_belongs_to_its_policy() {
         let page = Some(ByteLen::new(PAGE_SIZE));
-        assert_eq!(
-            policy(PolicyName::Limit, page, MEMORY).unwrap(),
-            Policy::Limit { system_limit: ByteLen::new(PAGE_SIZE) }
-        );
-        for (name, limit) in [
-            (PolicyName::Limit, None),
-            (PolicyName::Limit, Some(ByteLen::new(0))),
-            (PolicyName::Limit, Some(ByteLen::new(5000))),
-            (PolicyName::Limit, Some(ByteLen::new(2 << 30))),
-            (PolicyName::Manual, page),
-            (PolicyName::Chaos(None), page),
-        ] {
-            assert!(matches!(policy(name, limit, MEMORY), Err(Failure::Usage(_))), "{name} {limit:?}");
+        let chosen = |name: &str, limit| policy(&name.parse().unwrap(), limit, MEMORY);
+        for (name, limit) in [("limit", page), ("limit=4K", None)] {
+            assert_eq!(chosen(name, limit).unwrap().to_string(), "limit=4K");
         }
+        for (name, limit) in [
+            ("limit", None),
+            ("limit", Some(ByteLen::new(0))),
+            ("limit", Some(ByteLen::new(5000))),
+            ("limit", Some(ByteLen::new(2 << 30))),
+            ("limit=2G", None),
+            ("limit=4K", page),
+            ("manual", page),
+            ("chaos", page),
+        ] {
+            assert!(matches!(chosen(name, limit), Err(Failure::Usage(_))), "{name} {limit:?}");
+        }
+    }
+
+    #[test]
+    fn a_seed_is_drawn_where_none_is_given() {
+        let seed = |name: &str| policy(&name.parse().unwrap(), None, MEMORY).unwrap().to_string();
+        assert_eq!(seed("chaos=42"), "chaos=0x2a");
+        assert_ne!(seed("chaos"), seed("chaos"));
+        assert!(seed("chaos").parse::<PolicySpec>().unwrap().make().is_ok());
     }
 
     #[test]

@@ -6,9 +6,9 @@ use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
-use hetmem::agent::config::Policy;
 use hetmem_core::outcome::KeptReason;
 use hetmem_core::physmap::MemoryType;
+use hetmem_core::policy::PolicySpec;
 use hetmem_core::stats::{Counters, Histogram};
 use hetmem_core::units::ByteLen;
 use hetmem_devices::spec::DeviceSpec;
@@ -111,7 +111,7 @@ impl Report {
     }
 
     /// The summary for people.
-    pub(crate) fn summary(&self, end: End, policy: Policy) -> Summary<'_> {
+    pub(crate) fn summary<'a>(&'a self, end: End, policy: &'a PolicySpec) -> Summary<'a> {
         Summary { report: self, end, policy }
     }
 }
@@ -120,7 +120,7 @@ impl Report {
 pub(crate) struct Summary<'a> {
     report: &'a Report,
     end: End,
-    policy: Policy,
+    policy: &'a PolicySpec,
 }
 
 impl fmt::Display for Summary<'_> {
@@ -272,7 +272,7 @@ mod tests {
     fn the_summary_is_short_and_aligned() {
         let (report, end) = example();
         assert_eq!(
-            report.summary(end, Policy::Chaos { seed: 42 }).to_string(),
+            report.summary(end, &"chaos=42".parse().unwrap()).to_string(),
             "hetmem: ls: killed by signal 9 after 1.50 s, policy chaos=0x2a\n\
              \x20 coherent0  coherent, 64 MiB: 0 B used at the end, 0 B at the peak\n\
              \x20 gpu        private, 1 GiB: 1.5 MiB used at the end, 1.5 MiB at the peak\n\
@@ -288,7 +288,7 @@ mod tests {
         let mut first_line = |core_dumped, used| {
             report.devices[1].used_bytes = used;
             let end = End { signal: Some(6), core_dumped, ..end };
-            let text = report.summary(end, Policy::Manual).to_string();
+            let text = report.summary(end, &PolicySpec::default()).to_string();
             text.lines().next().unwrap().to_owned()
         };
         let said = |how: &str| format!("hetmem: ls: killed by signal 6{how} after 1.50 s, policy manual");

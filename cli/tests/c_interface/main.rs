@@ -18,8 +18,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Output};
 use std::sync::Once;
 
-use hetmem::agent::config::{self, Config, Policy};
-use hetmem::agent::ledger::Ledger;
+use hetmem_agent::config::{self, Config};
+use hetmem_agent::ledger::Ledger;
+use hetmem_core::policy::PolicySpec;
 use hetmem_devices::spec::SpecError;
 use libtest_mimic::{Arguments, Trial};
 use support::{built, hetmem, output, status, stderr, stdout};
@@ -185,7 +186,7 @@ fn nobody_configures_more_privilege() -> Checked {
     let ledger = Ledger::create().map_err(|error| error.to_string())?;
     let config = Config {
         devices: vec!["private:emulated,size=16M".parse().map_err(|error: SpecError| error.to_string())?],
-        policy: Policy::Manual,
+        policy: PolicySpec::default(),
         ledger: ledger.path().ok_or_else(|| "the ledger has no path".to_owned())?,
         supervisor: std::process::id(),
     };

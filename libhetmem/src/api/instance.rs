@@ -13,7 +13,7 @@ use hetmem_core::physmap::MemoryType;
 use hetmem_core::units::DeviceId;
 use hetmem_devices::spec::{DeviceSpec, MAX_NAME};
 use hetmem_interpose::cancel::uncancelled;
-use runtime::{Runtime, agent};
+use runtime::Runtime;
 
 use super::config::Config;
 use super::failure::{Answer, Failure, answer};

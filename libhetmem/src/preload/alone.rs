@@ -6,7 +6,6 @@ use hetmem_interpose::cancel::uncancelled;
 use hetmem_interpose::errno::keeping_errno;
 use hetmem_interpose::next;
 use hetmem_sys::process::with_signals_blocked;
-use runtime::agent;
 
 use super::{config, could_not_start};
 

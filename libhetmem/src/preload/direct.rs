@@ -10,7 +10,6 @@ use std::ffi::{c_int, c_void};
 use hetmem_interpose::cancel::uncancelled;
 use hetmem_interpose::errno::set_errno;
 use hetmem_interpose::next::pages_of;
-use runtime::agent;
 
 use super::alone::{is_for_one_thread, leave_to_filters, note_strict, undisturbed, without_agent};
 use super::io::Referred;

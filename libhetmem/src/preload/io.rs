@@ -9,7 +9,6 @@ use hetmem_interpose::errno::keeping_errno;
 use hetmem_interpose::next;
 use hetmem_interpose::next::pages_of;
 use hetmem_sys::process::with_signals_blocked;
-use runtime::agent;
 
 use super::memory::{Readable, read};
 

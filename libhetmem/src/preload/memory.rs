@@ -16,7 +16,6 @@ use hetmem_sys::mapping::{Guard, set_aside, unlock_set_aside};
 use hetmem_sys::maps::{self, Mapping};
 use hetmem_sys::process::{lock_limit, with_signals_blocked};
 use hetmem_sys::uffd::{MOVE_REQUEST, REGISTER_REQUEST, is_userfaultfd};
-use runtime::agent;
 
 use super::alone::leave_for_good;
 use super::direct::make;

@@ -36,13 +36,12 @@ mod threads;
 use std::ffi::c_int;
 use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
 
+use agent::config::{Config, VARIABLE};
 use hetmem_interpose::cancel::uncancelled;
 use hetmem_interpose::errno::keeping_errno;
 use hetmem_interpose::fork::Handlers;
 use hetmem_interpose::next;
 use hetmem_sys::process::with_signals_blocked;
-use runtime::agent::config::{Config, VARIABLE};
-use runtime::agent::{self};
 
 use refusal::{obstacle, refuse};
 

@@ -3,9 +3,8 @@
 use std::ffi::CStr;
 use std::ops::ControlFlow;
 
+use agent::config::Config;
 use hetmem_sys::maps;
-use runtime::agent;
-use runtime::agent::config::Config;
 
 /// What the sanitizers' runtimes define, and what a program that has one was built with.
 const SANITIZERS: &[(&CStr, &str)] = &[

@@ -8,7 +8,6 @@ use hetmem_interpose::errno::keeping_errno;
 use hetmem_interpose::next;
 use hetmem_interpose::next::pages_of;
 use hetmem_interpose::thread::{self, Known, StartRoutine};
-use runtime::agent;
 
 use super::with_all_home;
 

@@ -7,7 +7,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use hetmem_core::units::ByteLen;
+use crate::units::ByteLen;
 use thiserror::Error;
 
 /// Why a text is no size, rate or duration.

@@ -7,8 +7,8 @@ use hetmem_sys::errno::Errno;
 use hetmem_sys::mapping::Guard;
 use hetmem_sys::thread::current_tid;
 
-use super::start::Use;
-use crate::host::removals::RETURNED;
+use super::presence::Use;
+use hetmem::for_agent;
 
 /// `madvise(2)` with guard markers, on behalf of the calling thread, with pages that are away where a marker is gone for good; `None` where
 /// nothing is managed. The calling thread may be on a stack that is away.
@@ -18,13 +18,13 @@ use crate::host::removals::RETURNED;
 /// What is discarded nobody counts on.
 pub unsafe fn guard(start: u64, len: u64, what: Guard) -> Option<Result<(), Errno>> {
     // SAFETY: the caller's.
-    Use::begin().map(|agent| unsafe { agent.inner.guard(start, len, what) })
+    Use::begin().map(|agent| unsafe { agent.managed.guard(start, len, what) })
 }
 
 /// Before guard markers are removed that may be anywhere: what they have discarded comes back no more.
 pub fn look_for_guards() {
     if let Some(agent) = Use::begin() {
-        agent.inner.look_for_guards();
+        agent.managed.look_for_guards();
     }
 }
 
@@ -42,6 +42,6 @@ pub(super) fn thread_is_known() {
 pub fn removal_returned() {
     let tid = NUMBER.get();
     if tid != 0 {
-        RETURNED.returned(tid);
+        for_agent::removal_returned(tid);
     }
 }

@@ -32,6 +32,11 @@ impl Paced {
         Self { took: Duration::ZERO, done: None }
     }
 
+    /// Whether it was ever done.
+    pub(super) const fn was_done(&self) -> bool {
+        self.done.is_some()
+    }
+
     /// Whether it is time for the next.
     pub(super) fn is_due(&self, now: Instant, busy: bool) -> bool {
         let times = if busy { BUSY } else { IDLE };

@@ -2,36 +2,29 @@
 //!
 //! Left alone are hetmem's own arenas, the main stack, and the variables of libraries (the C library's are used by the agent's threads too).
 
-use hetmem_core::port::FaultPath;
 use hetmem_core::range_map::RangeMap;
-use hetmem_core::space::Region;
 use hetmem_core::units::PageRange;
 use hetmem_sys::mapping::set_aside;
-use std::sync::atomic::Ordering::Relaxed;
 
-use crate::inner::Inner;
-use crate::mappings;
+use hetmem::for_agent::Managed;
 
 /// Brings the regions up to date with the program's mappings and returns what is managed now, in order of address.
-pub(super) fn refresh(inner: &Inner) -> Vec<PageRange> {
-    let space = &inner.engine.space;
+pub(super) fn refresh(managed: &Managed) -> Vec<PageRange> {
     let mut alone = RangeMap::default();
-    set_aside().chain(space.exclusions()).for_each(|range| alone.insert(range, ()));
-    let found = mappings::adoptable(&inner.engine.host.contexts.maps, alone);
-    let known: Vec<PageRange> = space.regions().into_iter().map(|(range, _)| range).collect();
+    set_aside().chain(managed.exclusions()).for_each(|range| alone.insert(range, ()));
+    let found = managed.adoptable(alone);
+    let known = managed.regions();
     for new in without(&found, &known) {
-        space.add_region(new, Region { path: FaultPath::Thread, ..Region::default() });
+        managed.manage(new);
     }
     // What is left is no longer eligible: unmapped unnoticed, as nothing of it was away, or protected. The latter stays
     // managed until its pages are home.
     for old in without(&known, &found) {
-        let (unmapped, mapped) = inner.engine.away_in(old);
-        if (unmapped + mapped).is_zero() {
-            space.remove_region(old);
+        if managed.away_in(old).is_zero() {
+            managed.forget(old);
         }
     }
-    let bytes: u64 = found.iter().map(|r| r.pages().bytes().get()).sum();
-    inner.engine.counters.adopted_bytes.store(bytes, Relaxed);
+    managed.set_adopted(found.iter().map(|range| range.pages()).sum());
     found
 }
 

@@ -2,14 +2,12 @@
 //!
 //! Where there is no agent, each does nothing: in a program that it has left, and in a child that was forked past the C library.
 
-use std::sync::atomic::Ordering::Relaxed;
-
 use hetmem_core::units::{PageCount, PageRange, VirtAddr};
 use hetmem_sys::access;
 use hetmem_sys::thread::current_tid;
 
+use super::presence::{Use, fork_alone, forked_alone, is_here};
 use super::removal::thread_is_known;
-use super::start::{Use, fork_alone, forked_alone, is_here};
 
 /// In a thread that is about to fork: brings every page home and keeps the agent still.
 pub fn before_fork() {
@@ -43,7 +41,7 @@ pub fn is_running() -> bool {
 pub fn protect_thread(stack: PageRange) {
     let Some(agent) = Use::begin() else { return };
     thread_is_known();
-    agent.stacks.add(&agent.inner, stack, current_tid());
+    agent.stacks.add(&agent.managed, stack, current_tid());
     // What left before the exclusion comes home now, and stays. Two pages cover the control block.
     let last = stack.slice(stack.pages() - PageCount::ONE, PageCount::ONE).start();
     for page in [last, VirtAddr::new(last.get().saturating_sub(4096))] {
@@ -56,21 +54,21 @@ pub fn protect_thread(stack: PageRange) {
 /// Keeps `range` where it is until it is [`let_go`]: the kernel is about to hold its pages by reference, beyond what it tells userfaultfd.
 pub fn keep_in_place(range: PageRange) {
     if let Some(agent) = Use::begin() {
-        agent.inner.engine.space.exclude(range);
+        agent.managed.exclude(range);
     }
 }
 
 /// Ends what [`keep_in_place`] began.
 pub fn let_go(range: PageRange) {
     if let Some(agent) = Use::begin() {
-        agent.inner.engine.space.include(range);
+        agent.managed.include(range);
     }
 }
 
 /// Keeps `range` where it is for good, and what is away of it comes home at once: the kernel is about to look at it by itself, and can't wait for a page then.
 pub fn keep_at_home(range: PageRange) {
     if let Some(agent) = Use::begin() {
-        agent.inner.engine.space.exclude_for_good(range);
+        agent.managed.exclude_for_good(range);
         bring(range);
     }
 }
@@ -78,7 +76,7 @@ pub fn keep_at_home(range: PageRange) {
 /// Before a thread is made at whose end the kernel writes to `page`.
 pub fn begin_thread(page: PageRange) {
     if let Some(agent) = Use::begin() {
-        agent.inner.engine.space.exclude(page);
+        agent.managed.exclude(page);
         bring(page);
     }
 }
@@ -86,7 +84,7 @@ pub fn begin_thread(page: PageRange) {
 /// After that: the thread's number, if there is one.
 pub fn thread_began(page: PageRange, tid: Option<u32>) {
     if let Some(agent) = Use::begin() {
-        agent.stacks.follow(&agent.inner, page, tid);
+        agent.stacks.follow(&agent.managed, page, tid);
     }
 }
 
@@ -135,7 +133,7 @@ pub fn undisturbed<R>(f: impl FnOnce() -> R) -> R {
 pub fn release_range(range: PageRange) {
     if let Some(agent) = Use::begin() {
         // A program that watches memory may move holes of other memory there: then those are to be holes still.
-        agent.inner.engine.zero_around.store(false, Relaxed);
+        agent.managed.fill_no_neighbours();
         agent.mailbox.release(range);
     }
 }

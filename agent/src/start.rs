@@ -21,48 +21,42 @@
 //! change their ids. They open all that they will need at the start, and can do next to nothing else from then on ([`confine`]).
 #![expect(unsafe_code, reason = "threads on stacks of their own, and what they share with the program's")]
 
-use std::cell::Cell;
 use std::ffi::c_void;
-use std::mem::ManuallyDrop;
-use std::ops::Deref;
 use std::os::fd::OwnedFd;
 use std::ptr;
-use std::sync::atomic::{AtomicI32, AtomicPtr, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicPtr, AtomicU32, Ordering};
 
 use hetmem_core::engine::CountersAt;
+use hetmem_core::policy::PolicySpec;
 use hetmem_core::sync::{Condvar, Mutex, lock};
 use hetmem_core::units::{PageCount, PageRange};
 use hetmem_devices::spec::Backend;
 use hetmem_sys::errno::Errno;
-use hetmem_sys::mapping::wiped_on_fork;
-use hetmem_sys::maps::MapsFile;
-use hetmem_sys::process::{MemoryUse, SignalMask};
+use hetmem_sys::process::MemoryUse;
 use hetmem_sys::thread::{
-    Stack, backoff_sleep, confine, control_block, futex_wait, futex_wake, give_up_privileges, is_dumpable,
-    unshare_directories, unshare_files, unused_id,
+    Stack, confine, control_block, futex_wait, futex_wake, give_up_privileges, is_dumpable, unshare_directories,
+    unshare_files, unused_id,
 };
 
-use super::config::{Config, Policy};
+use super::config::Config;
 use super::ends;
-use super::ledger::Ledger;
+use super::housekeeping::Stacks;
+use super::mailbox::Mailbox;
+use super::notes::{PID, last_word, ledger};
+use super::presence::{self, Changing, Closed};
 use super::removal::thread_is_known;
-use super::work::{self, Departure, Mailbox, Stacks};
-use crate::builder::{DEFAULT_STOCK, make_devices};
-use crate::host::Contexts;
-use crate::inner::Inner;
-use crate::service;
+use super::work::{self, Departure};
+use hetmem::for_agent::Managed;
 
 /// Pages of each of the agent's stacks.
 const STACK: PageCount = PageCount::new(128);
-/// How long to sleep, in nanoseconds, before it is looked again whether the program's threads are done with an agent that leaves.
-const LOOK_AGAIN_AFTER: u32 = 50_000;
 
 /// See the module.
 pub(super) struct Agent {
-    pub(super) inner: Inner,
+    pub(super) managed: Managed,
     pub(super) mailbox: Mailbox,
     pub(super) stacks: Stacks,
-    pub(super) policy: Policy,
+    pub(super) policy: PolicySpec,
     pub(super) memory: MemoryUse,
     /// The user and group that its threads become.
     id: u32,
@@ -78,119 +72,6 @@ pub(super) struct Agent {
 
 /// The stacks of the handler and of the worker: made once, and used again by whatever agent comes next, also in a forked child.
 static THREADS: [AtomicPtr<Stack>; 2] = [const { AtomicPtr::new(ptr::null_mut()) }; 2];
-/// The two words below; null before the first agent. In a forked child, however it was made, they are zero.
-static WORDS: AtomicPtr<[AtomicU64; 4]> = AtomicPtr::new(ptr::null_mut());
-/// The address of the agent of this process; 0 where there is none.
-const AGENT: usize = 0;
-/// How many threads of the program use the agent at this moment, and [`CLOSED`].
-const USERS: usize = 1;
-/// Nobody uses the agent, nor does anybody come to use it: it ends, if it can.
-const CLOSED: u64 = 1 << 63;
-/// 1 while the agent leaves or comes, by one thread: until everything is home its word is not to be had, nor is there none, and where it comes back what
-/// begins meanwhile waits, to be known to it.
-const CHANGING: usize = 2;
-/// How many threads fork in a process without an agent: none comes meanwhile.
-const FORKS: usize = 3;
-/// The ledger, which outlives agents.
-static LEDGER: AtomicPtr<Ledger> = AtomicPtr::new(ptr::null_mut());
-/// The process that the agent is in.
-static PID: AtomicU32 = AtomicU32::new(0);
-
-fn word(which: usize) -> Option<&'static AtomicU64> {
-    // SAFETY: null, or words that are never unmapped. Acquire pairs with the Release in `start`.
-    unsafe { WORDS.load(Ordering::Acquire).as_ref() }.map(|words| &words[which])
-}
-
-/// The agent, which does not end while this lives. All signals are blocked: a handler that asks for the agent, or never returns, would find its locks taken
-/// by the thread that it has interrupted.
-pub(super) struct Use {
-    agent: &'static Agent,
-    signals: SignalMask,
-}
-
-impl Use {
-    /// The agent of this process, if it has one.
-    pub(super) fn begin() -> Option<Self> {
-        let (agent, users) = (word(AGENT)?, word(USERS)?);
-        while is_here() {
-            let signals = SignalMask::block_all();
-            DEPTH.set(DEPTH.get() + 1);
-            // SeqCst, here and in `leave`: either this thread sees that the agent is closed, or the agent sees this thread.
-            if users.fetch_add(1, Ordering::SeqCst) & CLOSED == 0 {
-                let at = usize::try_from(agent.load(Ordering::SeqCst)).unwrap_or(0);
-                // SAFETY: null, or an agent that is not closed, and so not freed, while it has users.
-                if let Some(agent) = unsafe { ptr::with_exposed_provenance::<Agent>(at).as_ref() } {
-                    return Some(Self { agent, signals });
-                }
-            }
-            users.fetch_sub(1, Ordering::SeqCst);
-            DEPTH.set(DEPTH.get() - 1);
-            signals.restore();
-            backoff_sleep(LOOK_AGAIN_AFTER);
-        }
-        None
-    }
-}
-
-/// Whether this process has an agent. Holds nothing.
-pub(super) fn is_here() -> bool {
-    let (Some(agent), Some(changing)) = (word(AGENT), word(CHANGING)) else { return false };
-    loop {
-        let (is_here, is_changing) = (agent.load(Ordering::SeqCst) != 0, changing.load(Ordering::SeqCst) != 0);
-        // An agent that is about to leave waits for the uses that this thread is in the middle of.
-        if !is_changing || (is_here && DEPTH.get() > 0) {
-            return is_here;
-        }
-        // What is away is not the kernel's yet: who forks now, or asks what is there, waits until it is.
-        backoff_sleep(LOOK_AGAIN_AFTER);
-    }
-}
-
-thread_local! {
-    /// The agent that this thread holds from before a fork until after it, and how often: a handler of a signal may fork in the middle.
-    static HELD: Cell<(Option<&'static Agent>, u32)> = const { Cell::new((None, 0)) };
-    /// How often this thread forks without an agent.
-    static ALONE: Cell<u32> = const { Cell::new(0) };
-    /// How many uses this thread is in the middle of.
-    static DEPTH: Cell<u32> = const { Cell::new(0) };
-}
-
-impl Use {
-    /// Goes on after this returns, until [`Use::held`], with signals as they were: no lock is held over a fork.
-    pub(super) fn hold(self) {
-        let held = ManuallyDrop::new(self);
-        HELD.set((Some(held.agent), HELD.get().1 + 1));
-        held.signals.restore();
-    }
-
-    /// What this thread holds, if anything.
-    pub(super) fn held() -> Option<Self> {
-        let (agent, times) = HELD.get();
-        let agent = agent.filter(|_| times > 0)?;
-        let signals = SignalMask::block_all();
-        HELD.set((Some(agent), times - 1));
-        Some(Self { agent, signals })
-    }
-}
-
-impl Deref for Use {
-    type Target = Agent;
-    fn deref(&self) -> &Agent {
-        self.agent
-    }
-}
-
-impl Drop for Use {
-    fn drop(&mut self) {
-        // In a child that was forked meanwhile there is nothing to count down.
-        if let Some(users) = word(USERS) {
-            let _ = users.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1));
-            DEPTH.set(DEPTH.get().saturating_sub(1));
-        }
-        self.signals.restore();
-    }
-}
-
 /// What the handler thread tells the thread that started it.
 struct Startup {
     config: &'static Config,
@@ -207,57 +88,6 @@ impl Startup {
     }
 }
 
-/// Before a fork in a process that has no agent: none comes until [`forked_alone`]. `false` if there is one by now.
-pub(super) fn fork_alone() -> bool {
-    let (Some(agent), Some(changing), Some(forks)) = (word(AGENT), word(CHANGING), word(FORKS)) else { return true };
-    // SeqCst, here and in `Changing::start`: either this thread sees that an agent is about to come, or that thread sees this fork.
-    forks.fetch_add(1, Ordering::SeqCst);
-    if agent.load(Ordering::SeqCst) == 0 && changing.load(Ordering::SeqCst) == 0 {
-        ALONE.set(ALONE.get() + 1);
-        return true;
-    }
-    forks.fetch_sub(1, Ordering::SeqCst);
-    false
-}
-
-/// After it, in the parent.
-pub(super) fn forked_alone() {
-    if ALONE.get() > 0
-        && let Some(forks) = word(FORKS)
-    {
-        ALONE.set(ALONE.get() - 1);
-        forks.fetch_sub(1, Ordering::SeqCst);
-    }
-}
-
-/// The right to have the agent leave or come, which one thread has at a time.
-struct Changing(&'static AtomicU64);
-
-impl Changing {
-    /// Waits for it; `None` in a process that never had an agent.
-    fn begin() -> Option<Self> {
-        let changing = word(CHANGING)?;
-        while changing.compare_exchange(0, 1, Ordering::SeqCst, Ordering::SeqCst).is_err() {
-            backoff_sleep(LOOK_AGAIN_AFTER);
-        }
-        Some(Self(changing))
-    }
-
-    /// Starts the agent, once no fork is under way.
-    fn start(&self, config: &'static Config) -> Result<(), String> {
-        while word(FORKS).is_some_and(|forks| forks.load(Ordering::SeqCst) > 0) {
-            backoff_sleep(LOOK_AGAIN_AFTER);
-        }
-        start(config)
-    }
-}
-
-impl Drop for Changing {
-    fn drop(&mut self) {
-        self.0.store(0, Ordering::SeqCst);
-    }
-}
-
 /// The agent has left; until this is dropped, the program's other threads wait where they ask for it. The calling thread would wait for itself.
 pub struct Away(Changing);
 
@@ -268,7 +98,8 @@ impl Away {
     ///
     /// As [`start`].
     pub fn come_back(self, config: &'static Config) -> Result<(), String> {
-        self.0.start(config)
+        self.0.await_forks();
+        start(config)
     }
 }
 
@@ -279,7 +110,10 @@ impl Away {
 /// As [`start`].
 pub fn start_again(config: &'static Config) -> Result<(), String> {
     match Changing::begin() {
-        Some(changing) => changing.start(config),
+        Some(changing) => {
+            changing.await_forks();
+            start(config)
+        }
         None => start(config),
     }
 }
@@ -298,10 +132,7 @@ pub fn start(config: &'static Config) -> Result<(), String> {
     let no_memory = |errno: Errno| format!("the agent's memory can't be set up: {errno}");
     let [handler, worker] = [0, 1].map(stack);
     let (handler, _worker) = (handler.map_err(no_memory)?, worker.map_err(no_memory)?);
-    if WORDS.load(Ordering::Relaxed).is_null() {
-        let words = wiped_on_fork().map_err(no_memory)?;
-        WORDS.store(ptr::from_ref(words).cast_mut(), Ordering::Release);
-    }
+    presence::make_words().map_err(no_memory)?;
     let startup = Box::leak(Box::new(Startup {
         config,
         control: control_block(),
@@ -342,7 +173,7 @@ extern "C" fn serve(arg: *mut c_void) {
         Err(message) => return startup.tell(Err(message)),
     };
     startup.tell(Ok(()));
-    service::run(&agent.inner, &agent.stop);
+    agent.managed.serve(&agent.stop);
     if let Ok(worker) = stack(1) {
         worker.wait_ended();
     }
@@ -351,10 +182,8 @@ extern "C" fn serve(arg: *mut c_void) {
         hetmem_sys::process::end_last_thread(alone);
     }
     // The thread that had it leave may not have its answer yet.
-    while word(USERS).is_some_and(|users| users.load(Ordering::SeqCst) & CLOSED != 0) {
-        backoff_sleep(LOOK_AGAIN_AFTER);
-    }
-    *lock(&REMOVALS) = agent.inner.engine.space.removals();
+    presence::await_opened();
+    *lock(&REMOVALS) = agent.managed.removals();
     // SAFETY: leaked by `prepare`; the worker has ended, and so have all uses, by `leave`.
     drop(unsafe { Box::from_raw(ptr::from_ref(agent).cast_mut()) });
 }
@@ -370,31 +199,26 @@ fn prepare(startup: &Startup) -> Result<&'static Agent, String> {
         // The supervisor has ended, or the program has changed its user: it is managed, and nobody counts.
         None => CountersAt::Own(Box::default()),
     };
-    let no_proc = |errno: Errno| format!("the agent can't read /proc: {errno}");
-    let maps = MapsFile::open().map_err(no_proc)?;
-    let contexts = Contexts::open(false, maps).map_err(|error| whole(&error))?;
-    let devices = make_devices(&config.devices).map_err(|error| whole(&error))?;
-    let no_memory = |errno: Errno| format!("the agent's memory can't be set up: {errno}");
-    let inner = Inner::new(contexts, devices, DEFAULT_STOCK, counters, last_word).map_err(no_memory)?;
+    let managed = Managed::open(&config.devices, counters, last_word).map_err(|error| whole(&error))?;
     // In a forked child a thread that is not here may have it.
     if let Ok(heritage) = HERITAGE.try_lock() {
-        heritage.iter().for_each(|range| inner.engine.space.exclude_for_good(*range));
+        heritage.iter().for_each(|range| managed.exclude_for_good(*range));
     }
     if let Ok(removals) = REMOVALS.try_lock() {
-        removals.iter().for_each(|range| inner.engine.space.add_removal(*range));
+        removals.iter().for_each(|range| managed.add_removal(*range));
     }
     // This thread began without hetmem, or before an agent left.
-    startup.control.iter().for_each(|block| inner.engine.space.exclude_for_good(*block));
+    startup.control.iter().for_each(|block| managed.exclude_for_good(*block));
     let stop = rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC)
         .map_err(|errno| format!("the agent has no descriptor to stop by: {errno}"))?;
-    let memory = MemoryUse::open().map_err(no_proc)?;
-    inner.engine.host.tasks.enclose_caller();
+    let memory = MemoryUse::open().map_err(|errno| format!("the agent can't read /proc: {errno}"))?;
+    managed.enclose_caller();
     let (mailbox, stacks) = (Mailbox::default(), Stacks::default());
     let agent = Agent {
-        inner,
+        managed,
         mailbox,
         stacks,
-        policy: config.policy,
+        policy: config.policy.clone(),
         memory,
         id: unused_id(),
         dumpable: is_dumpable(),
@@ -403,7 +227,7 @@ fn prepare(startup: &Startup) -> Result<&'static Agent, String> {
         stop,
     };
     let agent: &'static Agent = Box::leak(Box::new(agent));
-    let worker = stack(1).map_err(no_memory)?;
+    let worker = stack(1).map_err(|errno| format!("the agent's memory can't be set up: {errno}"))?;
     let arg = ptr::from_ref(agent).cast_mut().cast();
     // SAFETY: `labour` takes a leaked agent, which the handler does not free before the worker has ended.
     unsafe { worker.start(labour, arg) }
@@ -414,9 +238,7 @@ fn prepare(startup: &Startup) -> Result<&'static Agent, String> {
         let _ = futex_wait(&agent.renounced, 0, None);
     }
     confine_thread();
-    if let Some(word) = word(AGENT) {
-        word.store(arg.expose_provenance() as u64, Ordering::Release);
-    }
+    presence::come(agent);
     Ok(agent)
 }
 
@@ -424,17 +246,6 @@ fn prepare(startup: &Startup) -> Result<&'static Agent, String> {
 fn whole(error: &dyn std::error::Error) -> String {
     let behind = std::iter::successors(error.source(), |error| error.source());
     behind.fold(error.to_string(), |text, error| format!("{text}: {error}"))
-}
-
-/// The ledger, opened once: a process that can't reach its path any more still has it, and so have its children.
-fn ledger(config: &Config) -> Option<&'static Ledger> {
-    // SAFETY: null or a leaked ledger. Acquire pairs with the Release below.
-    if let Some(ledger) = unsafe { LEDGER.load(Ordering::Acquire).as_ref() } {
-        return Some(ledger);
-    }
-    let ledger: &'static Ledger = Box::leak(Box::new(Ledger::open(&config.ledger).ok()?));
-    LEDGER.store(ptr::from_ref(ledger).cast_mut(), Ordering::Release);
-    Some(ledger)
 }
 
 /// All is open: what else the thread may do it gives up.
@@ -466,32 +277,22 @@ extern "C" fn labour(arg: *mut c_void) {
 pub fn leave() -> Option<Away> {
     // A child that shares the memory (vfork, or worse) is a process of its own, and has no agent; and who is in the middle of a fork, of which a handler of a
     // signal asks this, would wait for himself.
-    if PID.load(Ordering::Relaxed) != std::process::id() || DEPTH.get() > 0 || HELD.get().1 > 0 {
+    if PID.load(Ordering::Relaxed) != std::process::id() || presence::is_in_use_here() {
         return None;
     }
     let changing = Changing::begin()?;
-    leave_alone(word(AGENT)?, word(USERS)?).then_some(Away(changing))
+    leave_alone().then_some(Away(changing))
 }
 
-fn leave_alone(agent: &AtomicU64, users: &AtomicU64) -> bool {
-    let at = usize::try_from(agent.load(Ordering::SeqCst)).unwrap_or(0);
-    if at == 0 {
-        return false;
-    }
-    // Whoever began before is served by the worker, which goes on until it is asked to end.
-    while users.compare_exchange(0, CLOSED, Ordering::SeqCst, Ordering::SeqCst).is_err() {
-        backoff_sleep(LOOK_AGAIN_AFTER);
-    }
-    // SAFETY: an agent, which is not freed while it is closed.
-    let leaving = unsafe { &*ptr::with_exposed_provenance::<Agent>(at) };
-    *lock(&HERITAGE) = leaving.inner.engine.space.exclusions();
+fn leave_alone() -> bool {
+    let Some(leaving) = Closed::close() else { return false };
+    *lock(&HERITAGE) = leaving.managed.exclusions();
     let granted = leaving.mailbox.leave();
     if granted {
-        agent.store(0, Ordering::SeqCst);
-    }
-    users.fetch_and(!CLOSED, Ordering::SeqCst);
-    if granted && let Ok(handler) = stack(0) {
-        handler.wait_ended();
+        leaving.end();
+        if let Ok(handler) = stack(0) {
+            handler.wait_ended();
+        }
     }
     granted
 }
@@ -501,27 +302,6 @@ static HERITAGE: Mutex<Vec<PageRange>> = Mutex::new(Vec::new());
 /// Removals that were announced to the last agent of this process and are not known to be over: a thread may be in the middle of one still, and take away what
 /// the next agent leaves to it, but not what that has moved elsewhere.
 static REMOVALS: Mutex<Vec<PageRange>> = Mutex::new(Vec::new());
-
-/// Leaves `line` to the supervisor of this process, which has no agent: what became of the management of this process, in words that follow its name.
-pub fn note(config: &Config, line: &str) {
-    if let Some(ledger) = ledger(config) {
-        ledger.refuse(std::process::id(), line);
-    }
-}
-
-/// Whether no agent was ever in this process, before an `execve(2)` perhaps; as far as the ledger can be asked.
-#[must_use]
-pub fn is_first(config: &Config) -> bool {
-    ledger(config).is_some_and(|ledger| ledger.counters_of(std::process::id()).is_none())
-}
-
-/// Leaves `line` to the supervisor, which prints it: what became of the management of this process.
-pub fn last_word(line: &str) {
-    // SAFETY: null or a leaked ledger. Acquire pairs with the Release in `ledger`.
-    if let Some(ledger) = unsafe { LEDGER.load(Ordering::Acquire).as_ref() } {
-        ledger.refuse(PID.load(Ordering::Relaxed), line);
-    }
-}
 
 /// In a forked child, before anything of the agent's is used. Says whether its parent had an agent, and knew of the fork.
 #[must_use]
@@ -534,13 +314,9 @@ pub fn after_fork_in_child() -> bool {
     }
     hetmem_sys::mapping::forget_omitted();
     ends::forget_in_child();
-    // There is no agent here, so there are no users to count.
-    DEPTH.set(0);
-    ALONE.set(0);
-    let (held, times) = HELD.replace((None, 0));
-    let Some(parents) = held.filter(|_| times > 0) else { return false };
+    let Some(parents) = presence::forget_in_child() else { return false };
     // A thread that does not exist here may have been changing them; then nothing is known, and what the kernel looks at by itself may be away one day.
-    if let (Some(kept), Ok(mut heritage)) = (parents.inner.engine.space.try_exclusions(), HERITAGE.try_lock()) {
+    if let (Some(kept), Ok(mut heritage)) = (parents.managed.try_exclusions(), HERITAGE.try_lock()) {
         *heritage = kept;
     }
     true

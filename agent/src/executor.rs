@@ -1,0 +1,159 @@
+//! Carries out what the policy plans: shows it the program, and migrates.
+
+use std::cell::Cell;
+use std::time::Instant;
+
+use hetmem_core::migrate::{Request, Target};
+use hetmem_core::outcome::KeptReason;
+use hetmem_core::policy::{DeviceState, Move, Plan, Policy, Resident, Signs, View};
+use hetmem_core::units::{BLOCK_PAGES, DeviceId, PageCount, PageRange, VirtAddr};
+use hetmem_sys::process::MemoryUse;
+
+use super::pace::Paced;
+use hetmem::for_agent::Managed;
+
+/// How much is planned at a time (16 MiB): more would be known too long before.
+const BUDGET: PageCount = PageCount::new(8 * BLOCK_PAGES);
+
+/// Whether there is more to do at once.
+#[derive(PartialEq, Eq)]
+pub(super) enum Pace {
+    GoOn,
+    Rest,
+}
+
+/// See the module.
+pub(super) struct Executor<'a> {
+    policy: Box<dyn Policy>,
+    plan: Plan,
+    program: Program<'a>,
+    /// Plans since the last rest.
+    plans: u32,
+}
+
+impl<'a> Executor<'a> {
+    pub(super) fn new(policy: Box<dyn Policy>, managed: &'a Managed, memory: &'a MemoryUse) -> Self {
+        let program = Program {
+            managed,
+            memory,
+            ranges: Vec::new(),
+            signs: Cell::default(),
+            resident: Resident::default(),
+            counts: Paced::new(),
+        };
+        Self { policy, plan: Plan::new(BUDGET), program, plans: 0 }
+    }
+
+    /// Whether the policy wants the program's mappings looked at now; `None` if it leaves that to others.
+    pub(super) fn wants_a_look(&self) -> Option<bool> {
+        self.policy.plans_a_look().map(|plans| self.plans.is_multiple_of(plans))
+    }
+
+    /// What is managed from now on, in order of address.
+    pub(super) fn set_ranges(&mut self, ranges: Vec<PageRange>) {
+        self.program.ranges = ranges;
+    }
+
+    pub(super) fn signs(&self) -> Signs {
+        self.program.look_for_signs()
+    }
+
+    /// Has the policy plan, and carries that out until there is something more urgent.
+    pub(super) fn step(&mut self, urgent: impl Fn() -> bool) -> Pace {
+        self.plans = self.plans.wrapping_add(1);
+        self.policy.plan(&mut self.program, &mut self.plan);
+        if self.plan.is_empty() {
+            self.plans = 0;
+            return Pace::Rest;
+        }
+        let managed = self.program.managed;
+        self.plan.carry_out(|of| carry_out(managed, of), urgent);
+        self.program.carried_out(self.plan.moved());
+        Pace::GoOn
+    }
+}
+
+/// The program that this is the agent of, as a policy sees it.
+struct Program<'a> {
+    managed: &'a Managed,
+    memory: &'a MemoryUse,
+    ranges: Vec<PageRange>,
+    /// As they were seen last.
+    signs: Cell<Signs>,
+    resident: Resident,
+    counts: Paced,
+}
+
+impl Program<'_> {
+    fn look_for_signs(&self) -> Signs {
+        let signs = Signs {
+            // An answer that can't be had is no sign.
+            anonymous: self.memory.anonymous().unwrap_or(self.signs.get().anonymous),
+            home: self.managed.came_home(),
+            faults: self.managed.faults(),
+        };
+        self.signs.set(signs);
+        signs
+    }
+
+    /// `moved` pages have moved since the policy looked.
+    fn carried_out(&mut self, moved: PageCount) {
+        // Where nobody asks how many there are, nobody needs to know.
+        if self.counts.was_done() {
+            let before = self.signs.get();
+            self.resident.left(moved, before, self.look_for_signs());
+        }
+    }
+}
+
+impl View for Program<'_> {
+    fn signs(&mut self) -> Signs {
+        self.look_for_signs()
+    }
+
+    fn ranges(&self) -> &[PageRange] {
+        &self.ranges
+    }
+
+    fn resident(&mut self, signs: Signs) -> PageCount {
+        if !self.resident.is_exact(signs) && self.counts.is_due(Instant::now(), true) {
+            let (managed, ranges) = (self.managed, &self.ranges);
+            self.resident.count(self.counts.run(|| managed.count_resident(ranges)), signs);
+        }
+        self.resident.pages(signs)
+    }
+
+    fn devices(&self) -> Vec<DeviceState> {
+        self.managed.devices()
+    }
+
+    fn preferred(&self, page: VirtAddr) -> Option<DeviceId> {
+        self.managed.preferred(page)
+    }
+
+    fn take_warmth(&mut self, chunk: PageRange) -> bool {
+        self.managed.take_warmth(chunk)
+    }
+}
+
+/// Moves what is to move to the first place that has room; how many pages it moved.
+fn carry_out(managed: &Managed, what: &Move) -> PageCount {
+    let mut moved = PageCount::ZERO;
+    for (at, target) in what.to.iter().enumerate() {
+        if at + 1 < what.to.len() && is_full(managed, *target) {
+            continue;
+        }
+        let request = Request { target: *target, select: what.from, owner: None };
+        let outcomes = managed.migrate(what.range, request);
+        moved += outcomes.moved();
+        if outcomes.kept(KeptReason::NoFrame).is_zero() {
+            break;
+        }
+    }
+    moved
+}
+
+fn is_full(managed: &Managed, target: Target) -> bool {
+    let Target::Device(device) = target else { return false };
+    managed.device(device).is_none_or(|device| device.room().is_zero())
+}

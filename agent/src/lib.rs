@@ -1,0 +1,46 @@
+//! The agent: what runs inside a program that `hetmem run` started.
+//!
+//! ```text
+//! start         two threads on stacks of their own, with descriptors of their own: how they begin, leave, and come back
+//! presence      whether there is an agent, and who uses it
+//! calls         what the program's threads ask
+//! mailbox       what of that the worker does, between two moves
+//! work          the worker: the thread that migrates
+//! executor      shows the policy the program, and carries out what it plans
+//! housekeeping  looks at mappings, stacks, strays
+//! adopt         finds the program's memory
+//! pace          when it is looked at what
+//! ends          how its last thread has ended
+//! removal       removals that userfaultfd does not tell of
+//! config        what `hetmem run` asks of the agent
+//! ledger        the statistics memory shared with `hetmem run`
+//! notes         lines left there for `hetmem run`
+//! ```
+//!
+//! The agent must not touch memory that may be away while it holds a lock that a fault needs, and its handler thread must never touch
+//! any. So its allocator, its stacks and its arenas are set aside ([`hetmem_sys::mapping::set_aside`]), and its threads, which block all signals,
+//! have thread-local storage of their own.
+
+mod adopt;
+mod calls;
+pub mod config;
+mod ends;
+mod executor;
+mod housekeeping;
+pub mod ledger;
+mod mailbox;
+mod notes;
+mod pace;
+mod presence;
+mod removal;
+mod start;
+mod work;
+
+pub use calls::{
+    after_fork_in_parent, all_home, before_fork, begin_thread, is_running, keep_at_home, keep_in_place, let_go,
+    protect_thread, release_range, residency, thread_began, undisturbed, undivided,
+};
+pub use ends::{thread_exits, thread_is_strict};
+pub use notes::{is_first, last_word, note};
+pub use removal::{guard, look_for_guards, removal_returned};
+pub use start::{Away, after_fork_in_child, leave, start, start_again};

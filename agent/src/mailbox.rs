@@ -1,0 +1,217 @@
+//! What the program's threads ask of the worker, and how it answers: between two moves of the policy's.
+//!
+//! ```text
+//! program's thread                 worker
+//! ----------------                 ------
+//! quiesce() ─────────────────────► brings all home, stands still
+//! forks, or what else can't bear   answers looks
+//! that anything is away
+//! resume() ──────────────────────► goes on
+//!
+//! release(), residency() ────────► answers each
+//! leave() ───────────────────────► brings all home, and ends if that went well
+//! ```
+
+use std::time::Duration;
+
+use hetmem_core::sync::{Condvar, Mutex, MutexGuard, lock};
+use hetmem_core::units::PageRange;
+
+use super::housekeeping::Housekeeping;
+use hetmem::for_agent::Managed;
+
+/// What the program's threads want of the worker.
+#[derive(Default)]
+struct Wants {
+    /// Threads that are about to fork, or are forking.
+    forks: u32,
+    /// Whether the worker stands still for them, with nothing away.
+    quiet: bool,
+    /// Ranges whose registrations must end before the worker stands still.
+    undivided: Vec<PageRange>,
+    /// Ranges to be let go of for good, each with the asker's ticket, and the tickets of those that were.
+    release: Vec<(u64, PageRange)>,
+    released: Vec<u64>,
+    /// Ranges of which it is asked what is there, and the answers.
+    looks: Vec<(u64, PageRange)>,
+    seen: Vec<(u64, Vec<u8>)>,
+    /// The last ticket.
+    asked: u64,
+    /// Whether the agent is to leave, and what came of it.
+    leave: Leave,
+}
+
+#[derive(Default, PartialEq, Eq, Clone, Copy)]
+enum Leave {
+    #[default]
+    No,
+    Asked,
+    Granted,
+    /// Pages can't come home.
+    Refused,
+}
+
+impl Wants {
+    fn next_ticket(&mut self) -> u64 {
+        self.asked += 1;
+        self.asked
+    }
+
+    fn nothing(&self) -> bool {
+        self.forks == 0 && self.release.is_empty() && self.looks.is_empty() && self.leave != Leave::Asked
+    }
+}
+
+/// The way from the program's threads to the worker.
+#[derive(Default)]
+pub(super) struct Mailbox {
+    wants: Mutex<Wants>,
+    changed: Condvar,
+}
+
+impl Mailbox {
+    /// Returns once the worker stands still and no page is away; [`Mailbox::resume`] lets it go on.
+    pub(super) fn quiesce(&self) {
+        self.quiesce_for(None);
+    }
+
+    /// The same, and on return nothing that touches `undivided` is registered.
+    pub(super) fn quiesce_for(&self, undivided: Option<PageRange>) {
+        let mut wants = lock(&self.wants);
+        wants.forks += 1;
+        wants.undivided.extend(undivided);
+        self.changed.notify_all();
+        while !wants.quiet || !wants.undivided.is_empty() {
+            wants = self.changed.wait(wants).expect("no thread panicked while it held this lock");
+        }
+    }
+
+    pub(super) fn resume(&self) {
+        let mut wants = lock(&self.wants);
+        wants.forks -= 1;
+        self.changed.notify_all();
+    }
+
+    /// Returns once nothing of `range` is managed any more.
+    pub(super) fn release(&self, range: PageRange) {
+        let mut wants = lock(&self.wants);
+        let ticket = wants.next_ticket();
+        wants.release.push((ticket, range));
+        self.changed.notify_all();
+        loop {
+            if let Some(at) = wants.released.iter().position(|of| *of == ticket) {
+                wants.released.swap_remove(at);
+                return;
+            }
+            wants = self.changed.wait(wants).expect("no thread panicked while it held this lock");
+        }
+    }
+
+    /// As `mincore(2)` of `range` would say if nothing of it were away: a byte for each page. Empty where the kernel refuses.
+    pub(super) fn residency(&self, range: PageRange) -> Vec<u8> {
+        let mut wants = lock(&self.wants);
+        let ticket = wants.next_ticket();
+        wants.looks.push((ticket, range));
+        self.changed.notify_all();
+        loop {
+            if let Some(at) = wants.seen.iter().position(|(of, _)| *of == ticket) {
+                return wants.seen.swap_remove(at).1;
+            }
+            wants = self.changed.wait(wants).expect("no thread panicked while it held this lock");
+        }
+    }
+}
+
+impl Mailbox {
+    /// Asks the worker to bring everything home and to end; whether it does.
+    pub(super) fn leave(&self) -> bool {
+        let mut wants = lock(&self.wants);
+        wants.leave = Leave::Asked;
+        self.changed.notify_all();
+        while wants.leave == Leave::Asked {
+            wants = self.changed.wait(wants).expect("no thread panicked while it held this lock");
+        }
+        let granted = wants.leave == Leave::Granted;
+        wants.leave = Leave::No;
+        granted
+    }
+}
+
+/// The worker's side.
+impl Mailbox {
+    /// Whether nobody waits for the worker.
+    pub(super) fn is_empty(&self) -> bool {
+        lock(&self.wants).nothing()
+    }
+
+    /// Waits until somebody asks, or `time` is over.
+    pub(super) fn wait(&self, time: Duration) {
+        let wants = lock(&self.wants);
+        if wants.nothing() {
+            // Woken or not: the worker looks at everything anyway.
+            drop(self.changed.wait_timeout(wants, time).expect("no thread panicked while it held this lock"));
+        }
+    }
+
+    /// Does what the program's threads ask for; `true` if the agent leaves.
+    pub(super) fn answer(&self, managed: &Managed, house: &mut Housekeeping<'_>) -> bool {
+        let mut wants = lock(&self.wants);
+        while let Some((ticket, range)) = wants.release.pop() {
+            drop(wants);
+            house.let_go(range);
+            wants = lock(&self.wants);
+            wants.released.push(ticket);
+            self.changed.notify_all();
+        }
+        wants = self.answer_looks(managed, wants);
+        if wants.forks == 0 && wants.leave != Leave::Asked {
+            return false;
+        }
+        drop(wants);
+        let home = managed.bring_all_home();
+        let mut wants = lock(&self.wants);
+        if wants.leave == Leave::Asked {
+            drop(wants);
+            if home {
+                // While the handler still reads: a removal that is announced now is one that whoever watches next must know of.
+                managed.unregister(PageRange::ALL);
+            }
+            wants = lock(&self.wants);
+            wants.leave = if home { Leave::Granted } else { Leave::Refused };
+            self.changed.notify_all();
+            return home;
+        }
+        if !home && !managed.hears_of_forks() {
+            managed.stop_the_program("it can't come home, and a forked child would read zeros");
+        }
+        wants.quiet = true;
+        self.changed.notify_all();
+        while wants.forks > 0 {
+            wants = self.answer_looks(managed, wants);
+            if let Some(range) = wants.undivided.pop() {
+                managed.unregister_around(range);
+                self.changed.notify_all();
+                continue;
+            }
+            // Who looked may have taken longer than the forks.
+            if wants.forks == 0 {
+                break;
+            }
+            wants = self.changed.wait(wants).expect("no thread panicked while it held this lock");
+        }
+        wants.quiet = false;
+        false
+    }
+
+    /// Says what is there to those who ask: while all stands still, too, as a fork may take long.
+    fn answer_looks<'a>(&'a self, managed: &Managed, mut wants: MutexGuard<'a, Wants>) -> MutexGuard<'a, Wants> {
+        while let Some((ticket, range)) = wants.looks.pop() {
+            drop(wants);
+            let seen = managed.residency(range);
+            wants = lock(&self.wants);
+            wants.seen.push((ticket, seen));
+            self.changed.notify_all();
+        }
+        wants
+    }
+}

@@ -1,0 +1,51 @@
+//! The agent's second thread: carries out the policy, keeps house, and does what the program's threads ask for between two moves.
+
+use hetmem_core::policy::Signs;
+
+use super::executor::{Executor, Pace};
+use super::housekeeping::Housekeeping;
+use super::pace::Nap;
+use super::start::Agent;
+
+/// The agent's threads.
+const OWN_THREADS: usize = 2;
+
+/// Why the worker has ended.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Departure {
+    /// The agent leaves: everything is home.
+    Asked,
+    /// The program has no thread left; its first has ended so, as `wait(2)` would say it.
+    Alone(i32),
+}
+
+/// Runs until the agent leaves, or the program has no thread left.
+pub(super) fn run(agent: &Agent) -> Departure {
+    let (managed, mailbox) = (&agent.managed, &agent.mailbox);
+    let policy = agent.policy.make().expect("a configuration that was read has a policy that can be made");
+    let mut executor = Executor::new(policy, managed, &agent.memory);
+    let mut house = Housekeeping::new(managed, &agent.stacks);
+    let mut nap = Nap::new();
+    // Whether the program has done something lately, and what it showed then.
+    let (mut busy, mut last) = (true, Signs::default());
+    loop {
+        if mailbox.answer(managed, &mut house) {
+            return Departure::Asked;
+        }
+        if executor.wants_a_look().unwrap_or_else(|| house.is_due(busy)) {
+            if let Some(status) = managed.ended_but(OWN_THREADS) {
+                return Departure::Alone(status);
+            }
+            executor.set_ranges(house.look());
+        }
+        if executor.step(|| !mailbox.is_empty()) == Pace::Rest {
+            if let Some(status) = managed.ended_but(OWN_THREADS) {
+                return Departure::Alone(status);
+            }
+            let signs = executor.signs();
+            busy = signs != last;
+            last = signs;
+            mailbox.wait(nap.next(busy));
+        }
+    }
+}

@@ -1,0 +1,142 @@
+//! A program for tests of policies: pages in system memory and on devices, and what was asked about them.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::{DeviceState, Move, Signs, View};
+use crate::heat::CHUNK_PAGES;
+use crate::migrate::{Select, Target};
+use crate::physmap::MemoryType;
+use crate::units::{DeviceId, PAGE_SIZE, PageCount, PageRange, VirtAddr};
+
+/// `pages` pages from page `page` on.
+pub(super) fn range(page: u64, pages: u64) -> PageRange {
+    PageRange::new(VirtAddr::new(page * PAGE_SIZE), PageCount::new(pages)).unwrap()
+}
+
+/// See the module.
+pub(super) struct Model {
+    ranges: Vec<PageRange>,
+    /// Where each page is; holes are nowhere.
+    pages: BTreeMap<u64, Target>,
+    pub(super) devices: Vec<DeviceState>,
+    pub(super) preferred: Option<DeviceId>,
+    /// Chunks that are warm, by their numbers.
+    pub(super) warm: BTreeSet<u64>,
+    pub(super) faults: u64,
+    pub(super) moved_out: u64,
+    pub(super) moved_home: u64,
+    /// What was asked, in order, but for what costs nothing.
+    pub(super) asked: Vec<&'static str>,
+}
+
+impl Model {
+    pub(super) const BUDGET: PageCount = PageCount::new(1024);
+
+    /// A program with these ranges, all in system memory, and private devices of these capacities.
+    pub(super) fn new(ranges: &[(u64, u64)], devices: &[u64]) -> Self {
+        let ranges: Vec<PageRange> = ranges.iter().map(|(page, pages)| range(*page, *pages)).collect();
+        let numbers = ranges.iter().flat_map(|range| range.iter()).map(|page| page.get() / PAGE_SIZE);
+        let device = |(at, pages): (usize, &u64)| DeviceState {
+            id: DeviceId::new(u8::try_from(at).unwrap()),
+            memory_type: MemoryType::DevicePrivate,
+            capacity: PageCount::new(*pages),
+            used: PageCount::ZERO,
+        };
+        Self {
+            pages: numbers.map(|page| (page, Target::System)).collect(),
+            ranges,
+            devices: devices.iter().enumerate().map(device).collect(),
+            preferred: None,
+            warm: BTreeSet::new(),
+            faults: 0,
+            moved_out: 0,
+            moved_home: 0,
+            asked: Vec::new(),
+        }
+    }
+
+    /// Moves what there is room for; how much that is.
+    pub(super) fn carry_out(&mut self, what: &Move) -> PageCount {
+        let mut moved = PageCount::ZERO;
+        for page in what.range.iter().map(|page| page.get() / PAGE_SIZE) {
+            let Some(at) = self.pages.get(&page).copied() else { continue };
+            let kind = match at {
+                Target::System => Select::SYSTEM,
+                Target::Device(_) => Select::DEVICE_PRIVATE,
+            };
+            let has_room = |to: &&Target| match to {
+                Target::System => true,
+                Target::Device(device) => !self.devices[device.index()].room().is_zero(),
+            };
+            let Some(to) = what.to.iter().find(has_room).copied() else { continue };
+            if !what.from.contains(kind) || to == at {
+                continue;
+            }
+            if let Target::Device(device) = at {
+                self.devices[device.index()].used = self.devices[device.index()].used - PageCount::ONE;
+            }
+            match to {
+                Target::System => self.moved_home += 1,
+                Target::Device(device) => {
+                    self.devices[device.index()].used += PageCount::ONE;
+                    self.moved_out += 1;
+                }
+            }
+            self.pages.insert(page, to);
+            moved += PageCount::ONE;
+        }
+        moved
+    }
+
+    pub(super) fn resident_pages(&self) -> u64 {
+        self.pages.values().filter(|at| **at == Target::System).count() as u64
+    }
+
+    /// Makes holes of the pages that `which` names by number.
+    pub(super) fn drop_pages(&mut self, which: impl Fn(u64) -> bool) {
+        self.pages.retain(|page, _| !which(*page));
+    }
+
+    pub(super) fn bring_all_home(&mut self) {
+        for at in self.pages.values_mut().filter(|at| **at != Target::System) {
+            *at = Target::System;
+            self.moved_home += 1;
+        }
+        self.devices.iter_mut().for_each(|device| device.used = PageCount::ZERO);
+    }
+
+    /// The chunks of which something is on a device.
+    pub(super) fn away(&self) -> Vec<u64> {
+        let away = self.pages.iter().filter(|(_, at)| **at != Target::System).map(|(page, _)| page / CHUNK_PAGES);
+        away.collect::<BTreeSet<_>>().into_iter().collect()
+    }
+}
+
+impl View for Model {
+    fn signs(&mut self) -> Signs {
+        self.asked.push("signs");
+        Signs { anonymous: PageCount::new(self.pages.len() as u64), home: self.moved_home, faults: self.faults }
+    }
+
+    fn ranges(&self) -> &[PageRange] {
+        &self.ranges
+    }
+
+    fn resident(&mut self, _signs: Signs) -> PageCount {
+        self.asked.push("resident");
+        PageCount::new(self.resident_pages())
+    }
+
+    fn devices(&self) -> Vec<DeviceState> {
+        self.devices.clone()
+    }
+
+    fn preferred(&self, _page: VirtAddr) -> Option<DeviceId> {
+        self.preferred
+    }
+
+    fn take_warmth(&mut self, chunk: PageRange) -> bool {
+        self.asked.push("warmth");
+        self.warm.remove(&(chunk.start().get() / PAGE_SIZE / CHUNK_PAGES))
+    }
+}

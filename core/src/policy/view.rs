@@ -1,0 +1,60 @@
+//! What a policy is shown.
+
+use crate::physmap::MemoryType;
+use crate::units::{DeviceId, PageCount, PageRange, VirtAddr};
+
+/// What there is, for as much of it as a policy asks: each answer is found when it is asked for.
+///
+/// The agent answers of a program that runs, tests of a model.
+pub trait View {
+    /// What the program has shown by now. Costs a file that is read.
+    fn signs(&mut self) -> Signs;
+
+    /// The managed ranges, in order of address. Costs nothing.
+    fn ranges(&self) -> &[PageRange];
+
+    /// How many of their pages are in system memory, as far as is known while the program shows `signs`, and never more than [`Signs::anonymous`]. Pages may be
+    /// counted for it, which costs far more than anything else here: it is asked when it decides something.
+    fn resident(&mut self, signs: Signs) -> PageCount;
+
+    /// The devices, in the order of their ids. Costs a few words.
+    fn devices(&self) -> Vec<DeviceState>;
+
+    /// The device on which the page at `page` is best kept, if the program said so. Costs a search.
+    fn preferred(&self, page: VirtAddr) -> Option<DeviceId>;
+
+    /// Whether something of `chunk`, which lies in one [chunk](crate::heat), was used since this was asked last. Costs a search.
+    fn take_warmth(&mut self, chunk: PageRange) -> bool;
+}
+
+/// By what it shows that a program does something: while nothing here changes, nothing has happened that would be noticed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Signs {
+    /// Anonymous memory of the process, hetmem's included.
+    pub anonymous: PageCount,
+    /// Pages that have come home.
+    pub home: u64,
+    /// Touches that were served.
+    pub faults: u64,
+}
+
+/// A device, and what room it has.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct DeviceState {
+    /// By which it is named.
+    pub id: DeviceId,
+    /// What the CPU can do with its memory.
+    pub memory_type: MemoryType,
+    /// Its pages.
+    pub capacity: PageCount,
+    /// How many of them are taken.
+    pub used: PageCount,
+}
+
+impl DeviceState {
+    /// How many more pages it takes.
+    #[must_use]
+    pub fn room(&self) -> PageCount {
+        PageCount::new(self.capacity.get().saturating_sub(self.used.get()))
+    }
+}

@@ -1,0 +1,329 @@
+//! What the agent needs of a runtime's inside: for crate `hetmem-agent`, and for nobody else. No promise holds for it.
+//!
+//! A [`Managed`] is a runtime without threads of its own. The agent lends it one, which [serves](Managed::serve), and decides what is managed and what moves.
+
+use std::os::fd::OwnedFd;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Instant;
+
+use hetmem_core::engine::CountersAt;
+use hetmem_core::migrate::{Request, Target};
+use hetmem_core::outcome::Outcomes;
+use hetmem_core::policy::DeviceState;
+use hetmem_core::port::{FaultPath, Host as _};
+use hetmem_core::range_map::RangeMap;
+use hetmem_core::space::Region;
+use hetmem_core::units::{BlockNo, DeviceId, PageCount, PageRange, VirtAddr};
+use hetmem_devices::spec::DeviceSpec;
+use hetmem_sys::errno::Errno;
+use hetmem_sys::mapping::Guard;
+use hetmem_sys::maps::MapsFile;
+use thiserror::Error;
+
+use crate::host::Contexts;
+use crate::host::removals::RETURNED;
+use crate::inner::Inner;
+use crate::builder::{DEFAULT_STOCK, make_devices};
+use crate::service::{self, MEMORY_PATIENCE};
+
+/// How long to wait, in nanoseconds, before pages that did not come home are asked again.
+const ASK_AGAIN_AFTER: u32 = 100_000;
+
+/// Why this process can't be managed.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum OpenError {
+    /// The kernel's files about the process can't be opened.
+    #[error("the agent can't read /proc")]
+    Proc(#[source] Errno),
+    /// Userfaultfd can't be had.
+    #[error(transparent)]
+    Userfaultfd(#[from] hetmem_sys::uffd::OpenError),
+    /// A device can't be made.
+    #[error(transparent)]
+    Device(#[from] crate::Error),
+    /// There is no memory for hetmem itself.
+    #[error("the agent's memory can't be set up")]
+    Memory(#[source] Errno),
+}
+
+/// The memory of this process, managed.
+pub struct Managed(Inner);
+
+/// The beginning, the threads, the end.
+impl Managed {
+    /// Opens all that it takes, in the calling thread's table of descriptors. `on_fatal` is told, in a line, why the program is stopped.
+    ///
+    /// # Errors
+    ///
+    /// What is missing.
+    pub fn open(devices: &[DeviceSpec], counters: CountersAt, on_fatal: fn(&str)) -> Result<Self, OpenError> {
+        let maps = MapsFile::open().map_err(OpenError::Proc)?;
+        let contexts = Contexts::open(false, maps)?;
+        let devices = make_devices(devices)?;
+        Inner::new(contexts, devices, DEFAULT_STOCK, counters, on_fatal).map(Self).map_err(OpenError::Memory)
+    }
+
+    /// Serves touches and events until `stop` is readable.
+    pub fn serve(&self, stop: &OwnedFd) {
+        service::run(&self.0, stop);
+    }
+
+    /// The calling thread can open nothing by a path from now on, if it may have that.
+    pub fn enclose_caller(&self) {
+        self.0.engine.host.tasks.enclose_caller();
+    }
+
+    /// How the program's first thread has ended, if it has no thread left, but for `others`.
+    #[must_use]
+    pub fn ended_but(&self, others: usize) -> Option<i32> {
+        self.0.engine.host.tasks.ended_but(others)
+    }
+
+    /// Whether a fork that nobody announces is told of, so that what is away can be copied for the child.
+    #[must_use]
+    pub fn hears_of_forks(&self) -> bool {
+        self.0.engine.host.contexts.fork_events
+    }
+
+    /// Stops the program; `why` says what of its memory can't be made right.
+    pub fn stop_the_program(&self, why: &'static str) -> ! {
+        self.0.engine.host.stop_the_program(VirtAddr::default(), why)
+    }
+
+    /// Counts an error.
+    pub fn count_error(&self) {
+        self.0.engine.counters.errors.fetch_add(1, Relaxed);
+    }
+}
+
+/// What is managed.
+impl Managed {
+    /// The program's private anonymous memory, without what is to be left `alone`; in order of address.
+    #[must_use]
+    pub fn adoptable(&self, alone: RangeMap<()>) -> Vec<PageRange> {
+        crate::mappings::adoptable(&self.0.engine.host.contexts.maps, alone)
+    }
+
+    /// What is managed, in order of address.
+    #[must_use]
+    pub fn regions(&self) -> Vec<PageRange> {
+        self.0.engine.space.regions().into_iter().map(|(range, _)| range).collect()
+    }
+
+    /// Manages `range`.
+    pub fn manage(&self, range: PageRange) {
+        self.0.engine.space.add_region(range, Region { path: FaultPath::Thread, ..Region::default() });
+    }
+
+    /// Manages `range` no longer; nothing of it is on a device.
+    pub fn forget(&self, range: PageRange) {
+        self.0.engine.space.remove_region(range);
+    }
+
+    /// Says in the statistics how much is managed.
+    pub fn set_adopted(&self, pages: PageCount) {
+        self.0.engine.counters.adopted_bytes.store(pages.bytes().get(), Relaxed);
+    }
+
+    /// Keeps `range` from being taken out until [`Managed::include`] was called as often.
+    pub fn exclude(&self, range: PageRange) {
+        self.0.engine.space.exclude(range);
+    }
+
+    /// Keeps it so for good.
+    pub fn exclude_for_good(&self, range: PageRange) {
+        self.0.engine.space.exclude_for_good(range);
+    }
+
+    /// Ends one exclusion.
+    pub fn include(&self, range: PageRange) {
+        self.0.engine.space.include(range);
+    }
+
+    /// What is excluded, in order.
+    #[must_use]
+    pub fn exclusions(&self) -> Vec<PageRange> {
+        self.0.engine.space.exclusions()
+    }
+
+    /// The same, unless somebody is about to change it.
+    #[must_use]
+    pub fn try_exclusions(&self) -> Option<Vec<PageRange>> {
+        self.0.engine.space.try_exclusions()
+    }
+
+    /// Removals that were announced and are not known to be over.
+    #[must_use]
+    pub fn removals(&self) -> Vec<PageRange> {
+        self.0.engine.space.removals()
+    }
+
+    /// One was announced to somebody before.
+    pub fn add_removal(&self, range: PageRange) {
+        self.0.engine.space.add_removal(range);
+    }
+
+    /// A touch of a hole fills that hole only from now on.
+    pub fn fill_no_neighbours(&self) {
+        self.0.engine.zero_around.store(false, Relaxed);
+    }
+
+    /// Lets registrations fall that nothing needs any more.
+    pub fn release_idle(&self) {
+        self.0.release_idle();
+    }
+
+    /// Compares the books with where pages are, in some blocks after `after`. Returns where to go on; `None` is the end.
+    #[must_use]
+    pub fn audit(&self, after: Option<BlockNo>) -> Option<BlockNo> {
+        self.0.engine.audit(after)
+    }
+
+    /// `madvise(2)` with guard markers on behalf of the calling thread.
+    ///
+    /// # Errors
+    ///
+    /// As the kernel says.
+    ///
+    /// # Safety
+    ///
+    /// What is discarded nobody counts on.
+    #[expect(unsafe_code, reason = "guard markers discard memory that is named by number")]
+    pub unsafe fn guard(&self, start: u64, len: u64, what: Guard) -> Result<(), Errno> {
+        // SAFETY: the caller's.
+        unsafe { self.0.guard(start, len, what) }
+    }
+
+    /// Drops from the books what guard markers have discarded.
+    pub fn look_for_guards(&self) {
+        self.0.look_for_guards();
+    }
+}
+
+/// What moves.
+impl Managed {
+    /// Migrates what `request` selects of `range`.
+    #[must_use]
+    pub fn migrate(&self, range: PageRange, request: Request) -> Outcomes {
+        self.0.migrate(&[range], request).pop().unwrap_or_default()
+    }
+
+    /// Brings everything home that the program doesn't map; `false` if some could not come.
+    #[must_use]
+    pub fn bring_all_home(&self) -> bool {
+        let home = self.all_come(|| self.0.engine.bring_all_home());
+        self.0.tell_of_resting();
+        home
+    }
+
+    /// Brings everything of `range` home and lets go of it; `false` if some could not come, and all is as it was then.
+    #[must_use]
+    pub fn let_go(&self, range: PageRange) -> bool {
+        // It may be far larger than what is managed of it.
+        let managed: Vec<PageRange> = self.regions().into_iter().filter_map(|part| part.intersect(range)).collect();
+        let home = self.all_come(|| {
+            self.0.migrate(&managed, Request::all_to(Target::System));
+            self.away_in(range)
+        });
+        if home {
+            self.forget(range);
+            self.unregister(range);
+        }
+        home
+    }
+
+    /// Calls `ask`, which says how many pages did not come home, until there are none. Such a page is busy, or there is no memory for
+    /// it; `false` if that lasts.
+    fn all_come(&self, ask: impl Fn() -> PageCount) -> bool {
+        let start = Instant::now();
+        while !ask().is_zero() {
+            if start.elapsed() > MEMORY_PATIENCE {
+                self.count_error();
+                return false;
+            }
+            hetmem_sys::thread::backoff_sleep(ASK_AGAIN_AFTER);
+        }
+        true
+    }
+
+    /// Ends every registration of `range`, unless pages of it are away after all.
+    pub fn unregister(&self, range: PageRange) {
+        self.0.unregister(range);
+    }
+
+    /// Ends every registration of the mappings that `range` touches, unless pages of them are away after all.
+    pub fn unregister_around(&self, range: PageRange) {
+        self.0.unregister_around(range);
+    }
+}
+
+/// What there is to be seen.
+impl Managed {
+    /// How many pages of `range` are on devices, or on their way.
+    #[must_use]
+    pub fn away_in(&self, range: PageRange) -> PageCount {
+        let (unmapped, mapped) = self.0.engine.away_in(range);
+        unmapped + mapped
+    }
+
+    /// What the kernel says of the pages of `range` (`mincore(2)`), and of those that are away what it would say; empty where it refuses.
+    #[must_use]
+    pub fn residency(&self, range: PageRange) -> Vec<u8> {
+        // With the gate held alone nothing is on its way.
+        let _events = self.0.engine.space.gate.events();
+        let Ok(mut seen) = hetmem_sys::mapping::resident(range) else { return Vec::new() };
+        self.0.engine.each_away(range, |page| seen[page.start().pages_since(range.start()).as_usize()] |= 1);
+        seen
+    }
+
+    /// Counts the pages of `ranges` that are in system memory.
+    #[must_use]
+    pub fn count_resident(&self, ranges: &[PageRange]) -> PageCount {
+        self.0.resident(ranges)
+    }
+
+    /// Pages that have come home.
+    #[must_use]
+    pub fn came_home(&self) -> u64 {
+        self.0.engine.counters.pages_migrated_to_system.load(Relaxed)
+    }
+
+    /// Touches that were served.
+    #[must_use]
+    pub fn faults(&self) -> u64 {
+        self.0.engine.counters.cpu_faults.load(Relaxed)
+    }
+
+    /// The devices, in the order of their ids.
+    #[must_use]
+    pub fn devices(&self) -> Vec<DeviceState> {
+        let devices = (0..self.0.engine.devices().len()).map(|id| DeviceId::new(u8::try_from(id).unwrap_or(u8::MAX)));
+        devices.filter_map(|id| self.device(id)).collect()
+    }
+
+    /// The device `id`, if there is one.
+    #[must_use]
+    pub fn device(&self, id: DeviceId) -> Option<DeviceState> {
+        let pagemap = self.0.engine.device(id)?.pagemap();
+        let (capacity, used) = (pagemap.frames.capacity(), pagemap.frames.used());
+        Some(DeviceState { id, memory_type: pagemap.memory_type, capacity, used })
+    }
+
+    /// The device on which the page at `page` is best kept.
+    #[must_use]
+    pub fn preferred(&self, page: VirtAddr) -> Option<DeviceId> {
+        self.0.engine.space.region_at(page).and_then(|(_, region)| region.preferred)
+    }
+
+    /// Whether something of `chunk` was used since this was asked last.
+    #[must_use]
+    pub fn take_warmth(&self, chunk: PageRange) -> bool {
+        self.0.engine.space.take_warmth(chunk)
+    }
+}
+
+/// Thread `tid`, the caller, has come back from a call that removes pages and announces it.
+pub fn removal_returned(tid: u32) {
+    RETURNED.returned(tid);
+}
