@@ -7,13 +7,13 @@ use std::ops::Deref;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::Relaxed;
 
-use crate::frame::FrameDescriptor;
+use crate::frames::FrameDescriptor;
+use crate::frames::FrameRun;
+use crate::frames::{Purpose, SystemPool};
 use crate::notifier::{EmptyRange, Event, Invalidation, Notice, Notifiers, Subscription};
 use crate::overlay::Overlays;
 use crate::physmap::MemoryType;
-use crate::pool::{Purpose, SystemPool};
 use crate::port::{Device, Host, NoBacking};
-use crate::run_set::FrameRun;
 use crate::slot::{Frame, SYSTEM_POOL, Slot};
 use crate::space::{Installing, Space};
 use crate::stats::Counters;

@@ -5,8 +5,8 @@
 
 use crate::engine::{Engine, Held};
 use crate::fault::DEVICE_TRIES;
+use crate::frames::Purpose;
 use crate::notifier::Event;
-use crate::pool::Purpose;
 use crate::port::{DeviceError, FaultPath, Host};
 use crate::slot::{Frame, Slot};
 use crate::space::Events;

@@ -11,10 +11,10 @@ mod notify;
 use std::sync::atomic::Ordering::Relaxed;
 
 use crate::engine::{Engine, Held};
+use crate::frames::Purpose;
 use crate::migrate::{Origin, Piece, PutFailure};
 use crate::notifier::Invalidation;
 use crate::outcome::KeptReason;
-use crate::pool::Purpose;
 use crate::port::{FaultPath, Host, Install, PutStop};
 use crate::slot::{Frame, SYSTEM_POOL, Slot};
 use crate::space::{Block, BlockState};
@@ -248,7 +248,7 @@ impl<H: Host> Engine<H> {
                 }
                 n += PageCount::ONE;
             }
-            let frames = Held { device: first.device, run: crate::run_set::FrameRun { first: first.index, pages: n } };
+            let frames = Held { device: first.device, run: crate::frames::FrameRun { first: first.index, pages: n } };
             let copy = |n| self.copy_owed(frames.slice(PageCount::ZERO, n), to.slice(at, n));
             if copy(n) {
                 at += n;

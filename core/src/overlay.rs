@@ -31,12 +31,12 @@
 use std::collections::BTreeMap;
 
 use crate::engine::{Engine, Held};
+use crate::frames::FrameRun;
 use crate::migrate::copy::Filled;
 use crate::migrate::{Batch, Request, Target};
 use crate::notifier::Event;
 use crate::outcome::{KeptReason, PageOutcome};
 use crate::port::{FaultPath, Host};
-use crate::run_set::FrameRun;
 use crate::slot::{SYSTEM_POOL, Slot};
 use crate::space::{BlockState, Region, kept_by_advice};
 use crate::sync::{Arc, Condvar, Mutex, lock};

@@ -3,9 +3,9 @@
 //! `runtime` answers [`Host`] with userfaultfd, `devices` answer [`Device`]; the tests answer both with a model that can fail at
 //! every step. No method may touch memory of the program that could be away, except through the kernel.
 
+use crate::frames::FrameRun;
 use crate::outcome::KeptReason;
 use crate::physmap::Pagemap;
-use crate::run_set::FrameRun;
 use crate::units::{PageCount, PageRange, VirtAddr};
 
 /// How touches of missing pages of a region are served.

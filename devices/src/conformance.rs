@@ -3,9 +3,9 @@
 //! The suite uses a device alone, without an engine: contents survive in frames, frames are apart from one another, and the
 //! books are right when the device is full. Failures are assertions, so that they name their line in a test.
 
+use hetmem_core::frames::FrameRun;
 use hetmem_core::physmap::MemoryType;
 use hetmem_core::port::Device;
-use hetmem_core::run_set::FrameRun;
 use hetmem_core::units::{FrameIndex, PageCount, VirtAddr};
 use hetmem_sys::mapping::{Arena, ArenaOptions};
 

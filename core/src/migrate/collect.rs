@@ -1,13 +1,13 @@
 //! Collect: decide for each page, and take out those that will move.
 
 use crate::engine::{Engine, Held};
+use crate::frames::FrameRun;
 use crate::migrate::exclusive::OUT;
 use crate::migrate::{Batch, Copied, Origin, Piece, Request, Select, Target};
 use crate::outcome::{KeptReason, Outcomes, PageOutcome};
 use crate::overlay::BLOCK;
 use crate::physmap::MemoryType;
 use crate::port::{FaultPath, Host, Taken};
-use crate::run_set::FrameRun;
 use crate::slot::{Frame, SYSTEM_POOL, Slot};
 use crate::space::{BlockState, Region, kept_by_advice};
 use crate::units::{DeviceId, PageCount, PageRange, VirtAddr};

@@ -3,9 +3,9 @@
 use std::sync::atomic::Ordering::Relaxed;
 
 use crate::engine::{Engine, Held};
+use crate::frames::Purpose;
 use crate::migrate::{Batch, Piece, Target, is_pool};
 use crate::outcome::KeptReason;
-use crate::pool::Purpose;
 use crate::port::{DeviceError, Host};
 use crate::slot::SYSTEM_POOL;
 use crate::sync::Arc;

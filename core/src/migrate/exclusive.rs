@@ -9,12 +9,12 @@
 //! knowing an address; what the descriptor says is checked against the slots, which are searched where it is wrong.
 
 use crate::engine::{Engine, Held};
+use crate::frames::FrameRun;
 use crate::migrate::{Collected, Request, Select, Target};
 use crate::notifier::Event;
 use crate::outcome::KeptReason;
 use crate::physmap::Owner;
 use crate::port::Host;
-use crate::run_set::FrameRun;
 use crate::slot::{Frame, SYSTEM_POOL, Slot};
 use crate::units::{DeviceId, PageCount, PageRange, VirtAddr};
 

@@ -9,7 +9,7 @@ mod mirror;
 mod world;
 
 use hetmem_core::fault::FaultResolution;
-use hetmem_core::frame::{FrameDescriptor, FrameTable, Put};
+use hetmem_core::frames::{FrameDescriptor, FrameTable, Put};
 use hetmem_core::migrate::{Collected, Request, Target};
 use hetmem_core::port::{FaultPath, Host};
 use hetmem_core::slot::{Frame, Slot};

@@ -3,12 +3,12 @@
 use std::sync::{Arc, Condvar, Mutex, OnceLock};
 
 use hetmem_core::engine::{CountersAt, Engine, Residency};
+use hetmem_core::frames::FrameRun;
+use hetmem_core::frames::{Purpose, SystemPool};
 use hetmem_core::migrate::{Request, Target};
 use hetmem_core::outcome::Outcomes;
 use hetmem_core::physmap::{MemoryType, Owner, Pagemap};
-use hetmem_core::pool::{Purpose, SystemPool};
 use hetmem_core::port::Device;
-use hetmem_core::run_set::FrameRun;
 use hetmem_core::space::Region;
 use hetmem_core::units::{BLOCK_SIZE, DeviceId, FrameIndex, PageCount, PageRange, VirtAddr};
 

@@ -16,8 +16,9 @@
 
 use std::sync::OnceLock;
 
-use crate::clearing::Clearing;
-use crate::run_set::{FrameRun, RunSet};
+use super::clearing::Clearing;
+use super::run::FrameRun;
+use super::run_set::RunSet;
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::sync::{Mutex, lock};
 use crate::units::{FrameIndex, PAGE_SHIFT, PageCount, VirtAddr};

@@ -8,9 +8,10 @@
 //!
 //! *Limits:* the last [`FAULT_RESERVE`] places are kept for faults, so that a CPU touch never waits for migrations, nor for memory that the host does not give.
 
-use crate::clearing::Clearing;
-use crate::frame::{FrameDescriptor, Put};
-use crate::run_set::{FrameRun, RunSet};
+use super::clearing::Clearing;
+use super::run::FrameRun;
+use super::run_set::RunSet;
+use super::table::{FrameDescriptor, Put};
 use crate::sync::{Mutex, lock};
 use crate::units::{BLOCK_PAGES, BLOCK_SIZE, FrameIndex, PageCount, VirtAddr};
 
