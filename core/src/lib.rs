@@ -6,6 +6,7 @@ pub mod engine;
 pub mod events;
 pub mod fault;
 pub mod frames;
+mod install;
 pub mod migrate;
 pub mod mirror;
 pub mod notifier;

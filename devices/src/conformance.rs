@@ -74,7 +74,7 @@ fn contents_survive(device: &impl Device) {
         }
         device.copy_out(run, to.range().start()).expect("nothing is injected");
         verify(to.range().start(), pages, pages);
-        let _freed = device.pagemap().frames.put(run);
+        let _freed = device.pagemap().frames.release(run);
     }
     device.pagemap().frames.check();
 }
@@ -108,7 +108,7 @@ fn runs_out_cleanly(device: &impl Device, capacity: PageCount) {
     seen.dedup();
     assert_eq!(seen.len(), capacity.as_usize(), "each frame is given once");
     for run in runs {
-        let _freed = frames.put(run);
+        let _freed = frames.release(run);
     }
     assert!(frames.used().is_zero());
     frames.check();
@@ -129,6 +129,6 @@ fn frames_are_recycled(device: &impl Device) {
         fill(at, 16, !round);
         device.copy_out(run, at).expect("nothing is injected");
         verify(at, 16, round);
-        let _freed = device.pagemap().frames.put(run);
+        let _freed = device.pagemap().frames.release(run);
     }
 }
