@@ -7,6 +7,7 @@ pub mod events;
 pub mod fault;
 pub mod frames;
 mod install;
+mod managed;
 pub mod migrate;
 pub mod mirror;
 pub mod notifier;

@@ -59,7 +59,7 @@ fn away(place: Target) -> World {
 }
 
 fn collect(world: &World, range: PageRange) -> Collected<'_, model::ModelHost> {
-    let (_, region) = world.engine.space.region_at(range.start()).expect("it is managed");
+    let (_, region) = world.engine.region_at(range.start()).expect("it is managed");
     // No page is on its way to where it is already.
     let nowhere = Target::Device(DeviceId::new(9));
     Collected::collect(&world.engine, range, region, Request::all_to(nowhere))
@@ -294,7 +294,7 @@ fn a_dropped_phase_puts_everything_back() {
 
 fn one_batch(world: &World, target: Target) -> Collected<'_, model::ModelHost> {
     let range = world.at(FIRST, 6);
-    let (_, region) = world.engine.space.region_at(range.start()).expect("it is managed");
+    let (_, region) = world.engine.region_at(range.start()).expect("it is managed");
     Collected::collect(&world.engine, range, region, Request::all_to(target))
 }
 
@@ -379,8 +379,7 @@ fn a_neighbour_that_the_device_does_not_give_back_is_left_away() {
         let page = |i| range.slice(PageCount::new(i), PageCount::ONE).start();
         let at = |i| world.residency(PageRange::page_of(page(i)))[0];
         let frame = {
-            let block = world.engine.space.existing_block(page(bad).block()).expect("its pages are away");
-            let slot = block.lock().slot(page(bad).index_in_block());
+            let slot = world.engine.slot(page(bad));
             let Slot::Unmapped { frame, .. } = slot else { panic!("{slot:?} is not away") };
             (frame.device.index(), frame.index.get())
         };
@@ -397,7 +396,7 @@ fn a_neighbour_that_the_device_does_not_give_back_is_left_away() {
         assert_eq!(now[1], Residency::System);
         assert_eq!(at(bad), Residency::Device(PRIVATE), "it stays, and is no longer on its way");
         assert!(!now.contains(&Residency::Migrating), "{now:?}");
-        assert!(world.engine.counters.errors.load(Relaxed) > 0, "the failed copies are counted");
+        assert!(world.engine.counters().errors.load(Relaxed) > 0, "the failed copies are counted");
         world.engine.check();
         world.model.lock().broken.clear();
         assert!(world.model.touch(page(bad)).is_some(), "the device works again");
@@ -480,7 +479,7 @@ fn while_pages_are_held_they_only_come_home() {
 fn a_page_that_is_there_twice_stops_the_program() {
     let world = world(Target::Device(COHERENT));
     let range = batch(&world);
-    let (_, region) = world.engine.space.region_at(range.start()).unwrap();
+    let (_, region) = world.engine.region_at(range.start()).unwrap();
     let request = Request::all_to(Target::Device(PRIVATE));
     let stopped = catch_unwind(AssertUnwindSafe(|| {
         let collected = Collected::collect(&world.engine, world.at(FIRST, 1), region, request);

@@ -26,7 +26,7 @@ fn world(place: Target) -> World {
 }
 
 fn collect(world: &World, range: PageRange) -> Collected<'_, model::ModelHost> {
-    let (_, region) = world.engine.space.region_at(range.start()).expect("it is managed");
+    let (_, region) = world.engine.region_at(range.start()).expect("it is managed");
     // No page is on its way to where it is already.
     Collected::collect(&world.engine, range, region, Request::all_to(Target::Device(DeviceId::new(9))))
 }
@@ -164,7 +164,7 @@ fn each_caller_says_truly_what_it_leaves_in_frames() {
         let world = (caller.setup)();
         (caller.work)(&world);
         let places = world.places_with_a_page();
-        let pool = &world.engine.pool;
+        let pool = world.engine.pool();
         assert_eq!(places, pool.stocked() + pool.in_use(), "{}: pages are in stock, or in use", caller.name);
         let coherent = &world.engine.devices()[COHERENT.index()].pagemap().frames;
         assert!(!coherent.has_resting(), "{}: no page was copied out of a coherent frame", caller.name);

@@ -135,7 +135,7 @@ impl Run {
                 engine.pages_in(OVERLAY, frames).into_iter().for_each(|range| self.migrate(range, Target::System));
             }
             Op::Home => _ = engine.bring_all_home(),
-            Op::Pin(block, on) => engine.space.change_region(self.range(512 * block, 512), |region| region.pinned = on),
+            Op::Pin(block, on) => engine.change_region(self.range(512 * block, 512), |region| region.pinned = on),
             Op::Fork => self.fork(),
             Op::Hold(on) => {
                 match (self.held, on) {

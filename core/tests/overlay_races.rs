@@ -55,7 +55,7 @@ fn world(place: Target) -> World {
 /// nothing that was mapped over could come back.
 fn finish(world: &World) {
     world.verify();
-    assert_eq!(world.engine.space.regions(), [(block(world), OWNED)]);
+    assert_eq!(world.engine.regions(), [(block(world), OWNED)]);
     world.write_all(block(world));
     let outcomes = world.migrate(block(world), ON_OVERLAY);
     assert_eq!(outcomes.moved() + outcomes.kept(KeptReason::AlreadyThere), PageCount::new(512), "{outcomes:?}");

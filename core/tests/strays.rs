@@ -27,7 +27,7 @@ fn used(world: &World) -> PageCount {
 }
 
 fn strays(world: &World) -> u64 {
-    world.engine.counters.devices[COHERENT.index()].stray_pages.load(std::sync::atomic::Ordering::Relaxed)
+    world.engine.counters().devices[COHERENT.index()].stray_pages.load(std::sync::atomic::Ordering::Relaxed)
 }
 
 const THERE: Residency = Residency::Device(COHERENT);

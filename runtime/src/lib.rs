@@ -3,6 +3,7 @@
 pub mod accelerator;
 pub mod agent;
 mod children;
+mod claim;
 mod delegate;
 mod error;
 mod evict;

@@ -28,7 +28,7 @@ impl Inner {
                 continue;
             }
             let may_go = |region: Option<Region>| region.is_some_and(|region| region.owned && !region.pinned);
-            if self.engine.space.regions_in(block).into_iter().all(|(_, region)| may_go(region)) {
+            if self.engine.regions_in(block).into_iter().all(|(_, region)| may_go(region)) {
                 // What can't be had stays a hole, and is an outcome.
                 let _ = self.engine.fault_in(block, Access::Write);
             }

@@ -11,7 +11,7 @@ use hetmem_core::engine::CountersAt;
 use hetmem_core::notifier::Event;
 use hetmem_core::physmap::{MemoryType, Owner};
 use hetmem_core::port::Device;
-use hetmem_core::space::{Region as RegionEntry, Space};
+use hetmem_core::space::Region as RegionEntry;
 use hetmem_core::stats::Counters;
 use hetmem_core::units::{BLOCK_PAGES, ByteLen, DeviceId, PAGE_SIZE, PageCount, PageRange, VirtAddr};
 use hetmem_devices::spec::{Backend, DeviceSpec};
@@ -131,9 +131,9 @@ impl Builder {
         let counters = CountersAt::Own(Box::default());
         let mut inner = Inner::new(contexts, devices, stock, counters, print_fatal)
             .map_err(|errno| Error::os("the runtime's memory can't be set up", errno))?;
-        inner.engine.fault_around = !self.single_faults;
+        inner.engine.set_fault_around(!self.single_faults);
         let inner = Arc::new(inner);
-        let told = inner.engine.host.contexts.fork_events;
+        let told = inner.engine.host().contexts.fork_events;
         let needs = forks::Needs { parks: told && !self.own_allocator, homes: !told && !self.forks_exec_at_once };
         if needs.parks || needs.homes || inner.engine.has_overlays() {
             forks::expect(&inner, needs)?;
@@ -213,14 +213,14 @@ impl Runtime {
             .try_clone()
             .map_err(|error| Error::os("no descriptor to stop the handler thread by", errno_of(&error)))?;
         let shared = Arc::clone(&inner);
-        let before = inner.engine.host.events.count();
+        let before = inner.engine.host().events.count();
         let service = std::thread::Builder::new()
             .name("hetmem".to_owned())
             .spawn(move || {
                 // Nothing that it leaves behind is used again.
                 let served = catch_unwind(AssertUnwindSafe(|| service::run(&shared, &stopped)));
                 if let Err(panic) = served {
-                    shared.engine.host.end_after_panic("the thread that serves touches", &*panic);
+                    shared.engine.host().end_after_panic("the thread that serves touches", &*panic);
                 }
             })
             .map_err(|error| {
@@ -229,8 +229,8 @@ impl Runtime {
             })?;
         // A beginning thread allocates, until `service::run` says otherwise, and a fork keeps it from that: the fork would wait for this thread to
         // read its event, and this thread for the C library's heap.
-        while inner.engine.host.events.count() == before {
-            inner.engine.host.events.wait_after(before);
+        while inner.engine.host().events.count() == before {
+            inner.engine.host().events.wait_after(before);
         }
         Ok(Self { inner, stop, service: Some(service), sigbus })
     }
@@ -260,7 +260,9 @@ impl Runtime {
         let arena =
             Arena::reserve(pages, &options).map_err(|errno| Error::os(format!("{len} can't be mapped"), errno))?;
         let (range, region) = (arena.range(), RegionEntry { path, owned: true, ..RegionEntry::default() });
-        self.add(|space| (space.add_region(range, region), vec![range]));
+        let engine = &self.inner.engine;
+        engine.while_no_event_is_read(|| engine.manage(range, region));
+        self.was_added(&[range]);
         Ok(Mapping { inner: Arc::clone(&self.inner), arena: Some(arena) })
     }
 
@@ -306,10 +308,10 @@ impl Runtime {
             return Err(Error::invalid("an empty range can't be adopted"));
         }
         let region = RegionEntry { path, ..RegionEntry::default() };
-        self.add(|space| match space.add_new_region(range, region) {
-            Ok(()) => (Ok(()), vec![range]),
-            Err(part) => (Err(Error::invalid(format!("{part} of {range} is managed already"))), Vec::new()),
-        })
+        let managed = |part| Error::invalid(format!("{part} of {range} is managed already"));
+        self.inner.engine.manage_new(range, region).map_err(managed)?;
+        self.was_added(&[range]);
+        Ok(())
     }
 
     /// The same for those parts of existing memory that are not managed yet, which are returned, in order. Of several threads that ask for the same memory
@@ -326,10 +328,9 @@ impl Runtime {
     pub unsafe fn adopt_rest(&self, range: PageRange, path: FaultPath) -> Result<Vec<PageRange>, Error> {
         self.check_path(path)?;
         let region = RegionEntry { path, ..RegionEntry::default() };
-        Ok(self.add(|space| {
-            let rest = space.add_rest(range, region);
-            (rest.clone(), rest)
-        }))
+        let rest = self.inner.engine.manage_rest(range, region);
+        self.was_added(&rest);
+        Ok(rest)
     }
 
     fn check_path(&self, path: FaultPath) -> Result<(), Error> {
@@ -339,21 +340,14 @@ impl Runtime {
         Ok(())
     }
 
-    /// Has `add` put memory under management, which says what it has added.
-    fn add<R>(&self, add: impl FnOnce(&Space) -> (R, Vec<PageRange>)) -> R {
-        let engine = &self.inner.engine;
-        let (result, added) = {
-            // An event of what was mapped here before may have been read, and not been applied yet.
-            let _installing = engine.space.gate.install();
-            add(&engine.space)
-        };
-        for range in added {
-            engine.counters.adopted_bytes.fetch_add(range.pages().bytes().get(), Relaxed);
-            if engine.notifiers.any_in(range) {
-                self.inner.watch(range);
+    /// `ranges` were put under management.
+    fn was_added(&self, ranges: &[PageRange]) {
+        for range in ranges {
+            self.inner.engine.counters().adopted_bytes.fetch_add(range.pages().bytes().get(), Relaxed);
+            if self.inner.engine.is_mirrored(*range) {
+                self.inner.watch(*range);
             }
         }
-        result
     }
 
     /// Brings the pages of `range` home, pinned ones, too, and ends its management.
@@ -382,7 +376,7 @@ impl Runtime {
     /// system memory, and [`Runtime::residency`] says so. Of nodes the kernel tells where a page is; of other coherent devices nothing does but this. The noticing
     /// ends where pages of the same mapping migrate: whoever wants it to go on asks anew.
     pub fn notice_copies(&self) {
-        let host = &self.inner.engine.host;
+        let host = self.inner.engine.host();
         self.inner.engine.each_mapped(|page| {
             if host.is_shared(page) {
                 // A failure leaves a page unnoticed.
@@ -429,7 +423,7 @@ impl Runtime {
                 self.inner.engine.devices().len()
             )));
         }
-        self.inner.engine.space.change_region(range, |region| match advice {
+        self.inner.engine.change_region(range, |region| match advice {
             Advice::PreferredLocation(device) => region.preferred = Some(device),
             Advice::NoPreference => region.preferred = None,
             Advice::Pin => region.pinned = true,
@@ -445,7 +439,7 @@ impl Runtime {
     /// What was counted so far.
     #[must_use]
     pub fn counters(&self) -> &Counters {
-        &self.inner.engine.counters
+        self.inner.engine.counters()
     }
 
     /// Whose the pages of `device` are, if there is such a device.
@@ -476,27 +470,19 @@ fn release(inner: &Inner, range: PageRange) -> Result<(), Error> {
             "{range} is managed by the runtime of the process that this one was forked from"
         )));
     }
-    let space = &inner.engine.space;
+    let engine = &inner.engine;
     let start = Instant::now();
     loop {
         // Anew each time, as another's attempt at a part of it may have failed.
-        space.change_region(range, |region| region.ending = true);
-        let parts: Vec<PageRange> =
-            space.blocks_in(range).into_iter().filter_map(|(no, _)| no.range().intersect(range)).collect();
-        let outcomes = inner.migrate(&parts, Request::all_to(Target::System));
-        // With the gate held alone nobody takes pages out, and without a region nobody will.
-        let events = space.gate.events();
-        let (unmapped, mapped) = inner.engine.away_in(range);
-        let left = unmapped + mapped;
-        if left.is_zero() {
-            let managed = space.regions_in(range).into_iter().filter(|(_, region)| region.is_some());
-            let bytes: u64 = managed.map(|(part, _)| part.pages().bytes().get()).sum();
-            inner.engine.counters.adopted_bytes.fetch_sub(bytes, Relaxed);
-            space.remove_region(range);
-            space.forget_blocks(&events, range);
-            break;
-        }
-        drop(events);
+        engine.change_region(range, |region| region.ending = true);
+        let outcomes = inner.migrate(&engine.migrated_parts(range), Request::all_to(Target::System));
+        let left = match engine.end_management(range) {
+            Ok(managed) => {
+                engine.counters().adopted_bytes.fetch_sub(managed.bytes().get(), Relaxed);
+                break;
+            }
+            Err(left) => left,
+        };
         let why = outcomes.iter().flat_map(|o| o.as_slice()).find_map(|o| match o {
             PageOutcome::Kept(
                 KeptReason::AlreadyThere | KeptReason::Hole | KeptReason::Unmanaged | KeptReason::Raced,
@@ -506,7 +492,7 @@ fn release(inner: &Inner, range: PageRange) -> Result<(), Error> {
         });
         if why.is_some() || start.elapsed() > MEMORY_PATIENCE {
             let why = why.unwrap_or("raced");
-            space.change_region(range, |region| region.ending = false);
+            engine.change_region(range, |region| region.ending = false);
             return Err(Error::invalid(format!(
                 "{left} pages of {range} could not come home ({why})",
                 left = left.get()
@@ -530,8 +516,8 @@ impl Drop for Runtime {
             // What ends here goes on in the parent.
             return;
         }
-        drop(self.inner.engine.notifiers.start(PageRange::ALL, Event::Release, true));
-        let regions: Vec<PageRange> = self.inner.engine.space.regions().into_iter().map(|(range, _)| range).collect();
+        drop(self.inner.engine.announce(PageRange::ALL, Event::Release));
+        let regions: Vec<PageRange> = self.inner.engine.regions().into_iter().map(|(range, _)| range).collect();
         for range in regions {
             // A page that can't come home keeps its frame, and with it the runtime's memory, until the process ends.
             let _ = release(&self.inner, range);
@@ -603,7 +589,7 @@ impl Drop for Mapping {
         // Nor may a block of a device be laid over what is mapped there next.
         self.inner.engine.end_overlays(range);
         {
-            let events = self.inner.engine.space.gate.events();
+            let events = self.inner.engine.events();
             self.inner.engine.unmapped(&events, range);
         }
         self.inner.tell_of_resting();

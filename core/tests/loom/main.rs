@@ -226,7 +226,7 @@ fn two_touches_of_one_page_make_one_migration() {
         let other = world.spawn(World::touch);
         assert_eq!(world.touch(), CONTENT);
         assert_eq!(other.join().unwrap(), CONTENT);
-        assert_eq!(world.engine.counters.pages_migrated_to_system.load(Ordering::Relaxed), 1);
+        assert_eq!(world.engine.counters().pages_migrated_to_system.load(Ordering::Relaxed), 1);
         world.engine.check();
     });
 }
@@ -254,7 +254,7 @@ fn an_unmapping_during_a_touch_wakes_the_toucher() {
         // The touch as far as the kernel goes; what it finds afterwards is a page or a segmentation fault.
         lock(&world.shared.memory).waiters.insert(PAGE.get());
         while world.engine.fault(PAGE, FaultPath::Thread) == FaultResolution::EventsPending {
-            world.engine.host.await_events();
+            world.engine.host().await_events();
         }
         let mut memory = lock(&world.shared.memory);
         while memory.waiters.contains(&PAGE.get()) {
@@ -275,7 +275,7 @@ fn a_removed_page_does_not_come_back_by_a_touch_under_way() {
             let handler = world.spawn(World::handle);
             world.raise(Event::Remove(page()));
             // The removal is carried out as soon as the event was read, be it applied or not.
-            world.engine.host.await_events();
+            world.engine.host().await_events();
             world.zap();
             assert_eq!(world.touch(), 0);
             other.join().unwrap();

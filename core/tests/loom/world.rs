@@ -221,7 +221,7 @@ impl World {
         let pool = SystemPool::new(VirtAddr::new(POOL), PageCount::new(3), PageCount::new(3), PageCount::ONE);
         let host = ModelHost(Arc::clone(&shared));
         let engine = Engine::new(host, devices, pool, CountersAt::Own(Box::default()));
-        engine.space.add_region(page(), Region::default());
+        engine.manage(page(), Region::default());
         Self { engine: Arc::new(engine), shared }
     }
 
@@ -251,7 +251,7 @@ impl World {
             memory.waiters.insert(PAGE.get());
             drop(memory);
             while self.engine.fault(PAGE, FaultPath::Thread) == FaultResolution::EventsPending {
-                self.engine.host.await_events();
+                self.engine.host().await_events();
             }
             memory = lock(&self.shared.memory);
             while memory.waiters.contains(&PAGE.get()) {
@@ -267,7 +267,7 @@ impl World {
                 return *content;
             }
             if self.engine.fault(PAGE, FaultPath::Sigbus) == FaultResolution::EventsPending {
-                self.engine.host.await_events();
+                self.engine.host().await_events();
             }
         }
     }
@@ -291,7 +291,7 @@ impl World {
             memory = self.shared.changed.wait(memory).unwrap();
         }
         drop(memory);
-        let events = self.engine.space.gate.events();
+        let events = self.engine.events();
         let event = lock(&self.shared.memory).events.pop_front();
         self.shared.changed.notify_all();
         match event {
@@ -314,6 +314,6 @@ impl World {
     }
 
     pub(crate) fn slot(&self) -> Slot {
-        self.engine.space.existing_block(PAGE.block()).map_or(Slot::System, |b| b.lock().slot(PAGE.index_in_block()))
+        self.engine.slot(PAGE)
     }
 }

@@ -185,7 +185,7 @@ impl Host for ModelHost {
     fn discard(&self, at: VirtAddr, pages: PageCount) -> bool {
         // The kernel tells the handler thread of it first, which needs the gate: nobody may hold it here.
         let failure = self.0.step(StepKind::Discard);
-        drop(self.0.engine().space.gate.events());
+        drop(self.0.engine().events());
         if failure.is_some() {
             return false;
         }

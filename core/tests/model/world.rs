@@ -152,7 +152,7 @@ impl World {
 
     /// Uses the pool up, down to `left` places; the runs are to be given back.
     pub(crate) fn hog_pool(&self, left: u64) -> Vec<FrameRun> {
-        let pool = &self.engine.pool;
+        let pool = self.engine.pool();
         while pool.grow(|_, _| true) {}
         let mut hogged = Vec::new();
         loop {
@@ -164,7 +164,7 @@ impl World {
 
     pub(crate) fn unhog_pool(&self, hogged: Vec<FrameRun>) {
         for run in hogged {
-            self.engine.pool.release(run);
+            self.engine.pool().release(run);
         }
     }
 
@@ -193,7 +193,7 @@ impl World {
 
     /// Once all that rests is cleared, nothing of a page is in a frame or place that nobody uses.
     fn check_cleared(&self) {
-        let pool = &self.engine.pool;
+        let pool = self.engine.pool();
         self.engine.age();
         while self.engine.clear_old() {}
         assert!(!self.engine.has_resting());
