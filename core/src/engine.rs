@@ -1,6 +1,7 @@
 //! The engine: everything that a migration, a fault or an event works on, in one place.
 //!
-//! Key types: [`Engine`] owns the space, the devices and the pool, and reaches the program's memory through its [`Host`].
+//! Key types: [`Engine`] owns the space, the devices and the pool, and reaches the program's memory through its [`Host`]. Nobody else does: [`crate::managed`]
+//! is what the crates above may see and change of them.
 //! [`crate::migrate`], [`crate::fault`] and [`crate::events`] are what it does.
 
 use std::ops::Deref;
@@ -50,19 +51,18 @@ pub enum Residency {
 /// See the module.
 pub struct Engine<H> {
     /// The program's memory.
-    pub host: H,
+    pub(crate) host: H,
     /// The address space.
-    pub space: Space,
+    pub(crate) space: Space,
     /// System pages at rest.
-    pub pool: SystemPool,
-    /// Counters.
-    pub counters: CountersAt,
+    pub(crate) pool: SystemPool,
+    pub(crate) counters: CountersAt,
     /// Who is told of changes.
-    pub notifiers: Notifiers,
+    pub(crate) notifiers: Notifiers,
     /// Whether a touch may bring neighbours of its page along.
-    pub fault_around: bool,
+    pub(crate) fault_around: bool,
     /// Whether the touch of a hole may fill the holes behind it, with zeros: a program that asks what is a hole would notice.
-    pub zero_around: AtomicBool,
+    pub(crate) zero_around: AtomicBool,
     devices: Vec<Box<dyn Device>>,
     /// Who wants no page to leave.
     holds: AtomicU32,

@@ -14,24 +14,24 @@ use crate::mappings;
 
 /// Brings the regions up to date with the program's mappings and returns what is managed now, in order of address.
 pub(super) fn refresh(inner: &Inner) -> Vec<PageRange> {
-    let space = &inner.engine.space;
+    let engine = &inner.engine;
     let mut alone = RangeMap::default();
-    set_aside().chain(space.exclusions()).for_each(|range| alone.insert(range, ()));
-    let found = mappings::adoptable(&inner.engine.host.contexts.maps, alone);
-    let known: Vec<PageRange> = space.regions().into_iter().map(|(range, _)| range).collect();
+    set_aside().chain(engine.exclusions()).for_each(|range| alone.insert(range, ()));
+    let found = mappings::adoptable(&engine.host().contexts.maps, alone);
+    let known: Vec<PageRange> = engine.regions().into_iter().map(|(range, _)| range).collect();
     for new in without(&found, &known) {
-        space.add_region(new, Region { path: FaultPath::Thread, ..Region::default() });
+        engine.manage(new, Region { path: FaultPath::Thread, ..Region::default() });
     }
     // What is left is no longer eligible: unmapped unnoticed, as nothing of it was away, or protected. The latter stays
     // managed until its pages are home.
     for old in without(&known, &found) {
-        let (unmapped, mapped) = inner.engine.away_in(old);
+        let (unmapped, mapped) = engine.away_in(old);
         if (unmapped + mapped).is_zero() {
-            space.remove_region(old);
+            engine.forget_region(old);
         }
     }
     let bytes: u64 = found.iter().map(|r| r.pages().bytes().get()).sum();
-    inner.engine.counters.adopted_bytes.store(bytes, Relaxed);
+    engine.counters().adopted_bytes.store(bytes, Relaxed);
     found
 }
 

@@ -2,8 +2,6 @@
 //!
 //! Where there is no agent, each does nothing: in a program that it has left, and in a child that was forked past the C library.
 
-use std::sync::atomic::Ordering::Relaxed;
-
 use hetmem_core::units::{PageCount, PageRange, VirtAddr};
 use hetmem_sys::access;
 use hetmem_sys::thread::current_tid;
@@ -56,21 +54,21 @@ pub fn protect_thread(stack: PageRange) {
 /// Keeps `range` where it is until it is [`let_go`]: the kernel is about to hold its pages by reference, beyond what it tells userfaultfd.
 pub fn keep_in_place(range: PageRange) {
     if let Some(agent) = Use::begin() {
-        agent.inner.engine.space.exclude(range);
+        agent.inner.engine.exclude(range);
     }
 }
 
 /// Ends what [`keep_in_place`] began.
 pub fn let_go(range: PageRange) {
     if let Some(agent) = Use::begin() {
-        agent.inner.engine.space.include(range);
+        agent.inner.engine.include(range);
     }
 }
 
 /// Keeps `range` where it is for good, and what is away of it comes home at once: the kernel is about to look at it by itself, and can't wait for a page then.
 pub fn keep_at_home(range: PageRange) {
     if let Some(agent) = Use::begin() {
-        agent.inner.engine.space.exclude_for_good(range);
+        agent.inner.engine.exclude_for_good(range);
         bring(range);
     }
 }
@@ -78,7 +76,7 @@ pub fn keep_at_home(range: PageRange) {
 /// Before a thread is made at whose end the kernel writes to `page`.
 pub fn begin_thread(page: PageRange) {
     if let Some(agent) = Use::begin() {
-        agent.inner.engine.space.exclude(page);
+        agent.inner.engine.exclude(page);
         bring(page);
     }
 }
@@ -135,7 +133,7 @@ pub fn undisturbed<R>(f: impl FnOnce() -> R) -> R {
 pub fn release_range(range: PageRange) {
     if let Some(agent) = Use::begin() {
         // A program that watches memory may move holes of other memory there: then those are to be holes still.
-        agent.inner.engine.zero_around.store(false, Relaxed);
+        agent.inner.engine.keep_holes();
         agent.mailbox.release(range);
     }
 }

@@ -354,7 +354,7 @@ extern "C" fn serve(arg: *mut c_void) {
     while word(USERS).is_some_and(|users| users.load(Ordering::SeqCst) & CLOSED != 0) {
         backoff_sleep(LOOK_AGAIN_AFTER);
     }
-    *lock(&REMOVALS) = agent.inner.engine.space.removals();
+    *lock(&REMOVALS) = agent.inner.engine.removals();
     // SAFETY: leaked by `prepare`; the worker has ended, and so have all uses, by `leave`.
     drop(unsafe { Box::from_raw(ptr::from_ref(agent).cast_mut()) });
 }
@@ -378,17 +378,17 @@ fn prepare(startup: &Startup) -> Result<&'static Agent, String> {
     let inner = Inner::new(contexts, devices, DEFAULT_STOCK, counters, last_word).map_err(no_memory)?;
     // In a forked child a thread that is not here may have it.
     if let Ok(heritage) = HERITAGE.try_lock() {
-        heritage.iter().for_each(|range| inner.engine.space.exclude_for_good(*range));
+        heritage.iter().for_each(|range| inner.engine.exclude_for_good(*range));
     }
     if let Ok(removals) = REMOVALS.try_lock() {
-        removals.iter().for_each(|range| inner.engine.space.add_removal(*range));
+        removals.iter().for_each(|range| inner.engine.add_removal(*range));
     }
     // This thread began without hetmem, or before an agent left.
-    startup.control.iter().for_each(|block| inner.engine.space.exclude_for_good(*block));
+    startup.control.iter().for_each(|block| inner.engine.exclude_for_good(*block));
     let stop = rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC)
         .map_err(|errno| format!("the agent has no descriptor to stop by: {errno}"))?;
     let memory = MemoryUse::open().map_err(no_proc)?;
-    inner.engine.host.tasks.enclose_caller();
+    inner.engine.host().tasks.enclose_caller();
     let (mailbox, stacks) = (Mailbox::default(), Stacks::default());
     let agent = Agent {
         inner,
@@ -484,7 +484,7 @@ fn leave_alone(agent: &AtomicU64, users: &AtomicU64) -> bool {
     }
     // SAFETY: an agent, which is not freed while it is closed.
     let leaving = unsafe { &*ptr::with_exposed_provenance::<Agent>(at) };
-    *lock(&HERITAGE) = leaving.inner.engine.space.exclusions();
+    *lock(&HERITAGE) = leaving.inner.engine.exclusions();
     let granted = leaving.mailbox.leave();
     if granted {
         agent.store(0, Ordering::SeqCst);
@@ -540,7 +540,7 @@ pub fn after_fork_in_child() -> bool {
     let (held, times) = HELD.replace((None, 0));
     let Some(parents) = held.filter(|_| times > 0) else { return false };
     // A thread that does not exist here may have been changing them; then nothing is known, and what the kernel looks at by itself may be away one day.
-    if let (Some(kept), Ok(mut heritage)) = (parents.inner.engine.space.try_exclusions(), HERITAGE.try_lock()) {
+    if let (Some(kept), Ok(mut heritage)) = (parents.inner.engine.try_exclusions(), HERITAGE.try_lock()) {
         *heritage = kept;
     }
     true

@@ -163,7 +163,7 @@ pub(super) struct Stacks(Mutex<Vec<(PageRange, u32)>>);
 
 impl Stacks {
     pub(super) fn add(&self, inner: &Inner, stack: PageRange, tid: u32) {
-        inner.engine.space.exclude(stack);
+        inner.engine.exclude(stack);
         lock(&self.0).push((stack, tid));
     }
 
@@ -171,7 +171,7 @@ impl Stacks {
     pub(super) fn follow(&self, inner: &Inner, memory: PageRange, tid: Option<u32>) {
         match tid {
             Some(tid) => lock(&self.0).push((memory, tid)),
-            None => inner.engine.space.include(memory),
+            None => inner.engine.include(memory),
         }
     }
 
@@ -180,7 +180,7 @@ impl Stacks {
         lock(&self.0).retain(|(stack, tid)| {
             let lives = thread_exists(*tid);
             if !lives {
-                inner.engine.space.include(*stack);
+                inner.engine.include(*stack);
             }
             lives
         });
@@ -195,7 +195,7 @@ pub(super) fn run(agent: &Agent) -> Departure {
             return Departure::Asked;
         }
         if worker.is_time_to_look() {
-            if let Some(status) = agent.inner.engine.host.tasks.ended_but(OWN_THREADS) {
+            if let Some(status) = agent.inner.engine.host().tasks.ended_but(OWN_THREADS) {
                 return Departure::Alone(status);
             }
             worker.look();
@@ -203,7 +203,7 @@ pub(super) fn run(agent: &Agent) -> Departure {
         worker.steps = worker.steps.wrapping_add(1);
         if worker.step() == Pace::Rest {
             worker.steps = 0;
-            if let Some(status) = agent.inner.engine.host.tasks.ended_but(OWN_THREADS) {
+            if let Some(status) = agent.inner.engine.host().tasks.ended_but(OWN_THREADS) {
                 return Departure::Alone(status);
             }
             worker.rest();
@@ -306,7 +306,7 @@ impl<'a> Worker<'a> {
         self.agent.stacks.prune(inner);
         self.ranges = self.looks.run(|| {
             let ranges = adopt::refresh(inner);
-            kept_alone.iter().for_each(|alone| inner.engine.space.remove_region(*alone));
+            kept_alone.iter().for_each(|alone| inner.engine.forget_region(*alone));
             ranges
         });
         self.inner.release_idle();
@@ -314,7 +314,7 @@ impl<'a> Worker<'a> {
     }
 
     fn signs(&self) -> Signs {
-        let counters = &self.inner.engine.counters;
+        let counters = self.inner.engine.counters();
         Signs {
             // An answer that can't be had is no sign.
             anonymous: self.agent.memory.anonymous().unwrap_or(self.last.anonymous),
@@ -344,7 +344,7 @@ impl<'a> Worker<'a> {
             drop(wants);
             // The range may be far larger than what is managed of it.
             let managed: Vec<PageRange> =
-                self.inner.engine.space.regions().into_iter().filter_map(|(part, _)| part.intersect(range)).collect();
+                self.inner.engine.regions().into_iter().filter_map(|(part, _)| part.intersect(range)).collect();
             let home = || {
                 self.inner.migrate(&managed, Request::all_to(Target::System));
                 let (unmapped, mapped) = self.inner.engine.away_in(range);
@@ -353,7 +353,7 @@ impl<'a> Worker<'a> {
             // A range of which something is away stays hetmem's, and the kernel refuses it to others.
             if self.all_come(home) {
                 self.kept_alone.push(range);
-                self.inner.engine.space.remove_region(range);
+                self.inner.engine.forget_region(range);
                 self.inner.unregister(range);
             }
             wants = lock(&mailbox.wants);
@@ -380,9 +380,9 @@ impl<'a> Worker<'a> {
             mailbox.changed.notify_all();
             return home;
         }
-        if !home && !engine.host.contexts.fork_events {
+        if !home && !engine.host().contexts.fork_events {
             engine
-                .host
+                .host()
                 .stop_the_program(VirtAddr::default(), "it can't come home, and a forked child would read zeros");
         }
         wants.quiet = true;
@@ -423,7 +423,7 @@ impl<'a> Worker<'a> {
         let start = Instant::now();
         while !ask().is_zero() {
             if start.elapsed() > MEMORY_PATIENCE {
-                self.inner.engine.counters.errors.fetch_add(1, Relaxed);
+                self.inner.engine.counters().errors.fetch_add(1, Relaxed);
                 return false;
             }
             hetmem_sys::thread::backoff_sleep(ASK_AGAIN_AFTER);
@@ -501,7 +501,7 @@ impl<'a> Worker<'a> {
 
 /// What the kernel says of the pages of `range`, and of those that are away what it would say. With the gate held alone nothing is on its way.
 fn residency(inner: &Inner, range: PageRange) -> Vec<u8> {
-    let _events = inner.engine.space.gate.events();
+    let _events = inner.engine.events();
     let Ok(mut seen) = hetmem_sys::mapping::resident(range) else { return Vec::new() };
     inner.engine.each_away(range, |page| seen[page.start().pages_since(range.start()).as_usize()] |= 1);
     seen
@@ -513,15 +513,12 @@ fn device_at(choice: u64, devices: u64) -> Option<DeviceId> {
 
 /// Whether a touch brought something of `chunk` home since this was asked last: then it has another chance.
 fn is_warm(inner: &Inner, chunk: PageRange) -> bool {
-    inner.engine.space.existing_block(chunk.start().block()).is_some_and(|block| {
-        let index = chunk.start().index_in_block();
-        block.lock().take_touched(index)
-    })
+    inner.engine.take_touched(chunk.start())
 }
 
 /// Moves the system pages of `chunk` to the device that is preferred there, or to the first that has room.
 fn evict(inner: &Inner, chunk: PageRange) -> PageCount {
-    let preferred = inner.engine.space.region_at(chunk.start()).and_then(|(_, region)| region.preferred);
+    let preferred = inner.engine.region_at(chunk.start()).and_then(|(_, region)| region.preferred);
     let all = (0..inner.engine.devices().len()).map(|i| DeviceId::new(u8::try_from(i).unwrap_or(u8::MAX)));
     let mut moved = PageCount::ZERO;
     for device in preferred.into_iter().chain(all) {
