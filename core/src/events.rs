@@ -4,13 +4,11 @@
 //! before it is applied, which is after the program's change was made: their callbacks may not wait for accesses by address.
 
 use crate::engine::Engine;
-use crate::fault::DEVICE_TRIES;
-use crate::frames::{Frames, Left, Purpose};
 use crate::notifier::Event;
-use crate::port::{DeviceError, FaultPath, Host};
-use crate::slot::{Frame, Slot};
+use crate::port::{FaultPath, Host};
+use crate::slot::Slot;
 use crate::space::Events;
-use crate::units::{PageCount, PageRange, VirtAddr};
+use crate::units::{PageRange, VirtAddr};
 
 impl<H: Host> Engine<H> {
     /// `range` was unmapped: its pages and its management are gone.
@@ -22,7 +20,7 @@ impl<H: Host> Engine<H> {
             self.overlays.forget(range);
         }
         let _notice = self.notifiers.start_if_any(range, Event::Unmap, false);
-        self.drop_pages(events, range, |_| false);
+        self.discard_pages(events, range, |_| false);
         self.space.remove_region(range);
         self.space.forget_removals(range);
         self.space.forget_blocks(events, range);
@@ -39,7 +37,7 @@ impl<H: Host> Engine<H> {
         }
         let _notice = self.notifiers.start_if_any(range, Event::Clear, false);
         // If a block was laid since the program began, it is shared memory that the removal finds, which keeps its bytes.
-        self.drop_pages(events, range, |frame| self.lays(frame.device));
+        self.discard_pages(events, range, |frame| self.lays(frame.device));
         self.space.add_removal(range);
     }
 
@@ -50,7 +48,7 @@ impl<H: Host> Engine<H> {
             for guarded in self.host.guarded_parts(part) {
                 let _notice = self.notifiers.start_if_any(guarded, Event::Clear, false);
                 // A block that is laid is shared memory, which keeps its bytes.
-                self.drop_pages(events, guarded, |frame| self.lays(frame.device));
+                self.discard_pages(events, guarded, |frame| self.lays(frame.device));
             }
         }
     }
@@ -62,7 +60,7 @@ impl<H: Host> Engine<H> {
             return;
         }
         let _notices = [from, target].map(|range| self.notifiers.start_if_any(range, Event::Unmap, false));
-        self.drop_pages(events, target, |_| false);
+        self.discard_pages(events, target, |_| false);
         for (no, block) in self.space.blocks_in(from) {
             let Some(part) = from.intersect(no.range()) else { continue };
             for page in part.iter() {
@@ -88,67 +86,8 @@ impl<H: Host> Engine<H> {
         drop(self.notifiers.start_if_any(PageRange::ALL, Event::ProtectionPage, false));
     }
 
-    /// Calls `put` with each stretch of pages that the program does not map, and with an address at which their bytes are. Allocates
-    /// nothing: whoever forks by the C library holds the locks of its `malloc` until this is done.
-    ///
-    /// # Errors
-    ///
-    /// [`DeviceError`] if a device does not give its pages; `put` was called for some.
-    pub fn for_each_unmapped(
-        &self,
-        _events: &Events<'_>,
-        mut put: impl FnMut(PageRange, VirtAddr),
-    ) -> Result<(), DeviceError> {
-        let mut after = None;
-        while let Some((no, block)) = self.space.block_after(after) {
-            after = Some(no);
-            let state = block.lock();
-            if state.unmapped() == 0 {
-                continue;
-            }
-            for page in no.range().iter() {
-                let Slot::Unmapped { frame, .. } = state.slot(page.index_in_block()) else { continue };
-                let bytes = Frames::single(frame);
-                let one = PageRange::page_of(page);
-                if let Some(address) = self.address(bytes) {
-                    put(one, address);
-                    continue;
-                }
-                let via = self.take_stocked(PageCount::ONE, page, Purpose::Fault).ok_or(DeviceError)?;
-                // Each page is owed, as nobody can ask for it again: the child's memory is a copy of this moment.
-                let copied = (0..DEVICE_TRIES).any(|_| self.copy_owed(bytes, via.frames()));
-                if !copied {
-                    return Err(DeviceError);
-                }
-                put(one, via.address().ok_or(DeviceError)?);
-            }
-        }
-        Ok(())
-    }
-
-    /// Drops the pages of `range`, but for those that are mapped in frames which `keep` theirs.
-    fn drop_pages(&self, _events: &Events<'_>, range: PageRange, keep: impl Fn(Frame) -> bool) {
-        for (no, block) in self.space.blocks_in(range) {
-            let Some(part) = range.intersect(no.range()) else { continue };
-            let mut state = block.lock();
-            if state.unmapped() == 0 && state.mapped() == 0 {
-                continue;
-            }
-            for page in part.iter() {
-                match state.slot(page.index_in_block()) {
-                    Slot::System => {}
-                    Slot::Mapped(frame) if keep(frame) => {}
-                    Slot::Mapped(_) => self.vacate(&mut state, PageRange::page_of(page), Left::Nothing),
-                    Slot::Unmapped { .. } => self.vacate(&mut state, PageRange::page_of(page), Left::Page),
-                }
-            }
-            drop(state);
-            self.wake_all(&block, part);
-        }
-    }
-
     /// Threads that wait for pages of `part` look again.
-    fn wake_all(&self, block: &crate::space::Block, part: PageRange) {
+    pub(crate) fn wake_all(&self, block: &crate::space::Block, part: PageRange) {
         if block.lock().take_waited() {
             self.host.wake(FaultPath::Thread, part);
             block.notify_settled();

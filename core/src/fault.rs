@@ -12,11 +12,10 @@ mod notify;
 use std::sync::atomic::Ordering::Relaxed;
 
 use crate::engine::Engine;
-use crate::frames::{FrameRefs, Frames, Left, Purpose, restate};
+use crate::frames::{FrameRefs, Frames, Purpose, restate};
 use crate::install::{Installed, Source, Ways};
 use crate::notifier::Invalidation;
-use crate::outcome::KeptReason;
-use crate::port::{FaultPath, Host, PutStop};
+use crate::port::{FaultPath, Host};
 use crate::slot::{Frame, Slot};
 use crate::space::{Block, BlockState};
 use crate::units::{PageCount, PageRange, VirtAddr};
@@ -25,8 +24,6 @@ use notify::Notify;
 
 /// Pages that one fault brings home at most.
 pub const MAX_AROUND: u16 = 64;
-/// Never written pages that one fault makes readable at most.
-const MAX_ZERO_AROUND: u16 = 16;
 /// How often a device may fail to give a page back that is owed, before the program is stopped.
 pub(crate) const DEVICE_TRIES: u32 = 8;
 
@@ -75,10 +72,10 @@ impl<H: Host> Engine<H> {
         let page = addr.page_down();
         let installing = self.space.gate.install();
         let Some(block) = self.space.existing_block(page.block()) else {
-            let range = self.zero_range(page, None);
-            let zeroed = self.space.while_absent(page.block(), || self.zero(path, range));
+            let holes = self.holes_at(page, None);
+            let filled = self.space.while_absent(page.block(), || self.fill(path, holes));
             drop(installing);
-            return zeroed.map_or_else(|| self.fault_if_told(addr, path, told), Ok);
+            return filled.map_or_else(|| self.fault_if_told(addr, path, told), Ok);
         };
         let mut state = block.lock();
         let slot = state.slot(page.index_in_block());
@@ -112,19 +109,10 @@ impl<H: Host> Engine<H> {
                 drop(installing);
                 Ok(self.bring_home(&block, path, cluster))
             }
-            Slot::Mapped(_) => {
-                // Present, unless the program dropped the page while nobody watched.
-                let one = PageRange::page_of(page);
-                let put = self.host.zero_fill(path, one);
-                if put.stop.is_none() {
-                    self.vacate(&mut state, one, Left::Nothing);
-                    return Ok(FaultResolution::Present);
-                }
-                Ok(self.present_or(path, one, put.stop))
-            }
+            Slot::Mapped(_) => Ok(self.fill_dropped(&mut state, path, page)),
             Slot::System => {
-                let range = self.zero_range(page, Some(&mut state));
-                Ok(self.zero(path, range))
+                let holes = self.holes_at(page, Some(&mut state));
+                Ok(self.fill(path, holes))
             }
         }
     }
@@ -273,46 +261,6 @@ impl<H: Host> Engine<H> {
         None
     }
 
-    /// Makes holes of `range` readable; its first page is the one that was touched.
-    fn zero(&self, path: FaultPath, range: PageRange) -> FaultResolution {
-        let put = self.host.zero_fill(path, range);
-        if !put.pages.is_zero() {
-            return FaultResolution::Present;
-        }
-        self.present_or(path, range.slice(PageCount::ZERO, PageCount::ONE), put.stop)
-    }
-
-    fn present_or(&self, path: FaultPath, page: PageRange, stop: Option<PutStop>) -> FaultResolution {
-        match stop {
-            Some(PutStop::EventsPending) => FaultResolution::EventsPending,
-            Some(PutStop::NoMemory) => FaultResolution::NoMemory,
-            // Occupied: it is there. Gone, guarded or refused: the touch itself will tell the program.
-            Some(PutStop::Occupied | PutStop::Gone | PutStop::Guarded | PutStop::Refused) | None => {
-                self.host.wake(path, page);
-                FaultResolution::Present
-            }
-        }
-    }
-
-    /// The hole at `page` and those that follow it, as far as nothing in them was migrated.
-    fn zero_range(&self, page: VirtAddr, state: Option<&mut BlockState>) -> PageRange {
-        let region = self.space.region_at(page).map(|(range, _)| range);
-        let mut pages = 1;
-        if let Some(region) = region.filter(|_| self.fault_around && self.zero_around.load(Relaxed)) {
-            let first = page.index_in_block();
-            let end = (first + usize::from(MAX_ZERO_AROUND)).min(512);
-            let mut index = first + 1;
-            while index < end
-                && region.contains(page.add_pages(PageCount::new((index - first) as u64)))
-                && state.as_ref().is_none_or(|s| s.slot(index) == Slot::System)
-            {
-                index += 1;
-            }
-            pages = (index - first) as u64;
-        }
-        PageRange::new(page, PageCount::new(pages)).unwrap_or_else(|| PageRange::page_of(page))
-    }
-
     /// Lets the block at `end` know that a stream runs into it.
     fn continue_stream(&self, end: VirtAddr, window: u16) {
         if end.index_in_block() == 0
@@ -322,44 +270,5 @@ impl<H: Host> Engine<H> {
             state.stream.next = 0;
             state.stream.window = window;
         }
-    }
-
-    /// Brings every page home that the program doesn't map, and returns how many could not come.
-    pub fn bring_all_home(&self) -> PageCount {
-        use crate::migrate::{Request, Target};
-        let mut left = PageCount::ZERO;
-        for (no, block) in self.space.blocks() {
-            if block.lock().unmapped() == 0 {
-                continue;
-            }
-            for (part, region) in self.space.regions_in(no.range()) {
-                let Some(mut region) = region else { continue };
-                region.pinned = false;
-                let mut at = PageCount::ZERO;
-                while at < part.pages() {
-                    // Only runs of missing pages: what a coherent device holds mapped may stay.
-                    let (skip, take) = {
-                        let state = block.lock();
-                        let away = |i: u64| {
-                            let page = part.start().add_pages(PageCount::new(i));
-                            matches!(state.slot(page.index_in_block()), Slot::Unmapped { .. })
-                        };
-                        let n = part.pages().get();
-                        let start = (at.get()..n).find(|&i| away(i)).unwrap_or(n);
-                        let end = (start..n).find(|&i| !away(i)).unwrap_or(n);
-                        (start, end - start)
-                    };
-                    let run = part.slice(PageCount::new(skip), PageCount::new(take));
-                    if !run.is_empty() {
-                        let outcomes = self.migrate_batch(run, region, Request::all_to(Target::System));
-                        self.counters.pages_migrated_to_system.fetch_add(outcomes.moved().get(), Relaxed);
-                        left += run.pages() - outcomes.moved() - outcomes.kept(KeptReason::AlreadyThere);
-                    }
-                    at = PageCount::new(skip + take);
-                }
-            }
-        }
-        self.trim_pool();
-        left
     }
 }

@@ -6,6 +6,7 @@ pub mod engine;
 pub mod events;
 pub mod fault;
 pub mod frames;
+pub mod home;
 mod install;
 mod managed;
 pub mod migrate;

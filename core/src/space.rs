@@ -22,6 +22,7 @@
 use std::collections::BTreeMap;
 use std::ops::Bound;
 
+use crate::home::Home;
 use crate::migrate::Target;
 use crate::outcome::KeptReason;
 use crate::port::FaultPath;
@@ -37,6 +38,8 @@ use crate::units::{BLOCK_PAGES, BlockNo, DeviceId, PageRange};
 pub struct Region {
     /// How touches of its missing pages are served.
     pub path: FaultPath,
+    /// What its pages are where hetmem has nothing of them.
+    pub home: Home,
     /// Whether its pages must stay where they are.
     pub pinned: bool,
     /// The device on which its pages are best kept.

@@ -11,12 +11,10 @@ use hetmem_core::physmap::Owner;
 use hetmem_core::port::PutStop;
 use hetmem_core::space::Region;
 use hetmem_core::units::{FrameIndex, PageCount, PageRange};
-use model::{COHERENT, Failure, OVERLAY, OVERLAY_B, PRIVATE, StepKind, World};
+use model::{COHERENT, Failure, OVERLAY, OVERLAY_B, OWNED, PRIVATE, StepKind, World};
 
 /// The block that is laid.
 const FIRST: u64 = 512;
-const OWNED: Region =
-    Region { path: hetmem_core::port::FaultPath::Thread, pinned: false, preferred: None, ending: false, owned: true };
 const ON_OVERLAY: Target = Target::Device(OVERLAY);
 
 /// Where a block's pages begin.

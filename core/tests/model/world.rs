@@ -5,10 +5,11 @@ use std::sync::{Arc, Condvar, Mutex, OnceLock};
 use hetmem_core::engine::{CountersAt, Engine, Residency};
 use hetmem_core::frames::FrameRun;
 use hetmem_core::frames::{Purpose, SystemPool};
+use hetmem_core::home::Home;
 use hetmem_core::migrate::{Request, Target};
 use hetmem_core::outcome::Outcomes;
 use hetmem_core::physmap::{MemoryType, Owner, Pagemap};
-use hetmem_core::port::Device;
+use hetmem_core::port::{Device, FaultPath};
 use hetmem_core::space::Region;
 use hetmem_core::units::{BLOCK_SIZE, DeviceId, FrameIndex, PageCount, PageRange, VirtAddr};
 
@@ -29,6 +30,16 @@ pub(crate) const COHERENT_B: DeviceId = DeviceId::new(3);
 /// Of [`World::with_overlays`] only.
 pub(crate) const OVERLAY: DeviceId = DeviceId::new(4);
 pub(crate) const OVERLAY_B: DeviceId = DeviceId::new(5);
+
+/// Memory of which hetmem says that nobody else maps, unmaps or protects it.
+pub(crate) const OWNED: Region = Region {
+    path: FaultPath::Thread,
+    home: Home::Anonymous,
+    pinned: false,
+    preferred: None,
+    ending: false,
+    owned: true,
+};
 
 /// A device of a [`World`].
 #[derive(Clone, Copy)]
