@@ -8,9 +8,9 @@ use std::ops::Deref;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::Relaxed;
 
+use crate::exchange::Exchanges;
 use crate::frames::{FrameDescriptor, FrameRefs, FrameRun, Frames, Left, Purpose, SystemPool};
 use crate::notifier::{EmptyRange, Event, Invalidation, Notice, Notifiers, Subscription};
-use crate::overlay::Overlays;
 use crate::physmap::MemoryType;
 use crate::port::{Device, Host, NoBacking};
 use crate::slot::{Frame, SYSTEM_POOL, Slot};
@@ -67,7 +67,7 @@ pub struct Engine<H> {
     /// Who wants no page to leave.
     holds: AtomicU32,
     pub(crate) has_overlays: bool,
-    pub(crate) overlays: Overlays,
+    pub(crate) exchanges: Exchanges,
 }
 
 impl<H: Host> Engine<H> {
@@ -83,7 +83,7 @@ impl<H: Host> Engine<H> {
         }
         let (space, notifiers) = (Space::default(), Notifiers::default());
         let has_overlays = devices.iter().any(|device| device.overlay_start().is_some());
-        let overlays = Overlays::default();
+        let exchanges = Exchanges::default();
         Self {
             host,
             space,
@@ -95,7 +95,7 @@ impl<H: Host> Engine<H> {
             devices,
             holds: AtomicU32::new(0),
             has_overlays,
-            overlays,
+            exchanges,
         }
     }
 

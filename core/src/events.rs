@@ -17,7 +17,7 @@ impl<H: Host> Engine<H> {
             return;
         }
         if self.has_overlays() {
-            self.overlays.forget(range);
+            self.exchanges.forget(range);
         }
         let _notice = self.notifiers.start_if_any(range, Event::Unmap, false);
         self.discard_pages(events, range, |_| false);

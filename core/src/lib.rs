@@ -4,6 +4,7 @@
 pub mod device_table;
 pub mod engine;
 pub mod events;
+pub mod exchange;
 pub mod fault;
 pub mod frames;
 pub mod home;
@@ -13,7 +14,6 @@ pub mod migrate;
 pub mod mirror;
 pub mod notifier;
 pub mod outcome;
-pub mod overlay;
 pub mod physmap;
 pub mod policy;
 pub mod port;

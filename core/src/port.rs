@@ -70,6 +70,15 @@ pub enum Install {
     Copy,
 }
 
+/// What a block can be backed by.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Backing {
+    /// Anonymous memory without a page: touches are trapped.
+    Anonymous,
+    /// Memory of a device, which hetmem has mapped from this address on, and which is mapped a second time.
+    Device(VirtAddr),
+}
+
 /// The program's memory, as the host lets hetmem change it.
 pub trait Host: Send + Sync {
     /// From how many pages of `range`, counted from its start, pages can be taken out: touches of missing ones certainly wait. Asked
@@ -135,22 +144,13 @@ pub trait Host: Send + Sync {
     /// Whether a `MADV_DONTNEED` of `range`, announced before, is known to be over. `looks` counts the questions before.
     fn removal_is_over(&self, range: PageRange, looks: u32) -> bool;
 
-    /// Maps the block of memory at `frames`, which is hetmem's and shared, a second time in place of `block`, all of whose pages are missing: in one step, so
-    /// that a touch waits before and uses the frames after. The caller holds no lock.
+    /// Maps `backing` in place of `block`, in one step: a touch finds what was there before, or waits, and finds or waits for what is there after. All pages of the
+    /// block are missing before, or mapped from frames that stay; touches of it are served by `path`. The caller holds no lock.
     ///
     /// # Errors
     ///
     /// Why the block is as it was.
-    fn lay(&self, _block: PageRange, _frames: VirtAddr) -> Result<(), KeptReason> {
-        Err(KeptReason::Unsupported)
-    }
-
-    /// Ends what [`Host::lay`] did: makes all pages of `block` missing, and traps touches of them, in one step. The caller holds no lock.
-    ///
-    /// # Errors
-    ///
-    /// Why the block is as it was.
-    fn lift(&self, _path: FaultPath, _block: PageRange) -> Result<(), KeptReason> {
+    fn exchange(&self, _path: FaultPath, _block: PageRange, _backing: Backing) -> Result<(), KeptReason> {
         Err(KeptReason::Unsupported)
     }
 
@@ -245,7 +245,7 @@ pub trait Device: Send + Sync {
     fn frames_start(&self) -> Option<VirtAddr>;
 
     /// Where frame 0 of a coherent device lies in this process whose pages can't be moved, all frames in order after it, in memory that is mapped
-    /// shared: blocks of it are laid over the program's ([`crate::overlay`]).
+    /// shared: blocks of it are laid over the program's ([`crate::exchange`]).
     fn overlay_start(&self) -> Option<VirtAddr> {
         None
     }

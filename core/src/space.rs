@@ -46,7 +46,7 @@ pub struct Region {
     pub preferred: Option<DeviceId>,
     /// Whether its management is about to end: pins keep its pages from coming home no longer.
     pub ending: bool,
-    /// Whether nobody but hetmem maps, unmaps or protects what is there, so that device memory may be laid over it ([`crate::overlay`]).
+    /// Whether nobody but hetmem maps, unmaps or protects what is there, so that device memory may be laid over it ([`crate::exchange`]).
     pub owned: bool,
 }
 
@@ -87,7 +87,7 @@ pub struct BlockState {
     slots: Box<[SlotWord]>,
     /// Whether a thread was told to wait for a busy page since the block last had none.
     waited: bool,
-    /// Another mapping is about to take the place of the block's ([`crate::overlay`]): touches of all its pages wait.
+    /// Another mapping is about to take the place of the block's ([`crate::exchange`]): touches of all its pages wait.
     pub(crate) exchanging: bool,
     busy: u16,
     unmapped: u16,

@@ -137,6 +137,8 @@ impl PageCount {
     pub const ZERO: Self = Self(0);
     /// One page.
     pub const ONE: Self = Self(1);
+    /// The pages of a block.
+    pub const BLOCK: Self = Self(BLOCK_PAGES);
 
     /// `raw` pages.
     #[must_use]

@@ -5,7 +5,6 @@ use crate::frames::{Frames, Left, restate};
 use crate::migrate::exclusive::OUT;
 use crate::migrate::{Batch, Copied, Origin, Piece, Request, Select, Target};
 use crate::outcome::{KeptReason, Outcomes, PageOutcome};
-use crate::overlay::BLOCK;
 use crate::physmap::MemoryType;
 use crate::port::{FaultPath, Host, Taken};
 use crate::slot::{Frame, SYSTEM_POOL, Slot};
@@ -255,7 +254,7 @@ fn why_stopped(taken: Taken, asked: PageCount) -> Option<(KeptReason, PageCount)
 
 fn take_system<H: Host>(batch: &mut Batch<'_, H>, state: &mut BlockState, run: PageRange) {
     let engine = batch.engine;
-    let huge = run.pages() == BLOCK && engine.host.is_huge(run);
+    let huge = run.pages() == PageCount::BLOCK && engine.host.is_huge(run);
     let mut rest = run;
     while !rest.is_empty() {
         let whole = (huge && rest == run).then(|| engine.take_places(|pool| pool.take_empty_whole(rest.start())));
@@ -271,7 +270,7 @@ fn take_system<H: Host>(batch: &mut Batch<'_, H>, state: &mut BlockState, run: P
             let refs = place.take_front(taken.pages);
             let bytes = refs.clone();
             engine.occupy(state, out, refs, busy);
-            let huge = huge && out.pages() == BLOCK;
+            let huge = huge && out.pages() == PageCount::BLOCK;
             batch.pieces.push(Piece { at: out, bytes, origin: Origin::System, huge });
         }
         let mut done = taken.pages;
@@ -293,7 +292,7 @@ fn take_system<H: Host>(batch: &mut Batch<'_, H>, state: &mut BlockState, run: P
 fn take_mapped<H: Host>(batch: &mut Batch<'_, H>, state: &mut BlockState, run: PageRange, first: Frame) {
     let engine = batch.engine;
     let frames = Frames::new(first, run.pages());
-    let huge = run.pages() == BLOCK && engine.host.is_huge(run);
+    let huge = run.pages() == PageCount::BLOCK && engine.host.is_huge(run);
     let mut at = PageCount::ZERO;
     while at < run.pages() {
         let rest = run.slice(at, run.pages());
@@ -304,7 +303,7 @@ fn take_mapped<H: Host>(batch: &mut Batch<'_, H>, state: &mut BlockState, run: P
             let out = rest.slice(PageCount::ZERO, taken.pages);
             let bytes = engine.refer_to(bytes.slice(PageCount::ZERO, taken.pages));
             restate(state, out, bytes.frames(), busy);
-            let huge = huge && out.pages() == BLOCK;
+            let huge = huge && out.pages() == PageCount::BLOCK;
             batch.pieces.push(Piece { at: out, bytes, origin: Origin::Mapped, huge });
         }
         at += taken.pages;

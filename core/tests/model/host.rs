@@ -1,7 +1,7 @@
 //! The program's memory as the kernel lets hetmem change it.
 
 use hetmem_core::outcome::KeptReason;
-use hetmem_core::port::{FaultPath, Host, Install, PutIn, PutStop, Taken};
+use hetmem_core::port::{Backing, FaultPath, Host, Install, PutIn, PutStop, Taken};
 use hetmem_core::units::{PageCount, PageRange, VirtAddr};
 
 use super::inject::{Done, Failure};
@@ -230,12 +230,11 @@ impl Host for ModelHost {
         failure.is_none() && !self.0.lock().zaps.iter().any(|zap| zap.range.overlaps(range))
     }
 
-    fn lay(&self, block: PageRange, frames: VirtAddr) -> Result<(), KeptReason> {
-        self.0.exchange(StepKind::Lay, block, |memory| memory.lay(block, frames))
-    }
-
-    fn lift(&self, _path: FaultPath, block: PageRange) -> Result<(), KeptReason> {
-        self.0.exchange(StepKind::Lift, block, |memory| memory.lift(block))
+    fn exchange(&self, _path: FaultPath, block: PageRange, backing: Backing) -> Result<(), KeptReason> {
+        match backing {
+            Backing::Device(frames) => self.0.exchange(StepKind::Lay, block, |memory| memory.lay(block, frames)),
+            Backing::Anonymous => self.0.exchange(StepKind::Lift, block, |memory| memory.lift(block)),
+        }
     }
 
     fn stop_the_program(&self, page: VirtAddr, why: &'static str) -> ! {

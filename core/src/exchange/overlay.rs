@@ -4,18 +4,13 @@
 //! place, shared, a whole block at a time, and that is one step to whoever touches the block:
 //!
 //! ```text
-//!          collect, copy                 Engine::lay                        Engine::lift
+//!          collect, copy                 Batch::lay                         Engine::lift_for
 //! System ────────────────► busy, trapped ────────────► laid: Mapped, all 512 ────────────► Unmapped, in the same frames
 //!                          copies in a block of frames  in frames 0, 1, … of the block     a touch brings them home, by copying
 //! ```
 //!
 //! Whatever takes one page of a laid block out lifts the block first. Then its pages are as those of a private device. They are laid again when they are migrated
 //! to the device again, all 512, to another block of frames.
-//!
-//! Each step is a change of the program's mappings, of which the kernel tells the handler thread as of any other and waits until it has read that. So it is
-//! made with no lock held, while the block's pages are busy. [`Engine::is_own_change`] tells it from the program's.
-//! From before that until the slots say what came of it, the block is `exchanging`: also pages that the program drops meanwhile, which are busy no longer,
-//! are left alone. A touch of one waits for the end, as what it would write now would be mapped over; no migration takes one out.
 //!
 //! A removal can be announced when the block it began in is laid already, and what it then finds is shared memory, which keeps its bytes: it changes nothing in the
 //! slots. One that comes earlier and is carried out while the block is laid leaves zeros or the old bytes. What is written after it is never lost.
@@ -28,70 +23,17 @@
 //! *Limits:* nobody else may map, unmap or protect what is there ([`Region::owned`]). In a laid block `MADV_DONTNEED` keeps the bytes. To lay a block that was
 //! lifted again, the device needs a second, free block of frames.
 
-use std::collections::BTreeMap;
-
 use crate::engine::Engine;
 use crate::frames::{Frames, restate};
 use crate::migrate::copy::Filled;
 use crate::migrate::{Batch, Piece, Request, Target};
 use crate::notifier::Event;
 use crate::outcome::{KeptReason, PageOutcome};
-use crate::port::{DeviceError, FaultPath, Host};
+use crate::port::{Backing, DeviceError, FaultPath, Host};
 use crate::slot::{SYSTEM_POOL, Slot};
-use crate::space::{Region, kept_by_advice};
-use crate::sync::{Arc, Condvar, Mutex, lock};
-use crate::units::{BLOCK_PAGES, BlockNo, DeviceId, PageCount, PageRange, VirtAddr};
-
-/// The pages of a block.
-pub(crate) const BLOCK: PageCount = PageCount::new(BLOCK_PAGES);
-
-/// Which blocks are laid, or about to be.
-#[derive(Default)]
-pub(crate) struct Overlays {
-    state: Mutex<State>,
-    ended: Condvar,
-}
-
-#[derive(Default)]
-struct State {
-    /// Each with its device.
-    laid: BTreeMap<BlockNo, DeviceId>,
-    /// Blocks that are being laid or lifted.
-    changing: Vec<BlockNo>,
-    /// How many blocks ever were.
-    begun: u64,
-    /// While there are such, no block is laid.
-    holds: u32,
-}
-
-impl Overlays {
-    fn laid_on(&self, no: BlockNo) -> Option<DeviceId> {
-        lock(&self.state).laid.get(&no).copied()
-    }
-
-    fn end(&self, no: BlockNo, laid_on: Option<DeviceId>) {
-        let mut state = lock(&self.state);
-        state.changing.retain(|changing| *changing != no);
-        match laid_on {
-            Some(device) => _ = state.laid.insert(no, device),
-            None => _ = state.laid.remove(&no),
-        }
-        self.ended.notify_all();
-    }
-
-    /// Waits until no block that `overlaps` is being changed. The result is how many changes of any block have begun.
-    fn settle(&self, overlaps: impl Fn(BlockNo) -> bool) -> u64 {
-        let mut state = lock(&self.state);
-        while state.changing.iter().any(|no| overlaps(*no)) {
-            state = self.ended.wait(state).expect("no thread panicked while it held this lock");
-        }
-        state.begun
-    }
-
-    pub(crate) fn forget(&self, range: PageRange) {
-        lock(&self.state).laid.retain(|no, _| !no.range().overlaps(range));
-    }
-}
+use crate::space::{BlockState, Region};
+use crate::sync::Arc;
+use crate::units::{BlockNo, DeviceId, PageCount, PageRange, VirtAddr};
 
 impl<H: Host> Engine<H> {
     /// Whether pages come to be on the device by being laid over.
@@ -112,7 +54,7 @@ impl<H: Host> Engine<H> {
         if !self.has_overlays {
             return Vec::new();
         }
-        let state = lock(&self.overlays.state);
+        let state = self.exchanges.lock();
         let from = state.laid.range(range.start().block()..).map(|(no, _)| no.range());
         from.take_while(|block| block.start() < range.end()).collect()
     }
@@ -120,40 +62,7 @@ impl<H: Host> Engine<H> {
     /// Whether the block at `addr` is laid. Allocates nothing.
     #[must_use]
     pub fn is_laid(&self, addr: VirtAddr) -> bool {
-        self.overlays.laid_on(addr.block()).is_some()
-    }
-
-    /// Whether a change of the mappings of just this range is hetmem's own, and no event of the program's.
-    #[must_use]
-    pub fn is_own_change(&self, range: PageRange) -> bool {
-        self.has_overlays && lock(&self.overlays.state).changing.iter().any(|no| no.range() == range)
-    }
-
-    /// From here until [`Engine::release_overlays`] no block is laid, and those that were being laid are. The caller holds no lock.
-    pub fn hold_overlays(&self) {
-        lock(&self.overlays.state).holds += 1;
-        self.overlays.settle(|_| true);
-    }
-
-    /// Ends [`Engine::hold_overlays`].
-    pub fn release_overlays(&self) {
-        lock(&self.overlays.state).holds -= 1;
-    }
-
-    /// Lays nothing over `range` any more: it is about to be another's. The caller holds no lock.
-    pub fn end_overlays(&self, range: PageRange) {
-        if self.has_overlays {
-            self.space.change_region(range, |region| region.owned = false);
-            self.await_exchanges(range);
-        }
-    }
-
-    /// Waits until no block of `range` is being laid or lifted, and returns how many were so far. The caller holds no lock.
-    ///
-    /// Meanwhile a page can be touched already that is on its way by the books, and Linux 6.18 lists no mapping there for a moment (`PROCMAP_QUERY`
-    /// no longer waits for who changes others), although a touch finds one at any time.
-    pub fn await_exchanges(&self, range: PageRange) -> u64 {
-        if self.has_overlays { self.overlays.settle(|no| no.range().overlaps(range)) } else { 0 }
+        self.exchanges.laid_on(addr.block()).is_some()
     }
 
     /// Why pages of `parts` of the block numbered `no` can't be laid, if so. A block of that device that is laid already is no matter.
@@ -165,11 +74,11 @@ impl<H: Host> Engine<H> {
         target: Target,
     ) -> Option<KeptReason> {
         match target {
-            Target::Device(device) if self.lays(device) && self.overlays.laid_on(no) != Some(device) => {
+            Target::Device(device) if self.lays(device) && self.exchanges.laid_on(no) != Some(device) => {
                 let pages: PageCount = parts.map(PageRange::pages).sum();
                 if !region.owned {
                     Some(KeptReason::Unsupported)
-                } else if pages < BLOCK {
+                } else if pages < PageCount::BLOCK {
                     Some(KeptReason::PartOfBlock)
                 } else {
                     None
@@ -185,7 +94,7 @@ impl<H: Host> Engine<H> {
     ///
     /// Why it is still laid.
     pub(crate) fn lift_for(&self, no: BlockNo, path: FaultPath, request: Request) -> Result<(), KeptReason> {
-        if !self.has_overlays || self.overlays.laid_on(no).is_none() {
+        if !self.has_overlays || self.exchanges.laid_on(no).is_none() {
             return Ok(());
         }
         let range = no.range();
@@ -198,63 +107,30 @@ impl<H: Host> Engine<H> {
         if !self.lays(first.device) || self.selects(first, request).is_err() {
             return Ok(());
         }
-        match self.begin(no, None) {
+        match self.begin_exchange(no, &mut state, None) {
             Err(KeptReason::Raced) => return Ok(()),
             begun => begun?,
         }
-        let refs = self.refer_to(Frames::new(first, BLOCK));
+        let refs = self.refer_to(Frames::new(first, PageCount::BLOCK));
         let frames = refs.frames();
         restate(&mut state, range, frames, |frame| Slot::Unmapped { frame, busy: true });
-        state.exchanging = true;
         drop(state);
         drop(installing);
         drop(notice);
-        let lifted = self.host.lift(path, range);
-        let installing = self.space.gate.install();
-        let mut state = block.lock();
-        for (i, page) in (0..).zip(range.iter()) {
-            let (page, frame) = (PageRange::page_of(page), frames.slice(PageCount::new(i), PageCount::ONE));
-            let slot = state.slot(page.start().index_in_block());
-            // What the program has dropped meanwhile is the system's, or is mapped still.
-            match (slot.frame() == Some(frame.frame(PageCount::ZERO)) && slot.is_busy(), lifted) {
-                (true, Ok(())) => restate(&mut state, page, frame, |frame| Slot::Unmapped { frame, busy: false }),
-                (true, Err(_)) => restate(&mut state, page, frame, Slot::Mapped),
-                (false, Ok(())) => {}
-                (false, Err(_)) => self.occupy(&mut state, page, self.refer_to(frame), Slot::Mapped),
-            }
-        }
-        state.exchanging = false;
-        self.overlays.end(no, lifted.is_err().then_some(frames.device));
-        self.release_waiters(&block, &mut state, path, range);
-        drop(state);
-        drop(installing);
-        drop(refs);
-        lifted
-    }
-
-    /// Claims the block for a change of its mapping. One that is to be laid must be hetmem's alone, and touches of it served by that path; one that is to be
-    /// lifted must not be pinned, not even a part of it.
-    fn begin(&self, no: BlockNo, lay_in: Option<FaultPath>) -> Result<(), KeptReason> {
-        let mut state = lock(&self.overlays.state);
-        match lay_in {
-            Some(path) => {
-                let is_owned = |region: &Region| region.owned && region.path == path;
-                if state.holds > 0 || !self.space.is_all(no.range(), is_owned) {
-                    return Err(KeptReason::Raced);
+        self.exchange(no, &block, path, Backing::Anonymous, |state, lifted| {
+            for (i, page) in (0..).zip(range.iter()) {
+                let (page, frame) = (PageRange::page_of(page), frames.slice(PageCount::new(i), PageCount::ONE));
+                let slot = state.slot(page.start().index_in_block());
+                // What the program has dropped meanwhile is the system's, or is mapped still.
+                match (slot.frame() == Some(frame.frame(PageCount::ZERO)) && slot.is_busy(), lifted) {
+                    (true, true) => restate(state, page, frame, |frame| Slot::Unmapped { frame, busy: false }),
+                    (true, false) => restate(state, page, frame, Slot::Mapped),
+                    (false, true) => {}
+                    (false, false) => self.occupy(state, page, self.refer_to(frame), Slot::Mapped),
                 }
             }
-            // Under the lock: whoever pins it waits for changes under way, and then relies on there being none.
-            None if !self.space.is_all(no.range(), |region| kept_by_advice(region, Target::System).is_none()) => {
-                return Err(KeptReason::Advised);
-            }
-            None => {}
-        }
-        if state.changing.contains(&no) {
-            return Err(KeptReason::Raced);
-        }
-        state.changing.push(no);
-        state.begun += 1;
-        Ok(())
+            if lifted { None } else { Some(frames.device) }
+        })
     }
 
     fn overlay_address(&self, frames: Frames) -> VirtAddr {
@@ -267,7 +143,7 @@ impl<H: Host> Engine<H> {
     /// Checks that the laid blocks are those whose pages are all in a block of frames, in order; nothing may be in flight.
     pub(crate) fn check_overlays(&self) {
         let laid = {
-            let overlays = lock(&self.overlays.state);
+            let overlays = self.exchanges.lock();
             assert!(overlays.changing.is_empty(), "no block is being laid or lifted");
             overlays.laid.clone()
         };
@@ -306,7 +182,7 @@ impl<'e, H: Host> Batch<'e, H> {
     pub(crate) fn fill_block(&mut self, device: DeviceId) -> Result<Vec<Filled<'e, H>>, KeptReason> {
         let engine = self.engine;
         let pages: PageCount = self.pieces.iter().map(|piece| piece.at.pages()).sum();
-        if pages < BLOCK {
+        if pages < PageCount::BLOCK {
             return Err(KeptReason::PartOfBlock);
         }
         let mut frames = engine.allocate_block(device, self.range.start()).ok_or(KeptReason::NoFrame)?;
@@ -334,29 +210,26 @@ impl<'e, H: Host> Batch<'e, H> {
             let _installing = engine.space.gate.install();
             let mut state = block.lock();
             let ours = |Filled { piece, .. }: &Filled<'e, H>| piece.same_fate(&state) == (true, piece.at.pages());
-            let begun = filled.iter().all(ours) && engine.begin(no, Some(self.path)).is_ok();
-            state.exchanging = begun;
-            begun
+            let all_ours = filled.iter().all(ours);
+            all_ours && engine.begin_exchange(no, &mut state, Some(self.path)).is_ok()
         };
-        let laid = match begun {
-            true => engine.host.lay(self.range, engine.overlay_address(Frames::new(first, BLOCK))),
-            false => Err(KeptReason::Raced),
-        };
-        if begun {
-            let _installing = engine.space.gate.install();
-            let mut state = block.lock();
-            if laid.is_ok() {
-                for Filled { piece, copy } in filled.drain(..) {
-                    // What the program has dropped meanwhile is what the frame holds, as of a block that was laid before.
-                    if let Some(copy) = copy {
-                        engine.occupy(&mut state, piece.at, copy, Slot::Mapped);
-                    }
+        let frames = Backing::Device(engine.overlay_address(Frames::new(first, PageCount::BLOCK)));
+        let lay = |state: &mut BlockState, laid: bool| {
+            if !laid {
+                return None;
+            }
+            for Filled { piece, copy } in filled.drain(..) {
+                // What the program has dropped meanwhile is what the frame holds, as of a block that was laid before.
+                if let Some(copy) = copy {
+                    engine.occupy(state, piece.at, copy, Slot::Mapped);
                 }
             }
-            state.exchanging = false;
-            engine.overlays.end(no, laid.is_ok().then_some(device));
-            engine.release_waiters(&block, &mut state, self.path, self.range);
-        }
+            Some(device)
+        };
+        let laid = match begun {
+            true => engine.exchange(no, &block, self.path, frames, lay),
+            false => Err(KeptReason::Raced),
+        };
         match laid {
             Ok(()) => self.set_outcome(self.range, PageOutcome::Moved),
             Err(reason) => {
