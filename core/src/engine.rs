@@ -14,7 +14,7 @@ use crate::notifier::{EmptyRange, Event, Invalidation, Notice, Notifiers, Subscr
 use crate::physmap::MemoryType;
 use crate::port::{Device, Host, NoBacking};
 use crate::slot::{Frame, SYSTEM_POOL, Slot};
-use crate::space::{Installing, Space};
+use crate::space::{Shared, Space};
 use crate::stats::Counters;
 use crate::sync::atomic::AtomicU32;
 use crate::units::{DeviceId, PageCount, PageRange, VirtAddr};
@@ -48,7 +48,7 @@ pub enum Residency {
     Migrating,
 }
 
-/// See the module.
+/// The books of a program's managed memory, and what is done by them.
 pub struct Engine<H> {
     /// The program's memory.
     pub(crate) host: H,
@@ -116,14 +116,14 @@ impl<H: Host> Engine<H> {
     }
 
     /// The gate, to take pages of `range` out, which mirrors may know of: they are told first, with no lock held.
-    pub(crate) fn install_noticed(&self, range: PageRange, event: Event) -> (Installing<'_>, Option<Invalidation<'_>>) {
-        let installing = self.space.gate.install();
+    pub(crate) fn share_noticed(&self, range: PageRange, event: Event) -> (Shared<'_>, Option<Invalidation<'_>>) {
+        let shared = self.space.gate.share();
         if self.notifiers.is_empty() {
-            return (installing, None);
+            return (shared, None);
         }
-        drop(installing);
+        drop(shared);
         let notice = self.notifiers.start(range, event, true);
-        (self.space.gate.install(), Some(notice))
+        (self.space.gate.share(), Some(notice))
     }
 
     /// From here until [`Engine::release_pages`] no page is taken out of the program, and migrations keep those that would be, as
@@ -142,7 +142,7 @@ impl<H: Host> Engine<H> {
     }
 
     /// Whether pages are held; asked with the gate held.
-    pub(crate) fn holds_pages(&self, _installing: &Installing<'_>) -> bool {
+    pub(crate) fn holds_pages(&self, _shared: &Shared<'_>) -> bool {
         self.holds.load(Relaxed) > 0
     }
 
@@ -295,7 +295,7 @@ impl<H: Host> Engine<H> {
     pub fn residency(&self, range: PageRange) -> Vec<Residency> {
         let mut pages = vec![Residency::System; range.pages().as_usize()];
         // Events that were read are applied before anybody sees the gate open.
-        let _installing = self.space.gate.install();
+        let _shared = self.space.gate.share();
         for (no, block) in self.space.blocks_in(range) {
             let Some(part) = range.intersect(no.range()) else { continue };
             let state = block.lock();
@@ -368,7 +368,7 @@ impl<H: Host> Engine<H> {
         let mut pooled = 0;
         for (_, block) in self.space.blocks() {
             let state = block.lock();
-            for index in 0..512 {
+            for index in 0..PageCount::BLOCK.as_usize() {
                 match state.slot(index) {
                     Slot::System => {}
                     Slot::Mapped(frame) | Slot::Unmapped { frame, .. } if frame.device != SYSTEM_POOL => {

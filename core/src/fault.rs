@@ -62,7 +62,7 @@ impl<H: Host> Engine<H> {
         }
     }
 
-    /// The same in a signal handler, where no callback may run: [`FaultResolution::Mirrored`] if one would have to.
+    /// Serves a touch at `addr` in a signal handler, where no callback may run: [`FaultResolution::Mirrored`] if one would have to.
     pub fn fault_in_signal(&self, addr: VirtAddr) -> FaultResolution {
         self.fault_if_told(addr, FaultPath::Sigbus, None).unwrap_or(FaultResolution::Mirrored)
     }
@@ -70,11 +70,11 @@ impl<H: Host> Engine<H> {
     /// Serves a touch, or says what mirrors must be told first, unless that is what they were `told`.
     fn fault_if_told(&self, addr: VirtAddr, path: FaultPath, told: Option<Notify>) -> Result<FaultResolution, Notify> {
         let page = addr.page_down();
-        let installing = self.space.gate.install();
+        let shared = self.space.gate.share();
         let Some(block) = self.space.existing_block(page.block()) else {
             let holes = self.holes_at(page, None);
             let filled = self.space.while_absent(page.block(), || self.fill(path, holes));
-            drop(installing);
+            drop(shared);
             return filled.map_or_else(|| self.fault_if_told(addr, path, told), Ok);
         };
         let mut state = block.lock();
@@ -88,7 +88,7 @@ impl<H: Host> Engine<H> {
                 }
                 (FaultPath::Sigbus, None) => {
                     // The gate is let go: events must not wait for this thread.
-                    drop(installing);
+                    drop(shared);
                     drop(block.wait_settled(state));
                     self.fault_if_told(addr, path, told)
                 }
@@ -102,11 +102,11 @@ impl<H: Host> Engine<H> {
                     return Err(notify);
                 }
                 if has_address {
-                    return Ok(self.move_in(&block, &mut state, path, page, frame));
+                    return Ok(self.install_touched(&block, &mut state, path, page, frame));
                 }
                 let cluster = Cluster::begin(self, &mut state, page);
                 drop(state);
-                drop(installing);
+                drop(shared);
                 Ok(self.bring_home(&block, path, cluster))
             }
             Slot::Mapped(_) => Ok(self.fill_dropped(&mut state, path, page)),
@@ -117,8 +117,8 @@ impl<H: Host> Engine<H> {
         }
     }
 
-    /// Moves a page in that lies in a frame with an address: no copy.
-    fn move_in(
+    /// Installs a page that lies in a frame with an address, by moving it where that can be.
+    fn install_touched(
         &self,
         block: &Block,
         state: &mut BlockState,
@@ -163,7 +163,7 @@ impl<H: Host> Engine<H> {
             }
             let copies = places.take_front(fetched);
             drop(places);
-            let _installing = self.space.gate.install();
+            let _shared = self.space.gate.share();
             let mut state = block.lock();
             if let Some(stop) = self.install_cluster(&mut state, path, &mut cluster, copies) {
                 result = stop;
@@ -188,7 +188,7 @@ impl<H: Host> Engine<H> {
 
     /// What did not come home of the pages `all` is no longer busy; the waiter of the touched page itself, if that is among them, tries again.
     fn give_up(&self, block: &Block, path: FaultPath, mut cluster: Cluster<'_, H>, all: PageRange) {
-        let _installing = self.space.gate.install();
+        let _shared = self.space.gate.share();
         let mut state = block.lock();
         while !cluster.is_empty() {
             if !cluster.ours(&state, PageCount::ONE).is_zero() {

@@ -17,7 +17,7 @@ use crate::fault::{DEVICE_TRIES, FaultResolution};
 use crate::frames::{Frames, Left, Purpose};
 use crate::migrate::{Request, Target};
 use crate::outcome::KeptReason;
-use crate::port::{DeviceError, FaultPath, Host, PutIn, PutStop};
+use crate::port::{Arrived, DeviceError, FaultPath, Host, InstallStop};
 use crate::slot::{Frame, Slot};
 use crate::space::{BlockState, Events};
 use crate::units::{PageCount, PageRange, VirtAddr};
@@ -81,18 +81,18 @@ impl<H: Host> Engine<H> {
         self.present_or(path, one, filled.stop)
     }
 
-    fn fill_by(&self, path: FaultPath, home: Home, range: PageRange) -> PutIn {
+    fn fill_by(&self, path: FaultPath, home: Home, range: PageRange) -> Arrived {
         match home {
             Home::Anonymous => self.host.zero_fill(path, range),
         }
     }
 
-    fn present_or(&self, path: FaultPath, page: PageRange, stop: Option<PutStop>) -> FaultResolution {
+    fn present_or(&self, path: FaultPath, page: PageRange, stop: Option<InstallStop>) -> FaultResolution {
         match stop {
-            Some(PutStop::EventsPending) => FaultResolution::EventsPending,
-            Some(PutStop::NoMemory) => FaultResolution::NoMemory,
+            Some(InstallStop::EventsPending) => FaultResolution::EventsPending,
+            Some(InstallStop::NoMemory) => FaultResolution::NoMemory,
             // Occupied: it is there. Gone, guarded or refused: the touch itself will tell the program.
-            Some(PutStop::Occupied | PutStop::Gone | PutStop::Guarded | PutStop::Refused) | None => {
+            Some(InstallStop::Occupied | InstallStop::Gone | InstallStop::Guarded | InstallStop::Refused) | None => {
                 self.host.wake(path, page);
                 FaultResolution::Present
             }

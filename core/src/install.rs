@@ -1,4 +1,4 @@
-//! Installing pages: the one way of a page into the program.
+//! Shared pages: the one way of a page into the program.
 //!
 //! | who | from | what it does where the first page is not installed |
 //! | --- | --- | --- |
@@ -13,7 +13,7 @@
 use crate::engine::Engine;
 use crate::frames::{FrameRefs, Frames, Left, restate};
 use crate::outcome::KeptReason;
-use crate::port::{FaultPath, Host, Install, PutStop};
+use crate::port::{FaultPath, Host, How, InstallStop};
 use crate::slot::Slot;
 use crate::space::BlockState;
 use crate::units::{PageCount, PageRange, VirtAddr};
@@ -88,58 +88,58 @@ impl<H: Host> Engine<H> {
         // A batch that has lost one of the pages to an `mremap`, and has not noticed yet, may be reading the frame, and would take the page's next stay there for its
         // own. So the page is copied: the frame keeps its bytes until the last reference is gone.
         let mut how = match &source {
-            Source::Slots(_) if self.is_read_by_others(frames) => Install::Copy,
-            Source::Slots(_) | Source::Copies(_) => Install::Move,
+            Source::Slots(_) if self.is_read_by_others(frames) => How::Copy,
+            Source::Slots(_) | Source::Copies(_) => How::Move,
         };
-        if how == Install::Copy && ways == Ways::Move {
+        if how == How::Copy && ways == Ways::Move {
             return Installed::Refused;
         }
-        let mut put = self.host.put_in(path, to, from, how);
+        let mut put = self.host.install(path, to, from, how);
         if (how, ways, put.pages, put.stop)
-            == (Install::Move, Ways::MoveOrCopy, PageCount::ZERO, Some(PutStop::Refused))
+            == (How::Move, Ways::MoveOrCopy, PageCount::ZERO, Some(InstallStop::Refused))
         {
-            how = Install::Copy;
-            put = self.host.put_in(path, to, from, how);
+            how = How::Copy;
+            put = self.host.install(path, to, from, how);
         }
         if !put.pages.is_zero() {
             self.settle(state, to.slice(PageCount::ZERO, put.pages), source, how);
             return Installed::Pages(put.pages);
         }
         match put.stop {
-            Some(PutStop::EventsPending) => Installed::EventsPending,
-            Some(PutStop::NoMemory) => Installed::NoMemory,
-            Some(PutStop::Occupied) => Installed::Occupied,
+            Some(InstallStop::EventsPending) => Installed::EventsPending,
+            Some(InstallStop::NoMemory) => Installed::NoMemory,
+            Some(InstallStop::Occupied) => Installed::Occupied,
             // A host that doesn't say is not asked for ever.
-            Some(PutStop::Refused) | None => Installed::Refused,
-            Some(stop @ (PutStop::Gone | PutStop::Guarded)) => {
+            Some(InstallStop::Refused) | None => Installed::Refused,
+            Some(stop @ (InstallStop::Gone | InstallStop::Guarded)) => {
                 self.vacate(state, to.slice(PageCount::ZERO, PageCount::ONE), Left::Page);
                 drop(source.refs().take_front(PageCount::ONE));
-                let is_guarded = stop == PutStop::Guarded;
+                let is_guarded = stop == InstallStop::Guarded;
                 Installed::Discarded(if is_guarded { KeptReason::Guarded } else { KeptReason::Raced })
             }
         }
     }
 
     /// The pages `at` are in the program.
-    fn settle(&self, state: &mut BlockState, at: PageRange, mut source: Source<'_, '_, H>, how: Install) {
+    fn settle(&self, state: &mut BlockState, at: PageRange, mut source: Source<'_, '_, H>, how: How) {
         let refs = source.refs().take_front(at.pages());
         match (how, source) {
             // A device's frames, in the program now.
-            (Install::Move, Source::Slots(_)) if !refs.frames().is_pool() => {
+            (How::Move, Source::Slots(_)) if !refs.frames().is_pool() => {
                 restate(state, at, refs.frames(), Slot::Mapped);
             }
-            (Install::Move, Source::Copies(_)) if !refs.frames().is_pool() => {
+            (How::Move, Source::Copies(_)) if !refs.frames().is_pool() => {
                 self.occupy(state, at, refs, Slot::Mapped);
             }
-            (Install::Move, Source::Slots(_)) => {
+            (How::Move, Source::Slots(_)) => {
                 self.vacate(state, at, Left::Nothing);
                 refs.release(Left::Nothing);
             }
-            (Install::Move, Source::Copies(_)) => {
+            (How::Move, Source::Copies(_)) => {
                 self.vacate(state, at, Left::Page);
                 refs.release(Left::Nothing);
             }
-            (Install::Copy, Source::Slots(_) | Source::Copies(_)) => self.vacate(state, at, Left::Page),
+            (How::Copy, Source::Slots(_) | Source::Copies(_)) => self.vacate(state, at, Left::Page),
         }
     }
 

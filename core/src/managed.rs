@@ -172,7 +172,7 @@ impl<H: Host> Engine<H> {
     /// Waits until the events that were read are applied, and calls `work` before any other is read. Whoever installs does it so, and whoever changes
     /// registrations.
     pub fn while_no_event_is_read<R>(&self, work: impl FnOnce() -> R) -> R {
-        let _installing = self.space.gate.install();
+        let _shared = self.space.gate.share();
         work()
     }
 

@@ -27,16 +27,16 @@ pub struct Taken {
     pub stop: Option<(KeptReason, PageCount)>,
 }
 
-/// What [`Host::put_in`] and [`Host::zero_fill`] did.
+/// What [`Host::install`] and [`Host::zero_fill`] did.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct PutIn {
+pub struct Arrived {
     /// Pages from the start of the range that are in place now.
     pub pages: PageCount,
     /// Why it stopped before the end.
-    pub stop: Option<PutStop>,
+    pub stop: Option<InstallStop>,
 }
 
-impl PutIn {
+impl Arrived {
     /// All `pages` are in place.
     #[must_use]
     pub const fn all(pages: PageCount) -> Self {
@@ -44,9 +44,9 @@ impl PutIn {
     }
 }
 
-/// Why a page could not be put in place.
+/// Why a page could not be installed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum PutStop {
+pub enum InstallStop {
     /// The program changed its mappings and the event is unread: let go of the gate, [`Host::await_events`], look again.
     EventsPending,
     /// A page is there already.
@@ -61,9 +61,9 @@ pub enum PutStop {
     NoMemory,
 }
 
-/// How a page is put in place.
+/// How a page is installed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Install {
+pub enum How {
     /// The page itself: afterwards it is missing where it came from.
     Move,
     /// Its bytes: afterwards it is still where it came from.
@@ -105,10 +105,10 @@ pub trait Host: Send + Sync {
     fn take_out(&self, path: FaultPath, from: PageRange, to: VirtAddr) -> Taken;
 
     /// Makes the bytes at `from` present at `to`, where pages are missing, and wakes who waits for them.
-    fn put_in(&self, path: FaultPath, to: PageRange, from: VirtAddr, how: Install) -> PutIn;
+    fn install(&self, path: FaultPath, to: PageRange, from: VirtAddr, how: How) -> Arrived;
 
     /// Makes missing, never written pages of `range` read as zeros, and wakes who waits for them.
-    fn zero_fill(&self, path: FaultPath, range: PageRange) -> PutIn;
+    fn zero_fill(&self, path: FaultPath, range: PageRange) -> Arrived;
 
     /// Wakes who waits for pages of `range`; they look again.
     fn wake(&self, path: FaultPath, range: PageRange);

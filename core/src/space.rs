@@ -6,15 +6,15 @@
 //! # The gate
 //!
 //! Two activities must never overlap: reading what the program did to its mappings (events), and putting pages into those
-//! mappings. Whoever installs or takes out pages holds the gate shared ([`Gate::install`]); whoever reads and applies events
+//! mappings. Whoever installs or takes out pages holds the gate shared ([`Gate::share`]); whoever reads and applies events
 //! holds it alone ([`Gate::events`]). So an event is applied to all slots before any later page is installed:
 //!
 //! ```text
 //! migration                                   handler thread
 //! --------------------------------------     ----------------------------------------
-//! gate.install(); MOVE -> EAGAIN              (the program calls munmap: event queued)
+//! gate.share(); MOVE -> EAGAIN               (the program calls munmap: event queued)
 //! let go of the gate, await_events()          gate.events(); read event; drop slots
-//! gate.install(); the slot is gone: keep      let go of the gate
+//! gate.share(); the slot is gone: keep       let go of the gate
 //! ```
 //!
 //! *Limits:* a block, once made, stays as long as its memory is managed (4 KiB for each 2 MiB of which anything was migrated).
@@ -31,7 +31,7 @@ use crate::slot::{Slot, SlotWord};
 use crate::sync::{
     Arc, Condvar, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard, lock, read, try_read, write,
 };
-use crate::units::{BLOCK_PAGES, BlockNo, DeviceId, PageRange};
+use crate::units::{BlockNo, DeviceId, PageCount, PageRange};
 
 /// What is said of a stretch of managed memory.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -50,12 +50,12 @@ pub struct Region {
     pub owned: bool,
 }
 
-/// See the module.
+/// The lock between those who install or take out pages and who applies events.
 #[derive(Default)]
 pub struct Gate(RwLock<()>);
 
-/// Permission to put pages into the program's mappings, and to take them out.
-pub struct Installing<'a> {
+/// Permission to install pages in the program's mappings, and to take them out.
+pub struct Shared<'a> {
     _guard: RwLockReadGuard<'a, ()>,
 }
 
@@ -66,8 +66,8 @@ pub struct Events<'a> {
 
 impl Gate {
     /// Waits until nobody applies events.
-    pub fn install(&self) -> Installing<'_> {
-        Installing { _guard: read(&self.0) }
+    pub fn share(&self) -> Shared<'_> {
+        Shared { _guard: read(&self.0) }
     }
 
     /// Waits until nobody installs or takes out.
@@ -109,7 +109,7 @@ pub(crate) struct Stream {
 
 impl Default for Block {
     fn default() -> Self {
-        let slots = vec![SlotWord::default(); usize::try_from(BLOCK_PAGES).unwrap_or(512)].into_boxed_slice();
+        let slots = vec![SlotWord::default(); PageCount::BLOCK.as_usize()].into_boxed_slice();
         let state = BlockState {
             slots,
             waited: false,
@@ -247,7 +247,7 @@ pub(crate) struct Removal {
     looks: u32,
 }
 
-/// See the module.
+/// Regions, slots, and what else is said of stretches of the address space.
 #[derive(Default)]
 pub struct Space {
     /// Orders events against installs.
@@ -286,7 +286,7 @@ impl Space {
         if range.is_empty() {
             return Vec::new();
         }
-        let last = range.slice(range.pages() - crate::units::PageCount::ONE, range.pages()).start().block();
+        let last = range.slice(range.pages() - PageCount::ONE, range.pages()).start().block();
         read(&self.index).range(range.start().block()..=last).map(|(no, b)| (*no, Arc::clone(b))).collect()
     }
 
@@ -422,7 +422,7 @@ impl Space {
         }
     }
 
-    /// The same for good.
+    /// Keeps the pages of `range` from being taken out, for good.
     pub fn exclude_for_good(&self, range: PageRange) {
         write(&self.excluded).insert(range, FOR_GOOD);
     }
@@ -445,7 +445,7 @@ impl Space {
         read(&self.excluded).iter().map(|(range, _)| range).collect()
     }
 
-    /// The same, unless somebody is about to change them.
+    /// The excluded ranges, in order, unless somebody is about to change them.
     #[must_use]
     pub fn try_exclusions(&self) -> Option<Vec<PageRange>> {
         Some(try_read(&self.excluded)?.iter().map(|(range, _)| range).collect())
@@ -531,14 +531,14 @@ pub(crate) const fn kept_by_advice(region: &Region, target: Target) -> Option<Ke
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::units::{PageCount, VirtAddr};
+    use crate::units::{PAGE_SIZE, VirtAddr};
 
     fn range(page: u64, pages: u64) -> PageRange {
-        PageRange::new(VirtAddr::new(page * 4096), PageCount::new(pages)).unwrap()
+        PageRange::new(VirtAddr::new(page * PAGE_SIZE), PageCount::new(pages)).unwrap()
     }
 
     fn excluded(space: &Space) -> Vec<u64> {
-        space.exclusions().into_iter().flat_map(PageRange::iter).map(|page| page.get() / 4096).collect()
+        space.exclusions().into_iter().flat_map(PageRange::iter).map(|page| page.get() / PAGE_SIZE).collect()
     }
 
     #[test]

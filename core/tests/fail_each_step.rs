@@ -12,7 +12,7 @@ use hetmem_core::migrate::{Collected, Request, Target};
 use hetmem_core::mirror::{MirrorPage, RangeFault, RangeFaultError, Want};
 use hetmem_core::outcome::{KeptReason, Outcomes, PageOutcome};
 use hetmem_core::physmap::Owner;
-use hetmem_core::port::{FaultPath, PutStop};
+use hetmem_core::port::{FaultPath, InstallStop};
 use hetmem_core::slot::Slot;
 use hetmem_core::units::{DeviceId, PageCount, PageRange};
 use model::{Action, COHERENT, COHERENT_B, Failure, PRIVATE, PRIVATE_B, STOPPED, StepKind, World};
@@ -50,7 +50,7 @@ fn away(place: Target) -> World {
     {
         let collected: Vec<_> = [world.at(FIRST, 6), world.at(512, 6)].map(|range| collect(&world, range)).into();
         let step = world.model.lock().steps().len();
-        world.model.lock().fail_at(step, StepKind::PutIn.failures()[1], usize::MAX);
+        world.model.lock().fail_at(step, StepKind::Install.failures()[1], usize::MAX);
         drop(collected);
     }
     world.model.lock().calm();
@@ -88,7 +88,7 @@ fn fail_each_step<T>(more: &[usize], setup: impl Fn() -> World, work: impl Fn(&W
         for failure in kind.failures() {
             for &more in more {
                 // An event that is announced for ever and never there is no failure, but a broken kernel.
-                if more == usize::MAX && matches!(failure, Failure::Put(PutStop::EventsPending, _)) {
+                if more == usize::MAX && matches!(failure, Failure::Install(InstallStop::EventsPending, _)) {
                     continue;
                 }
                 let world = setup();

@@ -4,7 +4,7 @@
 mod model;
 
 use hetmem_core::migrate::{Collected, Request, Target};
-use hetmem_core::port::PutStop;
+use hetmem_core::port::InstallStop;
 use hetmem_core::units::{DeviceId, PageCount, PageRange};
 use model::{Action, COHERENT, Failure, PRIVATE, PRIVATE_B, StepKind, World};
 
@@ -36,7 +36,7 @@ fn away(place: Target) -> World {
     let world = world(place);
     let collected = [world.at(FIRST, 4), world.at(512, 4)].map(|range| collect(&world, range));
     let step = world.model.lock().steps().len();
-    world.model.lock().fail_at(step, StepKind::PutIn.failures()[1], usize::MAX);
+    world.model.lock().fail_at(step, StepKind::Install.failures()[1], usize::MAX);
     drop(collected);
     world.model.lock().calm();
     assert_eq!(world.engine.away_in(batch(&world)).0, PageCount::new(COUNT));
@@ -99,7 +99,7 @@ fn installs(caller: &Caller) -> Vec<usize> {
     (caller.work)(&dry);
     let steps = dry.model.lock().steps().to_vec();
     dry.verify();
-    let at: Vec<usize> = (0..).zip(steps).filter(|(_, kind)| *kind == StepKind::PutIn).map(|(at, _)| at).collect();
+    let at: Vec<usize> = (0..).zip(steps).filter(|(_, kind)| *kind == StepKind::Install).map(|(at, _)| at).collect();
     assert!(!at.is_empty(), "{} installs", caller.name);
     at
 }
@@ -108,7 +108,7 @@ fn installs(caller: &Caller) -> Vec<usize> {
 fn each_caller_makes_the_right_thing_of_each_refusal() {
     for caller in &CALLERS {
         for step in installs(caller) {
-            for failure in StepKind::PutIn.failures() {
+            for failure in StepKind::Install.failures() {
                 // Alone, with the copy or the next try, and for a while.
                 for more in [0, 1, 5] {
                     let world = (caller.setup)();
@@ -178,7 +178,7 @@ fn what_the_host_has_no_memory_for_is_not_lost() {
     for caller in &CALLERS {
         let step = installs(caller)[0];
         let world = (caller.setup)();
-        world.model.lock().fail_at(step, Failure::Put(PutStop::NoMemory, model::Done::None), 100);
+        world.model.lock().fail_at(step, Failure::Install(InstallStop::NoMemory, model::Done::None), 100);
         (caller.work)(&world);
         world.model.lock().calm();
         world.verify();

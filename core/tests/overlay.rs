@@ -8,7 +8,7 @@ use hetmem_core::frames::FrameRun;
 use hetmem_core::migrate::{Collected, Request, Select, Target};
 use hetmem_core::outcome::{KeptReason, Outcomes, PageOutcome};
 use hetmem_core::physmap::Owner;
-use hetmem_core::port::PutStop;
+use hetmem_core::port::InstallStop;
 use hetmem_core::space::Region;
 use hetmem_core::units::{FrameIndex, PageCount, PageRange};
 use model::{COHERENT, Failure, OVERLAY, OVERLAY_B, OWNED, PRIVATE, StepKind, World};
@@ -186,7 +186,7 @@ fn a_migration_survives_each_failure() {
         for (step, kind) in first.chain(last).map(|step| (step, steps[step])) {
             for failure in kind.failures() {
                 for more in [0, usize::MAX] {
-                    if more == usize::MAX && matches!(failure, Failure::Put(PutStop::EventsPending, _)) {
+                    if more == usize::MAX && matches!(failure, Failure::Install(InstallStop::EventsPending, _)) {
                         continue;
                     }
                     let world = world(place);

@@ -42,7 +42,7 @@ fn world(place: Target, are: Are) -> World {
             let collected =
                 Collected::collect(&world.engine, part, region, Request::all_to(Target::Device(DeviceId::new(9))));
             let step = world.model.lock().steps().len();
-            world.model.lock().fail_at(step, StepKind::PutIn.failures()[1], usize::MAX);
+            world.model.lock().fail_at(step, StepKind::Install.failures()[1], usize::MAX);
             drop(collected);
             world.model.lock().calm();
         }

@@ -28,7 +28,7 @@ use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::time::Duration;
 
 use hetmem_core::outcome::KeptReason;
-use hetmem_core::port::{Backing, FaultPath, Host, Install, PutIn, PutStop, Taken};
+use hetmem_core::port::{Arrived, Backing, FaultPath, Host, How, InstallStop, Taken};
 use hetmem_core::sync::{Condvar, Mutex, lock};
 use hetmem_core::units::{PageCount, PageRange, VirtAddr};
 use hetmem_sys::copy::{clear_pages, copy_pages};
@@ -151,7 +151,7 @@ pub(crate) struct UserMemory {
     nowhere: Arena,
     /// The pool's memory.
     pub(crate) pool: Arena,
-    /// The error behind the last [`PutStop::Refused`].
+    /// The error behind the last [`InstallStop::Refused`].
     refusal: AtomicI32,
     on_fatal: fn(&str),
     stopping: AtomicBool,
@@ -226,30 +226,30 @@ impl UserMemory {
         }
     }
 
-    fn put_stop(&self, path: FaultPath, page: VirtAddr, errno: Errno) -> PutStop {
+    fn install_stop(&self, path: FaultPath, page: VirtAddr, errno: Errno) -> InstallStop {
         match errno {
-            Errno::AGAIN => PutStop::EventsPending,
+            Errno::AGAIN => InstallStop::EventsPending,
             // Looked at before anybody is told that a page is there twice. If nothing is there any more, a marker was: while a page is away, none
             // but hetmem's own comes there, and it stays.
-            Errno::EXIST if self.scanner.is_page(page) == Ok(false) => PutStop::Guarded,
-            Errno::EXIST => PutStop::Occupied,
-            Errno::NOMEM => PutStop::NoMemory,
+            Errno::EXIST if self.scanner.is_page(page) == Ok(false) => InstallStop::Guarded,
+            Errno::EXIST => InstallStop::Occupied,
+            Errno::NOMEM => InstallStop::NoMemory,
             // The kernel looks for changes under way, then waits for them, and finds no mapping, or another: the page may belong elsewhere now.
-            _ if self.contexts.is_changing(path) => PutStop::EventsPending,
+            _ if self.contexts.is_changing(path) => InstallStop::EventsPending,
             Errno::NOENT | Errno::SRCH | Errno::INVAL | Errno::FAULT if !is_mapped(PageRange::page_of(page)) => {
-                PutStop::Gone
+                InstallStop::Gone
             }
             _ => {
                 // Relaxed: a hint for the last word.
                 self.refusal.store(errno.raw_os_error(), Ordering::Relaxed);
-                PutStop::Refused
+                InstallStop::Refused
             }
         }
     }
 
     /// Fills `to`, or its first half, quarter, and so on: the kernel fills one mapping at a time, and refuses a run that goes on into
     /// the next as a whole.
-    fn in_one_mapping(&self, path: FaultPath, to: PageRange, fill: impl Fn(PageRange) -> Progress) -> PutIn {
+    fn in_one_mapping(&self, path: FaultPath, to: PageRange, fill: impl Fn(PageRange) -> Progress) -> Arrived {
         let mut part = to;
         loop {
             let progress = fill(part);
@@ -258,8 +258,8 @@ impl UserMemory {
                 part = part.slice(PageCount::ZERO, PageCount::new(part.pages().get() / 2));
                 continue;
             }
-            let stop = progress.stop.map(|errno| self.put_stop(path, part.start().add_pages(progress.done), errno));
-            return PutIn { pages: progress.done, stop };
+            let stop = progress.stop.map(|errno| self.install_stop(path, part.start().add_pages(progress.done), errno));
+            return Arrived { pages: progress.done, stop };
         }
     }
 }
@@ -309,10 +309,10 @@ impl Host for UserMemory {
         Taken { pages: moved.done, stop }
     }
 
-    fn put_in(&self, path: FaultPath, to: PageRange, from: VirtAddr, how: Install) -> PutIn {
+    fn install(&self, path: FaultPath, to: PageRange, from: VirtAddr, how: How) -> Arrived {
         let uffd = self.contexts.program(path);
         self.in_one_mapping(path, to, |to| match how {
-            Install::Move => {
+            How::Move => {
                 // SAFETY: the source is a frame of hetmem's that the engine has references to; the destination is a page whose
                 // bytes these are, in a trapped range.
                 let once = || unsafe {
@@ -323,7 +323,7 @@ impl Host for UserMemory {
                 let busy = |progress: &Progress| progress.done.is_zero() && progress.stop == Some(Errno::BUSY);
                 (1..BUSY_TRIES).map(|_| once()).find(|progress| !busy(progress)).unwrap_or_else(once)
             }
-            Install::Copy => {
+            How::Copy => {
                 // A hole would be copied as zeros. The engine copies where a page can't be moved, so it may be that there is none.
                 let source = PageRange::new(from, to.pages()).unwrap_or(to);
                 if !source.iter().all(|page| self.scanner.is_there(PageRange::page_of(page)) == Ok(true)) {
@@ -341,7 +341,7 @@ impl Host for UserMemory {
         })
     }
 
-    fn zero_fill(&self, path: FaultPath, range: PageRange) -> PutIn {
+    fn zero_fill(&self, path: FaultPath, range: PageRange) -> Arrived {
         // SAFETY: the engine asks for pages of which nothing was ever taken out.
         self.in_one_mapping(path, range, |range| unsafe { self.contexts.program(path).zeropage(range, Wake::Now) })
     }

@@ -151,7 +151,7 @@ impl<H: Host> Engine<H> {
     ) -> Result<(), KeptReason> {
         let range = no.range();
         let exchanged = self.host.exchange(path, range, backing);
-        let _installing = self.space.gate.install();
+        let _shared = self.space.gate.share();
         let mut state = block.lock();
         let laid_on = settle(&mut state, exchanged.is_ok());
         state.exchanging = false;

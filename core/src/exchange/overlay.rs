@@ -99,7 +99,7 @@ impl<H: Host> Engine<H> {
         }
         let range = no.range();
         // Mirrors that use the frames are told of the whole block, as all of it goes.
-        let (installing, notice) = self.install_noticed(range, Event::Migrate(None));
+        let (shared, notice) = self.share_noticed(range, Event::Migrate(None));
         let Some(block) = self.space.existing_block(no) else { return Ok(()) };
         let mut state = block.lock();
         let Slot::Mapped(first) = state.slot(0) else { return Ok(()) };
@@ -115,7 +115,7 @@ impl<H: Host> Engine<H> {
         let frames = refs.frames();
         restate(&mut state, range, frames, |frame| Slot::Unmapped { frame, busy: true });
         drop(state);
-        drop(installing);
+        drop(shared);
         drop(notice);
         self.exchange(no, &block, path, Backing::Anonymous, |state, lifted| {
             for (i, page) in (0..).zip(range.iter()) {
@@ -156,7 +156,7 @@ impl<H: Host> Engine<H> {
             };
             let device = first.map(|frame| frame.device);
             assert_eq!(laid.get(&no).copied(), device, "a laid block is mapped from its first page on");
-            for index in 0..512 {
+            for index in 0..PageCount::BLOCK.as_usize() {
                 let Slot::Mapped(frame) = state.slot(index) else {
                     assert_eq!(first, None, "a laid block is mapped whole");
                     continue;
@@ -207,7 +207,7 @@ impl<'e, H: Host> Batch<'e, H> {
         let first = filled.first().and_then(|Filled { copy, .. }| Some(copy.as_ref()?.frame(PageCount::ZERO)));
         let (Some(first), Some(device)) = (first, self.overlay()) else { return };
         let begun = {
-            let _installing = engine.space.gate.install();
+            let _shared = engine.space.gate.share();
             let mut state = block.lock();
             let ours = |Filled { piece, .. }: &Filled<'e, H>| piece.same_fate(&state) == (true, piece.at.pages());
             let all_ours = filled.iter().all(ours);

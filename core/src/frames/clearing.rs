@@ -11,7 +11,7 @@ use crate::units::PageCount;
 /// How many frames are cleared at a time.
 const AT_A_TIME: PageCount = PageCount::new(16);
 
-/// See the module.
+/// Whose turn it is to have frames out of a set, and who waits for that.
 #[derive(Default)]
 pub(crate) struct Clearing {
     /// Held while frames are out; before the lock of the set.

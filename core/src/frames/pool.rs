@@ -34,7 +34,7 @@ struct Sets {
     grown: PageCount,
 }
 
-/// See the module.
+/// System pages at rest, and room for pages in transit.
 pub struct SystemPool {
     start: VirtAddr,
     descriptors: Box<[FrameDescriptor]>,
@@ -97,7 +97,7 @@ impl SystemPool {
         })
     }
 
-    /// The same for a huge page on its way out: a whole chunk that small pages have not used, if there is one.
+    /// Takes a whole chunk of empty places that small pages have not used, if there is one, for a huge page on its way out.
     #[must_use]
     pub fn take_empty_whole(&self, page: VirtAddr) -> Option<FrameRun> {
         self.take_whole(page, |sets| &mut sets.empty)

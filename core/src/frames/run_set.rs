@@ -13,8 +13,10 @@ use super::run::{FrameRun, offset_u32};
 use crate::units::{BLOCK_PAGES, FrameIndex, PageCount};
 
 const WORDS: usize = 8;
-const CHUNK: u32 = 512;
-const _: () = assert!(CHUNK as u64 == BLOCK_PAGES);
+#[expect(clippy::cast_possible_truncation, reason = "a block has a few pages")]
+const CHUNK: u32 = BLOCK_PAGES as u32;
+const BITS: usize = CHUNK as usize;
+const _: () = assert!(BITS == WORDS * 64);
 
 #[derive(Clone)]
 struct Chunk {
@@ -29,7 +31,7 @@ struct Chunk {
 
 const EMPTY: Chunk = Chunk { bits: [0; WORDS], young: [0; WORDS], old: [0; WORDS], count: 0, divided: false };
 
-/// See the module.
+/// Free frames, and what is known of them by chunks.
 #[derive(Clone)]
 pub struct RunSet {
     // Invariants: each chunk's `count` is the number of its set bits; `len` is the sum of the counts; `whole` and `divided_whole` say of the chunks with
@@ -129,7 +131,7 @@ impl RunSet {
         self.recent = run.first.index() / CHUNK as usize;
     }
 
-    /// The same of frames that rest.
+    /// Adds the frames of `run`, which must not be in the set, and rest there. A part of a chunk divides it.
     ///
     /// # Panics
     ///
@@ -148,7 +150,7 @@ impl RunSet {
         let mut at = run.first.index();
         let end = at + run.pages.as_usize();
         while at < end {
-            let (chunk, word, bit) = (at / 512, at / 64 % WORDS, at % 64);
+            let (chunk, word, bit) = (at / BITS, at / 64 % WORDS, at % 64);
             let n = (64 - bit).min(end - at);
             let mask = mask(bit, n);
             self.change(chunk, |c| {
@@ -362,7 +364,7 @@ const fn mask(bit: usize, n: usize) -> u64 {
 /// The start and length of the first run of `want` set bits, or of the longest one if none is that long.
 fn longest_run(bits: &[u64; WORDS], want: usize) -> (usize, usize) {
     let (mut best, mut at) = ((0, 0), 0);
-    while at < 512 {
+    while at < BITS {
         let word = bits[at / 64] >> (at % 64);
         if word == 0 {
             at = (at / 64 + 1) * 64;
@@ -370,7 +372,7 @@ fn longest_run(bits: &[u64; WORDS], want: usize) -> (usize, usize) {
         }
         at += word.trailing_zeros() as usize;
         let start = at;
-        while at < 512 && at - start < want {
+        while at < BITS && at - start < want {
             let ones = (!(bits[at / 64] >> (at % 64))).trailing_zeros() as usize;
             let ones = ones.min(64 - at % 64);
             at += ones;

@@ -108,7 +108,7 @@ impl FrameDescriptor {
 }
 
 /// Frames whose descriptors are made together: those of 2 MiB, and few in the tiny devices that the model checker can bear.
-const CHUNK: usize = if cfg!(loom) { 4 } else { 512 };
+const CHUNK: usize = if cfg!(loom) { 4 } else { PageCount::BLOCK.as_usize() };
 
 /// The descriptors of a device's frames and the set of free ones.
 pub struct FrameTable {
@@ -173,7 +173,7 @@ impl FrameTable {
         self.allocate_by(page, |free| free.take(want))
     }
 
-    /// The same of a whole chunk for a huge page, if there is one that small pages have not used.
+    /// Takes a whole chunk that small pages have not used, if there is one, for the huge page at `page`, with one reference for each frame.
     #[must_use]
     pub fn allocate_whole(&self, page: VirtAddr) -> Option<FrameRun> {
         self.allocate_by(page, RunSet::take_whole)

@@ -91,7 +91,7 @@ impl<H: Host> Batch<'_, H> {
     pub(crate) fn roll_back(&mut self, mut piece: Piece<'_, H>, reason: KeptReason) {
         let range = piece.at;
         self.set_outcome(range, PageOutcome::Kept(reason));
-        let _installing = self.engine.space.gate.install();
+        let _shared = self.engine.space.gate.share();
         let mut state = self.block.lock();
         while !piece.is_empty() {
             let (ours, n) = piece.same_fate(&state);

@@ -46,7 +46,7 @@ impl<'e, H: Host> Collected<'e, H> {
         Self::collect_parts(engine, range, std::iter::once(range), region, request)
     }
 
-    /// The same of several `parts` of `range`, in order of address.
+    /// Collects what `request` selects of several `parts` of `range`, in order of address.
     pub fn collect_parts(
         engine: &'e Engine<H>,
         range: PageRange,
@@ -55,7 +55,7 @@ impl<'e, H: Host> Collected<'e, H> {
         request: Request,
     ) -> Self {
         // The gate and the exclusions are held over decision and take-out: neither an event nor an exclusion can come between.
-        let (installing, notice) = engine.install_noticed(range, request.event());
+        let (shared, notice) = engine.share_noticed(range, request.event());
         let block = engine.space.block(range.start().block());
         let outcomes = Outcomes::all_kept(range.pages(), KeptReason::Raced);
         let path = region.path;
@@ -69,7 +69,7 @@ impl<'e, H: Host> Collected<'e, H> {
             |part| engine.host.present_parts(part),
             |announced, looks| engine.host.removal_is_over(announced, looks),
         );
-        let holds = engine.holds_pages(&installing);
+        let holds = engine.holds_pages(&shared);
         // All are kept as `Raced` then.
         let Some(excluded) = engine.space.excluded() else { return Self { batch } };
         let block = crate::sync::Arc::clone(&batch.block);
@@ -128,7 +128,7 @@ impl<'e, H: Host> Collected<'e, H> {
         }
         drop(state);
         drop(excluded);
-        drop(installing);
+        drop(shared);
         // What was taken out is busy now, which no mirror uses. Where it goes from here needs no notice.
         drop(notice);
         Self { batch }

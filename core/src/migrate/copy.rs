@@ -113,7 +113,7 @@ impl<H: Host> Engine<H> {
         copied
     }
 
-    /// The same for pages that are owed: a failure is one that nobody else tells of.
+    /// Copies pages that are owed from frames to frames: a failure is one that nobody else tells of, and is counted.
     pub(crate) fn copy_owed(&self, from: Frames, to: Frames) -> bool {
         let copied = self.copy_frames(from, to).is_ok();
         if !copied {

@@ -50,7 +50,7 @@ impl<H: Host> Engine<H> {
             return Err(outcome.and_then(crate::outcome::PageOutcome::kept).unwrap_or(KeptReason::Raced));
         };
         // It stays out: at rest there, no longer busy.
-        let _installing = self.space.gate.install();
+        let _shared = self.space.gate.share();
         let mut state = out.batch.block.lock();
         let (ours, _) = piece.same_fate(&state);
         if ours {
@@ -66,7 +66,7 @@ impl<H: Host> Engine<H> {
     pub fn pages_in(&self, device: DeviceId, frames: FrameRun) -> Vec<PageRange> {
         let Some(table) = self.device(device).map(|device| &device.pagemap().frames) else { return Vec::new() };
         // Events that were read are applied before anybody sees the gate open, and no block is forgotten meanwhile.
-        let _installing = self.space.gate.install();
+        let _shared = self.space.gate.share();
         let held_by =
             |page: VirtAddr| self.space.existing_block(page.block())?.lock().slot(page.index_in_block()).frame();
         let (mut pages, mut lost) = (Vec::new(), false);

@@ -49,7 +49,7 @@ impl<'e, H: Host> Batch<'e, H> {
             let start = piece.at.start();
             let mut step = Step::Done;
             {
-                let _installing = self.engine.space.gate.install();
+                let _shared = self.engine.space.gate.share();
                 let mut state = block.lock();
                 while !piece.is_empty() && step == Step::Done {
                     let (ours, n) = piece.same_fate(&state);
