@@ -436,7 +436,14 @@ impl Model {
                     memory.own_content(expected.expect("what is laid is in a window"))
                 }
                 _ if entry.laid.is_some() => panic!("{at} is laid, and its slot is {slot:?}"),
-                (Some(content), Slot::System | Slot::Mapped(_)) => content,
+                (Some(content), Slot::Mapped(frame)) => {
+                    let arena = engine.device(frame.device).and_then(|device| device.frames_start());
+                    let place = arena.map(|start| nth(start, u64::from(frame.index.get())).get());
+                    let left = place.and_then(|place| memory.own.get(&place));
+                    assert_eq!(left, None, "{at} is mapped from its frame, and no copy of what that holds");
+                    content
+                }
+                (Some(content), Slot::System) => content,
                 // Mapped and missing: the removal came after the announcement, when another page had moved there.
                 (None, Slot::System | Slot::Mapped(_)) => ZERO,
                 (None, Slot::Unmapped { frame, busy: false }) if frame.device == SYSTEM_POOL => {
