@@ -2,7 +2,7 @@
 //!
 //! Concurrent touches of one page make one migration: the first marks the page busy, the others wait for it. Neighbours come along
 //! as long as touches go on in sequence ([`MAX_AROUND`]); a touch out of sequence brings one page, and so does each one without
-//! [`Engine::fault_around`]. Only the touched page is owed: neighbours that the device does not give back are left where they are.
+//! [`Engine::set_fault_around`]. Only the touched page is owed: neighbours that the device does not give back are left where they are.
 //!
 //! Nothing here allocates, and no memory is touched but hetmem's own: this runs while memory of the program is away.
 

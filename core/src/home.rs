@@ -4,11 +4,11 @@
 //!
 //! | question | of anonymous memory | answered by |
 //! | --- | --- | --- |
-//! | what fills a hole | zeros | [`Engine::fill`] |
-//! | what becomes of a mapped page that was dropped unseen | a hole | [`Engine::fill_dropped`] |
-//! | what `MADV_DONTNEED` leaves | a hole, and nothing in the frame that is the program's | [`Engine::discard_pages`] |
-//! | what comes back when a page goes home | its bytes, which are nowhere else: it is owed | [`Engine::bring_all_home`], migrations to [`Target::System`], touches |
-//! | what a forked child must have | a copy of all that is away | [`Engine::for_each_unmapped`] |
+//! | what fills a hole | zeros | `Engine::fill` |
+//! | what becomes of a mapped page that was dropped unseen | a hole | `Engine::fill_dropped` |
+//! | what `MADV_DONTNEED` leaves | a hole, and nothing in the frame that is the program's | `Engine::discard_pages` |
+//! | what comes back when a page goes home | its bytes, which are nowhere else: it is owed | `Engine::bring_all_home`, migrations to [`Target::System`], touches |
+//! | what a forked child must have | a copy of all that is away | `Engine::for_each_unmapped` |
 
 use std::sync::atomic::Ordering::Relaxed;
 

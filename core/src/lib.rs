@@ -9,7 +9,7 @@ pub mod fault;
 pub mod frames;
 pub mod home;
 mod install;
-mod managed;
+pub mod managed;
 pub mod migrate;
 pub mod mirror;
 pub mod notifier;

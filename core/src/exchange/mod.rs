@@ -15,7 +15,7 @@
 //! gate, block locked    the slots say what came of it; who waits looks again
 //! ```
 
-mod overlay;
+pub mod overlay;
 
 use std::collections::BTreeMap;
 

@@ -3,7 +3,7 @@
 //! | file | what |
 //! | --- | --- |
 //! | `table` | a device's frames: who refers to each ([`FrameDescriptor`]), which are free ([`FrameTable`]) |
-//! | `refs` | references that are let go of when they are dropped ([`FrameRefs`]) |
+//! | `refs` | references that are let go of when they are dropped (`FrameRefs`) |
 //! | `pool` | the same of the pool of system pages ([`SystemPool`]) |
 //! | `run_set` | the free ones, handed out by runs ([`RunSet`], [`FrameRun`]), huge pages and what pages leave behind in mind |
 //! | `clearing` | what is taken out of such a set to be cleared |
