@@ -121,16 +121,16 @@ impl<H: Host> Engine<H> {
         }
     }
 
-    /// Calls `put` with each stretch of pages that the program does not map, and with an address at which their bytes are. Allocates
+    /// Calls `visit` with each stretch of pages that the program does not map, and with an address at which their bytes are. Allocates
     /// nothing: whoever forks by the C library holds the locks of its `malloc` until this is done.
     ///
     /// # Errors
     ///
-    /// [`DeviceError`] if a device does not give its pages; `put` was called for some.
+    /// [`DeviceError`] if a device does not give its pages; `visit` was called for some.
     pub fn for_each_unmapped(
         &self,
         _events: &Events<'_>,
-        mut put: impl FnMut(PageRange, VirtAddr),
+        mut visit: impl FnMut(PageRange, VirtAddr),
     ) -> Result<(), DeviceError> {
         let mut after = None;
         while let Some((no, block)) = self.space.block_after(after) {
@@ -144,7 +144,7 @@ impl<H: Host> Engine<H> {
                 let bytes = Frames::single(frame);
                 let one = PageRange::page_of(page);
                 if let Some(address) = self.address(bytes) {
-                    put(one, address);
+                    visit(one, address);
                     continue;
                 }
                 let via = self.take_stocked(PageCount::ONE, page, Purpose::Fault).ok_or(DeviceError)?;
@@ -153,7 +153,7 @@ impl<H: Host> Engine<H> {
                 if !copied {
                     return Err(DeviceError);
                 }
-                put(one, via.address().ok_or(DeviceError)?);
+                visit(one, via.address().ok_or(DeviceError)?);
             }
         }
         Ok(())

@@ -1,9 +1,9 @@
-//! Shared pages: the one way of a page into the program.
+//! Installing pages: the one way of a page into the program.
 //!
 //! | who | from | what it does where the first page is not installed |
 //! | --- | --- | --- |
 //! | `migrate::finalize` | frames of the target, or the pool | keeps it, and rolls back |
-//! | `migrate::Batch::put_back` | the frames where the page was taken out to | leaves it there: a touch tries again |
+//! | `migrate::Batch::roll_back` | the frames where the page was taken out to | leaves it there: a touch tries again |
 //! | a touch of a page in a frame with an address | that frame | tries again later, or stops the program |
 //! | a touch of a page in a private frame | frames of the pool | the same |
 //!
@@ -94,18 +94,18 @@ impl<H: Host> Engine<H> {
         if how == How::Copy && ways == Ways::Move {
             return Installed::Refused;
         }
-        let mut put = self.host.install(path, to, from, how);
-        if (how, ways, put.pages, put.stop)
+        let mut arrived = self.host.install(path, to, from, how);
+        if (how, ways, arrived.pages, arrived.stop)
             == (How::Move, Ways::MoveOrCopy, PageCount::ZERO, Some(InstallStop::Refused))
         {
             how = How::Copy;
-            put = self.host.install(path, to, from, how);
+            arrived = self.host.install(path, to, from, how);
         }
-        if !put.pages.is_zero() {
-            self.settle(state, to.slice(PageCount::ZERO, put.pages), source, how);
-            return Installed::Pages(put.pages);
+        if !arrived.pages.is_zero() {
+            self.settle(state, to.slice(PageCount::ZERO, arrived.pages), source, how);
+            return Installed::Pages(arrived.pages);
         }
-        match put.stop {
+        match arrived.stop {
             Some(InstallStop::EventsPending) => Installed::EventsPending,
             Some(InstallStop::NoMemory) => Installed::NoMemory,
             Some(InstallStop::Occupied) => Installed::Occupied,

@@ -68,7 +68,7 @@ impl<H: Host> Piece<'_, H> {
     }
 }
 
-/// What the phases of one batch have in common. Dropping it puts the pages of its pieces back.
+/// What the phases of one batch have in common. Dropping it rolls its pieces back.
 pub(crate) struct Batch<'e, H: Host> {
     pub(crate) engine: &'e Engine<H>,
     pub(crate) block: Arc<Block>,

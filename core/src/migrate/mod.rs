@@ -9,7 +9,7 @@
 //! ```
 //!
 //! Each phase consumes the one before. At every instant a page's bytes are where its slot says: a page that was taken out lies
-//! in a frame of the pool until the slot names its new frame. So a rollback that can't put a page back at once (an event is
+//! in a frame of the pool until the slot names its new frame. So a rollback that can't install a page again at once (an event is
 //! unread) simply leaves it there, as any other page that a touch brings home.
 //!
 //! *Limits:* a batch lies in one block and one region; ranges are cut accordingly.
