@@ -199,7 +199,7 @@ const fn awaited(wait: Await) -> u64 {
     }
 }
 
-/// See the module.
+/// A device's page table: where the pages are that it uses.
 #[derive(Default)]
 pub struct DeviceTable {
     leaves: RwLock<BTreeMap<BlockNo, Arc<Leaf>>>,

@@ -3,14 +3,12 @@
 //! Each is called with the gate held alone, right after the event was read and before anything else is installed. Mirrors are told
 //! before it is applied, which is after the program's change was made: their callbacks may not wait for accesses by address.
 
-use crate::engine::{Engine, Held};
-use crate::fault::DEVICE_TRIES;
+use crate::engine::Engine;
 use crate::notifier::Event;
-use crate::pool::Purpose;
-use crate::port::{DeviceError, FaultPath, Host};
-use crate::slot::{Frame, Slot};
+use crate::port::{FaultPath, Host};
+use crate::slot::Slot;
 use crate::space::Events;
-use crate::units::{PageCount, PageRange, VirtAddr};
+use crate::units::{PageRange, VirtAddr};
 
 impl<H: Host> Engine<H> {
     /// `range` was unmapped: its pages and its management are gone.
@@ -19,10 +17,10 @@ impl<H: Host> Engine<H> {
             return;
         }
         if self.has_overlays() {
-            self.overlays.forget(range);
+            self.exchanges.forget(range);
         }
         let _notice = self.notifiers.start_if_any(range, Event::Unmap, false);
-        self.drop_pages(events, range, |_| false);
+        self.discard_pages(events, range, |_| false);
         self.space.remove_region(range);
         self.space.forget_removals(range);
         self.space.forget_blocks(events, range);
@@ -39,7 +37,7 @@ impl<H: Host> Engine<H> {
         }
         let _notice = self.notifiers.start_if_any(range, Event::Clear, false);
         // If a block was laid since the program began, it is shared memory that the removal finds, which keeps its bytes.
-        self.drop_pages(events, range, |frame| self.lays(frame.device));
+        self.discard_pages(events, range, |frame| self.lays(frame.device));
         self.space.add_removal(range);
     }
 
@@ -50,7 +48,7 @@ impl<H: Host> Engine<H> {
             for guarded in self.host.guarded_parts(part) {
                 let _notice = self.notifiers.start_if_any(guarded, Event::Clear, false);
                 // A block that is laid is shared memory, which keeps its bytes.
-                self.drop_pages(events, guarded, |frame| self.lays(frame.device));
+                self.discard_pages(events, guarded, |frame| self.lays(frame.device));
             }
         }
     }
@@ -62,28 +60,19 @@ impl<H: Host> Engine<H> {
             return;
         }
         let _notices = [from, target].map(|range| self.notifiers.start_if_any(range, Event::Unmap, false));
-        self.drop_pages(events, target, |_| false);
+        self.discard_pages(events, target, |_| false);
         for (no, block) in self.space.blocks_in(from) {
             let Some(part) = from.intersect(no.range()) else { continue };
             for page in part.iter() {
-                let slot = {
-                    let mut state = block.lock();
-                    let slot = state.slot(page.index_in_block());
-                    if slot == Slot::System {
-                        continue;
-                    }
-                    state.set(page.index_in_block(), Slot::System);
-                    slot
-                };
-                // Whoever worked on the page finds it gone and gives up only its own reference.
-                let slot = match slot {
-                    Slot::System => continue,
-                    Slot::Unmapped { frame, .. } => Slot::Unmapped { frame, busy: false },
-                    Slot::Mapped(frame) => Slot::Mapped(frame),
-                };
+                let Some((slot, frame)) = self.take_slot(&mut block.lock(), page) else { continue };
                 let new = to.add_pages(page.pages_since(from.start()));
-                self.space.block(new.block()).lock().set(new.index_in_block(), slot);
-                self.holds(slot, new);
+                frame.set_page(new);
+                let block = self.space.block(new.block());
+                self.occupy(&mut block.lock(), PageRange::page_of(new), frame, |frame| match slot {
+                    Slot::Mapped(_) => Slot::Mapped(frame),
+                    // Whoever worked on the page finds it gone and gives up only its own reference.
+                    Slot::Unmapped { .. } | Slot::System => Slot::Unmapped { frame, busy: false },
+                });
             }
             self.wake_all(&block, part);
         }
@@ -97,77 +86,8 @@ impl<H: Host> Engine<H> {
         drop(self.notifiers.start_if_any(PageRange::ALL, Event::ProtectionPage, false));
     }
 
-    /// Calls `put` with each stretch of pages that the program does not map, and with an address at which their bytes are. Allocates
-    /// nothing: whoever forks by the C library holds the locks of its `malloc` until this is done.
-    ///
-    /// # Errors
-    ///
-    /// [`DeviceError`] if a device does not give its pages; `put` was called for some.
-    pub fn for_each_unmapped(
-        &self,
-        _events: &Events<'_>,
-        mut put: impl FnMut(PageRange, VirtAddr),
-    ) -> Result<(), DeviceError> {
-        let mut after = None;
-        while let Some((no, block)) = self.space.block_after(after) {
-            after = Some(no);
-            let state = block.lock();
-            if state.unmapped() == 0 {
-                continue;
-            }
-            for page in no.range().iter() {
-                let Slot::Unmapped { frame, .. } = state.slot(page.index_in_block()) else { continue };
-                let held = Held::single(frame);
-                let one = PageRange::page_of(page);
-                if let Some(address) = self.address(held) {
-                    put(one, address);
-                    continue;
-                }
-                let via = self.take_stocked(PageCount::ONE, page, Purpose::Fault).ok_or(DeviceError)?;
-                let to = Held { device: crate::slot::SYSTEM_POOL, run: via };
-                // Each page is owed, as nobody can ask for it again: the child's memory is a copy of this moment.
-                let copied = (0..DEVICE_TRIES).any(|_| self.copy_owed(held, to));
-                if copied {
-                    put(one, self.pool.address(via));
-                }
-                self.put(to);
-                if !copied {
-                    return Err(DeviceError);
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Drops the pages of `range`, but for those that are mapped in frames which `keep` theirs.
-    fn drop_pages(&self, _events: &Events<'_>, range: PageRange, keep: impl Fn(Frame) -> bool) {
-        for (no, block) in self.space.blocks_in(range) {
-            let Some(part) = range.intersect(no.range()) else { continue };
-            let mut state = block.lock();
-            if state.unmapped() == 0 && state.mapped() == 0 {
-                continue;
-            }
-            for page in part.iter() {
-                match state.slot(page.index_in_block()) {
-                    Slot::System => {}
-                    Slot::Mapped(frame) if keep(frame) => {}
-                    Slot::Mapped(frame) => {
-                        state.set(page.index_in_block(), Slot::System);
-                        self.put_moved(Held::single(frame));
-                    }
-                    Slot::Unmapped { frame, .. } => {
-                        state.set(page.index_in_block(), Slot::System);
-                        self.put(Held::single(frame));
-                    }
-                }
-            }
-            drop(state);
-            self.wake_all(&block, part);
-        }
-    }
-
     /// Threads that wait for pages of `part` look again.
-    fn wake_all(&self, block: &crate::space::Block, part: PageRange) {
+    pub(crate) fn wake_all(&self, block: &crate::space::Block, part: PageRange) {
         if block.lock().take_waited() {
             self.host.wake(FaultPath::Thread, part);
             block.notify_settled();

@@ -1,25 +1,25 @@
 //! The decisions of hetmem, with no operating system in them.
 #![forbid(unsafe_code)]
 
-mod clearing;
 pub mod device_table;
 pub mod engine;
 pub mod events;
+pub mod exchange;
 pub mod fault;
-pub mod frame;
+pub mod frames;
 pub mod heat;
+pub mod home;
+mod install;
+pub mod managed;
 pub mod migrate;
 pub mod mirror;
 pub mod notifier;
 pub mod outcome;
-pub mod overlay;
 pub mod physmap;
 pub mod policy;
-pub mod pool;
 pub mod port;
 pub mod quantity;
 pub mod range_map;
-pub mod run_set;
 pub mod slot;
 pub mod space;
 pub mod stats;

@@ -339,7 +339,7 @@ impl<H: MirrorHost> Engine<H> {
             });
         }
         // The books come last: what they say of a page outdoes what was seen of it before.
-        let _installing = self.space.gate.install();
+        let _shared = self.space.gate.share();
         for (no, block) in self.space.blocks_in(range) {
             let Some(part) = range.intersect(no.range()) else { continue };
             let state = block.lock();

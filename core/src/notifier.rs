@@ -156,7 +156,7 @@ impl State {
     }
 }
 
-/// See the module; its clones are the same.
+/// Those who are told of changes; clones are of the same ones.
 #[derive(Clone, Default)]
 pub struct Notifiers {
     shared: Arc<Shared>,
@@ -346,7 +346,7 @@ impl Subscription {
         self.subscriber.seq.load(Ordering::Relaxed) != seq.0
     }
 
-    /// The same without the lock: an answer of no may be wrong, so it only spares work that would be in vain.
+    /// Whether somebody may be told of changes, asked without the lock: an answer of no may be wrong, so it only spares work that would be in vain.
     #[must_use]
     pub fn check_retry(&self, seq: Seq) -> bool {
         self.read_retry(seq)

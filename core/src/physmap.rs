@@ -1,13 +1,16 @@
 //! The physical map: which frame numbers exist, of what kind, and whose they are.
 //!
-//! The machine's frames are known by the ranges that the host reports; each device adds a [`Pagemap`] of frames in a
+//! The machine's frames are known by ranges, which the caller has from the firmware's map; each device adds a [`Pagemap`] of frames in a
 //! number space of its own ([`Pfn`]). `pfn_valid`, `pfn_to_page` and `page_to_pfn` hold for system, coherent and private
-//! pages alike, and not for plain MMIO, which nobody registers.
+//! pages alike, and not for plain MMIO, which nobody registers. [`Engine::physmap`] is that of a running engine, [`Engine::pfn_of`] says which frame a page is in.
 
 use std::ops::Range;
 
-use crate::frame::FrameTable;
-use crate::units::{DeviceId, FrameIndex, PageCount, Pfn};
+use crate::engine::Engine;
+use crate::frames::FrameTable;
+use crate::port::Host;
+use crate::slot::SYSTEM_POOL;
+use crate::units::{DeviceId, FrameIndex, PageCount, Pfn, VirtAddr};
 
 /// What the CPU can do with a device's memory (`enum memory_type`, `include/linux/memremap.h`).
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -128,6 +131,20 @@ impl<'a> PhysMap<'a> {
             Page::System(pfn) => pfn,
             Page::Device(pagemap, frame) => Pfn::device(pagemap.device, frame),
         }
+    }
+}
+
+impl<H: Host> Engine<H> {
+    /// The frames of this engine's devices, and the machine's numbered `system`.
+    pub fn physmap(&self, system: impl IntoIterator<Item = Range<u64>>) -> PhysMap<'_> {
+        let pagemaps = self.devices().iter().map(|device| device.pagemap()).collect();
+        PhysMap { system: system.into_iter().collect(), pagemaps }
+    }
+
+    /// The frame of a device that `page` is in, by the books; `None` for a page in system memory, whose frame number the kernel tells nobody without privilege.
+    pub fn pfn_of(&self, page: VirtAddr) -> Option<Pfn> {
+        let frame = self.slot(page).frame().filter(|frame| frame.device != SYSTEM_POOL)?;
+        Some(Pfn::device(frame.device, frame.index))
     }
 }
 

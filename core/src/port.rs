@@ -3,9 +3,9 @@
 //! `runtime` answers [`Host`] with userfaultfd, `devices` answer [`Device`]; the tests answer both with a model that can fail at
 //! every step. No method may touch memory of the program that could be away, except through the kernel.
 
+use crate::frames::FrameRun;
 use crate::outcome::KeptReason;
 use crate::physmap::Pagemap;
-use crate::run_set::FrameRun;
 use crate::units::{PageCount, PageRange, VirtAddr};
 
 /// How touches of missing pages of a region are served.
@@ -27,16 +27,16 @@ pub struct Taken {
     pub stop: Option<(KeptReason, PageCount)>,
 }
 
-/// What [`Host::put_in`] and [`Host::zero_fill`] did.
+/// What [`Host::install`] and [`Host::zero_fill`] did.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct PutIn {
+pub struct Arrived {
     /// Pages from the start of the range that are in place now.
     pub pages: PageCount,
     /// Why it stopped before the end.
-    pub stop: Option<PutStop>,
+    pub stop: Option<InstallStop>,
 }
 
-impl PutIn {
+impl Arrived {
     /// All `pages` are in place.
     #[must_use]
     pub const fn all(pages: PageCount) -> Self {
@@ -44,9 +44,9 @@ impl PutIn {
     }
 }
 
-/// Why a page could not be put in place.
+/// Why a page could not be installed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum PutStop {
+pub enum InstallStop {
     /// The program changed its mappings and the event is unread: let go of the gate, [`Host::await_events`], look again.
     EventsPending,
     /// A page is there already.
@@ -61,13 +61,22 @@ pub enum PutStop {
     NoMemory,
 }
 
-/// How a page is put in place.
+/// How a page is installed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Install {
+pub enum How {
     /// The page itself: afterwards it is missing where it came from.
     Move,
     /// Its bytes: afterwards it is still where it came from.
     Copy,
+}
+
+/// What a block can be backed by.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Backing {
+    /// Anonymous memory without a page: touches are trapped.
+    Anonymous,
+    /// Memory of a device, which hetmem has mapped from this address on, and which is mapped a second time.
+    Device(VirtAddr),
 }
 
 /// The program's memory, as the host lets hetmem change it.
@@ -96,10 +105,10 @@ pub trait Host: Send + Sync {
     fn take_out(&self, path: FaultPath, from: PageRange, to: VirtAddr) -> Taken;
 
     /// Makes the bytes at `from` present at `to`, where pages are missing, and wakes who waits for them.
-    fn put_in(&self, path: FaultPath, to: PageRange, from: VirtAddr, how: Install) -> PutIn;
+    fn install(&self, path: FaultPath, to: PageRange, from: VirtAddr, how: How) -> Arrived;
 
     /// Makes missing, never written pages of `range` read as zeros, and wakes who waits for them.
-    fn zero_fill(&self, path: FaultPath, range: PageRange) -> PutIn;
+    fn zero_fill(&self, path: FaultPath, range: PageRange) -> Arrived;
 
     /// Wakes who waits for pages of `range`; they look again.
     fn wake(&self, path: FaultPath, range: PageRange);
@@ -135,22 +144,13 @@ pub trait Host: Send + Sync {
     /// Whether a `MADV_DONTNEED` of `range`, announced before, is known to be over. `looks` counts the questions before.
     fn removal_is_over(&self, range: PageRange, looks: u32) -> bool;
 
-    /// Maps the block of memory at `frames`, which is hetmem's and shared, a second time in place of `block`, all of whose pages are missing: in one step, so
-    /// that a touch waits before and uses the frames after. The caller holds no lock.
+    /// Maps `backing` in place of `block`, in one step: a touch finds what was there before, or waits, and finds or waits for what is there after. All pages of the
+    /// block are missing before, or mapped from frames that stay; touches of it are served by `path`. The caller holds no lock.
     ///
     /// # Errors
     ///
     /// Why the block is as it was.
-    fn lay(&self, _block: PageRange, _frames: VirtAddr) -> Result<(), KeptReason> {
-        Err(KeptReason::Unsupported)
-    }
-
-    /// Ends what [`Host::lay`] did: makes all pages of `block` missing, and traps touches of them, in one step. The caller holds no lock.
-    ///
-    /// # Errors
-    ///
-    /// Why the block is as it was.
-    fn lift(&self, _path: FaultPath, _block: PageRange) -> Result<(), KeptReason> {
+    fn exchange(&self, _path: FaultPath, _block: PageRange, _backing: Backing) -> Result<(), KeptReason> {
         Err(KeptReason::Unsupported)
     }
 
@@ -245,7 +245,7 @@ pub trait Device: Send + Sync {
     fn frames_start(&self) -> Option<VirtAddr>;
 
     /// Where frame 0 of a coherent device lies in this process whose pages can't be moved, all frames in order after it, in memory that is mapped
-    /// shared: blocks of it are laid over the program's.
+    /// shared: blocks of it are laid over the program's ([`crate::exchange`]).
     fn overlay_start(&self) -> Option<VirtAddr> {
         None
     }

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use crate::units::{PageRange, VirtAddr};
 
-/// See the module.
+/// Values by disjoint page ranges.
 #[derive(Clone, Debug)]
 pub struct RangeMap<T> {
     // Invariant: ranges are non-empty and disjoint; the key is the start of its range.

@@ -16,7 +16,7 @@
 //! | Unmapped | unmap, remove, remap (leaves); fault | fault (its frame) | collect, fault (its frame) | – |
 //! | Unmapped, busy | finalize, rollback, fault; unmap, remove, remap (leaves) | finalize, rollback; lay, or a lift that fails | – | finalize, rollback, fault; lift |
 //!
-//! Frames that are laid over the program's pages ([`crate::overlay`]) are `Mapped` by whole blocks, and no removal takes a page out of them. A page
+//! Frames that are laid over the program's pages ([`crate::exchange`]) are `Mapped` by whole blocks, and no removal takes a page out of them. A page
 //! that is removed while its block is laid or lifted is `System` until that ends.
 //!
 //! No other change is accepted ([`Slot::may_become`]). A busy page that is remapped arrives as one that is not: whoever works on
@@ -59,6 +59,15 @@ impl Slot {
     #[must_use]
     pub const fn is_busy(self) -> bool {
         matches!(self, Self::Unmapped { busy: true, .. })
+    }
+
+    /// Where the page's bytes are, unless that is the system's business.
+    #[must_use]
+    pub const fn frame(self) -> Option<Frame> {
+        match self {
+            Self::System => None,
+            Self::Mapped(frame) | Self::Unmapped { frame, .. } => Some(frame),
+        }
     }
 
     /// Whether the table of the module lists the change from this state to `next`.

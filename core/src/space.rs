@@ -6,54 +6,58 @@
 //! # The gate
 //!
 //! Two activities must never overlap: reading what the program did to its mappings (events), and putting pages into those
-//! mappings. Whoever installs or takes out pages holds the gate shared ([`Gate::install`]); whoever reads and applies events
+//! mappings. Whoever installs or takes out pages holds the gate shared ([`Gate::share`]); whoever reads and applies events
 //! holds it alone ([`Gate::events`]). So an event is applied to all slots before any later page is installed:
 //!
 //! ```text
 //! migration                                   handler thread
 //! --------------------------------------     ----------------------------------------
-//! gate.install(); MOVE -> EAGAIN              (the program calls munmap: event queued)
+//! gate.share(); MOVE -> EAGAIN               (the program calls munmap: event queued)
 //! let go of the gate, await_events()          gate.events(); read event; drop slots
-//! gate.install(); the slot is gone: keep      let go of the gate
+//! gate.share(); the slot is gone: keep       let go of the gate
 //! ```
 //!
 //! *Limits:* a block, once made, stays as long as its memory is managed (4 KiB for each 2 MiB of which anything was migrated).
+
+mod kept;
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
 
 use crate::heat::Heat;
+use crate::home::Home;
 use crate::migrate::Target;
 use crate::outcome::KeptReason;
 use crate::port::FaultPath;
 use crate::range_map::RangeMap;
 use crate::slot::{Slot, SlotWord};
-use crate::sync::{
-    Arc, Condvar, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard, lock, read, try_read, write,
-};
-use crate::units::{BLOCK_PAGES, BlockNo, DeviceId, PAGE_SIZE, PageRange, VirtAddr};
+use crate::sync::{Arc, Condvar, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard, lock, read, write};
+use crate::units::{BlockNo, DeviceId, PAGE_SIZE, PageCount, PageRange, VirtAddr};
+use kept::Removal;
 
 /// What is said of a stretch of managed memory.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Region {
     /// How touches of its missing pages are served.
     pub path: FaultPath,
+    /// What its pages are where hetmem has nothing of them.
+    pub home: Home,
     /// Whether its pages must stay where they are.
     pub pinned: bool,
     /// The device on which its pages are best kept.
     pub preferred: Option<DeviceId>,
     /// Whether its management is about to end: pins keep its pages from coming home no longer.
     pub ending: bool,
-    /// Whether nobody but hetmem maps, unmaps or protects what is there, so that device memory may be laid over it ([`crate::overlay`]).
+    /// Whether nobody but hetmem maps, unmaps or protects what is there, so that device memory may be laid over it ([`crate::exchange`]).
     pub owned: bool,
 }
 
-/// See the module.
+/// The lock between those who install or take out pages and who applies events.
 #[derive(Default)]
 pub struct Gate(RwLock<()>);
 
-/// Permission to put pages into the program's mappings, and to take them out.
-pub struct Installing<'a> {
+/// Permission to install pages in the program's mappings, and to take them out.
+pub struct Shared<'a> {
     _guard: RwLockReadGuard<'a, ()>,
 }
 
@@ -64,8 +68,8 @@ pub struct Events<'a> {
 
 impl Gate {
     /// Waits until nobody applies events.
-    pub fn install(&self) -> Installing<'_> {
-        Installing { _guard: read(&self.0) }
+    pub fn share(&self) -> Shared<'_> {
+        Shared { _guard: read(&self.0) }
     }
 
     /// Waits until nobody installs or takes out.
@@ -85,7 +89,7 @@ pub struct BlockState {
     slots: Box<[SlotWord]>,
     /// Whether a thread was told to wait for a busy page since the block last had none.
     waited: bool,
-    /// Another mapping is about to take the place of the block's ([`crate::overlay`]): touches of all its pages wait.
+    /// Another mapping is about to take the place of the block's ([`crate::exchange`]): touches of all its pages wait.
     pub(crate) exchanging: bool,
     busy: u16,
     unmapped: u16,
@@ -107,7 +111,7 @@ pub(crate) struct Stream {
 
 impl Default for Block {
     fn default() -> Self {
-        let slots = vec![SlotWord::default(); usize::try_from(BLOCK_PAGES).unwrap_or(512)].into_boxed_slice();
+        let slots = vec![SlotWord::default(); PageCount::BLOCK.as_usize()].into_boxed_slice();
         let state = BlockState {
             slots,
             waited: false,
@@ -221,24 +225,13 @@ impl BlockState {
     }
 }
 
-/// The number of exclusions of a range that stays excluded.
-const FOR_GOOD: u32 = u32::MAX;
-
-/// A `MADV_DONTNEED` that was announced and may not be over: until it is, pages of its range stay.
-#[derive(Clone, Copy)]
-pub(crate) struct Removal {
-    /// The range as it was announced.
-    announced: PageRange,
-    looks: u32,
-}
-
-/// See the module.
+/// Regions, slots, and what else is said of stretches of the address space.
 #[derive(Default)]
 pub struct Space {
     /// Orders events against installs.
     pub gate: Gate,
     regions: RwLock<RangeMap<Region>>,
-    /// How many exclusions hold for a range; [`FOR_GOOD`] if one never ends.
+    /// How many exclusions hold for a range; `u32::MAX` if one never ends.
     excluded: RwLock<RangeMap<u32>>,
     removals: Mutex<RangeMap<Removal>>,
     index: RwLock<BTreeMap<BlockNo, Arc<Block>>>,
@@ -271,7 +264,7 @@ impl Space {
         if range.is_empty() {
             return Vec::new();
         }
-        let last = range.slice(range.pages() - crate::units::PageCount::ONE, range.pages()).start().block();
+        let last = range.slice(range.pages() - PageCount::ONE, range.pages()).start().block();
         read(&self.index).range(range.start().block()..=last).map(|(no, b)| (*no, Arc::clone(b))).collect()
     }
 
@@ -411,96 +404,6 @@ impl Space {
         read(&self.regions).iter().map(|(range, region)| (range, *region)).collect()
     }
 
-    /// Keeps the pages of `range` from being taken out, until [`Space::include`] has been called as often as this. On return no migration that began
-    /// earlier can still take one; a page that is out already comes home with its next touch, and stays.
-    pub fn exclude(&self, range: PageRange) {
-        let mut excluded = write(&self.excluded);
-        let mut at = range.start();
-        for (part, holds) in excluded.remove(range) {
-            if let Some(gap) = PageRange::between(at, part.start()) {
-                excluded.insert(gap, 1);
-            }
-            at = part.end();
-            excluded.insert(part, holds.saturating_add(1));
-        }
-        if let Some(rest) = PageRange::between(at, range.end()) {
-            excluded.insert(rest, 1);
-        }
-    }
-
-    /// The same for good.
-    pub fn exclude_for_good(&self, range: PageRange) {
-        write(&self.excluded).insert(range, FOR_GOOD);
-    }
-
-    /// Ends one exclusion of `range`.
-    pub fn include(&self, range: PageRange) {
-        let mut excluded = write(&self.excluded);
-        for (part, holds) in excluded.remove(range) {
-            match holds {
-                FOR_GOOD => excluded.insert(part, FOR_GOOD),
-                0 | 1 => {}
-                _ => excluded.insert(part, holds - 1),
-            }
-        }
-    }
-
-    /// The excluded ranges, in order.
-    #[must_use]
-    pub fn exclusions(&self) -> Vec<PageRange> {
-        read(&self.excluded).iter().map(|(range, _)| range).collect()
-    }
-
-    /// The same, unless somebody is about to change them.
-    #[must_use]
-    pub fn try_exclusions(&self) -> Option<Vec<PageRange>> {
-        Some(try_read(&self.excluded)?.iter().map(|(range, _)| range).collect())
-    }
-
-    /// What is excluded, unless somebody is about to change it: with the gate held nobody may wait for him. He may run on memory that is away, whose
-    /// touch is served only when the gate is let go.
-    pub(crate) fn excluded(&self) -> Option<RwLockReadGuard<'_, RangeMap<u32>>> {
-        try_read(&self.excluded)
-    }
-
-    /// Announced removals that are not known to be over.
-    pub fn removals(&self) -> Vec<PageRange> {
-        lock(&self.removals).iter().map(|(range, _)| range).collect()
-    }
-
-    /// A removal of `range` was announced, perhaps to another who watched the range before.
-    pub fn add_removal(&self, range: PageRange) {
-        lock(&self.removals).insert(range, Removal { announced: range, looks: 0 });
-    }
-
-    pub(crate) fn forget_removals(&self, range: PageRange) {
-        lock(&self.removals).remove(range);
-    }
-
-    /// The parts of `range` that are still subject to an announced removal. `present` says which pages of a range are there: one
-    /// that is not was removed already, or has nothing to be removed. `over` says whether a removal is known to be over.
-    pub(crate) fn being_removed(
-        &self,
-        range: PageRange,
-        present: impl Fn(PageRange) -> Vec<PageRange>,
-        over: impl Fn(PageRange, u32) -> bool,
-    ) -> RangeMap<()> {
-        let mut suspects = RangeMap::default();
-        let mut removals = lock(&self.removals);
-        for (part, mut removal) in removals.remove(range) {
-            let there = present(part);
-            if there.is_empty() || over(removal.announced, removal.looks) {
-                continue;
-            }
-            removal.looks = removal.looks.saturating_add(1);
-            for there in there {
-                removals.insert(there, removal);
-                suspects.insert(there, ());
-            }
-        }
-        suspects
-    }
-
     /// Checks every block.
     ///
     /// # Panics
@@ -545,47 +448,4 @@ fn parts_of(regions: &RangeMap<Region>, range: PageRange) -> Vec<(PageRange, Opt
 /// Why a page of `region` may not be moved to `target`, if so.
 pub(crate) const fn kept_by_advice(region: &Region, target: Target) -> Option<KeptReason> {
     if region.pinned && !(region.ending && matches!(target, Target::System)) { Some(KeptReason::Advised) } else { None }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::units::PageCount;
-
-    fn range(page: u64, pages: u64) -> PageRange {
-        PageRange::new(VirtAddr::new(page * 4096), PageCount::new(pages)).unwrap()
-    }
-
-    fn excluded(space: &Space) -> Vec<u64> {
-        space.exclusions().into_iter().flat_map(PageRange::iter).map(|page| page.get() / 4096).collect()
-    }
-
-    #[test]
-    fn each_exclusion_holds_until_it_ends_whatever_overlaps_it() {
-        let space = Space::default();
-        space.exclude(range(10, 8));
-        space.exclude(range(14, 8));
-        space.exclude(range(12, 1));
-        space.include(range(10, 8));
-        assert_eq!(excluded(&space), [12, 14, 15, 16, 17, 18, 19, 20, 21]);
-        space.include(range(14, 8));
-        space.include(range(12, 1));
-        assert_eq!(excluded(&space), [0; 0]);
-        // One too many is none.
-        space.include(range(12, 1));
-        space.exclude(range(12, 1));
-        assert_eq!(excluded(&space), [12]);
-    }
-
-    #[test]
-    fn what_is_excluded_for_good_stays_so() {
-        let space = Space::default();
-        space.exclude(range(10, 4));
-        space.exclude_for_good(range(12, 4));
-        space.include(range(10, 8));
-        assert_eq!(excluded(&space), [12, 13, 14, 15]);
-        space.exclude(range(12, 1));
-        space.include(range(12, 1));
-        assert_eq!(excluded(&space), [12, 13, 14, 15]);
-    }
 }

@@ -14,7 +14,8 @@
 
 use std::sync::atomic::Ordering::Relaxed;
 
-use crate::engine::{Engine, Held};
+use crate::engine::Engine;
+use crate::frames::Left;
 use crate::notifier::Event;
 #[cfg(doc)]
 use crate::port::Device;
@@ -65,8 +66,7 @@ impl<H: Host> Engine<H> {
         self.each_stray(state, part, only, |page, place| strays.push((page, place)));
         for (page, place) in strays {
             let Slot::Mapped(frame) = state.slot(page.index_in_block()) else { continue };
-            state.set(page.index_in_block(), Slot::System);
-            self.put_moved(Held::single(frame));
+            self.vacate(state, PageRange::page_of(page), Left::Nothing);
             if place == Astray::Elsewhere {
                 self.counters.devices[frame.device.index()].stray_pages.fetch_add(1, Relaxed);
             }
@@ -77,7 +77,7 @@ impl<H: Host> Engine<H> {
     pub fn each_mapped(&self, mut visit: impl FnMut(PageRange)) {
         let mut at = None;
         loop {
-            let _installing = self.space.gate.install();
+            let _shared = self.space.gate.share();
             let Some((no, block)) = self.space.block_after(at) else { return };
             at = Some(no);
             let state = block.lock();
@@ -98,14 +98,13 @@ impl<H: Host> Engine<H> {
     /// child's. For a thread that serves faults.
     pub fn copied_on_write(&self, page: VirtAddr) {
         let _notice = self.notifiers.start_if_any(PageRange::page_of(page), Event::Migrate(None), false);
-        let _installing = self.space.gate.install();
+        let _shared = self.space.gate.share();
         let Some(block) = self.space.existing_block(page.block()) else { return };
         let mut state = block.lock();
         if let Slot::Mapped(frame) = state.slot(page.index_in_block())
             && !self.lays(frame.device)
         {
-            state.set(page.index_in_block(), Slot::System);
-            self.put_moved(Held::single(frame));
+            self.vacate(&mut state, PageRange::page_of(page), Left::Nothing);
             self.counters.devices[frame.device.index()].stray_pages.fetch_add(1, Relaxed);
         }
     }
@@ -119,7 +118,7 @@ impl<H: Host> Engine<H> {
             }
             let (no, mapped, found) = {
                 // A block is looked up with the gate held, or an event may have ended it.
-                let _installing = self.space.gate.install();
+                let _shared = self.space.gate.share();
                 let (no, block) = self.space.block_after(at)?;
                 let state = block.lock();
                 let mut found = false;
@@ -127,11 +126,11 @@ impl<H: Host> Engine<H> {
                 (no, state.mapped(), found)
             };
             if found {
-                let (installing, notice) = self.install_noticed(no.range(), Event::Migrate(None));
+                let (shared, notice) = self.share_noticed(no.range(), Event::Migrate(None));
                 if let Some(block) = self.space.existing_block(no) {
                     self.forget_strays(&mut block.lock(), no.range(), None);
                 }
-                drop(installing);
+                drop(shared);
                 drop(notice);
             }
             (at, asked) = (Some(no), asked + PageCount::new(u64::from(mapped)));

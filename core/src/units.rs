@@ -17,23 +17,36 @@ pub const BLOCK_PAGES: u64 = 512;
 /// A block in bytes (2 MiB).
 pub const BLOCK_SIZE: u64 = BLOCK_PAGES * PAGE_SIZE;
 
-/// A virtual address of this process, to the byte.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
-pub struct VirtAddr(u64);
+/// A unit: a number in a type of its own, made by `new` and read by `get`.
+macro_rules! unit {
+    ($(#[$attribute:meta])* $name:ident($raw:ty)) => {
+        $(#[$attribute])*
+        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub struct $name($raw);
+
+        impl $name {
+            /// The unit of value `raw`.
+            #[must_use]
+            pub const fn new(raw: $raw) -> Self {
+                Self(raw)
+            }
+
+            /// The value as a number.
+            #[must_use]
+            pub const fn get(self) -> $raw {
+                self.0
+            }
+        }
+    };
+}
+
+unit! {
+    /// A virtual address of this process, to the byte.
+    #[derive(Default)]
+    VirtAddr(u64)
+}
 
 impl VirtAddr {
-    /// The address `raw`.
-    #[must_use]
-    pub const fn new(raw: u64) -> Self {
-        Self(raw)
-    }
-
-    /// The address as a number.
-    #[must_use]
-    pub const fn get(self) -> u64 {
-        self.0
-    }
-
     /// The first byte of the page that holds this address.
     #[must_use]
     pub const fn page_down(self) -> Self {
@@ -92,23 +105,13 @@ impl fmt::Display for VirtAddr {
     }
 }
 
-/// The number of a 2 MiB block of the address space (its address divided by 2 MiB).
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub struct BlockNo(u64);
+unit! {
+    /// The number of a 2 MiB block of the address space (its address divided by 2 MiB).
+    #[derive(Debug)]
+    BlockNo(u64)
+}
 
 impl BlockNo {
-    /// The block numbered `raw`.
-    #[must_use]
-    pub const fn new(raw: u64) -> Self {
-        Self(raw)
-    }
-
-    /// The number.
-    #[must_use]
-    pub const fn get(self) -> u64 {
-        self.0
-    }
-
     /// The next block.
     #[must_use]
     pub const fn after(self) -> Self {
@@ -128,27 +131,19 @@ impl BlockNo {
     }
 }
 
-/// A number of pages.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Debug)]
-pub struct PageCount(u64);
+unit! {
+    /// A number of pages.
+    #[derive(Default, Debug)]
+    PageCount(u64)
+}
 
 impl PageCount {
     /// No page.
     pub const ZERO: Self = Self(0);
     /// One page.
     pub const ONE: Self = Self(1);
-
-    /// `raw` pages.
-    #[must_use]
-    pub const fn new(raw: u64) -> Self {
-        Self(raw)
-    }
-
-    /// The count as a number.
-    #[must_use]
-    pub const fn get(self) -> u64 {
-        self.0
-    }
+    /// The pages of a block.
+    pub const BLOCK: Self = Self(BLOCK_PAGES);
 
     /// The count as an index or a slice length.
     #[must_use]
@@ -157,7 +152,7 @@ impl PageCount {
         self.0 as usize
     }
 
-    /// The same amount in bytes.
+    /// How many bytes those are.
     #[must_use]
     pub const fn bytes(self) -> ByteLen {
         ByteLen(self.0 * PAGE_SIZE)
@@ -196,23 +191,13 @@ impl std::iter::Sum for PageCount {
     }
 }
 
-/// A length in bytes.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Debug)]
-pub struct ByteLen(u64);
+unit! {
+    /// A length in bytes.
+    #[derive(Default, Debug)]
+    ByteLen(u64)
+}
 
 impl ByteLen {
-    /// `raw` bytes.
-    #[must_use]
-    pub const fn new(raw: u64) -> Self {
-        Self(raw)
-    }
-
-    /// The length as a number of bytes.
-    #[must_use]
-    pub const fn get(self) -> u64 {
-        self.0
-    }
-
     /// The length as a slice length.
     #[must_use]
     #[expect(clippy::cast_possible_truncation, reason = "hetmem runs on 64-bit machines only")]
@@ -361,17 +346,13 @@ impl fmt::Display for PageRange {
     }
 }
 
-/// Which device: its place among the devices of a runtime, 0 to 255.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub struct DeviceId(u8);
+unit! {
+    /// Which device: its place among the devices of a runtime, 0 to 255.
+    #[derive(Debug)]
+    DeviceId(u8)
+}
 
 impl DeviceId {
-    /// The device numbered `raw`.
-    #[must_use]
-    pub const fn new(raw: u8) -> Self {
-        Self(raw)
-    }
-
     /// The number, as an index.
     #[must_use]
     pub const fn index(self) -> usize {
@@ -379,27 +360,17 @@ impl DeviceId {
     }
 }
 
-/// Which frame of a device: an index from 0 up to the device's capacity in pages.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub struct FrameIndex(u32);
+unit! {
+    /// Which frame of a device: an index from 0 up to the device's capacity in pages.
+    #[derive(Debug)]
+    FrameIndex(u32)
+}
 
 impl FrameIndex {
-    /// The frame numbered `raw`.
-    #[must_use]
-    pub const fn new(raw: u32) -> Self {
-        Self(raw)
-    }
-
     /// The number, as an index.
     #[must_use]
     pub const fn index(self) -> usize {
         self.0 as usize
-    }
-
-    /// The number.
-    #[must_use]
-    pub const fn get(self) -> u32 {
-        self.0
     }
 }
 

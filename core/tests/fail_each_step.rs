@@ -12,7 +12,7 @@ use hetmem_core::migrate::{Collected, Request, Target};
 use hetmem_core::mirror::{MirrorPage, RangeFault, RangeFaultError, Want};
 use hetmem_core::outcome::{KeptReason, Outcomes, PageOutcome};
 use hetmem_core::physmap::Owner;
-use hetmem_core::port::{FaultPath, PutStop};
+use hetmem_core::port::{FaultPath, InstallStop};
 use hetmem_core::slot::Slot;
 use hetmem_core::units::{DeviceId, PageCount, PageRange};
 use model::{Action, COHERENT, COHERENT_B, Failure, PRIVATE, PRIVATE_B, STOPPED, StepKind, World};
@@ -50,7 +50,7 @@ fn away(place: Target) -> World {
     {
         let collected: Vec<_> = [world.at(FIRST, 6), world.at(512, 6)].map(|range| collect(&world, range)).into();
         let step = world.model.lock().steps().len();
-        world.model.lock().fail_at(step, StepKind::PutIn.failures()[1], usize::MAX);
+        world.model.lock().fail_at(step, StepKind::Install.failures()[1], usize::MAX);
         drop(collected);
     }
     world.model.lock().calm();
@@ -59,7 +59,7 @@ fn away(place: Target) -> World {
 }
 
 fn collect(world: &World, range: PageRange) -> Collected<'_, model::ModelHost> {
-    let (_, region) = world.engine.space.region_at(range.start()).expect("it is managed");
+    let (_, region) = world.engine.region_at(range.start()).expect("it is managed");
     // No page is on its way to where it is already.
     let nowhere = Target::Device(DeviceId::new(9));
     Collected::collect(&world.engine, range, region, Request::all_to(nowhere))
@@ -88,7 +88,7 @@ fn fail_each_step<T>(more: &[usize], setup: impl Fn() -> World, work: impl Fn(&W
         for failure in kind.failures() {
             for &more in more {
                 // An event that is announced for ever and never there is no failure, but a broken kernel.
-                if more == usize::MAX && matches!(failure, Failure::Put(PutStop::EventsPending, _)) {
+                if more == usize::MAX && matches!(failure, Failure::Install(InstallStop::EventsPending, _)) {
                     continue;
                 }
                 let world = setup();
@@ -294,7 +294,7 @@ fn a_dropped_phase_puts_everything_back() {
 
 fn one_batch(world: &World, target: Target) -> Collected<'_, model::ModelHost> {
     let range = world.at(FIRST, 6);
-    let (_, region) = world.engine.space.region_at(range.start()).expect("it is managed");
+    let (_, region) = world.engine.region_at(range.start()).expect("it is managed");
     Collected::collect(&world.engine, range, region, Request::all_to(target))
 }
 
@@ -379,8 +379,7 @@ fn a_neighbour_that_the_device_does_not_give_back_is_left_away() {
         let page = |i| range.slice(PageCount::new(i), PageCount::ONE).start();
         let at = |i| world.residency(PageRange::page_of(page(i)))[0];
         let frame = {
-            let block = world.engine.space.existing_block(page(bad).block()).expect("its pages are away");
-            let slot = block.lock().slot(page(bad).index_in_block());
+            let slot = world.engine.slot(page(bad));
             let Slot::Unmapped { frame, .. } = slot else { panic!("{slot:?} is not away") };
             (frame.device.index(), frame.index.get())
         };
@@ -397,7 +396,7 @@ fn a_neighbour_that_the_device_does_not_give_back_is_left_away() {
         assert_eq!(now[1], Residency::System);
         assert_eq!(at(bad), Residency::Device(PRIVATE), "it stays, and is no longer on its way");
         assert!(!now.contains(&Residency::Migrating), "{now:?}");
-        assert!(world.engine.counters.errors.load(Relaxed) > 0, "the failed copies are counted");
+        assert!(world.engine.counters().errors.load(Relaxed) > 0, "the failed copies are counted");
         world.engine.check();
         world.model.lock().broken.clear();
         assert!(world.model.touch(page(bad)).is_some(), "the device works again");
@@ -480,7 +479,7 @@ fn while_pages_are_held_they_only_come_home() {
 fn a_page_that_is_there_twice_stops_the_program() {
     let world = world(Target::Device(COHERENT));
     let range = batch(&world);
-    let (_, region) = world.engine.space.region_at(range.start()).unwrap();
+    let (_, region) = world.engine.region_at(range.start()).unwrap();
     let request = Request::all_to(Target::Device(PRIVATE));
     let stopped = catch_unwind(AssertUnwindSafe(|| {
         let collected = Collected::collect(&world.engine, world.at(FIRST, 1), region, request);

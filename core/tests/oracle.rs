@@ -185,9 +185,9 @@ impl Run {
                     assert_eq!(left, PageCount::ZERO, "of {away:?} pages some stayed away");
                 }
             }
-            Op::Pin(p, n, on) => engine.space.change_region(self.range(p, n), |region| region.pinned = on),
-            Op::Exclude(p, n, true) => engine.space.exclude(self.range(p, n)),
-            Op::Exclude(p, n, false) => engine.space.include(self.range(p, n)),
+            Op::Pin(p, n, on) => engine.change_region(self.range(p, n), |region| region.pinned = on),
+            Op::Exclude(p, n, true) => engine.exclude(self.range(p, n)),
+            Op::Exclude(p, n, false) => engine.include(self.range(p, n)),
             Op::Protect(p, n, on) => model.protect(self.range(p, n), on),
             Op::Stick(p, on) => {
                 if let Some(page) = model.lock().pages.get_mut(&self.range(p, 1).start().get()) {

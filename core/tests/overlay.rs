@@ -4,19 +4,17 @@
 mod model;
 
 use hetmem_core::engine::Residency;
+use hetmem_core::frames::FrameRun;
 use hetmem_core::migrate::{Collected, Request, Select, Target};
 use hetmem_core::outcome::{KeptReason, Outcomes, PageOutcome};
 use hetmem_core::physmap::Owner;
-use hetmem_core::port::PutStop;
-use hetmem_core::run_set::FrameRun;
+use hetmem_core::port::InstallStop;
 use hetmem_core::space::Region;
 use hetmem_core::units::{FrameIndex, PageCount, PageRange};
-use model::{COHERENT, Failure, OVERLAY, OVERLAY_B, PRIVATE, StepKind, World};
+use model::{COHERENT, Failure, OVERLAY, OVERLAY_B, OWNED, PRIVATE, StepKind, World};
 
 /// The block that is laid.
 const FIRST: u64 = 512;
-const OWNED: Region =
-    Region { path: hetmem_core::port::FaultPath::Thread, pinned: false, preferred: None, ending: false, owned: true };
 const ON_OVERLAY: Target = Target::Device(OVERLAY);
 
 /// Where a block's pages begin.
@@ -93,7 +91,7 @@ fn lift(world: &World) {
 /// Compares every page with the truth, checks every structure, and that the block is hetmem's still.
 fn finish(world: &World) {
     world.verify();
-    let regions = world.engine.space.regions();
+    let regions = world.engine.regions();
     assert!(regions.iter().map(|(range, _)| range.pages()).sum::<PageCount>() == PageCount::new(512), "{regions:?}");
 }
 
@@ -188,7 +186,7 @@ fn a_migration_survives_each_failure() {
         for (step, kind) in first.chain(last).map(|step| (step, steps[step])) {
             for failure in kind.failures() {
                 for more in [0, usize::MAX] {
-                    if more == usize::MAX && matches!(failure, Failure::Put(PutStop::EventsPending, _)) {
+                    if more == usize::MAX && matches!(failure, Failure::Install(InstallStop::EventsPending, _)) {
                         continue;
                     }
                     let world = world(place);
@@ -267,7 +265,7 @@ fn over_memory_that_others_may_map_nothing_is_laid() {
 fn advice_keeps_a_block_where_it_is() {
     for (place, target) in [(Place::At(Target::System), ON_OVERLAY), (Place::At(ON_OVERLAY), Target::System)] {
         let world = world(place);
-        world.engine.space.change_region(block(&world), |region| region.pinned = true);
+        world.engine.change_region(block(&world), |region| region.pinned = true);
         let outcomes = world.migrate(block(&world), target);
         kept(&world, &outcomes, KeptReason::Advised, place);
     }
@@ -277,9 +275,9 @@ fn advice_keeps_a_block_where_it_is() {
 fn a_block_of_several_regions_that_say_the_same_is_laid() {
     let world = at_home();
     for pinned in [true, false] {
-        world.engine.space.change_region(world.at(FIRST + 100, 7), |region| region.pinned = pinned);
+        world.engine.change_region(world.at(FIRST + 100, 7), |region| region.pinned = pinned);
     }
-    assert_eq!(world.engine.space.regions().len(), 3);
+    assert_eq!(world.engine.regions().len(), 3);
     assert_eq!(to_overlay(&world).moved(), PageCount::new(512));
     finish(&world);
 }
@@ -294,7 +292,7 @@ fn one_page_that_stays_keeps_the_block() {
     let pinned = at_home();
     pinned.model.lock().pages.get_mut(&page(&pinned).start().get()).unwrap().stuck = Some(KeptReason::Pinned);
     let excluded = at_home();
-    excluded.engine.space.exclude(page(&excluded));
+    excluded.engine.exclude(page(&excluded));
     for (world, reason) in [(hole, KeptReason::Hole), (pinned, KeptReason::Pinned), (excluded, KeptReason::ThreadState)]
     {
         let outcomes = to_overlay(&world);
@@ -480,7 +478,7 @@ fn memory_that_is_unmapped_is_laid_over_no_more() {
     let world = laid();
     world.model.unmap(block(&world));
     assert!(world.model.lock().events.is_empty(), "nobody watches what is laid");
-    world.engine.unmapped(&world.engine.space.gate.events(), block(&world));
+    world.engine.unmapped(&world.engine.events(), block(&world));
     assert_eq!(world.engine.laid_in(PageRange::ALL), []);
     world.verify();
     let again = world.with_region(FIRST, 512, OWNED);

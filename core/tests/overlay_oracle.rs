@@ -4,11 +4,11 @@
 mod model;
 
 use hetmem_core::engine::Residency;
+use hetmem_core::frames::FrameRun;
 use hetmem_core::migrate::{Request, Target};
 use hetmem_core::mirror::{MirrorPage, RangeFault, Want};
 use hetmem_core::outcome::{KeptReason, PageOutcome};
 use hetmem_core::physmap::Owner;
-use hetmem_core::run_set::FrameRun;
 use hetmem_core::space::Region;
 use hetmem_core::units::{DeviceId, FrameIndex, PageCount, PageRange};
 use model::{Action, Chaos, OVERLAY, World};
@@ -135,7 +135,7 @@ impl Run {
                 engine.pages_in(OVERLAY, frames).into_iter().for_each(|range| self.migrate(range, Target::System));
             }
             Op::Home => _ = engine.bring_all_home(),
-            Op::Pin(block, on) => engine.space.change_region(self.range(512 * block, 512), |region| region.pinned = on),
+            Op::Pin(block, on) => engine.change_region(self.range(512 * block, 512), |region| region.pinned = on),
             Op::Fork => self.fork(),
             Op::Hold(on) => {
                 match (self.held, on) {

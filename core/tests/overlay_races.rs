@@ -10,14 +10,11 @@ use std::thread;
 use hetmem_core::migrate::{Collected, Request, Target};
 use hetmem_core::mirror::{MirrorPage, Place, RangeFault, Want};
 use hetmem_core::outcome::KeptReason;
-use hetmem_core::port::FaultPath;
-use hetmem_core::space::Region;
 use hetmem_core::units::{PageCount, PageRange, VirtAddr};
-use model::{Action, COHERENT, Failure, OVERLAY, OVERLAY_B, PRIVATE, StepKind, World};
+use model::{Action, COHERENT, Failure, OVERLAY, OVERLAY_B, OWNED, PRIVATE, StepKind, World};
 
 /// The block that is laid.
 const FIRST: u64 = 512;
-const OWNED: Region = Region { path: FaultPath::Thread, pinned: false, preferred: None, ending: false, owned: true };
 const HOME: Target = Target::System;
 const ON_OVERLAY: Target = Target::Device(OVERLAY);
 /// From where to where, each way over a laid block.
@@ -55,7 +52,7 @@ fn world(place: Target) -> World {
 /// nothing that was mapped over could come back.
 fn finish(world: &World) {
     world.verify();
-    assert_eq!(world.engine.space.regions(), [(block(world), OWNED)]);
+    assert_eq!(world.engine.regions(), [(block(world), OWNED)]);
     world.write_all(block(world));
     let outcomes = world.migrate(block(world), ON_OVERLAY);
     assert_eq!(outcomes.moved() + outcomes.kept(KeptReason::AlreadyThere), PageCount::new(512), "{outcomes:?}");

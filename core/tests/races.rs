@@ -215,7 +215,7 @@ fn the_program_acts_between_the_phases() {
 
 fn one_batch(world: &World, target: Target, moment: Moment, end: End, act: impl Fn()) {
     let engine = &world.engine;
-    let (_, region) = engine.space.region_at(batch(world).start()).expect("it is managed at the start");
+    let (_, region) = engine.region_at(batch(world).start()).expect("it is managed at the start");
     if matches!(moment, Moment::BeforeCollect) {
         act();
     }
@@ -243,7 +243,7 @@ fn one_batch(world: &World, target: Target, moment: Moment, end: End, act: impl 
 #[test]
 fn memory_that_is_no_longer_managed_is_not_taken_out() {
     let world = world(Target::System);
-    let (_, region) = world.engine.space.region_at(batch(&world).start()).unwrap();
+    let (_, region) = world.engine.region_at(batch(&world).start()).unwrap();
     world.model.act(Action::Replace(world.at(FIRST, COUNT)), true);
     world.model.deliver();
     let request = Request::all_to(Target::Device(PRIVATE));
@@ -274,7 +274,7 @@ fn a_lost_page(place: Target, target: Target, end: End, second: Target, written:
     let page = world.at(FIRST, 1);
     let away = world.at(200, 1).start();
     let collect = |target| {
-        let (_, region) = engine.space.region_at(page.start()).expect("it is managed");
+        let (_, region) = engine.region_at(page.start()).expect("it is managed");
         Collected::collect(engine, page, region, Request::all_to(target))
     };
     let Ok(stale) = collect(target).copy() else { panic!("nothing fails here") };
@@ -306,7 +306,7 @@ fn a_batch_that_lost_a_page_may_still_read_its_frame() {
                 let (model, engine) = (&world.model, &world.engine);
                 let page = world.at(FIRST, 1);
                 let away = world.at(200, 1).start();
-                let (_, region) = engine.space.region_at(page.start()).expect("it is managed");
+                let (_, region) = engine.region_at(page.start()).expect("it is managed");
                 let stale = Collected::collect(engine, page, region, Request::all_to(target));
                 model.remap(page, away);
                 model.deliver();
@@ -359,7 +359,7 @@ fn a_waiter_of_a_page_that_an_event_took_is_woken() {
                 let away = world.at(200, 1).start();
                 let action = [Action::Unmap(a), Action::Replace(a), Action::Remove(a), Action::Remap(a, away)][which];
                 let collect = |page: PageRange| {
-                    let (_, region) = world.engine.space.region_at(page.start()).expect("it is managed at the start");
+                    let (_, region) = world.engine.region_at(page.start()).expect("it is managed at the start");
                     Collected::collect(&world.engine, page, region, Request::all_to(target))
                 };
                 let (first, second) = (collect(a), collect(b));
@@ -407,11 +407,11 @@ fn a_touch_of_memory_without_a_region_is_served() {
 fn a_page_that_is_excluded_while_it_is_away_comes_home_and_stays() {
     let world = world(Target::Device(PRIVATE));
     let range = world.at(FIRST, COUNT);
-    world.engine.space.exclude(range);
+    world.engine.exclude(range);
     assert!(world.migrate(range, Target::Device(DeviceId::new(1))).moved().is_zero());
     assert!(world.engine.bring_all_home().is_zero());
     assert!(world.migrate(range, Target::Device(PRIVATE)).moved().is_zero());
-    world.engine.space.add_region(world.at(300, 1), Region::default());
+    world.engine.manage(world.at(300, 1), Region::default());
     world.verify();
 }
 

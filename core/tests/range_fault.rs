@@ -38,11 +38,11 @@ fn world(place: Target, are: Are) -> World {
     }
     if are == Are::Away {
         for part in [world.at(506, 6), world.at(512, 6)] {
-            let (_, region) = world.engine.space.region_at(part.start()).expect("it is managed");
+            let (_, region) = world.engine.region_at(part.start()).expect("it is managed");
             let collected =
                 Collected::collect(&world.engine, part, region, Request::all_to(Target::Device(DeviceId::new(9))));
             let step = world.model.lock().steps().len();
-            world.model.lock().fail_at(step, StepKind::PutIn.failures()[1], usize::MAX);
+            world.model.lock().fail_at(step, StepKind::Install.failures()[1], usize::MAX);
             drop(collected);
             world.model.lock().calm();
         }

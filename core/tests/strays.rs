@@ -9,6 +9,7 @@ use hetmem_core::engine::Residency;
 use hetmem_core::migrate::{Request, Select, Target};
 use hetmem_core::notifier::Event;
 use hetmem_core::outcome::{KeptReason, PageOutcome};
+use hetmem_core::physmap::Page;
 use hetmem_core::units::{BLOCK_PAGES, PageCount};
 use model::{COHERENT, COHERENT_B, PRIVATE, World};
 
@@ -27,10 +28,37 @@ fn used(world: &World) -> PageCount {
 }
 
 fn strays(world: &World) -> u64 {
-    world.engine.counters.devices[COHERENT.index()].stray_pages.load(std::sync::atomic::Ordering::Relaxed)
+    world.engine.counters().devices[COHERENT.index()].stray_pages.load(std::sync::atomic::Ordering::Relaxed)
 }
 
 const THERE: Residency = Residency::Device(COHERENT);
+
+#[test]
+fn the_frame_that_a_page_is_in_is_found_by_the_page_and_the_page_by_the_frame() {
+    for (place, is_there) in
+        [(Target::System, false), (Target::Device(PRIVATE), true), (Target::Device(COHERENT), true)]
+    {
+        let world = World::new(64).with_pages(BLOCK_PAGES - 2, 4);
+        let range = world.at(BLOCK_PAGES - 2, 4);
+        if is_there {
+            world.place(range, place);
+        }
+        let map = world.engine.physmap(std::iter::once(0x100..0x200));
+        for page in range.iter() {
+            let pfn = world.engine.pfn_of(page);
+            assert_eq!(pfn.is_some(), is_there, "{page} is in {place:?}");
+            let Some(pfn) = pfn else { continue };
+            assert!(map.pfn_valid(pfn));
+            let found = map.pfn_to_page(pfn).expect("it is valid");
+            assert_eq!(map.page_to_pfn(found), pfn);
+            let Page::Device(pagemap, frame) = found else { panic!("{pfn:?} is a device's") };
+            assert_eq!((Target::Device(pagemap.device), pagemap.frames.descriptor(frame).page()), (place, page));
+        }
+        let machine = hetmem_core::units::Pfn::machine(0x1ff).expect("the number is small");
+        assert!(map.pfn_valid(machine));
+        world.verify();
+    }
+}
 
 #[test]
 fn residency_is_the_devices_word() {

@@ -122,8 +122,8 @@ fn migrator(world: &World, all: PageRange, done: &AtomicBool, seed: u64) -> u64 
         match dice.throw(40) {
             0 => _ = world.engine.bring_all_home(),
             1 => {
-                world.engine.space.exclude(part);
-                world.engine.space.include(part);
+                world.engine.exclude(part);
+                world.engine.include(part);
             }
             _ => moved += world.engine.migrate(part, Request::all_to(target)).moved().get(),
         }

@@ -6,9 +6,9 @@
 
 use std::ops::Range;
 
+use hetmem_core::frames::FrameRun;
 use hetmem_core::physmap::MemoryType;
 use hetmem_core::port::Device;
-use hetmem_core::run_set::FrameRun;
 use hetmem_core::units::{BLOCK_PAGES, FrameIndex, PAGE_SIZE, PageCount, VirtAddr};
 use hetmem_sys::mapping::{Arena, ArenaOptions};
 
@@ -95,7 +95,7 @@ fn contents_survive(device: &impl Device) {
         }
         device.copy_out(run, to.range().start()).expect("nothing is injected");
         verify(to.range().start(), pages, pages);
-        let _freed = device.pagemap().frames.put(run);
+        let _freed = device.pagemap().frames.release(run);
     }
     device.pagemap().frames.check();
 }
@@ -129,7 +129,7 @@ fn runs_out_cleanly(device: &impl Device, capacity: PageCount) {
     seen.dedup();
     assert_eq!(seen.len(), capacity.as_usize(), "each frame is given once");
     for run in runs {
-        let _freed = frames.put(run);
+        let _freed = frames.release(run);
     }
     assert!(frames.used().is_zero());
     frames.check();
@@ -199,6 +199,6 @@ fn frames_are_recycled(device: &impl Device) {
         fill(at, 16, !round);
         device.copy_out(run, at).expect("nothing is injected");
         verify(at, 16, round);
-        let _freed = device.pagemap().frames.put(run);
+        let _freed = device.pagemap().frames.release(run);
     }
 }

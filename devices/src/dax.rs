@@ -6,7 +6,7 @@
 //! | type | pages get there | the program uses them |
 //! | --- | --- | --- |
 //! | private | one by one, by copying | after they were copied home |
-//! | coherent | by whole blocks of 2 MiB, by copying | in place: the block is mapped a second time, over the program's ([`hetmem_core::overlay`]) |
+//! | coherent | by whole blocks of 2 MiB, by copying | in place: the block is mapped a second time, over the program's ([`hetmem_core::exchange`]) |
 //!
 //! The kernel neither moves pages to such memory nor traps touches of it, and maps it shared only. So a coherent device takes only memory whose mappings are
 //! hetmem's own: a forked child would share the pages of other memory, and its program could not unmap, protect or drop a part of a block.
@@ -14,9 +14,9 @@
 //! *Limits:* what the pages held stays in the device after the end. If the device is taken away, touches of it end the process
 //! (SIGBUS). A device with an alignment of more than 2 MiB is private only.
 
+use hetmem_core::frames::FrameRun;
 use hetmem_core::physmap::{MemoryType, Owner, Pagemap};
 use hetmem_core::port::{Device, DeviceError};
-use hetmem_core::run_set::FrameRun;
 use hetmem_core::units::{DeviceId, VirtAddr};
 use hetmem_sys::dax::{DaxDevice, DaxError, DaxSlice};
 

@@ -6,9 +6,9 @@
 use std::num::NonZeroU64;
 use std::time::{Duration, Instant};
 
+use hetmem_core::frames::FrameRun;
 use hetmem_core::physmap::{MemoryType, Owner, Pagemap};
 use hetmem_core::port::DeviceError;
-use hetmem_core::run_set::FrameRun;
 use hetmem_core::sync::atomic::{AtomicU64, Ordering};
 use hetmem_core::units::{ByteLen, DeviceId, PageCount, PageRange, VirtAddr};
 use hetmem_sys::copy::{clear_pages, copy_pages, stream_pages};

@@ -34,10 +34,10 @@ use hetmem_core::units::{ByteLen, PAGE_SIZE};
 use thiserror::Error;
 
 pub use backend::{Backend, HostProblem};
+pub use hetmem_core::quantity;
 pub use hetmem_sys::dax::DaxError;
 pub use hetmem_sys::errno::Errno;
 pub use hetmem_sys::numa::{Node, NodeError};
-pub use hetmem_core::quantity;
 
 /// A device's capacity when its spec gives none and memory is no concern.
 pub const DEFAULT_SIZE: ByteLen = ByteLen::new(1 << 30);

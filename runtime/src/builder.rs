@@ -125,9 +125,9 @@ impl Builder {
         let counters = CountersAt::Own(Box::default());
         let mut inner = Inner::new(contexts, devices, stock, counters, print_fatal)
             .map_err(|errno| Error::os("the runtime's memory can't be set up", errno))?;
-        inner.engine.fault_around = !self.single_faults;
+        inner.engine.set_fault_around(!self.single_faults);
         let inner = Arc::new(inner);
-        let told = inner.engine.host.contexts.fork_events;
+        let told = inner.engine.host().contexts.fork_events;
         let needs = forks::Needs { parks: told && !self.own_allocator, homes: !told && !self.forks_exec_at_once };
         if needs.parks || needs.homes || inner.engine.has_overlays() {
             forks::expect(&inner, needs)?;

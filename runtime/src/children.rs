@@ -30,15 +30,16 @@ const PATIENCE: Duration = MEMORY_PATIENCE;
 /// Gives `child` all that its parent had away at that moment. The parent can't change those pages meanwhile: they are missing, and this thread is the one
 /// that would bring them home.
 pub(crate) fn fill(inner: &Inner, events: &Events<'_>, child: Userfaultfd) {
-    let host = &inner.engine.host;
+    let host = inner.engine.host();
     let mut family = vec![Descendant { context: child, lives: true, changes: Vec::new() }];
     let copy = |range: PageRange, from: VirtAddr| {
         let page = range.start();
         let mut i = 0;
         // It grows.
         while i < family.len() {
-            let given =
-                give(&inner.engine.counters, PATIENCE, || family[i].lives.then(|| attempt(&mut family, i, page, from)));
+            let given = give(inner.engine.counters(), PATIENCE, || {
+                family[i].lives.then(|| attempt(&mut family, i, page, from))
+            });
             match given {
                 Ok(lives) => family[i].lives = lives,
                 Err(why) => host.stop_the_program(page, why),

@@ -60,6 +60,6 @@ impl Delegated {
             // What could not be done now is found out by the toucher, who looks again and comes back.
             let _ = inner.engine.fault(addr, FaultPath::Sigbus);
         }
-        inner.engine.host.events.advance();
+        inner.engine.host().events.advance();
     }
 }

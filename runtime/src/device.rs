@@ -57,9 +57,9 @@
 //! [`conformance::check`] runs a device through what can be tried without a program: contents survive, frames are apart, used at once by several
 //! threads, cleared, used again, and run out. Then let the program migrate through it, and compare what it reads.
 
-pub use hetmem_core::frame::FrameTable;
+pub use hetmem_core::frames::FrameRun;
+pub use hetmem_core::frames::FrameTable;
 pub use hetmem_core::physmap::Pagemap;
 pub use hetmem_core::port::{Astray, Device, DeviceError, NoBacking};
-pub use hetmem_core::run_set::FrameRun;
 #[doc(inline)]
 pub use hetmem_devices::conformance;

@@ -1,10 +1,10 @@
 //! Emptying a device: pages are found by their frames, and brought home.
 
+use hetmem_core::frames::FrameRun;
 use hetmem_core::migrate::{Request, Select, Target};
 use hetmem_core::outcome::KeptReason;
 use hetmem_core::physmap::{MemoryType, Owner};
 use hetmem_core::port::Host as _;
-use hetmem_core::run_set::FrameRun;
 use hetmem_core::units::{DeviceId, FrameIndex, PageCount, PageRange, VirtAddr};
 
 use crate::error::Error;
@@ -43,7 +43,7 @@ impl Runtime {
             why = reason.or(why);
             if moved.is_zero() {
                 // Others are at work on them: a migration, a touch, an event.
-                self.inner.engine.host.await_events();
+                self.inner.engine.host().await_events();
             }
         }
         let left = table.used().get();
@@ -82,14 +82,13 @@ impl Inner {
 
     /// [`hetmem_core::engine::Engine::make_exclusive`], with touches of the page trapped.
     pub(crate) fn make_exclusive(&self, page: VirtAddr, owner: Owner) -> Result<VirtAddr, KeptReason> {
-        let extents = self.extents(PageRange::page_of(page));
-        let Some((extent, path)) = extents.first() else { return Err(KeptReason::Unmanaged) };
-        let refused = self.trap(*extent, *path);
-        let result = match refused.iter().find(|(range, _)| range.contains(page)) {
+        let claim = self.trapped(PageRange::page_of(page));
+        let result = match claim.refused().iter().find(|(range, _)| range.contains(page)) {
             Some((_, reason)) => Err(*reason),
+            // If it is not managed, this says so.
             None => self.engine.make_exclusive(page, owner),
         };
-        self.release(*extent);
+        drop(claim);
         self.tell_of_resting();
         result
     }

@@ -20,10 +20,10 @@ use hetmem_sys::mapping::Guard;
 use hetmem_sys::maps::MapsFile;
 use thiserror::Error;
 
+use crate::builder::{DEFAULT_STOCK, make_devices};
 use crate::host::Contexts;
 use crate::host::removals::RETURNED;
 use crate::inner::Inner;
-use crate::builder::{DEFAULT_STOCK, make_devices};
 use crate::service::{self, MEMORY_PATIENCE};
 
 /// How long to wait, in nanoseconds, before pages that did not come home are asked again.
@@ -71,29 +71,29 @@ impl Managed {
 
     /// The calling thread can open nothing by a path from now on, if it may have that.
     pub fn enclose_caller(&self) {
-        self.0.engine.host.tasks.enclose_caller();
+        self.0.engine.host().tasks.enclose_caller();
     }
 
     /// How the program's first thread has ended, if it has no thread left, but for `others`.
     #[must_use]
     pub fn ended_but(&self, others: usize) -> Option<i32> {
-        self.0.engine.host.tasks.ended_but(others)
+        self.0.engine.host().tasks.ended_but(others)
     }
 
     /// Whether a fork that nobody announces is told of, so that what is away can be copied for the child.
     #[must_use]
     pub fn hears_of_forks(&self) -> bool {
-        self.0.engine.host.contexts.fork_events
+        self.0.engine.host().contexts.fork_events
     }
 
     /// Stops the program; `why` says what of its memory can't be made right.
     pub fn stop_the_program(&self, why: &'static str) -> ! {
-        self.0.engine.host.stop_the_program(VirtAddr::default(), why)
+        self.0.engine.host().stop_the_program(VirtAddr::default(), why)
     }
 
     /// Counts an error.
     pub fn count_error(&self) {
-        self.0.engine.counters.errors.fetch_add(1, Relaxed);
+        self.0.engine.counters().errors.fetch_add(1, Relaxed);
     }
 }
 
@@ -102,71 +102,71 @@ impl Managed {
     /// The program's private anonymous memory, without what is to be left `alone`; in order of address.
     #[must_use]
     pub fn adoptable(&self, alone: RangeMap<()>) -> Vec<PageRange> {
-        crate::mappings::adoptable(&self.0.engine.host.contexts.maps, alone)
+        crate::mappings::adoptable(&self.0.engine.host().contexts.maps, alone)
     }
 
     /// What is managed, in order of address.
     #[must_use]
     pub fn regions(&self) -> Vec<PageRange> {
-        self.0.engine.space.regions().into_iter().map(|(range, _)| range).collect()
+        self.0.engine.regions().into_iter().map(|(range, _)| range).collect()
     }
 
     /// Manages `range`.
     pub fn manage(&self, range: PageRange) {
-        self.0.engine.space.add_region(range, Region { path: FaultPath::Thread, ..Region::default() });
+        self.0.engine.manage(range, Region { path: FaultPath::Thread, ..Region::default() });
     }
 
     /// Manages `range` no longer; nothing of it is on a device.
     pub fn forget(&self, range: PageRange) {
-        self.0.engine.space.remove_region(range);
+        self.0.engine.forget_region(range);
     }
 
     /// Says in the statistics how much is managed.
     pub fn set_adopted(&self, pages: PageCount) {
-        self.0.engine.counters.adopted_bytes.store(pages.bytes().get(), Relaxed);
+        self.0.engine.counters().adopted_bytes.store(pages.bytes().get(), Relaxed);
     }
 
     /// Keeps `range` from being taken out until [`Managed::include`] was called as often.
     pub fn exclude(&self, range: PageRange) {
-        self.0.engine.space.exclude(range);
+        self.0.engine.exclude(range);
     }
 
     /// Keeps it so for good.
     pub fn exclude_for_good(&self, range: PageRange) {
-        self.0.engine.space.exclude_for_good(range);
+        self.0.engine.exclude_for_good(range);
     }
 
     /// Ends one exclusion.
     pub fn include(&self, range: PageRange) {
-        self.0.engine.space.include(range);
+        self.0.engine.include(range);
     }
 
     /// What is excluded, in order.
     #[must_use]
     pub fn exclusions(&self) -> Vec<PageRange> {
-        self.0.engine.space.exclusions()
+        self.0.engine.exclusions()
     }
 
     /// The same, unless somebody is about to change it.
     #[must_use]
     pub fn try_exclusions(&self) -> Option<Vec<PageRange>> {
-        self.0.engine.space.try_exclusions()
+        self.0.engine.try_exclusions()
     }
 
     /// Removals that were announced and are not known to be over.
     #[must_use]
     pub fn removals(&self) -> Vec<PageRange> {
-        self.0.engine.space.removals()
+        self.0.engine.removals()
     }
 
     /// One was announced to somebody before.
     pub fn add_removal(&self, range: PageRange) {
-        self.0.engine.space.add_removal(range);
+        self.0.engine.add_removal(range);
     }
 
     /// A touch of a hole fills that hole only from now on.
     pub fn fill_no_neighbours(&self) {
-        self.0.engine.zero_around.store(false, Relaxed);
+        self.0.engine.keep_holes();
     }
 
     /// Lets registrations fall that nothing needs any more.
@@ -271,7 +271,7 @@ impl Managed {
     #[must_use]
     pub fn residency(&self, range: PageRange) -> Vec<u8> {
         // With the gate held alone nothing is on its way.
-        let _events = self.0.engine.space.gate.events();
+        let _events = self.0.engine.events();
         let Ok(mut seen) = hetmem_sys::mapping::resident(range) else { return Vec::new() };
         self.0.engine.each_away(range, |page| seen[page.start().pages_since(range.start()).as_usize()] |= 1);
         seen
@@ -286,13 +286,13 @@ impl Managed {
     /// Pages that have come home.
     #[must_use]
     pub fn came_home(&self) -> u64 {
-        self.0.engine.counters.pages_migrated_to_system.load(Relaxed)
+        self.0.engine.counters().pages_migrated_to_system.load(Relaxed)
     }
 
     /// Touches that were served.
     #[must_use]
     pub fn faults(&self) -> u64 {
-        self.0.engine.counters.cpu_faults.load(Relaxed)
+        self.0.engine.counters().cpu_faults.load(Relaxed)
     }
 
     /// The devices, in the order of their ids.
@@ -313,13 +313,13 @@ impl Managed {
     /// The device on which the page at `page` is best kept.
     #[must_use]
     pub fn preferred(&self, page: VirtAddr) -> Option<DeviceId> {
-        self.0.engine.space.region_at(page).and_then(|(_, region)| region.preferred)
+        self.0.engine.region_at(page).and_then(|(_, region)| region.preferred)
     }
 
     /// Whether something of `chunk` was used since this was asked last.
     #[must_use]
     pub fn take_warmth(&self, chunk: PageRange) -> bool {
-        self.0.engine.space.take_warmth(chunk)
+        self.0.engine.take_warmth(chunk)
     }
 }
 

@@ -161,7 +161,7 @@ fn bring_home(inner: &Inner) {
         if start.elapsed() > MEMORY_PATIENCE {
             inner
                 .engine
-                .host
+                .host()
                 .stop_the_program(VirtAddr::default(), "pages could not come home that a forked child needs");
         }
     }

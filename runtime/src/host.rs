@@ -19,6 +19,8 @@
 //! maps other memory over such a range while another thread migrates it has that race itself.
 #![expect(unsafe_code, reason = "moves and copies pages that are named by number")]
 
+mod exchange;
+mod registered;
 pub(crate) mod removals;
 
 use std::os::fd::AsFd;
@@ -26,15 +28,13 @@ use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::time::Duration;
 
 use hetmem_core::outcome::KeptReason;
-use hetmem_core::port::{FaultPath, Host, Install, PutIn, PutStop, Taken};
+use hetmem_core::port::{Arrived, Backing, FaultPath, Host, How, InstallStop, Taken};
 use hetmem_core::sync::{Condvar, Mutex, lock};
 use hetmem_core::units::{PageCount, PageRange, VirtAddr};
 use hetmem_sys::copy::{clear_pages, copy_pages};
 use hetmem_sys::errno::Errno;
-use hetmem_sys::mapping::{
-    Arena, ArenaOptions, HugePages, OnFork, Spare, discard, is_locked, is_mapped, map_again_over,
-};
-use hetmem_sys::maps::{MapsFile, Perms};
+use hetmem_sys::mapping::{Arena, ArenaOptions, HugePages, OnFork, discard, is_mapped};
+use hetmem_sys::maps::MapsFile;
 use hetmem_sys::pagemap::{Categories, PagemapEntry, PagemapScanner, Region as Scanned, ScanQuery};
 use hetmem_sys::process;
 use hetmem_sys::procmap::MappingQuery;
@@ -49,8 +49,6 @@ use removals::Removals;
 /// What every program context reports.
 const EVENTS: Features = Features::EVENT_REMAP.union(Features::EVENT_REMOVE).union(Features::EVENT_UNMAP);
 const PROGRAM: Features = Features::PAGEFAULT_FLAG_WP.union(Features::MOVE).union(EVENTS);
-
-const BLOCK: PageCount = PageCount::new(hetmem_core::units::BLOCK_PAGES);
 
 /// What `/proc/<pid>/maps` calls memory of `Runtime::map`.
 pub(crate) const MAPPING_NAME: &std::ffi::CStr = c"hetmem:mapping";
@@ -153,7 +151,7 @@ pub(crate) struct UserMemory {
     nowhere: Arena,
     /// The pool's memory.
     pub(crate) pool: Arena,
-    /// The error behind the last [`PutStop::Refused`].
+    /// The error behind the last [`InstallStop::Refused`].
     refusal: AtomicI32,
     on_fatal: fn(&str),
     stopping: AtomicBool,
@@ -176,7 +174,7 @@ impl UserMemory {
             mappings: MappingQuery::open().ok(),
             removals: Removals::default(),
             refusal: AtomicI32::new(0),
-            nowhere: Arena::reserve(BLOCK, &nowhere)?,
+            nowhere: Arena::reserve(PageCount::BLOCK, &nowhere)?,
             pool,
             on_fatal,
             stopping: AtomicBool::new(false),
@@ -228,87 +226,30 @@ impl UserMemory {
         }
     }
 
-    /// How many pages from the start of `range` on lie in one mapping that is registered and accepts pages: a MOVE into it
-    /// is tried, of pages that don't exist. The kernel looks at the mapping first (`mm/userfaultfd.c`, `validate_move_areas`).
-    ///
-    /// The registration was asked for earlier, for what was mapped then; the program may have mapped something else since, or
-    /// nothing.
-    fn registered_prefix(&self, path: FaultPath, range: PageRange) -> Result<PageCount, KeptReason> {
-        let probe = |pages: PageCount, holes: MoveFlags| {
-            let nowhere = self.nowhere.range().start();
-            // SAFETY: there is no page at the source, so nothing moves.
-            let probe = unsafe {
-                self.contexts.program(path).move_pages(range.start(), nowhere, pages, MoveFlags::DONT_WAKE | holes)
-            };
-            probe.stop
-        };
-        let mut mapped = false;
-        let mut pages = range.pages().min(BLOCK);
-        loop {
-            match probe(pages, MoveFlags::NONE) {
-                // There is a page, and so a mapping.
-                Some(Errno::EXIST) => return Ok(pages),
-                // The source is a hole: the mapping was looked at and found good.
-                Some(Errno::NOENT) if mapped => return Ok(pages),
-                // Or nothing is mapped here. A MOVE that skips holes fails then, and else does nothing. What it finds can't go
-                // without an event, so the same question has one answer next time.
-                Some(Errno::NOENT) => match probe(PageCount::ONE, MoveFlags::ALLOW_SRC_HOLES) {
-                    None | Some(Errno::EXIST) => mapped = true,
-                    Some(Errno::NOMEM) => return Err(KeptReason::NoMemory),
-                    Some(_) => return Err(KeptReason::Raced),
-                },
-                Some(Errno::AGAIN) => return Err(KeptReason::Raced),
-                // Not one mapping, or not one that can be moved from.
-                Some(_) if pages > PageCount::ONE => pages = PageCount::new(pages.get() / 2),
-                // Pages are not moved between what is locked and what is not.
-                Some(Errno::INVAL) if is_locked(range.start()) => return Err(KeptReason::Locked),
-                Some(_) if self.is_executable(range.start()) => return Err(KeptReason::Executable),
-                Some(_) | None => return Err(KeptReason::Unsupported),
-            }
-        }
-    }
-
-    /// Whether code may run at `page` that can be written there, too.
-    fn is_executable(&self, page: VirtAddr) -> bool {
-        let both = Perms::WRITE | Perms::EXEC;
-        match self.mappings.as_ref().map(|mappings| mappings.find(page)) {
-            Some(Ok(Some(found))) => found.range.contains(page) && found.perms.contains(both),
-            Some(Ok(None)) => false,
-            Some(Err(_)) | None => {
-                let mut executable = false;
-                // Where nothing can be read the kernel's refusal is passed on as it is.
-                let _ = crate::mappings::visit_in(&self.contexts.maps, |mapping| {
-                    executable |= mapping.range.contains(page) && mapping.perms.contains(both);
-                });
-                executable
-            }
-        }
-    }
-
-    fn put_stop(&self, path: FaultPath, page: VirtAddr, errno: Errno) -> PutStop {
+    fn install_stop(&self, path: FaultPath, page: VirtAddr, errno: Errno) -> InstallStop {
         match errno {
-            Errno::AGAIN => PutStop::EventsPending,
+            Errno::AGAIN => InstallStop::EventsPending,
             // Looked at before anybody is told that a page is there twice. If nothing is there any more, a marker was: while a page is away, none
             // but hetmem's own comes there, and it stays.
-            Errno::EXIST if self.scanner.is_page(page) == Ok(false) => PutStop::Guarded,
-            Errno::EXIST => PutStop::Occupied,
-            Errno::NOMEM => PutStop::NoMemory,
+            Errno::EXIST if self.scanner.is_page(page) == Ok(false) => InstallStop::Guarded,
+            Errno::EXIST => InstallStop::Occupied,
+            Errno::NOMEM => InstallStop::NoMemory,
             // The kernel looks for changes under way, then waits for them, and finds no mapping, or another: the page may belong elsewhere now.
-            _ if self.contexts.is_changing(path) => PutStop::EventsPending,
+            _ if self.contexts.is_changing(path) => InstallStop::EventsPending,
             Errno::NOENT | Errno::SRCH | Errno::INVAL | Errno::FAULT if !is_mapped(PageRange::page_of(page)) => {
-                PutStop::Gone
+                InstallStop::Gone
             }
             _ => {
                 // Relaxed: a hint for the last word.
                 self.refusal.store(errno.raw_os_error(), Ordering::Relaxed);
-                PutStop::Refused
+                InstallStop::Refused
             }
         }
     }
 
     /// Fills `to`, or its first half, quarter, and so on: the kernel fills one mapping at a time, and refuses a run that goes on into
     /// the next as a whole.
-    fn in_one_mapping(&self, path: FaultPath, to: PageRange, fill: impl Fn(PageRange) -> Progress) -> PutIn {
+    fn in_one_mapping(&self, path: FaultPath, to: PageRange, fill: impl Fn(PageRange) -> Progress) -> Arrived {
         let mut part = to;
         loop {
             let progress = fill(part);
@@ -317,8 +258,8 @@ impl UserMemory {
                 part = part.slice(PageCount::ZERO, PageCount::new(part.pages().get() / 2));
                 continue;
             }
-            let stop = progress.stop.map(|errno| self.put_stop(path, part.start().add_pages(progress.done), errno));
-            return PutIn { pages: progress.done, stop };
+            let stop = progress.stop.map(|errno| self.install_stop(path, part.start().add_pages(progress.done), errno));
+            return Arrived { pages: progress.done, stop };
         }
     }
 }
@@ -368,10 +309,10 @@ impl Host for UserMemory {
         Taken { pages: moved.done, stop }
     }
 
-    fn put_in(&self, path: FaultPath, to: PageRange, from: VirtAddr, how: Install) -> PutIn {
+    fn install(&self, path: FaultPath, to: PageRange, from: VirtAddr, how: How) -> Arrived {
         let uffd = self.contexts.program(path);
         self.in_one_mapping(path, to, |to| match how {
-            Install::Move => {
+            How::Move => {
                 // SAFETY: the source is a frame of hetmem's that the engine has references to; the destination is a page whose
                 // bytes these are, in a trapped range.
                 let once = || unsafe {
@@ -382,7 +323,7 @@ impl Host for UserMemory {
                 let busy = |progress: &Progress| progress.done.is_zero() && progress.stop == Some(Errno::BUSY);
                 (1..BUSY_TRIES).map(|_| once()).find(|progress| !busy(progress)).unwrap_or_else(once)
             }
-            Install::Copy => {
+            How::Copy => {
                 // A hole would be copied as zeros. The engine copies where a page can't be moved, so it may be that there is none.
                 let source = PageRange::new(from, to.pages()).unwrap_or(to);
                 if !source.iter().all(|page| self.scanner.is_there(PageRange::page_of(page)) == Ok(true)) {
@@ -400,7 +341,7 @@ impl Host for UserMemory {
         })
     }
 
-    fn zero_fill(&self, path: FaultPath, range: PageRange) -> PutIn {
+    fn zero_fill(&self, path: FaultPath, range: PageRange) -> Arrived {
         // SAFETY: the engine asks for pages of which nothing was ever taken out.
         self.in_one_mapping(path, range, |range| unsafe { self.contexts.program(path).zeropage(range, Wake::Now) })
     }
@@ -472,29 +413,12 @@ impl Host for UserMemory {
         self.removals.is_over(range, looks, others, |tid| self.tasks.is_at_rest(tid))
     }
 
-    fn lay(&self, block: PageRange, frames: VirtAddr) -> Result<(), KeptReason> {
-        let window = PageRange::new(frames, block.pages()).ok_or(KeptReason::Unsupported)?;
-        // SAFETY: the block is hetmem's to map, all its pages are missing, and their bytes are in the frames.
-        unsafe { map_again_over(window, block.start()) }.map_err(|errno| self.exchange_failed(block, errno))
-    }
-
-    fn lift(&self, path: FaultPath, block: PageRange) -> Result<(), KeptReason> {
-        let failed = |errno| self.exchange_failed(block, errno);
-        let spare = Spare::reserve(block.pages(), MAPPING_NAME).map_err(failed)?;
-        let uffd = self.contexts.program(path);
-        uffd.register(spare.range(), Mode::MISSING).map_err(failed)?;
-        let moved = if self.present(spare.range()).is_zero() {
-            // SAFETY: the block is hetmem's to map, and its bytes are in frames that nobody else refers to.
-            unsafe { spare.move_over(block.start()) }
-        } else {
-            // A page of it would be taken for one of the block.
-            Err((spare, Errno::AGAIN))
-        };
-        moved.map_err(|(spare, errno)| {
-            // So its end raises no event, which would come over what is mapped there next.
-            let _ = uffd.unregister(spare.range());
-            failed(errno)
-        })
+    fn exchange(&self, path: FaultPath, block: PageRange, backing: Backing) -> Result<(), KeptReason> {
+        match backing {
+            Backing::Device(frames) => exchange::lay(block, frames),
+            Backing::Anonymous => self.lift(path, block),
+        }
+        .map_err(|errno| self.exchange_failed(block, errno))
     }
 
     fn stop_the_program(&self, page: VirtAddr, why: &'static str) -> ! {
@@ -532,20 +456,6 @@ impl UserMemory {
             (self.on_fatal)(&format!("{thread} has panicked, so the program is stopped: {text}"));
         }
         process::die()
-    }
-
-    /// Why a block could not be laid or lifted, which is as it was.
-    fn exchange_failed(&self, block: PageRange, errno: Errno) -> KeptReason {
-        if !is_mapped(block) {
-            // Relaxed: a hint for the last word.
-            self.refusal.store(errno.raw_os_error(), Ordering::Relaxed);
-            self.stop_the_program(block.start(), "the kernel has unmapped its block and mapped nothing in its place");
-        }
-        match errno {
-            Errno::NOMEM => KeptReason::NoMemory,
-            Errno::AGAIN => KeptReason::Raced,
-            _ => KeptReason::Unsupported,
-        }
     }
 
     /// Whether others map the page at `page`, too, as far as the page map tells.

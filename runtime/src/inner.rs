@@ -3,11 +3,11 @@
 use std::time::Instant;
 
 use hetmem_core::engine::{CountersAt, Engine};
+use hetmem_core::frames::SystemPool;
 use hetmem_core::migrate::{Request, Target};
 use hetmem_core::notifier::{Notice, Subscription};
 use hetmem_core::outcome::{KeptReason, Outcomes, PageOutcome};
-use hetmem_core::pool::SystemPool;
-use hetmem_core::port::{Device, FaultPath, Host};
+use hetmem_core::port::{Device, Host};
 use hetmem_core::units::{BLOCK_PAGES, ByteLen, PageCount, PageRange};
 use hetmem_sys::errno::Errno;
 use hetmem_sys::mapping::{Access, Arena, ArenaOptions, HugePages, OnDump, OnFork};
@@ -82,19 +82,6 @@ impl Inner {
         })
     }
 
-    /// The extents that must be trapped for `range`.
-    pub(crate) fn extents(&self, range: PageRange) -> Vec<(PageRange, FaultPath)> {
-        self.engine.space.extents(&[range])
-    }
-
-    /// Traps `extent` until [`Inner::release`]. What can't be trapped is returned, with the reason; blocks that are laid need it once they are lifted, and
-    /// are trapped then.
-    pub(crate) fn trap(&self, extent: PageRange, path: FaultPath) -> Vec<(PageRange, KeptReason)> {
-        let host = &self.engine.host;
-        let _installing = self.engine.space.gate.install();
-        host.traps.trap(&host.contexts, extent, path, || self.without_laid(extent))
-    }
-
     /// Whether the caller is not a forked child, whose descriptors name the parent's memory, and which has no handler thread.
     pub(crate) fn is_of_this_process(&self) -> bool {
         self.process == std::process::id()
@@ -110,12 +97,11 @@ impl Inner {
         if lays {
             self.fill_holes(ranges);
         }
-        let extents = self.engine.space.extents(ranges);
-        let mut refused: Vec<_> = extents.iter().flat_map(|(extent, path)| self.trap(*extent, *path)).collect();
+        let claim = self.trapped_all(ranges);
+        let mut refused = claim.refused().to_vec();
         if self.engine.has_overlays() {
             // What others have laid since needs no trap.
-            refused
-                .retain(|(part, _)| !self.engine.space.region_at(part.start()).is_some_and(|(_, region)| region.owned));
+            refused.retain(|(part, _)| !self.engine.region_at(part.start()).is_some_and(|(_, region)| region.owned));
         }
         let outcomes = if refused.is_empty() {
             let mut all = self.engine.migrate_all(ranges, request);
@@ -133,19 +119,9 @@ impl Inner {
         } else {
             ranges.iter().map(|range| self.migrate_trapped(*range, request, &refused)).collect()
         };
-        for (extent, _) in &extents {
-            self.release(*extent);
-        }
+        drop(claim);
         self.tell_of_resting();
         outcomes
-    }
-
-    /// Lets the extent's registration fall as far as what is in it allows.
-    pub(crate) fn release(&self, extent: PageRange) {
-        let host = &self.engine.host;
-        let _installing = self.engine.space.gate.install();
-        let mirrored = self.engine.notifiers.any_in(extent);
-        host.traps.release(&host.contexts, extent, mirrored, || self.engine.away_in(extent));
     }
 
     /// A subscription, and the events of what is managed in its range.
@@ -161,23 +137,15 @@ impl Inner {
 
     /// Has the program's changes to what is managed in `range` reported, for mirrors. What can't be registered is not.
     pub(crate) fn watch(&self, range: PageRange) {
-        for (extent, path) in self.extents(range) {
-            let _refused = self.trap(extent, path);
-            self.release(extent);
-        }
+        drop(self.trapped(range));
     }
 
     /// Gives each hole of `range` a page of zeros of its own, and no neighbour of it: in a trapped range the kernel makes no huge page. A page that
     /// can't be had stays a hole.
     pub(crate) fn populate(&self, range: PageRange) {
-        let extents = self.extents(range);
-        for (extent, path) in &extents {
-            let _refused = self.trap(*extent, *path);
-        }
+        let claim = self.trapped(range);
         UserMemory::unshare(range);
-        for (extent, _) in &extents {
-            self.release(*extent);
-        }
+        drop(claim);
     }
 
     fn migrate_trapped(&self, range: PageRange, request: Request, refused: &[(PageRange, KeptReason)]) -> Outcomes {
@@ -190,7 +158,7 @@ impl Inner {
             ] {
                 match piece.filter(|p| !p.is_empty()) {
                     Some(piece) if piece == part => {
-                        self.engine.counters.count_kept(reason, part.pages().get());
+                        self.engine.counters().count_kept(reason, part.pages().get());
                         all.append(Outcomes::all_kept(part.pages(), reason));
                     }
                     Some(piece) => all.append(self.migrate_trapped(piece, request, refused)),
@@ -230,7 +198,7 @@ impl Inner {
             step = (step * 2).min(BLOCK_PAGES);
             if outcomes.as_slice()[at] == shared {
                 outcomes.set(at, PageOutcome::Kept(KeptReason::Pinned));
-                self.engine.counters.count_kept(KeptReason::Pinned, 1);
+                self.engine.counters().count_kept(KeptReason::Pinned, 1);
                 step = 1;
             }
             at += 1;
@@ -239,11 +207,12 @@ impl Inner {
 
     /// Ends every registration of `range`, unless pages of it are away after all. Waits while the program changes mappings.
     pub(crate) fn unregister(&self, range: PageRange) {
-        let host = &self.engine.host;
+        let host = self.engine.host();
         let start = Instant::now();
         let ended = || {
-            let _installing = self.engine.space.gate.install();
-            !self.engine.away_in(range).0.is_zero() || host.traps.forget(&host.contexts, range)
+            self.engine.while_no_event_is_read(|| {
+                !self.engine.away_in(range).0.is_zero() || host.traps.forget(&host.contexts, range)
+            })
         };
         while !ended() && start.elapsed() <= MEMORY_PATIENCE {
             host.await_events();
@@ -253,7 +222,7 @@ impl Inner {
     /// Ends every registration of the mappings that `range` touches, known or not, unless pages of them are away after all.
     pub(crate) fn unregister_around(&self, range: PageRange) {
         let mut hull = range;
-        for (extent, _) in self.extents(range) {
+        for (extent, _) in self.engine.extents(&[range]) {
             let (start, end) = (hull.start().min(extent.start()), hull.end().max(extent.end()));
             hull = PageRange::between(start, end).unwrap_or(hull);
         }
@@ -262,9 +231,9 @@ impl Inner {
             return;
         }
         // Where the mappings can't be read, those that the books don't know stay registered, and the kernel refuses what they stand in the way of.
-        let mappings = crate::mappings::mappings_in(&self.engine.host.contexts.maps, hull).unwrap_or_default();
+        let mappings = crate::mappings::mappings_in(&self.engine.host().contexts.maps, hull).unwrap_or_default();
         for (mapping, _) in mappings.into_iter().filter(|(_, anonymous)| *anonymous) {
-            for (uffd, _) in self.engine.host.program_contexts() {
+            for (uffd, _) in self.engine.host().program_contexts() {
                 // One that is not registered needs no unregistering.
                 let _ = uffd.unregister(mapping);
             }
@@ -276,7 +245,7 @@ impl Inner {
         ranges
             .iter()
             .map(|range| {
-                let present = self.engine.host.present(*range);
+                let present = self.engine.host().present(*range);
                 let (_, mapped) = self.engine.away_in(*range);
                 PageCount::new(present.get().saturating_sub(mapped.get()))
             })
@@ -294,18 +263,8 @@ impl Inner {
                 return true;
             }
             // Others are at work on them: a touch, an event.
-            self.engine.host.await_events();
+            self.engine.host().await_events();
         }
         false
-    }
-
-    /// Lets ranges fall back that faults have emptied.
-    pub(crate) fn release_idle(&self) {
-        for extent in self.engine.host.traps.idle() {
-            let (unmapped, _) = self.engine.away_in(extent);
-            if unmapped.is_zero() {
-                self.release(extent);
-            }
-        }
     }
 }

@@ -4,6 +4,7 @@
 pub mod accelerator;
 mod builder;
 mod children;
+mod claim;
 mod delegate;
 pub mod device;
 mod error;

@@ -9,7 +9,7 @@ use std::time::Instant;
 use hetmem_core::migrate::{Request, Target};
 use hetmem_core::outcome::{KeptReason, PageOutcome};
 use hetmem_core::port::FaultPath;
-use hetmem_core::space::{Region as RegionEntry, Space};
+use hetmem_core::space::Region as RegionEntry;
 use hetmem_core::units::{ByteLen, DeviceId, PAGE_SIZE, PageRange};
 use hetmem_sys::mapping::{Arena, ArenaOptions, Guard, HugePages, OnFork, Whose};
 
@@ -60,7 +60,9 @@ impl Runtime {
         let arena =
             Arena::reserve(pages, &options).map_err(|errno| Error::os(format!("{len} can't be mapped"), errno))?;
         let (range, region) = (arena.range(), RegionEntry { path, owned: true, ..RegionEntry::default() });
-        self.add(|space| (space.add_region(range, region), vec![range]));
+        let engine = &self.inner.engine;
+        engine.while_no_event_is_read(|| engine.manage(range, region));
+        self.was_added(&[range]);
         Ok(Mapping { arena, inner: Arc::clone(&self.inner) })
     }
 
@@ -106,10 +108,10 @@ impl Runtime {
             return Err(Error::invalid("an empty range can't be adopted"));
         }
         let region = RegionEntry { path, ..RegionEntry::default() };
-        self.add(|space| match space.add_new_region(range, region) {
-            Ok(()) => (Ok(()), vec![range]),
-            Err(part) => (Err(Error::invalid(format!("{part} of {range} is managed already"))), Vec::new()),
-        })
+        let managed = |part| Error::invalid(format!("{part} of {range} is managed already"));
+        self.inner.engine.manage_new(range, region).map_err(managed)?;
+        self.was_added(&[range]);
+        Ok(())
     }
 
     /// The same for those parts of existing memory that are not managed yet, which are returned, in order. Of several threads that ask for the same
@@ -126,10 +128,9 @@ impl Runtime {
     pub unsafe fn adopt_rest(&self, range: PageRange, path: FaultPath) -> Result<Vec<PageRange>, Error> {
         self.check_path(path)?;
         let region = RegionEntry { path, ..RegionEntry::default() };
-        Ok(self.add(|space| {
-            let rest = space.add_rest(range, region);
-            (rest.clone(), rest)
-        }))
+        let rest = self.inner.engine.manage_rest(range, region);
+        self.was_added(&rest);
+        Ok(rest)
     }
 
     fn check_path(&self, path: FaultPath) -> Result<(), Error> {
@@ -139,21 +140,14 @@ impl Runtime {
         Ok(())
     }
 
-    /// Has `add` put memory under management, which says what it has added.
-    fn add<R>(&self, add: impl FnOnce(&Space) -> (R, Vec<PageRange>)) -> R {
-        let engine = &self.inner.engine;
-        let (result, added) = {
-            // An event of what was mapped here before may have been read, and not been applied yet.
-            let _installing = engine.space.gate.install();
-            add(&engine.space)
-        };
-        for range in added {
-            engine.counters.adopted_bytes.fetch_add(range.pages().bytes().get(), Relaxed);
-            if engine.notifiers.any_in(range) {
-                self.inner.watch(range);
+    /// `ranges` were put under management.
+    fn was_added(&self, ranges: &[PageRange]) {
+        for range in ranges {
+            self.inner.engine.counters().adopted_bytes.fetch_add(range.pages().bytes().get(), Relaxed);
+            if self.inner.engine.is_mirrored(*range) {
+                self.inner.watch(*range);
             }
         }
-        result
     }
 
     /// Brings the pages of `range` home, pinned ones, too, and ends its management.
@@ -180,7 +174,7 @@ impl Runtime {
                 self.inner.engine.devices().len()
             )));
         }
-        self.inner.engine.space.change_region(range, |region| match advice {
+        self.inner.engine.change_region(range, |region| match advice {
             Advice::PreferredLocation(device) => region.preferred = Some(device),
             Advice::NoPreference => region.preferred = None,
             Advice::Pin => region.pinned = true,
@@ -201,27 +195,19 @@ pub(crate) fn release(inner: &Inner, range: PageRange) -> Result<(), Error> {
             "{range} is managed by the runtime of the process that this one was forked from"
         )));
     }
-    let space = &inner.engine.space;
+    let engine = &inner.engine;
     let start = Instant::now();
     loop {
         // Anew each time, as another's attempt at a part of it may have failed.
-        space.change_region(range, |region| region.ending = true);
-        let parts: Vec<PageRange> =
-            space.blocks_in(range).into_iter().filter_map(|(no, _)| no.range().intersect(range)).collect();
-        let outcomes = inner.migrate(&parts, Request::all_to(Target::System));
-        // With the gate held alone nobody takes pages out, and without a region nobody will.
-        let events = space.gate.events();
-        let (unmapped, mapped) = inner.engine.away_in(range);
-        let left = unmapped + mapped;
-        if left.is_zero() {
-            let managed = space.regions_in(range).into_iter().filter(|(_, region)| region.is_some());
-            let bytes: u64 = managed.map(|(part, _)| part.pages().bytes().get()).sum();
-            inner.engine.counters.adopted_bytes.fetch_sub(bytes, Relaxed);
-            space.remove_region(range);
-            space.forget_blocks(&events, range);
-            break;
-        }
-        drop(events);
+        engine.change_region(range, |region| region.ending = true);
+        let outcomes = inner.migrate(&engine.migrated_parts(range), Request::all_to(Target::System));
+        let left = match engine.end_management(range) {
+            Ok(managed) => {
+                engine.counters().adopted_bytes.fetch_sub(managed.bytes().get(), Relaxed);
+                break;
+            }
+            Err(left) => left,
+        };
         let why = outcomes.iter().flat_map(|o| o.as_slice()).find_map(|o| match o {
             PageOutcome::Kept(
                 KeptReason::AlreadyThere | KeptReason::Hole | KeptReason::Unmanaged | KeptReason::Raced,
@@ -231,7 +217,7 @@ pub(crate) fn release(inner: &Inner, range: PageRange) -> Result<(), Error> {
         });
         if why.is_some() || start.elapsed() > MEMORY_PATIENCE {
             let why = why.unwrap_or("raced");
-            space.change_region(range, |region| region.ending = false);
+            engine.change_region(range, |region| region.ending = false);
             return Err(Error::invalid(format!(
                 "{left} pages of {range} could not come home ({why})",
                 left = left.get()
@@ -309,7 +295,7 @@ impl Drop for Mapping {
         // Nor may a block of a device be laid over what is mapped there next.
         self.inner.engine.end_overlays(range);
         {
-            let events = self.inner.engine.space.gate.events();
+            let events = self.inner.engine.events();
             self.inner.engine.unmapped(&events, range);
         }
         self.inner.tell_of_resting();

@@ -51,7 +51,7 @@ impl Runtime {
     /// of it then, which is in system memory, and [`Runtime::residency`] says so. Of nodes the kernel tells where a page is; of other coherent
     /// devices nothing does but this. The noticing ends where pages of the same mapping migrate: whoever wants it to go on asks anew.
     pub fn notice_copies(&self) {
-        let host = &self.inner.engine.host;
+        let host = self.inner.engine.host();
         self.inner.engine.each_mapped(|page| {
             if host.is_shared(page) {
                 // A failure leaves a page unnoticed.

@@ -126,7 +126,7 @@ impl Runtime {
     /// Makes a `change` to mappings in `range` that hetmem can't see, or sees too late: `mprotect`, `munmap` of memory in use by a device,
     /// anything in memory that is not managed. Mirrors are told before, and fill no table until it is done.
     pub fn announce<R>(&self, range: PageRange, event: Event, change: impl FnOnce() -> R) -> R {
-        let _invalidation = self.inner.engine.notifiers.start(range, event, true);
+        let _invalidation = self.inner.engine.announce(range, event);
         change()
     }
 }

@@ -1,4 +1,4 @@
-//! Blocks of a coherent DAX device over those of this process ([`hetmem_core::overlay`]): what goes before they are laid, and who must do without them.
+//! Blocks of a coherent DAX device over those of this process ([`hetmem_core::exchange`]): what goes before they are laid, and who must do without them.
 
 use hetmem_core::migrate::{Request, Target};
 use hetmem_core::outcome::{KeptReason, Outcomes, PageOutcome};
@@ -28,7 +28,7 @@ impl Inner {
                 continue;
             }
             let may_go = |region: Option<Region>| region.is_some_and(|region| region.owned && !region.pinned);
-            if self.engine.space.regions_in(block).into_iter().all(|(_, region)| may_go(region)) {
+            if self.engine.regions_in(block).into_iter().all(|(_, region)| may_go(region)) {
                 // What can't be had stays a hole, and is an outcome.
                 let _ = self.engine.fault_in(block, Access::Write);
             }

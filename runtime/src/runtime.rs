@@ -114,21 +114,21 @@ impl Running {
             fast::enter(inner)?;
         }
         let shared = Arc::clone(inner);
-        let before = inner.engine.host.events.count();
+        let before = inner.engine.host().events.count();
         let service = std::thread::Builder::new()
             .name("hetmem".to_owned())
             .spawn(move || {
                 // Nothing that it leaves behind is used again.
                 let served = catch_unwind(AssertUnwindSafe(|| service::run(&shared, &stopped)));
                 if let Err(panic) = served {
-                    shared.engine.host.end_after_panic("the thread that serves touches", &*panic);
+                    shared.engine.host().end_after_panic("the thread that serves touches", &*panic);
                 }
             })
             .map_err(|error| Error::os("the handler thread can't be started", errno_of(&error)))?;
         // A beginning thread allocates, until `service::run` says otherwise, and a fork keeps it from that: the fork would wait for this thread to
         // read its event, and this thread for the C library's heap.
-        while inner.engine.host.events.count() == before {
-            inner.engine.host.events.wait_after(before);
+        while inner.engine.host().events.count() == before {
+            inner.engine.host().events.wait_after(before);
         }
         Ok((stop, service))
     }
@@ -147,8 +147,8 @@ impl Drop for Running {
             // else.
             return self.keep();
         }
-        drop(self.inner.engine.notifiers.start(PageRange::ALL, Event::Release, true));
-        let regions: Vec<PageRange> = self.inner.engine.space.regions().into_iter().map(|(range, _)| range).collect();
+        drop(self.inner.engine.announce(PageRange::ALL, Event::Release));
+        let regions: Vec<PageRange> = self.inner.engine.regions().into_iter().map(|(range, _)| range).collect();
         let stuck = regions.into_iter().filter(|range| release(&self.inner, *range).is_err()).count();
         if stuck > 0 {
             // Touches of what can't come home are served as ever, by the handler thread: without it and its registrations they would find zeros.

@@ -50,11 +50,11 @@ pub(crate) fn run(inner: &Inner, stop: &OwnedFd) {
     let mut queue: Vec<Fault> = Vec::with_capacity(256);
     let mut later: Vec<Fault> = Vec::with_capacity(256);
     let mut room = Vec::new();
-    let host = &inner.engine.host;
+    let host = inner.engine.host();
     let mut stopping = None;
     let mut clearing = Clearing::default();
     // Whoever started this thread may fork from here on: it can read the fork's event.
-    inner.engine.host.events.advance();
+    inner.engine.host().events.advance();
     loop {
         // After whatever has cleared the descriptor that is written to when one begins, and before the next wait for that.
         if inner.forks.are_under_way() {
@@ -64,7 +64,7 @@ pub(crate) fn run(inner: &Inner, stop: &OwnedFd) {
         let Woken { anything, asked_to_stop, delegated } = wait(inner, stop, timeout.as_ref());
         if anything {
             // With the gate held alone, for which migrations have to wait.
-            for (uffd, path) in inner.engine.host.program_contexts() {
+            for (uffd, path) in inner.engine.host().program_contexts() {
                 read(inner, uffd, path, &mut buffer, &mut queue);
             }
         }
@@ -107,7 +107,7 @@ struct Woken {
 
 /// Waits for something to read.
 fn wait(inner: &Inner, stop: &OwnedFd, timeout: Option<&Timespec>) -> Woken {
-    let contexts = &inner.engine.host.contexts;
+    let contexts = &inner.engine.host().contexts;
     let second = contexts.sigbus.as_ref().unwrap_or(&contexts.thread);
     let mut fds = [
         PollFd::new(&contexts.thread, PollFlags::IN),
@@ -124,14 +124,14 @@ fn wait(inner: &Inner, stop: &OwnedFd, timeout: Option<&Timespec>) -> Woken {
 
 /// Reads what is there, applies events, and queues faults.
 fn read(inner: &Inner, uffd: &Userfaultfd, path: FaultPath, buffer: &mut EventBuffer, queue: &mut Vec<Fault>) {
-    let events = inner.engine.space.gate.events();
+    let events = inner.engine.events();
     if !matches!(uffd.read_events(buffer), Ok(1..)) {
         return;
     }
     let changed = apply(inner, &events, path, buffer, queue);
     drop(events);
     if changed {
-        inner.engine.host.events.advance();
+        inner.engine.host().events.advance();
     }
 }
 
@@ -156,17 +156,17 @@ fn apply(
             Event::Remove { range } if range == inner.guards.bell() => inner.serve_guards(events),
             Event::Remove { range } => engine.removed(events, range),
             // The end of the address that a lifted block came from: nothing was there, and somebody's mapping may be by now.
-            Event::Unmap { range } if engine.host.traps.was_spare(range) => {}
+            Event::Unmap { range } if engine.host().traps.was_spare(range) => {}
             Event::Unmap { range } => {
                 engine.unmapped(events, range);
-                engine.host.traps.unmapped(range);
+                engine.host().traps.unmapped(range);
             }
             Event::Remap { from, to, len } => {
                 if let Some(from) = len.whole_pages().and_then(|pages| PageRange::new(from, pages)) {
                     engine.remapped(events, from, to);
                     match PageRange::new(to, from.pages()).filter(|to| engine.is_own_change(*to)) {
-                        Some(lifted) => engine.host.traps.lifted(from, lifted, path),
-                        None => engine.host.traps.remapped(from, to),
+                        Some(lifted) => engine.host().traps.lifted(from, lifted, path),
+                        None => engine.host().traps.remapped(from, to),
                     }
                 }
             }
@@ -184,9 +184,9 @@ fn apply(
 /// first read to the end, so that nothing is put in or taken out between an event and its effect.
 fn park(inner: &Inner, room: &mut Vec<(EventBuffer, FaultPath)>, queue: &mut Vec<Fault>) {
     room.resize_with(forks::ROOM, || (EventBuffer::new(), FaultPath::Thread));
-    let contexts = &inner.engine.host.contexts;
+    let contexts = &inner.engine.host().contexts;
     let second = contexts.sigbus.as_ref().unwrap_or(&contexts.thread);
-    let events = inner.engine.space.gate.events();
+    let events = inner.engine.events();
     inner.forks.park();
     let mut filled = 0;
     loop {
@@ -195,7 +195,7 @@ fn park(inner: &Inner, room: &mut Vec<(EventBuffer, FaultPath)>, queue: &mut Vec
         if inner.forks.unpark() {
             break;
         }
-        for (uffd, path) in inner.engine.host.program_contexts() {
+        for (uffd, path) in inner.engine.host().program_contexts() {
             while let Some((buffer, of)) = room.get_mut(filled) {
                 if !matches!(uffd.read_events(buffer), Ok(1..)) {
                     break;
@@ -216,7 +216,7 @@ fn park(inner: &Inner, room: &mut Vec<(EventBuffer, FaultPath)>, queue: &mut Vec
         apply(inner, &events, *path, buffer, queue);
     }
     drop(events);
-    inner.engine.host.events.advance();
+    inner.engine.host().events.advance();
     // Somebody else may have posted meanwhile.
     inner.delegated.wake();
 }
@@ -226,22 +226,22 @@ fn serve(inner: &Inner, fault: Fault) -> Option<Fault> {
     let engine = &inner.engine;
     let page = PageRange::page_of(fault.addr);
     if fault.write_protected {
-        if engine.host.is_shared(page) {
+        if engine.host().is_shared(page) {
             engine.copied_on_write(page.start());
         }
-        let resolved = engine.host.contexts.program(fault.path).write_protect(page, WriteProtect::Resolve);
+        let resolved = engine.host().contexts.program(fault.path).write_protect(page, WriteProtect::Resolve);
         // Any error but this one means that the range is gone, and with it the toucher's wait.
         return (resolved == Err(Errno::AGAIN)).then_some(fault);
     }
     match engine.fault(fault.addr, fault.path) {
         FaultResolution::Home(_) => {
-            record_latency(&engine.counters, fault.read_at);
+            record_latency(engine.counters(), fault.read_at);
             None
         }
         FaultResolution::Present | FaultResolution::Waiting => None,
         FaultResolution::EventsPending | FaultResolution::Mirrored => Some(fault),
         FaultResolution::NoMemory if fault.read_at.elapsed() > MEMORY_PATIENCE => {
-            engine.host.stop_the_program(page.start(), "the host has no memory for it")
+            engine.host().stop_the_program(page.start(), "the host has no memory for it")
         }
         FaultResolution::NoMemory => Some(fault),
     }
@@ -274,7 +274,7 @@ fn await_parent() -> bool {
 /// Serves a SIGBUS at `addr` in the thread that touched it; `false` if the page is not this runtime's business.
 pub(crate) fn serve_sigbus(inner: &Inner, addr: VirtAddr) -> bool {
     let engine = &inner.engine;
-    let ours = engine.space.region_at(addr.page_down()).is_some_and(|(_, region)| region.path == FaultPath::Sigbus);
+    let ours = engine.region_at(addr.page_down()).is_some_and(|(_, region)| region.path == FaultPath::Sigbus);
     if !ours {
         return false;
     }
@@ -285,15 +285,15 @@ pub(crate) fn serve_sigbus(inner: &Inner, addr: VirtAddr) -> bool {
     loop {
         match engine.fault_in_signal(addr) {
             FaultResolution::Mirrored => {
-                let before = engine.host.events.count();
+                let before = engine.host().events.count();
                 inner.delegated.post(addr);
-                engine.host.events.wait_after(before);
+                engine.host().events.wait_after(before);
             }
             FaultResolution::Home(PageCount::ZERO) | FaultResolution::EventsPending | FaultResolution::Waiting => {
-                engine.host.await_events();
+                engine.host().await_events();
             }
             FaultResolution::Home(_) => {
-                record_latency(&engine.counters, start);
+                record_latency(engine.counters(), start);
                 inner.tell_of_resting();
                 return true;
             }
@@ -302,11 +302,11 @@ pub(crate) fn serve_sigbus(inner: &Inner, addr: VirtAddr) -> bool {
                 return !is_gone(engine, addr);
             }
             FaultResolution::NoMemory if start.elapsed() > MEMORY_PATIENCE => {
-                engine.host.stop_the_program(addr.page_down(), "the host has no memory for it")
+                engine.host().stop_the_program(addr.page_down(), "the host has no memory for it")
             }
             FaultResolution::NoMemory => {
                 engine.trim_pool();
-                engine.host.await_events();
+                engine.host().await_events();
             }
         }
     }

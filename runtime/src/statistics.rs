@@ -55,7 +55,7 @@ impl Runtime {
     #[must_use]
     pub fn statistics(&self) -> Statistics {
         let engine = &self.inner.engine;
-        Statistics::of(&engine.counters, engine.devices().len())
+        Statistics::of(engine.counters(), engine.devices().len())
     }
 }
 

@@ -8,7 +8,7 @@ use crate::units::PageRange;
 /// A class for each power of two that a number of pages can be.
 const CLASSES: usize = 53;
 
-/// See the module.
+/// Subscriptions by the ranges that they are of.
 pub(super) struct Intervals {
     // Invariant: sorted by start; class k has ranges of 2^k up to but without 2^(k+1) pages.
     classes: [Vec<Arc<Subscriber>>; CLASSES],

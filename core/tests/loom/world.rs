@@ -4,12 +4,12 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use hetmem_core::engine::{CountersAt, Engine, Residency};
 use hetmem_core::fault::FaultResolution;
+use hetmem_core::frames::FrameRun;
+use hetmem_core::frames::SystemPool;
 use hetmem_core::migrate::{Request, Target};
 use hetmem_core::outcome::KeptReason;
 use hetmem_core::physmap::{MemoryType, Owner, Pagemap};
-use hetmem_core::pool::SystemPool;
-use hetmem_core::port::{Device, DeviceError, FaultPath, Host, Install, PutIn, PutStop, Taken};
-use hetmem_core::run_set::FrameRun;
+use hetmem_core::port::{Arrived, Device, DeviceError, FaultPath, Host, How, InstallStop, Taken};
 use hetmem_core::slot::Slot;
 use hetmem_core::space::Region;
 use hetmem_core::sync::{Arc, Condvar, Mutex, lock};
@@ -56,19 +56,19 @@ pub(crate) struct Shared {
 pub(crate) struct ModelHost(Arc<Shared>);
 
 impl ModelHost {
-    fn put(&self, to: PageRange, mut content: impl FnMut(&mut Memory, u64) -> u64) -> PutIn {
+    fn put(&self, to: PageRange, mut content: impl FnMut(&mut Memory, u64) -> u64) -> Arrived {
         let memory = &mut *lock(&self.0.memory);
         let mut done = 0;
         let stop = 'pages: {
             if !memory.events.is_empty() {
-                break 'pages Some(PutStop::EventsPending);
+                break 'pages Some(InstallStop::EventsPending);
             }
             for page in to.iter() {
                 if !memory.mapped.contains(&page.get()) {
-                    break 'pages Some(PutStop::Gone);
+                    break 'pages Some(InstallStop::Gone);
                 }
                 if memory.present.contains_key(&page.get()) {
-                    break 'pages Some(PutStop::Occupied);
+                    break 'pages Some(InstallStop::Occupied);
                 }
                 let content = content(memory, done);
                 memory.present.insert(page.get(), content);
@@ -78,7 +78,7 @@ impl ModelHost {
             None
         };
         self.0.changed.notify_all();
-        PutIn { pages: PageCount::new(done), stop }
+        Arrived { pages: PageCount::new(done), stop }
     }
 }
 
@@ -103,17 +103,17 @@ impl Host for ModelHost {
         Taken { pages: done, stop }
     }
 
-    fn put_in(&self, _path: FaultPath, to: PageRange, from: VirtAddr, how: Install) -> PutIn {
+    fn install(&self, _path: FaultPath, to: PageRange, from: VirtAddr, how: How) -> Arrived {
         self.put(to, |memory, i| {
             let at = from.add_pages(PageCount::new(i)).get();
             match how {
-                Install::Move => memory.own.remove(&at).expect("no hole is moved in"),
-                Install::Copy => memory.own[&at],
+                How::Move => memory.own.remove(&at).expect("no hole is moved in"),
+                How::Copy => memory.own[&at],
             }
         })
     }
 
-    fn zero_fill(&self, _path: FaultPath, range: PageRange) -> PutIn {
+    fn zero_fill(&self, _path: FaultPath, range: PageRange) -> Arrived {
         // The neighbours are of no interest here, and not mapped.
         self.put(range.slice(PageCount::ZERO, PageCount::ONE), |_, _| 0)
     }
@@ -221,7 +221,7 @@ impl World {
         let pool = SystemPool::new(VirtAddr::new(POOL), PageCount::new(3), PageCount::new(3), PageCount::ONE);
         let host = ModelHost(Arc::clone(&shared));
         let engine = Engine::new(host, devices, pool, CountersAt::Own(Box::default()));
-        engine.space.add_region(page(), Region::default());
+        engine.manage(page(), Region::default());
         Self { engine: Arc::new(engine), shared }
     }
 
@@ -251,7 +251,7 @@ impl World {
             memory.waiters.insert(PAGE.get());
             drop(memory);
             while self.engine.fault(PAGE, FaultPath::Thread) == FaultResolution::EventsPending {
-                self.engine.host.await_events();
+                self.engine.host().await_events();
             }
             memory = lock(&self.shared.memory);
             while memory.waiters.contains(&PAGE.get()) {
@@ -267,7 +267,7 @@ impl World {
                 return *content;
             }
             if self.engine.fault(PAGE, FaultPath::Sigbus) == FaultResolution::EventsPending {
-                self.engine.host.await_events();
+                self.engine.host().await_events();
             }
         }
     }
@@ -291,7 +291,7 @@ impl World {
             memory = self.shared.changed.wait(memory).unwrap();
         }
         drop(memory);
-        let events = self.engine.space.gate.events();
+        let events = self.engine.events();
         let event = lock(&self.shared.memory).events.pop_front();
         self.shared.changed.notify_all();
         match event {
@@ -314,6 +314,6 @@ impl World {
     }
 
     pub(crate) fn slot(&self) -> Slot {
-        self.engine.space.existing_block(PAGE.block()).map_or(Slot::System, |b| b.lock().slot(PAGE.index_in_block()))
+        self.engine.slot(PAGE)
     }
 }

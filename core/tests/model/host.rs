@@ -1,7 +1,7 @@
 //! The program's memory as the kernel lets hetmem change it.
 
 use hetmem_core::outcome::KeptReason;
-use hetmem_core::port::{FaultPath, Host, Install, PutIn, PutStop, Taken};
+use hetmem_core::port::{Arrived, Backing, FaultPath, Host, How, InstallStop, Taken};
 use hetmem_core::units::{PageCount, PageRange, VirtAddr};
 
 use super::inject::{Done, Failure};
@@ -50,29 +50,29 @@ impl Memory {
         Taken { pages: from.pages(), stop: None }
     }
 
-    fn refuses_put(&self, page: VirtAddr, how: Install) -> Option<PutStop> {
+    fn refuses_put(&self, page: VirtAddr, how: How) -> Option<InstallStop> {
         match self.pages.get(&page.get()) {
-            Some(entry) if !entry.registered => Some(PutStop::Gone),
-            None => Some(PutStop::Gone),
-            Some(entry) if entry.guarded => Some(PutStop::Guarded),
-            Some(entry) if entry.content.is_some() => Some(PutStop::Occupied),
-            Some(entry) if entry.read_only && how == Install::Move => Some(PutStop::Refused),
+            Some(entry) if !entry.registered => Some(InstallStop::Gone),
+            None => Some(InstallStop::Gone),
+            Some(entry) if entry.guarded => Some(InstallStop::Guarded),
+            Some(entry) if entry.content.is_some() => Some(InstallStop::Occupied),
+            Some(entry) if entry.read_only && how == How::Move => Some(InstallStop::Refused),
             Some(_) => None,
         }
     }
 
-    fn put(&mut self, to: PageRange, how: Install, mut content: impl FnMut(&mut Self, u64) -> Token) -> PutIn {
+    fn put(&mut self, to: PageRange, how: How, mut content: impl FnMut(&mut Self, u64) -> Token) -> Arrived {
         for (i, page) in (0..).zip(to.iter()) {
-            assert!(!self.is_laid(page) || how == Install::Copy, "the laid page at {page} is moved in");
+            assert!(!self.is_laid(page) || how == How::Copy, "the laid page at {page} is moved in");
             if let Some(stop) = self.refuses_put(page, how) {
-                return PutIn { pages: PageCount::new(i), stop: Some(stop) };
+                return Arrived { pages: PageCount::new(i), stop: Some(stop) };
             }
             let content = content(self, i);
             self.pages.get_mut(&page.get()).expect("looked at before").content = Some(content);
             self.waiters.remove(&page.get());
             self.dropped.remove(&page.get());
         }
-        PutIn::all(to.pages())
+        Arrived::all(to.pages())
     }
 }
 
@@ -116,15 +116,15 @@ impl Host for ModelHost {
         }
     }
 
-    fn put_in(&self, _path: FaultPath, to: PageRange, from: VirtAddr, how: Install) -> PutIn {
-        let failure = self.0.step(StepKind::PutIn);
+    fn install(&self, _path: FaultPath, to: PageRange, from: VirtAddr, how: How) -> Arrived {
+        let failure = self.0.step(StepKind::Install);
         let mut memory = self.0.lock();
         if memory.is_changing() {
-            return PutIn { pages: PageCount::ZERO, stop: Some(PutStop::EventsPending) };
+            return Arrived { pages: PageCount::ZERO, stop: Some(InstallStop::EventsPending) };
         }
         let content = |memory: &mut Memory, i: u64| {
             let content = memory.own_content(nth(from, i));
-            if how == Install::Move {
+            if how == How::Move {
                 memory.own.remove(&nth(from, i).get());
             }
             assert_ne!(content, super::GARBAGE, "what a failed copy left is put in at {to}");
@@ -132,10 +132,10 @@ impl Host for ModelHost {
         };
         let put = match failure {
             // Only moving is refused by the mapping.
-            Some(Failure::Put(PutStop::Refused, _)) if how == Install::Copy => memory.put(to, how, content),
-            Some(Failure::Put(stop, done)) => {
+            Some(Failure::Install(InstallStop::Refused, _)) if how == How::Copy => memory.put(to, how, content),
+            Some(Failure::Install(stop, done)) => {
                 let put = memory.put(cut(to, done).0, how, content);
-                PutIn { pages: put.pages, stop: put.stop.or(Some(stop)) }
+                Arrived { pages: put.pages, stop: put.stop.or(Some(stop)) }
             }
             _ => memory.put(to, how, content),
         };
@@ -143,15 +143,15 @@ impl Host for ModelHost {
         put
     }
 
-    fn zero_fill(&self, _path: FaultPath, range: PageRange) -> PutIn {
+    fn zero_fill(&self, _path: FaultPath, range: PageRange) -> Arrived {
         let failure = self.0.step(StepKind::ZeroFill);
         let mut memory = self.0.lock();
         if memory.is_changing() {
-            return PutIn { pages: PageCount::ZERO, stop: Some(PutStop::EventsPending) };
+            return Arrived { pages: PageCount::ZERO, stop: Some(InstallStop::EventsPending) };
         }
         let put = match failure {
-            Some(Failure::Put(stop, _)) => PutIn { pages: PageCount::ZERO, stop: Some(stop) },
-            _ => memory.put(range, Install::Copy, |_, _| ZERO),
+            Some(Failure::Install(stop, _)) => Arrived { pages: PageCount::ZERO, stop: Some(stop) },
+            _ => memory.put(range, How::Copy, |_, _| ZERO),
         };
         self.0.changed.notify_all();
         put
@@ -185,7 +185,7 @@ impl Host for ModelHost {
     fn discard(&self, at: VirtAddr, pages: PageCount) -> bool {
         // The kernel tells the handler thread of it first, which needs the gate: nobody may hold it here.
         let failure = self.0.step(StepKind::Discard);
-        drop(self.0.engine().space.gate.events());
+        drop(self.0.engine().events());
         if failure.is_some() {
             return false;
         }
@@ -230,12 +230,11 @@ impl Host for ModelHost {
         failure.is_none() && !self.0.lock().zaps.iter().any(|zap| zap.range.overlaps(range))
     }
 
-    fn lay(&self, block: PageRange, frames: VirtAddr) -> Result<(), KeptReason> {
-        self.0.exchange(StepKind::Lay, block, |memory| memory.lay(block, frames))
-    }
-
-    fn lift(&self, _path: FaultPath, block: PageRange) -> Result<(), KeptReason> {
-        self.0.exchange(StepKind::Lift, block, |memory| memory.lift(block))
+    fn exchange(&self, _path: FaultPath, block: PageRange, backing: Backing) -> Result<(), KeptReason> {
+        match backing {
+            Backing::Device(frames) => self.0.exchange(StepKind::Lay, block, |memory| memory.lay(block, frames)),
+            Backing::Anonymous => self.0.exchange(StepKind::Lift, block, |memory| memory.lift(block)),
+        }
     }
 
     fn stop_the_program(&self, page: VirtAddr, why: &'static str) -> ! {

@@ -2,7 +2,7 @@
 
 use hetmem_core::migrate::{Request, Target};
 use hetmem_core::outcome::KeptReason;
-use hetmem_core::port::PutStop;
+use hetmem_core::port::InstallStop;
 use hetmem_core::units::{PageRange, VirtAddr};
 
 use super::{Memory, Model};
@@ -11,7 +11,7 @@ use super::{Memory, Model};
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub(crate) enum StepKind {
     TakeOut,
-    PutIn,
+    Install,
     ZeroFill,
     CopyIn,
     CopyOut,
@@ -45,7 +45,7 @@ const TAKE_REASONS: [KeptReason; 7] = [
 const TRAP_REASONS: [KeptReason; 3] = [KeptReason::ForeignUserfaultfd, KeptReason::Unsupported, KeptReason::NoMemory];
 /// Why a block may be neither laid nor lifted.
 const EXCHANGE_REASONS: [KeptReason; 2] = [KeptReason::NoMemory, KeptReason::Unsupported];
-const PUT_STOPS: [PutStop; 3] = [PutStop::EventsPending, PutStop::NoMemory, PutStop::Refused];
+const INSTALL_STOPS: [InstallStop; 3] = [InstallStop::EventsPending, InstallStop::NoMemory, InstallStop::Refused];
 
 /// How much of a call is done before it fails.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -62,7 +62,7 @@ pub(crate) enum Done {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Failure {
     Take(KeptReason, Done),
-    Put(PutStop, Done),
+    Install(InstallStop, Done),
     Device,
     NotOver,
     /// The first page can't be trapped.
@@ -86,11 +86,11 @@ impl StepKind {
                 .flat_map(|done| TAKE_REASONS.map(|reason| Failure::Take(reason, done)))
                 .chain([Done::None, Done::Half].map(|done| Failure::Take(KeptReason::Occupied, done)))
                 .collect(),
-            Self::PutIn => [Done::None, Done::Half]
+            Self::Install => [Done::None, Done::Half]
                 .into_iter()
-                .flat_map(|done| PUT_STOPS.map(|stop| Failure::Put(stop, done)))
+                .flat_map(|done| INSTALL_STOPS.map(|stop| Failure::Install(stop, done)))
                 .collect(),
-            Self::ZeroFill => PUT_STOPS.map(|stop| Failure::Put(stop, Done::None)).to_vec(),
+            Self::ZeroFill => INSTALL_STOPS.map(|stop| Failure::Install(stop, Done::None)).to_vec(),
             Self::CopyIn | Self::CopyOut => vec![Failure::Device],
             Self::HostCopy | Self::MappingFrom | Self::Presence | Self::Exchanged => Vec::new(),
             Self::Discard | Self::OpenPlaces => vec![Failure::Refused],
@@ -106,7 +106,7 @@ impl StepKind {
         match self {
             Self::CopyIn | Self::CopyOut | Self::HostCopy | Self::Discard => true,
             Self::MappingFrom | Self::Presence | Self::FaultIn | Self::Lay | Self::Lift | Self::Exchanged => true,
-            Self::TakeOut | Self::PutIn | Self::ZeroFill | Self::RemovalIsOver | Self::Trapped | Self::OpenPlaces => {
+            Self::TakeOut | Self::Install | Self::ZeroFill | Self::RemovalIsOver | Self::Trapped | Self::OpenPlaces => {
                 false
             }
         }

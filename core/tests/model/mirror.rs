@@ -105,11 +105,7 @@ impl From<MirrorPage> for Answer {
 impl World {
     /// What `page` is answered with to `owner`, who only looks, by what the model and the slots say.
     pub(crate) fn looked_at(&self, page: VirtAddr, owner: Option<Owner>) -> Answer {
-        let slot = self
-            .engine
-            .space
-            .existing_block(page.block())
-            .map_or(Slot::System, |block| block.lock().slot(page.index_in_block()));
+        let slot = self.engine.slot(page);
         let Some(entry) = self.model.lock().pages.get(&page.get()).copied() else { return Answer::Error };
         let with = |place, writable| if writable { Answer::Writes(place) } else { Answer::Reads(place) };
         match (slot, entry.content) {

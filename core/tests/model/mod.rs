@@ -38,9 +38,9 @@ use hetmem_core::outcome::KeptReason;
 use hetmem_core::units::{PAGE_SIZE, PageCount, PageRange, VirtAddr};
 
 pub(crate) use device::ModelDevice;
-pub(crate) use inject::{Action, Chaos, Failure, StepKind};
+pub(crate) use inject::{Action, Chaos, Done, Failure, StepKind};
 pub(crate) use mirror::Answer;
-pub(crate) use world::{COHERENT, COHERENT_B, DeviceKind, OVERLAY, OVERLAY_B, PRIVATE, PRIVATE_B, World};
+pub(crate) use world::{COHERENT, COHERENT_B, DeviceKind, OVERLAY, OVERLAY_B, OWNED, PRIVATE, PRIVATE_B, World};
 
 /// What a page holds. No two writes of a test write the same one.
 pub(crate) type Token = u64;

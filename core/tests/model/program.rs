@@ -117,7 +117,7 @@ impl Model {
     /// Puts what is mapped in `range` under management, if no event is unread.
     pub(crate) fn adopt(&self, range: PageRange, region: Region) -> bool {
         let engine = self.engine();
-        let _installing = engine.space.gate.install();
+        let _events = engine.events();
         let mut memory = self.lock();
         let mapped = range.iter().all(|page| memory.pages.contains_key(&page.get()));
         if !memory.events.is_empty() || !mapped {
@@ -126,7 +126,7 @@ impl Model {
         for page in range.iter() {
             memory.pages.get_mut(&page.get()).expect("looked at before").registered = true;
         }
-        engine.space.add_region(range, region);
+        engine.manage(range, region);
         true
     }
 
@@ -198,7 +198,7 @@ impl Model {
     /// Removes the guard markers of `range`, as a thread does that has the engine look first, with nothing put in meanwhile.
     pub(crate) fn unguard(&self, range: PageRange) {
         let engine = self.engine();
-        let events = engine.space.gate.events();
+        let events = engine.events();
         engine.guarded(&events, range);
         let mut memory = self.lock();
         for (_, entry) in memory.pages.range_mut(range.start().get()..range.end().get()) {
@@ -274,7 +274,7 @@ impl Model {
     pub(crate) fn deliver(&self) {
         let engine = self.engine();
         loop {
-            let events = engine.space.gate.events();
+            let events = engine.events();
             let event = {
                 let mut memory = self.lock();
                 let Some(event) = memory.events.pop_front() else { return };
@@ -421,10 +421,7 @@ impl Model {
         let mapped: Vec<u64> = self.lock().pages.keys().copied().collect();
         for page in mapped {
             let at = VirtAddr::new(page);
-            let slot = engine
-                .space
-                .existing_block(at.block())
-                .map_or(Slot::System, |block| block.lock().slot(at.index_in_block()));
+            let slot = engine.slot(at);
             let mut memory = self.lock();
             let entry = memory.pages[&page];
             if entry.guarded {
@@ -439,7 +436,14 @@ impl Model {
                     memory.own_content(expected.expect("what is laid is in a window"))
                 }
                 _ if entry.laid.is_some() => panic!("{at} is laid, and its slot is {slot:?}"),
-                (Some(content), Slot::System | Slot::Mapped(_)) => content,
+                (Some(content), Slot::Mapped(frame)) => {
+                    let arena = engine.device(frame.device).and_then(|device| device.frames_start());
+                    let place = arena.map(|start| nth(start, u64::from(frame.index.get())).get());
+                    let left = place.and_then(|place| memory.own.get(&place));
+                    assert_eq!(left, None, "{at} is mapped from its frame, and no copy of what that holds");
+                    content
+                }
+                (Some(content), Slot::System) => content,
                 // Mapped and missing: the removal came after the announcement, when another page had moved there.
                 (None, Slot::System | Slot::Mapped(_)) => ZERO,
                 (None, Slot::Unmapped { frame, busy: false }) if frame.device == SYSTEM_POOL => {

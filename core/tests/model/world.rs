@@ -3,12 +3,13 @@
 use std::sync::{Arc, Condvar, Mutex, OnceLock};
 
 use hetmem_core::engine::{CountersAt, Engine, Residency};
+use hetmem_core::frames::FrameRun;
+use hetmem_core::frames::{Purpose, SystemPool};
+use hetmem_core::home::Home;
 use hetmem_core::migrate::{Request, Target};
 use hetmem_core::outcome::Outcomes;
 use hetmem_core::physmap::{MemoryType, Owner, Pagemap};
-use hetmem_core::pool::{Purpose, SystemPool};
-use hetmem_core::port::Device;
-use hetmem_core::run_set::FrameRun;
+use hetmem_core::port::{Device, FaultPath};
 use hetmem_core::space::Region;
 use hetmem_core::units::{BLOCK_SIZE, DeviceId, FrameIndex, PageCount, PageRange, VirtAddr};
 
@@ -29,6 +30,16 @@ pub(crate) const COHERENT_B: DeviceId = DeviceId::new(3);
 /// Of [`World::with_overlays`] only.
 pub(crate) const OVERLAY: DeviceId = DeviceId::new(4);
 pub(crate) const OVERLAY_B: DeviceId = DeviceId::new(5);
+
+/// Memory of which hetmem says that nobody else maps, unmaps or protects it.
+pub(crate) const OWNED: Region = Region {
+    path: FaultPath::Thread,
+    home: Home::Anonymous,
+    pinned: false,
+    preferred: None,
+    ending: false,
+    owned: true,
+};
 
 /// A device of a [`World`].
 #[derive(Clone, Copy)]
@@ -152,7 +163,7 @@ impl World {
 
     /// Uses the pool up, down to `left` places; the runs are to be given back.
     pub(crate) fn hog_pool(&self, left: u64) -> Vec<FrameRun> {
-        let pool = &self.engine.pool;
+        let pool = self.engine.pool();
         while pool.grow(|_, _| true) {}
         let mut hogged = Vec::new();
         loop {
@@ -164,7 +175,7 @@ impl World {
 
     pub(crate) fn unhog_pool(&self, hogged: Vec<FrameRun>) {
         for run in hogged {
-            self.engine.pool.put_populated(run);
+            self.engine.pool().release(run);
         }
     }
 
@@ -181,13 +192,19 @@ impl World {
 
     pub(crate) fn unhog_device(&self, device: DeviceId, hogged: Vec<FrameRun>) {
         for run in hogged {
-            self.engine.devices()[device.index()].pagemap().frames.put(run);
+            self.engine.devices()[device.index()].pagemap().frames.release(run);
         }
+    }
+
+    /// How many places of the pool have a page.
+    pub(crate) fn places_with_a_page(&self) -> PageCount {
+        let end = nth(POOL, self.pool_pages).get();
+        PageCount::new(self.model.lock().own.range(POOL.get()..end).count() as u64)
     }
 
     /// Once all that rests is cleared, nothing of a page is in a frame or place that nobody uses.
     fn check_cleared(&self) {
-        let pool = &self.engine.pool;
+        let pool = self.engine.pool();
         self.engine.age();
         while self.engine.clear_old() {}
         assert!(!self.engine.has_resting());
@@ -195,10 +212,10 @@ impl World {
         for place in free.collect::<Vec<_>>().iter().flat_map(|run| run.iter()).map(FrameRun::single) {
             let content = self.model.lock().own.get(&pool.address(place).get()).copied();
             match content {
-                None => pool.put_hole(place),
+                None => pool.release_empty(place),
                 Some(content) => {
                     assert_eq!(content, ZERO, "what is in stock is cleared");
-                    pool.put_populated(place);
+                    pool.release(place);
                 }
             }
         }

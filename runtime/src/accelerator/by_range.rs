@@ -59,6 +59,6 @@ impl Accelerator {
     /// Returns once the table knows of all changes of mappings that were over before: their events have been read by then, and are applied
     /// before the gate opens.
     pub fn settle(&self) {
-        drop(self.engine().space.gate.install());
+        self.engine().while_no_event_is_read(|| ());
     }
 }

@@ -411,7 +411,7 @@ impl Accelerator {
                 }
                 Err(reason @ (KeptReason::Raced | KeptReason::Hole | KeptReason::Occupied | KeptReason::NoMemory)) => {
                     why = reason;
-                    self.engine().host.await_events();
+                    self.engine().host().await_events();
                 }
                 Err(reason) => return Err(AccessError::NotExclusive(page, reason)),
             }

@@ -68,12 +68,14 @@ fn what_was_in_the_way_and_is_gone_was_a_guard() {
     let Some(memory) = memory() else { return };
     let program = arena(2);
     let page = program.range().start();
-    assert_eq!(memory.put_stop(FaultPath::Thread, page, Errno::EXIST), PutStop::Guarded, "nothing");
+    assert_eq!(memory.install_stop(FaultPath::Thread, page, Errno::EXIST), InstallStop::Guarded, "nothing");
     program.populate(program.range()).unwrap();
-    assert_eq!(memory.put_stop(FaultPath::Thread, page, Errno::EXIST), PutStop::Occupied, "a page");
+    assert_eq!(memory.install_stop(FaultPath::Thread, page, Errno::EXIST), InstallStop::Occupied, "a page");
     // SAFETY: the test's own memory, whose contents it gives up.
     match unsafe { hetmem_sys::mapping::guard(page.get(), 4096, hetmem_sys::mapping::Guard::Install) } {
-        Ok(()) => assert_eq!(memory.put_stop(FaultPath::Thread, page, Errno::EXIST), PutStop::Guarded, "a marker"),
+        Ok(()) => {
+            assert_eq!(memory.install_stop(FaultPath::Thread, page, Errno::EXIST), InstallStop::Guarded, "a marker")
+        }
         Err(errno) => eprintln!("skipped: {errno}"),
     }
 }

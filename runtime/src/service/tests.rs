@@ -4,9 +4,9 @@
 use std::os::unix::process::ExitStatusExt as _;
 use std::sync::atomic::Ordering::SeqCst;
 
+use hetmem_core::frames::FrameRun;
 use hetmem_core::physmap::{Owner, Pagemap};
 use hetmem_core::port::{Device, DeviceError};
-use hetmem_core::run_set::FrameRun;
 use hetmem_core::units::{ByteLen, DeviceId};
 use hetmem_devices::Emulated;
 use hetmem_devices::spec::DeviceSpec;
@@ -19,7 +19,7 @@ use crate::{Request, Runtime, Target};
 struct Panics(Emulated);
 
 impl Device for Panics {
-    fn clear(&self, run: hetmem_core::run_set::FrameRun) {
+    fn clear(&self, run: hetmem_core::frames::FrameRun) {
         self.0.clear(run);
     }
 

@@ -2,7 +2,8 @@
 //!
 //! They are free all the same: whoever finds too little while some are out waits until they are back, a matter of a few pages, and looks again.
 
-use crate::run_set::{FrameRun, RunSet};
+use super::run::FrameRun;
+use super::run_set::RunSet;
 use crate::sync::atomic::{AtomicU32, Ordering};
 use crate::sync::{Mutex, MutexGuard, lock};
 use crate::units::PageCount;
@@ -10,7 +11,7 @@ use crate::units::PageCount;
 /// How many frames are cleared at a time.
 const AT_A_TIME: PageCount = PageCount::new(16);
 
-/// See the module.
+/// Whose turn it is to have frames out of a set, and who waits for that.
 #[derive(Default)]
 pub(crate) struct Clearing {
     /// Held while frames are out; before the lock of the set.

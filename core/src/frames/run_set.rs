@@ -9,65 +9,14 @@
 //!
 //! *Limits:* a run never crosses a chunk, so it is at most 512 frames long.
 
+use super::run::{FrameRun, offset_u32};
 use crate::units::{BLOCK_PAGES, FrameIndex, PageCount};
 
 const WORDS: usize = 8;
-const CHUNK: u32 = 512;
-const _: () = assert!(CHUNK as u64 == BLOCK_PAGES);
-
-/// A run of frames of one device: `first`, `first + 1`, ….
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub struct FrameRun {
-    /// The lowest frame.
-    pub first: FrameIndex,
-    /// How many frames, 1 to 512.
-    pub pages: PageCount,
-}
-
-impl FrameRun {
-    /// The run of one frame.
-    #[must_use]
-    pub const fn single(first: FrameIndex) -> Self {
-        Self { first, pages: PageCount::ONE }
-    }
-
-    /// The frame `offset` places into the run.
-    ///
-    /// # Panics
-    ///
-    /// If the run is not that long.
-    #[must_use]
-    pub fn frame(self, offset: PageCount) -> FrameIndex {
-        assert!(offset < self.pages, "offset lies inside the run");
-        FrameIndex::new(self.first.get() + offset_u32(offset))
-    }
-
-    /// The part of the run from place `skip` on, `take` frames long.
-    ///
-    /// # Panics
-    ///
-    /// If the run does not hold that part.
-    #[must_use]
-    pub fn slice(self, skip: PageCount, take: PageCount) -> Self {
-        assert!(skip + take <= self.pages, "the slice lies inside the run");
-        Self { first: FrameIndex::new(self.first.get() + offset_u32(skip)), pages: take }
-    }
-
-    /// Whether `frame` is one of them.
-    #[must_use]
-    pub fn contains(self, frame: FrameIndex) -> bool {
-        frame.get().checked_sub(self.first.get()).is_some_and(|offset| u64::from(offset) < self.pages.get())
-    }
-
-    /// The frames, in order.
-    pub fn iter(self) -> impl Iterator<Item = FrameIndex> {
-        (0..self.pages.get()).map(move |i| self.frame(PageCount::new(i)))
-    }
-}
-
-fn offset_u32(offset: PageCount) -> u32 {
-    u32::try_from(offset.get()).expect("a run is at most 512 frames long")
-}
+#[expect(clippy::cast_possible_truncation, reason = "a block has a few pages")]
+const CHUNK: u32 = BLOCK_PAGES as u32;
+const BITS: usize = CHUNK as usize;
+const _: () = assert!(BITS == WORDS * 64);
 
 #[derive(Clone)]
 struct Chunk {
@@ -82,7 +31,7 @@ struct Chunk {
 
 const EMPTY: Chunk = Chunk { bits: [0; WORDS], young: [0; WORDS], old: [0; WORDS], count: 0, divided: false };
 
-/// See the module.
+/// Free frames, and what is known of them by chunks.
 #[derive(Clone)]
 pub struct RunSet {
     // Invariants: each chunk's `count` is the number of its set bits; `len` is the sum of the counts; `whole` and `divided_whole` say of the chunks with
@@ -182,7 +131,7 @@ impl RunSet {
         self.recent = run.first.index() / CHUNK as usize;
     }
 
-    /// The same of frames that rest.
+    /// Adds the frames of `run`, which must not be in the set, and rest there. A part of a chunk divides it.
     ///
     /// # Panics
     ///
@@ -201,7 +150,7 @@ impl RunSet {
         let mut at = run.first.index();
         let end = at + run.pages.as_usize();
         while at < end {
-            let (chunk, word, bit) = (at / 512, at / 64 % WORDS, at % 64);
+            let (chunk, word, bit) = (at / BITS, at / 64 % WORDS, at % 64);
             let n = (64 - bit).min(end - at);
             let mask = mask(bit, n);
             self.change(chunk, |c| {
@@ -415,7 +364,7 @@ const fn mask(bit: usize, n: usize) -> u64 {
 /// The start and length of the first run of `want` set bits, or of the longest one if none is that long.
 fn longest_run(bits: &[u64; WORDS], want: usize) -> (usize, usize) {
     let (mut best, mut at) = ((0, 0), 0);
-    while at < 512 {
+    while at < BITS {
         let word = bits[at / 64] >> (at % 64);
         if word == 0 {
             at = (at / 64 + 1) * 64;
@@ -423,7 +372,7 @@ fn longest_run(bits: &[u64; WORDS], want: usize) -> (usize, usize) {
         }
         at += word.trailing_zeros() as usize;
         let start = at;
-        while at < 512 && at - start < want {
+        while at < BITS && at - start < want {
             let ones = (!(bits[at / 64] >> (at % 64))).trailing_zeros() as usize;
             let ones = ones.min(64 - at % 64);
             at += ones;
@@ -443,138 +392,4 @@ fn longest_run(bits: &[u64; WORDS], want: usize) -> (usize, usize) {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-    use std::collections::BTreeSet;
-
-    #[test]
-    fn a_run_contains_its_frames_and_no_others() {
-        let run = FrameRun { first: FrameIndex::new(7), pages: PageCount::new(3) };
-        let contained: Vec<u32> = (0..20).filter(|i| run.contains(FrameIndex::new(*i))).collect();
-        assert_eq!(contained, [7, 8, 9]);
-    }
-
-    #[test]
-    fn a_whole_chunk_is_preferred_for_a_huge_page() {
-        let mut set = RunSet::full(PageCount::new(1024));
-        let one = set.take(PageCount::ONE).unwrap();
-        assert_eq!(one.first.get(), 0);
-        let huge = set.take(PageCount::new(512)).unwrap();
-        assert_eq!((huge.first.get(), huge.pages.get()), (512, 512));
-    }
-
-    #[test]
-    fn small_pages_stay_among_themselves_and_huge_pages_get_chunks_that_none_has_used() {
-        let mut set = RunSet::full(PageCount::new(4 * 512));
-        let small = set.take(PageCount::new(512)).unwrap();
-        set.insert(small);
-        let huge: Vec<FrameRun> = std::iter::from_fn(|| set.take_whole()).collect();
-        assert_eq!(huge.len(), 3, "one is divided");
-        assert!(huge.iter().all(|run| run.pages.get() == 512 && run.first != small.first));
-        huge.into_iter().for_each(|run| set.insert(run));
-        for _ in 0..512 {
-            assert_eq!(set.take(PageCount::ONE).unwrap().first.get() / 512, small.first.get() / 512);
-        }
-        // With no other left they take one more.
-        assert_ne!(set.take(PageCount::ONE).unwrap().first.get() / 512, small.first.get() / 512);
-        assert_eq!(std::iter::from_fn(|| set.take_whole()).count(), 2);
-        set.check();
-    }
-
-    #[test]
-    fn chunks_that_were_used_are_used_again() {
-        let mut set = RunSet::full(PageCount::new(8 * 512));
-        for _ in 0..5 {
-            let taken: Vec<FrameRun> = (0..3).filter_map(|_| set.take_whole()).collect();
-            assert_eq!(taken.iter().map(|run| run.first.get() / 512).collect::<Vec<_>>(), [0, 1, 2]);
-            taken.into_iter().for_each(|run| set.insert(run));
-        }
-    }
-
-    #[test]
-    #[should_panic(expected = "given back once")]
-    fn giving_a_frame_back_twice_is_caught() {
-        let mut set = RunSet::full(PageCount::new(8));
-        set.insert(FrameRun::single(FrameIndex::new(3)));
-    }
-
-    #[test]
-    fn a_chunk_that_is_cleared_piece_by_piece_stays_whole() {
-        let mut set = RunSet::full(PageCount::new(2 * 512));
-        let huge = set.take_whole().unwrap();
-        set.insert_resting(huge);
-        assert_eq!(set.claim_old(PageCount::new(16)), None, "it is young");
-        set.age();
-        let mut cleared = PageCount::ZERO;
-        while let Some(run) = set.claim_old(PageCount::new(16)) {
-            cleared += run.pages;
-            assert_eq!((run.pages.get(), set.len().get()), (16, 2 * 512));
-            set.give_cleared(run);
-            set.check();
-        }
-        assert_eq!((cleared, set.has_resting()), (huge.pages, false));
-        assert_eq!(std::iter::from_fn(|| set.take_whole()).count(), 2);
-    }
-
-    proptest! {
-        /// Against a plain set of numbers: what is taken was in the set and is consecutive, what rests is cleared once it is old, and nothing else changes.
-        #[test]
-        fn behaves_like_a_set(cap in 1u64..1500, ops in prop::collection::vec((any::<bool>(), 1u64..600), 1..200)) {
-            let mut set = RunSet::full(PageCount::new(cap));
-            let mut oracle: BTreeSet<u32> = (0..u32::try_from(cap).unwrap()).collect();
-            let (mut young, mut old): (BTreeSet<u32>, BTreeSet<u32>) = Default::default();
-            let mut out: Vec<FrameRun> = Vec::new();
-            for (take, n) in ops {
-                if take && n > 550 {
-                    if let Some(run) = set.take_whole() {
-                        prop_assert!(run.pages.get() == 512 && !set.is_divided(run.first));
-                        for f in run.iter() {
-                            prop_assert!(oracle.remove(&f.get()));
-                            let _ = (young.remove(&f.get()), old.remove(&f.get()));
-                        }
-                        out.push(run);
-                    }
-                } else if take && n < 20 {
-                    set.age();
-                    old.append(&mut young);
-                } else if take && n < 60 {
-                    match set.claim_old(PageCount::new(n)) {
-                        None => prop_assert!(old.is_empty()),
-                        Some(run) => {
-                            for f in run.iter() { prop_assert!(old.remove(&f.get())); }
-                            prop_assert!(run.pages.get() <= n);
-                            prop_assert_eq!(set.len().get(), oracle.len() as u64, "what is being cleared counts");
-                            set.give_cleared(run);
-                        }
-                    }
-                } else if take {
-                    match set.take(PageCount::new(n)) {
-                        None => prop_assert!(oracle.is_empty()),
-                        Some(run) => {
-                            prop_assert!(run.pages.get() >= 1 && run.pages.get() <= n.min(512));
-                            for f in run.iter() {
-                                prop_assert!(oracle.remove(&f.get()));
-                                let _ = (young.remove(&f.get()), old.remove(&f.get()));
-                            }
-                            out.push(run);
-                        }
-                    }
-                } else if !out.is_empty() {
-                    let i = usize::try_from(n).unwrap() % out.len();
-                    let run = out.swap_remove(i);
-                    for f in run.iter() { oracle.insert(f.get()); }
-                    if n % 3 == 0 {
-                        set.insert(run);
-                    } else {
-                        set.insert_resting(run);
-                        young.extend(run.iter().map(FrameIndex::get));
-                    }
-                }
-                prop_assert_eq!(set.has_resting(), !young.is_empty() || !old.is_empty());
-                set.check();
-                prop_assert_eq!(set.len().get(), oracle.len() as u64);
-            }
-        }
-    }
-}
+mod tests;

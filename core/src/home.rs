@@ -1,0 +1,199 @@
+//! Home: what a page is where no frame of hetmem's holds it.
+//!
+//! Nothing else decides what depends on that:
+//!
+//! | question | of anonymous memory | answered by |
+//! | --- | --- | --- |
+//! | what fills a hole | zeros | `Engine::fill` |
+//! | what becomes of a mapped page that was dropped unseen | a hole | `Engine::fill_dropped` |
+//! | what `MADV_DONTNEED` leaves | a hole, and nothing in the frame that is the program's | `Engine::discard_pages` |
+//! | what comes back when a page goes home | its bytes, which are nowhere else: it is owed | `Engine::bring_all_home`, migrations to [`Target::System`], touches |
+//! | what a forked child must have | a copy of all that is away | `Engine::for_each_unmapped` |
+
+use std::sync::atomic::Ordering::Relaxed;
+
+use crate::engine::Engine;
+use crate::fault::{DEVICE_TRIES, FaultResolution};
+use crate::frames::{Frames, Left, Purpose};
+use crate::migrate::{Request, Target};
+use crate::outcome::KeptReason;
+use crate::port::{Arrived, DeviceError, FaultPath, Host, InstallStop};
+use crate::slot::{Frame, Slot};
+use crate::space::{BlockState, Events};
+use crate::units::{PageCount, PageRange, VirtAddr};
+
+/// Where the pages of a region come from, and go to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Home {
+    /// Private anonymous memory: a page is zeros until it is written, and its bytes are in one place only.
+    #[default]
+    Anonymous,
+}
+
+/// Never written pages that one touch fills at most.
+const MAX_FILLED: u64 = 16;
+
+/// A touched hole, those that are filled with it, and with what.
+pub(crate) struct Holes {
+    range: PageRange,
+    home: Home,
+}
+
+impl<H: Host> Engine<H> {
+    /// The hole at `page` and those that follow it, as far as nothing in them was migrated.
+    pub(crate) fn holes_at(&self, page: VirtAddr, state: Option<&mut BlockState>) -> Holes {
+        let one = PageRange::page_of(page);
+        // One that is managed no longer is what any other would be.
+        let Some((region, of)) = self.space.region_at(page) else { return Holes { range: one, home: Home::default() } };
+        let mut range = one;
+        // Relaxed: it orders nothing.
+        if self.fault_around && self.zero_around.load(Relaxed) {
+            let block = page.block().range();
+            let most = block.slice(page.pages_since(block.start()), PageCount::new(MAX_FILLED));
+            let is_hole = |page: &VirtAddr| {
+                let slot = state.as_ref().map_or(Slot::System, |state| state.slot(page.index_in_block()));
+                region.contains(*page) && slot == Slot::System
+            };
+            let others = most.iter().skip(1).take_while(is_hole).count() as u64;
+            range = most.slice(PageCount::ZERO, PageCount::new(1 + others));
+        }
+        Holes { range, home: of.home }
+    }
+
+    /// Fills holes; the first was touched.
+    pub(crate) fn fill(&self, path: FaultPath, holes: Holes) -> FaultResolution {
+        let filled = self.fill_by(path, holes.home, holes.range);
+        if !filled.pages.is_zero() {
+            return FaultResolution::Present;
+        }
+        self.present_or(path, holes.range.slice(PageCount::ZERO, PageCount::ONE), filled.stop)
+    }
+
+    /// A mapped page was touched, which is present, unless the program dropped it while nobody watched.
+    pub(crate) fn fill_dropped(&self, state: &mut BlockState, path: FaultPath, page: VirtAddr) -> FaultResolution {
+        let one = PageRange::page_of(page);
+        let home = self.space.region_at(page).map_or_else(Home::default, |(_, region)| region.home);
+        let filled = self.fill_by(path, home, one);
+        if filled.stop.is_none() {
+            self.vacate(state, one, Left::Nothing);
+            return FaultResolution::Present;
+        }
+        self.present_or(path, one, filled.stop)
+    }
+
+    fn fill_by(&self, path: FaultPath, home: Home, range: PageRange) -> Arrived {
+        match home {
+            Home::Anonymous => self.host.zero_fill(path, range),
+        }
+    }
+
+    fn present_or(&self, path: FaultPath, page: PageRange, stop: Option<InstallStop>) -> FaultResolution {
+        match stop {
+            Some(InstallStop::EventsPending) => FaultResolution::EventsPending,
+            Some(InstallStop::NoMemory) => FaultResolution::NoMemory,
+            // Occupied: it is there. Gone, guarded or refused: the touch itself will tell the program.
+            Some(InstallStop::Occupied | InstallStop::Gone | InstallStop::Guarded | InstallStop::Refused) | None => {
+                self.host.wake(path, page);
+                FaultResolution::Present
+            }
+        }
+    }
+
+    /// The program drops the pages of `range` (`munmap`, `MADV_DONTNEED`, guard markers), but for those that are mapped in frames which `keep` theirs: what is left
+    /// are holes.
+    pub(crate) fn discard_pages(&self, _events: &Events<'_>, range: PageRange, keep: impl Fn(Frame) -> bool) {
+        for (no, block) in self.space.blocks_in(range) {
+            let Some(part) = range.intersect(no.range()) else { continue };
+            let mut state = block.lock();
+            if state.unmapped() == 0 && state.mapped() == 0 {
+                continue;
+            }
+            for page in part.iter() {
+                match state.slot(page.index_in_block()) {
+                    Slot::System => {}
+                    Slot::Mapped(frame) if keep(frame) => {}
+                    Slot::Mapped(_) => self.vacate(&mut state, PageRange::page_of(page), Left::Nothing),
+                    Slot::Unmapped { .. } => self.vacate(&mut state, PageRange::page_of(page), Left::Page),
+                }
+            }
+            drop(state);
+            self.wake_all(&block, part);
+        }
+    }
+
+    /// Calls `visit` with each stretch of pages that the program does not map, and with an address at which their bytes are. Allocates
+    /// nothing: whoever forks by the C library holds the locks of its `malloc` until this is done.
+    ///
+    /// # Errors
+    ///
+    /// [`DeviceError`] if a device does not give its pages; `visit` was called for some.
+    pub fn for_each_unmapped(
+        &self,
+        _events: &Events<'_>,
+        mut visit: impl FnMut(PageRange, VirtAddr),
+    ) -> Result<(), DeviceError> {
+        let mut after = None;
+        while let Some((no, block)) = self.space.block_after(after) {
+            after = Some(no);
+            let state = block.lock();
+            if state.unmapped() == 0 {
+                continue;
+            }
+            for page in no.range().iter() {
+                let Slot::Unmapped { frame, .. } = state.slot(page.index_in_block()) else { continue };
+                let bytes = Frames::single(frame);
+                let one = PageRange::page_of(page);
+                if let Some(address) = self.address(bytes) {
+                    visit(one, address);
+                    continue;
+                }
+                let via = self.take_stocked(PageCount::ONE, page, Purpose::Fault).ok_or(DeviceError)?;
+                // Each page is owed, as nobody can ask for it again: the child's memory is a copy of this moment.
+                let copied = (0..DEVICE_TRIES).any(|_| self.copy_owed(bytes, via.frames()));
+                if !copied {
+                    return Err(DeviceError);
+                }
+                visit(one, via.address().ok_or(DeviceError)?);
+            }
+        }
+        Ok(())
+    }
+
+    /// Brings every page home that the program doesn't map, and returns how many could not come.
+    pub fn bring_all_home(&self) -> PageCount {
+        let mut left = PageCount::ZERO;
+        for (no, block) in self.space.blocks() {
+            if block.lock().unmapped() == 0 {
+                continue;
+            }
+            for (part, region) in self.space.regions_in(no.range()) {
+                let Some(mut region) = region else { continue };
+                region.pinned = false;
+                let mut at = PageCount::ZERO;
+                while at < part.pages() {
+                    // Only runs of missing pages: what a coherent device holds mapped may stay.
+                    let (skip, take) = {
+                        let state = block.lock();
+                        let away = |i: u64| {
+                            let page = part.start().add_pages(PageCount::new(i));
+                            matches!(state.slot(page.index_in_block()), Slot::Unmapped { .. })
+                        };
+                        let n = part.pages().get();
+                        let start = (at.get()..n).find(|&i| away(i)).unwrap_or(n);
+                        let end = (start..n).find(|&i| !away(i)).unwrap_or(n);
+                        (start, end - start)
+                    };
+                    let run = part.slice(PageCount::new(skip), PageCount::new(take));
+                    if !run.is_empty() {
+                        let outcomes = self.migrate_batch(run, region, Request::all_to(Target::System));
+                        self.counters.pages_migrated_to_system.fetch_add(outcomes.moved().get(), Relaxed);
+                        left += run.pages() - outcomes.moved() - outcomes.kept(KeptReason::AlreadyThere);
+                    }
+                    at = PageCount::new(skip + take);
+                }
+            }
+        }
+        self.trim_pool();
+        left
+    }
+}
