@@ -10,9 +10,8 @@ use std::sync::atomic::Ordering::Relaxed;
 use crate::frame::FrameDescriptor;
 use crate::notifier::{EmptyRange, Event, Invalidation, Notice, Notifiers, Subscription};
 use crate::overlay::Overlays;
-use crate::physmap::MemoryType;
 use crate::pool::{Purpose, SystemPool};
-use crate::port::{Device, Host, NoBacking};
+use crate::port::{Device, Host, NoBacking, Reach};
 use crate::run_set::FrameRun;
 use crate::slot::{Frame, SYSTEM_POOL, Slot};
 use crate::space::{Installing, Space};
@@ -105,7 +104,7 @@ impl<H: Host> Engine<H> {
             assert_eq!(device.pagemap().device.index(), i, "a device's id is its place");
         }
         let (space, notifiers) = (Space::default(), Notifiers::default());
-        let has_overlays = devices.iter().any(|device| device.overlay_start().is_some());
+        let has_overlays = devices.iter().any(|device| device.reach().laid().is_some());
         let overlays = Overlays::default();
         Self {
             host,
@@ -187,7 +186,7 @@ impl<H: Host> Engine<H> {
     }
 
     pub(crate) fn is_private(&self, id: DeviceId) -> bool {
-        id != SYSTEM_POOL && self.device_of(id).pagemap().memory_type == MemoryType::DevicePrivate
+        id != SYSTEM_POOL && self.device_of(id).reach() == Reach::Copied
     }
 
     /// Where the frames lie in this process while the program does not map them; `None` if pages are copied to them and from them, as those of a private
@@ -196,7 +195,7 @@ impl<H: Host> Engine<H> {
         if held.device == SYSTEM_POOL {
             return Some(self.pool.address(held.run));
         }
-        let start = self.device_of(held.device).frames_start()?;
+        let start = self.device_of(held.device).reach().movable()?;
         Some(start.add_pages(PageCount::new(u64::from(held.run.first.get()))))
     }
 
@@ -231,7 +230,8 @@ impl<H: Host> Engine<H> {
         if held.device == SYSTEM_POOL {
             self.pool.put_populated(held.run);
         } else {
-            self.freed(held.device, self.device_of(held.device).pagemap().frames.put(held.run));
+            let device = self.device_of(held.device);
+            self.freed(held.device, device.pagemap().frames.put(held.run, |run| device.released(run)));
         }
     }
 
@@ -243,7 +243,8 @@ impl<H: Host> Engine<H> {
             // The device keeps what was laid over the program's.
             self.put(held);
         } else {
-            self.freed(held.device, self.device_of(held.device).pagemap().frames.put_hole(held.run));
+            let device = self.device_of(held.device);
+            self.freed(held.device, device.pagemap().frames.put_hole(held.run, |run| device.released(run)));
         }
     }
 

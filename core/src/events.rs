@@ -7,7 +7,7 @@ use crate::engine::{Engine, Held};
 use crate::fault::DEVICE_TRIES;
 use crate::notifier::Event;
 use crate::pool::Purpose;
-use crate::port::{DeviceError, FaultPath, Host};
+use crate::port::{FaultPath, Host, TransferError};
 use crate::slot::{Frame, Slot};
 use crate::space::Events;
 use crate::units::{PageCount, PageRange, VirtAddr};
@@ -102,12 +102,12 @@ impl<H: Host> Engine<H> {
     ///
     /// # Errors
     ///
-    /// [`DeviceError`] if a device does not give its pages; `put` was called for some.
+    /// [`TransferError`] if a device does not give its pages; `put` was called for some.
     pub fn for_each_unmapped(
         &self,
         _events: &Events<'_>,
         mut put: impl FnMut(PageRange, VirtAddr),
-    ) -> Result<(), DeviceError> {
+    ) -> Result<(), TransferError> {
         let mut after = None;
         while let Some((no, block)) = self.space.block_after(after) {
             after = Some(no);
@@ -123,7 +123,7 @@ impl<H: Host> Engine<H> {
                     put(one, address);
                     continue;
                 }
-                let via = self.take_stocked(PageCount::ONE, page, Purpose::Fault).ok_or(DeviceError)?;
+                let via = self.take_stocked(PageCount::ONE, page, Purpose::Fault).ok_or(TransferError::Transient)?;
                 let to = Held { device: crate::slot::SYSTEM_POOL, run: via };
                 // Each page is owed, as nobody can ask for it again: the child's memory is a copy of this moment.
                 let copied = (0..DEVICE_TRIES).any(|_| self.copy_owed(held, to));
@@ -132,7 +132,7 @@ impl<H: Host> Engine<H> {
                 }
                 self.put(to);
                 if !copied {
-                    return Err(DeviceError);
+                    return Err(TransferError::Transient);
                 }
             }
         }

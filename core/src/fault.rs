@@ -25,6 +25,8 @@ use notify::Notify;
 pub const MAX_AROUND: u16 = 64;
 /// Never written pages that one fault makes readable at most.
 const MAX_ZERO_AROUND: u16 = 16;
+/// Transfers of faults that are under way at a time, at most: of each device.
+pub const MAX_UNDER_WAY: usize = 256;
 /// How often a device may fail to give a page back that is owed, before the program is stopped.
 pub(crate) const DEVICE_TRIES: u32 = 8;
 

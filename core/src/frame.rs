@@ -224,17 +224,23 @@ impl FrameTable {
         }
     }
 
-    /// Gives a reference to each frame of `run` back, in which pages are; frames without any become free, and rest. Returns how many did.
-    pub fn put(&self, run: FrameRun) -> PageCount {
-        self.put_by(run, RunSet::insert_resting)
+    /// Gives a reference to each frame of `run` back, in which pages are; frames without any become free, and rest. Returns how many did; `released` is told of
+    /// them before.
+    pub fn put(&self, run: FrameRun, released: impl FnMut(FrameRun)) -> PageCount {
+        self.put_by(run, released, RunSet::insert_resting)
     }
 
     /// The same of frames whose pages were moved away, or are not there for another reason.
-    pub fn put_hole(&self, run: FrameRun) -> PageCount {
-        self.put_by(run, RunSet::insert)
+    pub fn put_hole(&self, run: FrameRun, released: impl FnMut(FrameRun)) -> PageCount {
+        self.put_by(run, released, RunSet::insert)
     }
 
-    fn put_by(&self, run: FrameRun, insert: impl Fn(&mut RunSet, FrameRun)) -> PageCount {
+    fn put_by(
+        &self,
+        run: FrameRun,
+        mut released: impl FnMut(FrameRun),
+        insert: impl Fn(&mut RunSet, FrameRun),
+    ) -> PageCount {
         let mut freed = PageCount::ZERO;
         let mut start = None;
         for offset in 0..=run.pages.get() {
@@ -244,6 +250,7 @@ impl FrameTable {
                 (true, None) => start = Some(offset),
                 (false, Some(from)) => {
                     let free = run.slice(from, offset - from);
+                    released(free);
                     insert(&mut lock(&self.free), free);
                     freed += free.pages;
                     start = None;

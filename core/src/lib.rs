@@ -23,4 +23,5 @@ pub mod space;
 pub mod stats;
 pub mod strays;
 pub mod sync;
+mod transfer;
 pub mod units;

@@ -40,6 +40,7 @@ use crate::run_set::FrameRun;
 use crate::slot::{SYSTEM_POOL, Slot};
 use crate::space::{BlockState, Region, kept_by_advice};
 use crate::sync::{Arc, Condvar, Mutex, lock};
+use crate::transfer::FrameCopy;
 use crate::units::{BLOCK_PAGES, BlockNo, DeviceId, PageCount, PageRange, VirtAddr};
 
 /// The pages of a block.
@@ -97,7 +98,7 @@ impl<H: Host> Engine<H> {
     /// Whether pages come to be on the device by being laid over.
     #[must_use]
     pub fn lays(&self, id: DeviceId) -> bool {
-        self.has_overlays && self.device(id).is_some_and(|device| device.overlay_start().is_some())
+        self.has_overlays && self.device(id).is_some_and(|device| device.reach().laid().is_some())
     }
 
     /// Whether some device's frames are laid over the program's pages.
@@ -262,7 +263,7 @@ impl<H: Host> Engine<H> {
     }
 
     fn overlay_address(&self, frames: Held) -> VirtAddr {
-        let start = self.device_of(frames.device).overlay_start().expect("the device's frames are laid");
+        let start = self.device_of(frames.device).reach().laid().expect("the device's frames are laid");
         start.add_pages(PageCount::new(u64::from(frames.run.first.get())))
     }
 }
@@ -322,11 +323,11 @@ impl<H: Host> Batch<'_, H> {
         let frames = engine.allocate_block(device, self.range.start()).ok_or(KeptReason::NoFrame)?;
         let start = self.range.start();
         let place = |piece: PageRange| frames.slice(piece.start().pages_since(start), piece.pages());
-        for piece in &self.pieces {
-            if engine.copy_frames(piece.bytes, place(piece.at)).is_err() {
-                engine.put(frames);
-                return Err(KeptReason::DeviceError);
-            }
+        let mut copies: Vec<_> = self.pieces.iter().map(|piece| FrameCopy::new(piece.bytes, place(piece.at))).collect();
+        engine.copy_all(&mut copies);
+        if let Some(error) = copies.iter().find_map(|copy| copy.result.err()) {
+            engine.put(frames);
+            return Err(error.into());
         }
         let pieces = std::mem::take(&mut self.pieces);
         Ok(pieces.into_iter().map(|piece| Filled { piece, copy: Some(place(piece.at)) }).collect())

@@ -12,7 +12,7 @@ use hetmem_core::migrate::{Collected, Request, Target};
 use hetmem_core::mirror::{MirrorPage, RangeFault, RangeFaultError, Want};
 use hetmem_core::outcome::{KeptReason, Outcomes, PageOutcome};
 use hetmem_core::physmap::Owner;
-use hetmem_core::port::{FaultPath, PutStop};
+use hetmem_core::port::{FaultPath, PutStop, TransferError};
 use hetmem_core::slot::Slot;
 use hetmem_core::units::{DeviceId, PageCount, PageRange};
 use model::{Action, COHERENT, COHERENT_B, Failure, PRIVATE, PRIVATE_B, STOPPED, StepKind, World};
@@ -362,7 +362,7 @@ fn a_page_that_cannot_be_moved_in_goes_home_by_copying() {
 #[test]
 fn a_device_that_never_gives_a_page_back_stops_the_program() {
     let world = world(Target::Device(PRIVATE));
-    world.model.lock().fail_at(0, Failure::Device, usize::MAX);
+    world.model.lock().fail_at(0, Failure::Device(TransferError::Transient), usize::MAX);
     let page = batch(&world).start();
     let stopped = catch_unwind(AssertUnwindSafe(|| world.engine.fault(page, FaultPath::Thread)));
     let panic = stopped.expect_err("zeros in place of the page would be the alternative");
@@ -440,7 +440,7 @@ fn a_device_that_fails_and_then_panics_leaves_no_page_on_its_way() {
             world.model.lock().steps().iter().position(|kind| *kind == copies).expect("pages are copied")
         };
         let world = world(place);
-        world.model.lock().fail_at(first, Failure::Device, 0);
+        world.model.lock().fail_at(first, Failure::Device(TransferError::Transient), 0);
         world.model.lock().panics = true;
         assert!(catch_unwind(AssertUnwindSafe(|| run(&world))).is_err());
         for now in world.residency(batch(&world)) {

@@ -14,8 +14,8 @@ use hetmem_core::port::Device;
 use hetmem_core::space::{Region as RegionEntry, Space};
 use hetmem_core::stats::Counters;
 use hetmem_core::units::{BLOCK_PAGES, ByteLen, DeviceId, PAGE_SIZE, PageCount, PageRange, VirtAddr};
-use hetmem_devices::spec::{Backend, DeviceSpec};
-use hetmem_devices::{DaxStore, Emulated, NodeMemory};
+use hetmem_devices::kind::{self, MakeError};
+use hetmem_devices::spec::DeviceSpec;
 use hetmem_sys::mapping::{Arena, ArenaOptions, HugePages, OnFork, Whose};
 use hetmem_sys::maps::MapsFile;
 use hetmem_sys::uffd::WriteProtect;
@@ -166,23 +166,9 @@ pub(crate) fn make_devices(specs: &[DeviceSpec]) -> Result<Vec<Box<dyn Device>>,
 }
 
 pub(crate) fn make_device(id: DeviceId, owner: Owner, spec: &DeviceSpec) -> Result<Box<dyn Device>, Error> {
-    let failed = |errno| Error::os(format!("device {} can't be made", spec.name), errno);
-    let memory = hetmem_sys::process::machine_memory();
-    if spec.backend == Backend::Emulated && spec.size > memory {
-        let name = &spec.name;
-        return Err(Error::invalid(format!(
-            "device {name}: {} are more than this machine's memory ({memory})",
-            spec.size
-        )));
-    }
-    Ok(match &spec.backend {
-        Backend::Emulated => Box::new(Emulated::new(id, owner, spec).map_err(failed)?),
-        Backend::Node(node) => Box::new(NodeMemory::new(id, owner, spec, *node).map_err(failed)?),
-        Backend::Dax(path) => Box::new(
-            DaxStore::new(id, owner, spec, path)
-                .map_err(|error| Error::invalid(format!("device {}: {error}", spec.name)))?,
-        ),
-        _ => return Err(Error::invalid(format!("device {} has a backend that this version can't make", spec.name))),
+    kind::make(id, owner, spec).map_err(|error| match error {
+        MakeError::Unsuitable(why) => Error::invalid(format!("device {}: {why}", spec.name)),
+        MakeError::Os(errno) => Error::os(format!("device {} can't be made", spec.name), errno),
     })
 }
 

@@ -16,6 +16,7 @@
 //! access   loads, stores and copies beside other threads
 //! copy     page copies that race with nobody
 //! dax      memory that is a character device
+//! timer    a timer that is a descriptor
 //! thread   threads on given stacks, with signals blocked and descriptors of their own; futexes
 //! raw      system calls by number
 //! sigbus   the handler for faults that are reported as signals
@@ -45,5 +46,6 @@ pub mod procmap;
 pub mod raw;
 pub mod sigbus;
 pub mod thread;
+pub mod timer;
 pub mod uffd;
 pub mod yardstick;

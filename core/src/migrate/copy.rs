@@ -1,14 +1,15 @@
 //! Copy: allocate frames of the target and fill them. No lock is held, as this is where the time goes.
+//!
+//! Frames for all pieces are allocated first, and then all are filled at once: a device with a queue works on all of them together.
 
-use std::sync::atomic::Ordering::Relaxed;
-
-use crate::engine::{Engine, Held};
+use crate::engine::Held;
 use crate::migrate::{Batch, Piece, Target, is_pool};
 use crate::outcome::KeptReason;
 use crate::pool::Purpose;
-use crate::port::{DeviceError, Host};
+use crate::port::{Host, TransferError};
 use crate::slot::SYSTEM_POOL;
 use crate::sync::Arc;
+use crate::transfer::FrameCopy;
 use crate::units::PageCount;
 
 /// A piece and the frames that hold a copy of it; `None` where it goes home in the pool's own pages.
@@ -21,46 +22,87 @@ pub(crate) struct Filled {
 pub struct Copied<'e, H: Host> {
     pub(crate) batch: Batch<'e, H>,
     pub(crate) filled: Vec<Filled>,
+    /// Pieces that are not, and why. They go back.
+    refused: Vec<(Piece, KeptReason)>,
 }
 
 impl<'e, H: Host> Copied<'e, H> {
     pub(crate) fn copy(mut batch: Batch<'e, H>) -> Result<Self, (Batch<'e, H>, KeptReason)> {
         if let Some(device) = batch.overlay() {
             return match batch.fill_block(device) {
-                Ok(filled) => Ok(Self { batch, filled }),
+                Ok(filled) => Ok(Self { batch, filled, refused: Vec::new() }),
                 Err(reason) => Err((batch, reason)),
             };
         }
-        // Of the pieces in front, which could not be filled.
-        let mut reasons = Vec::new();
-        let mut this = Self { filled: Vec::with_capacity(batch.pieces.len()), batch };
-        // A piece stays the batch's until it is filled: if a device panics, all others go back.
-        this.batch.pieces.reverse();
-        while let Some(&piece) = this.batch.pieces[reasons.len()..].last() {
-            let done = match this.batch.fill(piece) {
-                Ok(part) => {
-                    let done = part.piece.at.pages();
-                    this.filled.push(part);
-                    done
-                }
-                Err((part, reason)) => {
-                    this.batch.pieces.insert(reasons.len(), part);
-                    reasons.push(reason);
-                    part.at.pages()
-                }
-            };
-            this.batch.pieces.pop();
-            if done < piece.at.pages() {
-                this.batch.pieces.push(piece.slice(done, piece.at.pages() - done));
+        let filled = Vec::with_capacity(batch.pieces.len());
+        let mut this = Self { batch, filled, refused: Vec::new() };
+        this.allocate();
+        this.fill();
+        let refused = std::mem::take(&mut this.refused);
+        match refused.first() {
+            Some(&(_, why)) if this.filled.is_empty() => {
+                this.batch.pieces = refused.into_iter().map(|(piece, _)| piece).collect();
+                Err((this.into_batch(), why))
+            }
+            _ => {
+                this.refused = refused;
+                this.put_refused_back();
+                Ok(this)
             }
         }
-        if let (true, Some(&why)) = (this.filled.is_empty(), reasons.first()) {
-            return Err((this.into_batch(), why));
+    }
+
+    /// Gives each of the batch's pieces frames, in parts where they come so.
+    fn allocate(&mut self) {
+        // At any time a piece is in one of the three lists: if a device panics, all go back.
+        self.batch.pieces.reverse();
+        while let Some(&piece) = self.batch.pieces.last() {
+            let part = match self.batch.allocate(piece) {
+                Ok(copy) => {
+                    let part = copy.map_or(piece, |copy| piece.slice(PageCount::ZERO, copy.run.pages));
+                    self.filled.push(Filled { piece: part, copy });
+                    part
+                }
+                Err(reason) => {
+                    self.refused.push((piece, reason));
+                    piece
+                }
+            };
+            self.batch.pieces.pop();
+            let done = part.at.pages();
+            if done < piece.at.pages() {
+                self.batch.pieces.push(piece.slice(done, piece.at.pages() - done));
+            }
         }
-        for (piece, reason) in std::mem::take(&mut this.batch.pieces).into_iter().zip(reasons) {
-            this.batch.put_back(piece, reason);
+    }
+
+    /// Fills all frames.
+    fn fill(&mut self) {
+        let to_copy = self.filled.iter().filter_map(|f| f.copy.map(|to| FrameCopy::new(f.piece.bytes, to)));
+        let mut copies: Vec<FrameCopy> = to_copy.collect();
+        self.batch.engine.copy_all(&mut copies);
+        if copies.iter().all(|copy| copy.result.is_ok()) {
+            return;
         }
-        Ok(this)
+        let mut results = copies.into_iter().map(|copy| copy.result);
+        for filled in std::mem::take(&mut self.filled) {
+            let result: Result<(), TransferError> =
+                if filled.copy.is_some() { results.next().expect("each copy has a result") } else { Ok(()) };
+            match (result, filled.copy) {
+                (Err(error), Some(copy)) => {
+                    self.batch.engine.put(copy);
+                    self.refused.push((filled.piece, error.into()));
+                }
+                _ => self.filled.push(filled),
+            }
+        }
+    }
+
+    /// Puts the pages of pieces that were not filled back.
+    pub(crate) fn put_refused_back(&mut self) {
+        for (piece, reason) in std::mem::take(&mut self.refused) {
+            self.batch.put_back(piece, reason);
+        }
     }
 
     /// The batch alone; nothing is filled.
@@ -77,14 +119,14 @@ impl<'e, H: Host> Copied<'e, H> {
 }
 
 impl<H: Host> Batch<'_, H> {
-    /// Fills frames with as much of `piece` as one run of frames takes.
-    fn fill(&self, piece: Piece) -> Result<Filled, (Piece, KeptReason)> {
+    /// Frames for as much of `piece` as one run takes; `None` if it needs none.
+    fn allocate(&self, piece: Piece) -> Result<Option<Held>, KeptReason> {
         let engine = self.engine;
         if self.request.target == Target::System && is_pool(piece.bytes) {
-            return Ok(Filled { piece, copy: None });
+            return Ok(None);
         }
         let (want, page) = (piece.at.pages(), piece.at.start());
-        let copy = match self.request.target {
+        match self.request.target {
             Target::Device(device) => engine.allocate_ready(device, want, page, piece.huge).ok_or(KeptReason::NoFrame),
             Target::System => piece
                 .huge
@@ -93,67 +135,7 @@ impl<H: Host> Batch<'_, H> {
                 .or_else(|| engine.take_stocked(want, page, Purpose::Migration))
                 .map(|run| Held { device: SYSTEM_POOL, run })
                 .ok_or(KeptReason::NoMemory),
-        };
-        let copy = copy.map_err(|reason| (piece, reason))?;
-        let piece = piece.slice(PageCount::ZERO, copy.run.pages);
-        match engine.copy_frames(piece.bytes, copy) {
-            Ok(()) => Ok(Filled { piece, copy: Some(copy) }),
-            Err(DeviceError) => {
-                engine.put(copy);
-                Err((piece, KeptReason::DeviceError))
-            }
         }
-    }
-}
-
-impl<H: Host> Engine<H> {
-    /// Copies pages from frames to frames, each by the way its device offers.
-    pub(crate) fn copy_frames(&self, from: Held, to: Held) -> Result<(), DeviceError> {
-        let copied = self.copy_by_device(from, to);
-        if copied.is_ok() {
-            self.counters.bytes_copied.fetch_add(from.run.pages.bytes().get(), Relaxed);
-        }
-        copied
-    }
-
-    /// The same for pages that are owed: a failure is one that nobody else tells of.
-    pub(crate) fn copy_owed(&self, from: Held, to: Held) -> bool {
-        let copied = self.copy_frames(from, to).is_ok();
-        if !copied {
-            self.counters.errors.fetch_add(1, Relaxed);
-        }
-        copied
-    }
-
-    fn copy_by_device(&self, from: Held, to: Held) -> Result<(), DeviceError> {
-        match (self.address(from), self.address(to)) {
-            (Some(source), _) if !is_pool(to) && is_pool(from) => self.device_of(to.device).copy_in(to.run, source),
-            (_, Some(target)) if !is_pool(from) => self.device_of(from.device).copy_out(from.run, target),
-            (Some(source), _) if !is_pool(to) => self.device_of(to.device).copy_in(to.run, source),
-            (Some(source), Some(target)) => {
-                self.host.copy(source, target, from.run.pages);
-                Ok(())
-            }
-            (_, None) | (None, _) => self.bounce(from, to),
-        }
-    }
-
-    /// From one private device to another, through pages of the pool.
-    fn bounce(&self, from: Held, to: Held) -> Result<(), DeviceError> {
-        let mut at = PageCount::ZERO;
-        while at < from.run.pages {
-            let want = from.run.pages - at;
-            let page = crate::units::VirtAddr::default();
-            let via = self.take_stocked(want, page, Purpose::Migration).ok_or(DeviceError)?;
-            let address = self.pool.address(via);
-            let result = self
-                .device_of(from.device)
-                .copy_out(from.run.slice(at, via.pages), address)
-                .and_then(|()| self.device_of(to.device).copy_in(to.run.slice(at, via.pages), address));
-            self.pool.put_populated(via);
-            result?;
-            at += via.pages;
-        }
-        Ok(())
+        .map(Some)
     }
 }

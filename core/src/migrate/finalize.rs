@@ -31,6 +31,7 @@ impl<H: Host> Drop for Copied<'_, H> {
             }
             self.batch.put_back(piece, KeptReason::Raced);
         }
+        self.put_refused_back();
     }
 }
 

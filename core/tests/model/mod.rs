@@ -124,6 +124,8 @@ pub(crate) struct Memory {
     pub(crate) private: BTreeMap<(usize, u32), Token>,
     /// Frames of private devices that no copy gets out, while they are here.
     pub(crate) broken: BTreeSet<(usize, u32)>,
+    /// Frames that were allocated and not released since, by device.
+    pub(crate) prepared: BTreeSet<(usize, u32)>,
     /// The next copy of a device that is not told to fail panics.
     pub(crate) panics: bool,
     /// Mapped pages that the kernel has copied or moved elsewhere than to their device.

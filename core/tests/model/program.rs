@@ -433,7 +433,7 @@ impl Model {
             }
             let got = match (entry.content, slot) {
                 (None, Slot::Mapped(frame)) if entry.laid.is_some() => {
-                    let device = engine.device(frame.device).and_then(|device| device.overlay_start());
+                    let device = engine.device(frame.device).and_then(|device| device.reach().laid());
                     let expected = device.map(|start| nth(start, u64::from(frame.index.get())));
                     assert_eq!(entry.laid, expected, "{at} is in the frame that its slot names");
                     memory.own_content(expected.expect("what is laid is in a window"))
@@ -447,7 +447,7 @@ impl Model {
                 }
                 (None, Slot::Unmapped { frame, busy: false }) => {
                     let device = engine.device(frame.device).expect("a slot names a device that exists");
-                    match device.frames_start().or(device.overlay_start()) {
+                    match device.reach().in_place() {
                         Some(arena) => memory.own_content(nth(arena, u64::from(frame.index.get()))),
                         None => memory.private[&(frame.device.index(), frame.index.get())],
                     }

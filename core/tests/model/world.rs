@@ -181,7 +181,7 @@ impl World {
 
     pub(crate) fn unhog_device(&self, device: DeviceId, hogged: Vec<FrameRun>) {
         for run in hogged {
-            self.engine.devices()[device.index()].pagemap().frames.put(run);
+            self.engine.devices()[device.index()].pagemap().frames.put(run, |_| {});
         }
     }
 
@@ -206,7 +206,7 @@ impl World {
             let Pagemap { device: id, frames, .. } = device.pagemap();
             let all = FrameRun { first: FrameIndex::new(0), pages: frames.capacity() };
             let used: Vec<_> = frames.in_use(all).map(|(frame, _)| frame).collect();
-            let start = device.frames_start().or_else(|| device.overlay_start());
+            let start = device.reach().in_place();
             let memory = self.model.lock();
             for frame in all.iter().filter(|frame| !used.contains(frame)) {
                 let content = match start {

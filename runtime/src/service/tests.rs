@@ -5,8 +5,7 @@ use std::os::unix::process::ExitStatusExt as _;
 use std::sync::atomic::Ordering::SeqCst;
 
 use hetmem_core::physmap::{Owner, Pagemap};
-use hetmem_core::port::{Device, DeviceError};
-use hetmem_core::run_set::FrameRun;
+use hetmem_core::port::{Device, Direction, Reach, Transfer};
 use hetmem_core::units::{ByteLen, DeviceId};
 use hetmem_devices::Emulated;
 use hetmem_devices::spec::DeviceSpec;
@@ -27,16 +26,13 @@ impl Device for Panics {
         self.0.pagemap()
     }
 
-    fn frames_start(&self) -> Option<VirtAddr> {
-        self.0.frames_start()
+    fn reach(&self) -> Reach {
+        self.0.reach()
     }
 
-    fn copy_in(&self, to: FrameRun, from: VirtAddr) -> Result<(), DeviceError> {
-        self.0.copy_in(to, from)
-    }
-
-    fn copy_out(&self, _from: FrameRun, _to: VirtAddr) -> Result<(), DeviceError> {
-        panic!("the device is on fire")
+    fn transfer(&self, batch: &mut [Transfer]) {
+        assert!(batch.iter().all(|transfer| transfer.direction == Direction::In), "the device is on fire");
+        self.0.transfer(batch);
     }
 }
 
