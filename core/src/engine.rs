@@ -7,12 +7,10 @@ use std::ops::Deref;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::Relaxed;
 
-use crate::frame::FrameDescriptor;
+use crate::frames::{FrameDescriptor, FrameRefs, FrameRun, Frames, Left, Purpose, SystemPool};
 use crate::notifier::{EmptyRange, Event, Invalidation, Notice, Notifiers, Subscription};
 use crate::overlay::Overlays;
-use crate::pool::{Purpose, SystemPool};
 use crate::port::{Device, Host, NoBacking, Reach};
-use crate::run_set::FrameRun;
 use crate::slot::{Frame, SYSTEM_POOL, Slot};
 use crate::space::{Installing, Space};
 use crate::stats::Counters;
@@ -34,27 +32,6 @@ impl Deref for CountersAt {
             Self::Own(counters) => counters,
             Self::Shared(counters) => counters,
         }
-    }
-}
-
-/// A run of frames and whose they are.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct Held {
-    pub(crate) device: DeviceId,
-    pub(crate) run: FrameRun,
-}
-
-impl Held {
-    pub(crate) fn slice(self, skip: PageCount, take: PageCount) -> Self {
-        Self { device: self.device, run: self.run.slice(skip, take) }
-    }
-
-    pub(crate) fn frame(self, offset: PageCount) -> Frame {
-        Frame { device: self.device, index: self.run.frame(offset) }
-    }
-
-    pub(crate) fn single(frame: Frame) -> Self {
-        Self { device: frame.device, run: FrameRun::single(frame.index) }
     }
 }
 
@@ -191,109 +168,69 @@ impl<H: Host> Engine<H> {
 
     /// Where the frames lie in this process while the program does not map them; `None` if pages are copied to them and from them, as those of a private
     /// device.
-    pub(crate) fn address(&self, held: Held) -> Option<VirtAddr> {
-        if held.device == SYSTEM_POOL {
-            return Some(self.pool.address(held.run));
+    pub(crate) fn address(&self, frames: Frames) -> Option<VirtAddr> {
+        if frames.is_pool() {
+            return Some(self.pool.address(frames.run));
         }
-        let start = self.device_of(held.device).reach().movable()?;
-        Some(start.add_pages(PageCount::new(u64::from(held.run.first.get()))))
+        let start = self.device_of(frames.device).reach().movable()?;
+        Some(start.add_pages(PageCount::new(u64::from(frames.run.first.get()))))
     }
 
-    /// Takes another reference to frames that are in use.
-    pub(crate) fn get(&self, held: Held) {
-        if held.device == SYSTEM_POOL {
-            self.pool.get(held.run);
+    pub(crate) fn descriptor(&self, frame: Frame) -> &FrameDescriptor {
+        if frame.device == SYSTEM_POOL {
+            self.pool.descriptor(frame.index)
         } else {
-            self.device_of(held.device).pagemap().frames.get(held.run);
+            self.device_of(frame.device).pagemap().frames.descriptor(frame.index)
         }
     }
 
-    /// Whether somebody but the `ours` known holders refers to one of the frames: a batch that lost its page to an `mremap`
-    /// and has not noticed yet. It may be reading the frame, and would take the page's next stay there for its own. So such a
-    /// frame's page is copied in, never moved: the frame keeps its bytes until the last reference is gone.
-    pub(crate) fn is_read_by_others(&self, held: Held, ours: u64) -> bool {
-        let single = |frame| Held { device: held.device, run: FrameRun::single(frame) };
-        held.run.iter().any(|frame| self.descriptor(single(frame)).references() > ours)
-    }
-
-    /// The descriptor of the first of the frames.
-    pub(crate) fn descriptor(&self, held: Held) -> &FrameDescriptor {
-        if held.device == SYSTEM_POOL {
-            self.pool.descriptor(held.run.first)
-        } else {
-            self.device_of(held.device).pagemap().frames.descriptor(held.run.first)
-        }
-    }
-
-    /// Gives one reference to the frames back, whose pages are still populated.
-    pub(crate) fn put(&self, held: Held) {
-        if held.device == SYSTEM_POOL {
-            self.pool.put_populated(held.run);
-        } else {
-            let device = self.device_of(held.device);
-            self.freed(held.device, device.pagemap().frames.put(held.run, |run| device.released(run)));
-        }
-    }
-
-    /// Gives one reference to the frames back, whose pages were moved away, or are not there for another reason.
-    pub(crate) fn put_moved(&self, held: Held) {
-        if held.device == SYSTEM_POOL {
-            self.pool.put_hole(held.run);
-        } else if self.lays(held.device) {
-            // The device keeps what was laid over the program's.
-            self.put(held);
-        } else {
-            let device = self.device_of(held.device);
-            self.freed(held.device, device.pagemap().frames.put_hole(held.run, |run| device.released(run)));
-        }
-    }
-
-    fn freed(&self, device: DeviceId, frames: PageCount) {
-        self.counters.devices[device.index()].sub(frames.bytes().get());
-    }
-
-    /// Takes free frames of a device into use for the pages from `page` on.
-    fn allocate(&self, device: DeviceId, want: PageCount, page: VirtAddr, huge: bool) -> Option<Held> {
-        let frames = &self.device_of(device).pagemap().frames;
-        let run = huge.then(|| frames.allocate_whole(page)).flatten().or_else(|| frames.allocate(want, page))?;
-        self.counters.devices[device.index()].add(run.pages.bytes().get());
-        Some(Held { device, run })
-    }
-
-    /// The same, ready to be filled. For a `huge` page frames are preferred that can hold it whole.
-    pub(crate) fn allocate_ready(&self, id: DeviceId, want: PageCount, page: VirtAddr, huge: bool) -> Option<Held> {
-        self.ready(self.allocate(id, want, page, huge)?)
+    /// Takes free frames of a device into use for the pages from `page` on, ready to be filled. For a `huge` page frames are preferred that can hold it whole.
+    pub(crate) fn allocate_ready(
+        &self,
+        id: DeviceId,
+        want: PageCount,
+        page: VirtAddr,
+        huge: bool,
+    ) -> Option<FrameRefs<'_, H>> {
+        let frames = &self.device_of(id).pagemap().frames;
+        let whole = huge.then(|| frames.allocate_whole(page)).flatten();
+        self.ready(id, whole.or_else(|| frames.allocate(want, page))?)
     }
 
     /// A whole block of frames, ready to be filled.
-    pub(crate) fn allocate_block(&self, id: DeviceId, page: VirtAddr) -> Option<Held> {
-        let run = self.device_of(id).pagemap().frames.allocate_chunk(page)?;
-        self.counters.devices[id.index()].add(run.pages.bytes().get());
-        self.ready(Held { device: id, run })
+    pub(crate) fn allocate_block(&self, id: DeviceId, page: VirtAddr) -> Option<FrameRefs<'_, H>> {
+        self.ready(id, self.device_of(id).pagemap().frames.allocate_chunk(page)?)
     }
 
-    fn ready(&self, held: Held) -> Option<Held> {
-        let id = held.device;
-        match self.device_of(id).prepare(held.run) {
+    fn ready(&self, device: DeviceId, run: FrameRun) -> Option<FrameRefs<'_, H>> {
+        let counters = &self.counters.devices[device.index()];
+        counters.add(run.pages.bytes().get());
+        let refs = FrameRefs::counted(self, Frames { device, run });
+        match self.device_of(device).prepare(run) {
             Ok(strays) => {
-                self.counters.devices[id.index()].stray_pages.fetch_add(strays.get(), Relaxed);
-                Some(held)
+                counters.stray_pages.fetch_add(strays.get(), Relaxed);
+                Some(refs)
             }
             Err(NoBacking) => {
-                self.put_moved(held);
+                refs.release(Left::Nothing);
                 None
             }
         }
     }
 
     /// Places of the pool, which grows while `take` finds none, as far as the host lets it.
-    pub(crate) fn take_places(&self, take: impl Fn(&SystemPool) -> Option<FrameRun>) -> Option<FrameRun> {
+    pub(crate) fn take_places(&self, take: impl Fn(&SystemPool) -> Option<FrameRun>) -> Option<FrameRefs<'_, H>> {
         loop {
             let taken = take(&self.pool);
             if taken.is_some() || !self.grow_pool() {
-                return taken;
+                return taken.map(|run| self.places(run));
             }
         }
+    }
+
+    /// Places that were taken out of the pool, with the reference that was counted then.
+    pub(crate) const fn places(&self, run: FrameRun) -> FrameRefs<'_, H> {
+        FrameRefs::counted(self, Frames { device: SYSTEM_POOL, run })
     }
 
     fn grow_pool(&self) -> bool {
@@ -301,14 +238,14 @@ impl<H: Host> Engine<H> {
     }
 
     /// Takes places of the pool to copy pages into.
-    pub(crate) fn take_stocked(&self, want: PageCount, page: VirtAddr, purpose: Purpose) -> Option<FrameRun> {
+    pub(crate) fn take_stocked(&self, want: PageCount, page: VirtAddr, purpose: Purpose) -> Option<FrameRefs<'_, H>> {
         self.take_places(|pool| pool.take_stocked(want, page, purpose))
     }
 
     /// Gives stocked system pages above the pool's limit back to the host.
     pub fn trim_pool(&self) {
         while let Some(run) = self.pool.take_surplus() {
-            if !self.discard(run) {
+            if !self.discard(self.places(run)) {
                 break;
             }
         }
@@ -318,10 +255,19 @@ impl<H: Host> Engine<H> {
     pub(crate) fn make_room(&self, pages: PageCount) {
         while self.pool.empty() < pages && self.grow_pool() {}
         while let Some(run) = self.pool.take_for_room(pages) {
-            if !self.discard(run) {
+            if !self.discard(self.places(run)) {
                 break;
             }
         }
+    }
+
+    /// Empties places that were taken out of the stock. `false` if they can't be: then they are in stock again, as a place that is not empty must never be taken
+    /// for one that is.
+    fn discard(&self, places: FrameRefs<'_, H>) -> bool {
+        let Frames { run, .. } = places.frames();
+        let discarded = self.host.discard(self.pool.address(run), run.pages);
+        places.release(if discarded { Left::Nothing } else { Left::Page });
+        discarded
     }
 
     /// Whether somewhere a page's bytes rest in a frame that it has left.
@@ -341,18 +287,6 @@ impl<H: Host> Engine<H> {
     pub fn clear_old(&self) -> bool {
         self.pool.clear_old(|run| self.host.clear(self.pool.address(run), run.pages))
             || self.devices.iter().any(|device| device.pagemap().frames.clear_old(|run| device.clear(run)))
-    }
-
-    /// Empties places that were taken out of the stock. `false` if they can't be: then they are in stock again, as a place that is not empty must never be taken
-    /// for one that is.
-    fn discard(&self, run: FrameRun) -> bool {
-        let discarded = self.host.discard(self.pool.address(run), run.pages);
-        if discarded {
-            self.pool.put_hole(run)
-        } else {
-            self.pool.put_populated(run)
-        }
-        discarded
     }
 
     /// Where each page of `range` is: by hetmem's books, and by the device's word where the program maps it. Nothing is faulted in.

@@ -3,10 +3,10 @@
 //! Each is called with the gate held alone, right after the event was read and before anything else is installed. Mirrors are told
 //! before it is applied, which is after the program's change was made: their callbacks may not wait for accesses by address.
 
-use crate::engine::{Engine, Held};
+use crate::engine::Engine;
 use crate::fault::DEVICE_TRIES;
+use crate::frames::{Frames, Left, Purpose};
 use crate::notifier::Event;
-use crate::pool::Purpose;
 use crate::port::{FaultPath, Host, TransferError};
 use crate::slot::{Frame, Slot};
 use crate::space::Events;
@@ -66,24 +66,15 @@ impl<H: Host> Engine<H> {
         for (no, block) in self.space.blocks_in(from) {
             let Some(part) = from.intersect(no.range()) else { continue };
             for page in part.iter() {
-                let slot = {
-                    let mut state = block.lock();
-                    let slot = state.slot(page.index_in_block());
-                    if slot == Slot::System {
-                        continue;
-                    }
-                    state.set(page.index_in_block(), Slot::System);
-                    slot
-                };
-                // Whoever worked on the page finds it gone and gives up only its own reference.
-                let slot = match slot {
-                    Slot::System => continue,
-                    Slot::Unmapped { frame, .. } => Slot::Unmapped { frame, busy: false },
-                    Slot::Mapped(frame) => Slot::Mapped(frame),
-                };
+                let Some((slot, frame)) = self.take_slot(&mut block.lock(), page) else { continue };
                 let new = to.add_pages(page.pages_since(from.start()));
-                self.space.block(new.block()).lock().set(new.index_in_block(), slot);
-                self.holds(slot, new);
+                frame.set_page(new);
+                let block = self.space.block(new.block());
+                self.occupy(&mut block.lock(), PageRange::page_of(new), frame, |frame| match slot {
+                    Slot::Mapped(_) => Slot::Mapped(frame),
+                    // Whoever worked on the page finds it gone and gives up only its own reference.
+                    Slot::Unmapped { .. } | Slot::System => Slot::Unmapped { frame, busy: false },
+                });
             }
             self.wake_all(&block, part);
         }
@@ -117,23 +108,19 @@ impl<H: Host> Engine<H> {
             }
             for page in no.range().iter() {
                 let Slot::Unmapped { frame, .. } = state.slot(page.index_in_block()) else { continue };
-                let held = Held::single(frame);
+                let bytes = Frames::single(frame);
                 let one = PageRange::page_of(page);
-                if let Some(address) = self.address(held) {
+                if let Some(address) = self.address(bytes) {
                     put(one, address);
                     continue;
                 }
                 let via = self.take_stocked(PageCount::ONE, page, Purpose::Fault).ok_or(TransferError::Transient)?;
-                let to = Held { device: crate::slot::SYSTEM_POOL, run: via };
                 // Each page is owed, as nobody can ask for it again: the child's memory is a copy of this moment.
-                let copied = (0..DEVICE_TRIES).any(|_| self.copy_owed(held, to));
-                if copied {
-                    put(one, self.pool.address(via));
-                }
-                self.put(to);
+                let copied = (0..DEVICE_TRIES).any(|_| self.copy_owed(bytes, via.frames()));
                 if !copied {
                     return Err(TransferError::Transient);
                 }
+                put(one, via.address().ok_or(TransferError::Transient)?);
             }
         }
         Ok(())
@@ -151,14 +138,8 @@ impl<H: Host> Engine<H> {
                 match state.slot(page.index_in_block()) {
                     Slot::System => {}
                     Slot::Mapped(frame) if keep(frame) => {}
-                    Slot::Mapped(frame) => {
-                        state.set(page.index_in_block(), Slot::System);
-                        self.put_moved(Held::single(frame));
-                    }
-                    Slot::Unmapped { frame, .. } => {
-                        state.set(page.index_in_block(), Slot::System);
-                        self.put(Held::single(frame));
-                    }
+                    Slot::Mapped(_) => self.vacate(&mut state, PageRange::page_of(page), Left::Nothing),
+                    Slot::Unmapped { .. } => self.vacate(&mut state, PageRange::page_of(page), Left::Page),
                 }
             }
             drop(state);

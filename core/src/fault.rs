@@ -6,19 +6,21 @@
 //!
 //! Nothing here allocates, and no memory is touched but hetmem's own: this runs while memory of the program is away.
 
+mod cluster;
 mod notify;
 
 use std::sync::atomic::Ordering::Relaxed;
 
-use crate::engine::{Engine, Held};
-use crate::migrate::{Origin, Piece, PutFailure};
+use crate::engine::Engine;
+use crate::frames::{FrameRefs, Frames, Left, Purpose, restate};
+use crate::install::{Installed, Source, Ways};
 use crate::notifier::Invalidation;
 use crate::outcome::KeptReason;
-use crate::pool::Purpose;
-use crate::port::{FaultPath, Host, Install, PutStop};
-use crate::slot::{Frame, SYSTEM_POOL, Slot};
+use crate::port::{FaultPath, Host, PutStop};
+use crate::slot::{Frame, Slot};
 use crate::space::{Block, BlockState};
-use crate::units::{BLOCK_PAGES, DeviceId, FrameIndex, PageCount, PageRange, VirtAddr};
+use crate::units::{PageCount, PageRange, VirtAddr};
+use cluster::Cluster;
 use notify::Notify;
 
 /// Pages that one fault brings home at most.
@@ -99,7 +101,7 @@ impl<H: Host> Engine<H> {
             Slot::Unmapped { frame, .. } => {
                 // A device may use the page in that frame: its own, or one that it holds exclusively. In no other state do mirrors use
                 // a page that a fault changes.
-                let has_address = self.address(Held::single(frame)).is_some();
+                let has_address = self.address(Frames::single(frame)).is_some();
                 let notify = Notify::of_touch(page, has_address, self.fault_around);
                 if told != Some(notify) && self.notifiers.any_in(notify.range) {
                     return Err(notify);
@@ -107,19 +109,17 @@ impl<H: Host> Engine<H> {
                 if has_address {
                     return Ok(self.move_in(&block, &mut state, path, page, frame));
                 }
-                let mut run = Around::plan(self, &mut state, page);
-                run.mark(self, &mut state);
+                let cluster = Cluster::begin(self, &mut state, page);
                 drop(state);
                 drop(installing);
-                Ok(self.bring_home(&block, path, &run))
+                Ok(self.bring_home(&block, path, cluster))
             }
-            Slot::Mapped(frame) => {
+            Slot::Mapped(_) => {
                 // Present, unless the program dropped the page while nobody watched.
                 let one = PageRange::page_of(page);
                 let put = self.host.zero_fill(path, one);
                 if put.stop.is_none() {
-                    state.set(page.index_in_block(), Slot::System);
-                    self.put_moved(Held::single(frame));
+                    self.vacate(&mut state, one, Left::Nothing);
                     return Ok(FaultResolution::Present);
                 }
                 Ok(self.present_or(path, one, put.stop))
@@ -140,33 +140,19 @@ impl<H: Host> Engine<H> {
         page: VirtAddr,
         frame: Frame,
     ) -> FaultResolution {
-        let (at, held) = (PageRange::page_of(page), Held::single(frame));
-        let from = self.address(held).expect("the caller looked");
-        // A batch that lost the page may still read the frame: then the page must stay in it.
-        let mut how = if self.is_read_by_others(held, 1) { Install::Copy } else { Install::Move };
-        let mut put = self.host.put_in(path, at, from, how);
-        if put.stop == Some(PutStop::Refused) {
-            how = Install::Copy;
-            put = self.host.put_in(path, at, from, how);
-        }
-        let result = match put.stop.map(|stop| (stop, self.put_failure(page, stop))) {
-            None => FaultResolution::Home(PageCount::ONE),
-            Some((_, PutFailure::LookAgain)) => return FaultResolution::EventsPending,
-            Some((PutStop::NoMemory, _)) => return FaultResolution::NoMemory,
-            Some((_, PutFailure::StaysAway)) => {
-                self.host.stop_the_program(page, "the kernel accepts a page neither by moving nor by copying")
-            }
-            Some((_, PutFailure::Dropped)) => {
+        let at = PageRange::page_of(page);
+        let mut bytes = self.refer_to(Frames::single(frame));
+        let result = match self.install(state, path, at, Source::Slots(&mut bytes), Ways::MoveOrCopy) {
+            Installed::Pages(pages) => FaultResolution::Home(pages),
+            Installed::Discarded(_) => {
                 self.host.wake(path, at);
                 FaultResolution::Present
             }
+            Installed::EventsPending => return FaultResolution::EventsPending,
+            Installed::NoMemory => return FaultResolution::NoMemory,
+            Installed::Refused => self.is_refused(page),
+            Installed::Occupied => self.is_there_twice(page),
         };
-        if put.stop.is_none() && how == Install::Move && frame.device != SYSTEM_POOL {
-            state.set(page.index_in_block(), Slot::Mapped(frame));
-        } else {
-            state.set(page.index_in_block(), Slot::System);
-            if put.stop.is_none() && how == Install::Move { self.put_moved(held) } else { self.put(held) }
-        }
         self.counters.cpu_faults.fetch_add(1, Relaxed);
         if state.take_waited() {
             self.host.wake(path, at);
@@ -175,164 +161,118 @@ impl<H: Host> Engine<H> {
         result
     }
 
-    /// Copies the pages of `run` out of their private frames and puts them in.
-    fn bring_home(&self, block: &Block, path: FaultPath, run: &Around) -> FaultResolution {
-        let mut done = PageCount::ZERO;
+    /// Copies the pages of `cluster` out of their private frames and installs them.
+    fn bring_home(&self, block: &Block, path: FaultPath, mut cluster: Cluster<'_, H>) -> FaultResolution {
+        let all = cluster.rest();
         let mut result = FaultResolution::Home(PageCount::ZERO);
-        while done < run.pages() {
-            let Some(place) = self.take_stocked(run.pages() - done, run.page(done), Purpose::Fault) else {
+        while !cluster.is_empty() {
+            let Some(mut places) = self.take_stocked(cluster.pages(), cluster.rest().start(), Purpose::Fault) else {
                 result = FaultResolution::NoMemory;
                 break;
             };
-            let to = Held { device: SYSTEM_POOL, run: place };
-            let fetched = self.fetch(run, done, to);
-            if fetched < place.pages {
-                self.put(to.slice(fetched, place.pages - fetched));
-            }
+            let fetched = self.fetch(&cluster, places.frames());
             if fetched.is_zero() {
                 // Neighbours, as the touched page comes or the program stops.
                 break;
             }
-            let to = to.slice(PageCount::ZERO, fetched);
+            let copies = places.take_front(fetched);
+            drop(places);
             let _installing = self.space.gate.install();
             let mut state = block.lock();
-            let (n, stop) = self.put_around(&mut state, path, run, done, to);
-            done += n;
-            if let Some(stop) = stop {
+            if let Some(stop) = self.install_cluster(&mut state, path, &mut cluster, copies) {
                 result = stop;
                 break;
             }
-            if done == run.pages() {
-                self.release_waiters(block, &mut state, path, run.range());
+            if cluster.is_empty() {
+                self.release_waiters(block, &mut state, path, all);
             }
         }
-        if done < run.pages() {
-            self.give_up(block, path, run, done);
+        let (done, window) = (all.pages() - cluster.pages(), cluster.window());
+        if !cluster.is_empty() {
+            self.give_up(block, path, cluster, all);
         }
         if done.is_zero() {
             return result;
         }
         self.counters.cpu_faults.fetch_add(1, Relaxed);
         self.counters.pages_migrated_to_system.fetch_add(done.get(), Relaxed);
-        self.continue_stream(run, done);
+        self.continue_stream(all.start().add_pages(done), window);
         FaultResolution::Home(done)
     }
 
-    /// What did not come home is no longer busy; the waiter of the page itself, if that is among them, tries again.
-    fn give_up(&self, block: &Block, path: FaultPath, run: &Around, done: PageCount) {
+    /// What did not come home of the pages `all` is no longer busy; the waiter of the touched page itself, if that is among them, tries again.
+    fn give_up(&self, block: &Block, path: FaultPath, mut cluster: Cluster<'_, H>, all: PageRange) {
         let _installing = self.space.gate.install();
         let mut state = block.lock();
-        let mut at = done;
-        while at < run.pages() {
-            let piece = run.piece(at);
-            if piece.same_fate(&state, PageCount::ZERO).0 {
-                self.put_back_ours(&mut state, path, piece);
-            } else {
-                self.put(piece.bytes);
+        while !cluster.is_empty() {
+            if !cluster.ours(&state, PageCount::ONE).is_zero() {
+                let page = cluster.rest().slice(PageCount::ZERO, PageCount::ONE);
+                let frame = Frames::single(cluster.frame(PageCount::ZERO));
+                restate(&mut state, page, frame, |frame| Slot::Unmapped { frame, busy: false });
             }
-            at += PageCount::ONE;
+            cluster.advance(PageCount::ONE);
         }
-        self.release_waiters(block, &mut state, path, run.range());
+        self.release_waiters(block, &mut state, path, all);
     }
 
-    /// Copies the frames of pages `from` on into `to`, and says how many came: fewer where the device does not give a neighbour back. If it
-    /// does not give the touched page back, which is the first, there is no place for that one: the program is stopped.
-    fn fetch(&self, run: &Around, from: PageCount, to: Held) -> PageCount {
+    /// Copies the frames of the first pages of `cluster` into `to`, and says how many came: fewer where the device does not give a neighbour back. If it
+    /// does not give the touched page back, there is no place for that one: the program is stopped.
+    fn fetch(&self, cluster: &Cluster<'_, H>, to: Frames) -> PageCount {
         let mut at = PageCount::ZERO;
         while at < to.run.pages {
+            let first = cluster.frame(at);
             let mut n = PageCount::ONE;
-            let first = run.frame(from + at);
-            while at + n < to.run.pages {
-                let next = run.frame(from + at + n);
-                let follows = u64::from(first.index.get()) + n.get() == u64::from(next.index.get());
-                if next.device != first.device || !follows {
-                    break;
-                }
+            while at + n < to.run.pages && Frames::new(first, n).goes_on_with(cluster.frame(at + n)) {
                 n += PageCount::ONE;
             }
-            let frames = Held { device: first.device, run: crate::run_set::FrameRun { first: first.index, pages: n } };
-            let copy = |n| self.copy_owed(frames.slice(PageCount::ZERO, n), to.slice(at, n));
+            let copy = |n| self.copy_owed(Frames::new(first, n), to.slice(at, n));
             if copy(n) {
                 at += n;
                 continue;
             }
-            let owed = (from + at).is_zero();
-            if !owed {
+            if !(at.is_zero() && cluster.owes_touched()) {
                 return at;
             }
             if (1..DEVICE_TRIES).any(|_| copy(PageCount::ONE)) {
                 return PageCount::ONE;
             }
-            self.host.stop_the_program(run.page(from + at), "the device does not give a page back");
+            self.host.stop_the_program(cluster.rest().start(), "the device does not give a page back");
         }
         at
     }
 
-    /// Puts the pages in `from` in at pages `at` on of `run`. Returns how many are dealt with, and what stopped it.
-    fn put_around(
+    /// Installs the first pages of `cluster`, of which `copies` are. Returns what stopped it.
+    fn install_cluster(
         &self,
         state: &mut BlockState,
         path: FaultPath,
-        run: &Around,
-        at: PageCount,
-        from: Held,
-    ) -> (PageCount, Option<FaultResolution>) {
-        let mut n = PageCount::ZERO;
-        let mut stop = None;
-        while n < from.run.pages && stop.is_none() {
+        cluster: &mut Cluster<'_, H>,
+        mut copies: FrameRefs<'_, H>,
+    ) -> Option<FaultResolution> {
+        while !copies.pages().is_zero() {
             // As many pages as are still ours go in with one call.
-            let mut ours = PageCount::ZERO;
-            while n + ours < from.run.pages && run.piece(at + n + ours).same_fate(state, PageCount::ZERO).0 {
-                ours += PageCount::ONE;
-            }
+            let ours = cluster.ours(state, copies.pages());
+            let first = cluster.rest().slice(PageCount::ZERO, PageCount::ONE);
             if ours.is_zero() {
-                // The program dropped or moved the page meanwhile. Nothing is put in, so nothing else wakes the toucher.
-                self.host.wake(path, run.piece(at + n).at);
-                self.put(run.piece(at + n).bytes);
-                self.put(from.slice(n, PageCount::ONE));
-                n += PageCount::ONE;
+                // The program dropped or moved the page meanwhile. Nothing is installed, so nothing else wakes the toucher.
+                self.host.wake(path, first);
+                drop(copies.take_front(PageCount::ONE));
+                cluster.advance(PageCount::ONE);
                 continue;
             }
-            let target = run.range().slice(at + n, ours);
-            let part = from.slice(n, ours);
-            let address = self.pool.address(part.run);
-            let mut how = Install::Move;
-            let mut put = self.host.put_in(path, target, address, how);
-            if put.pages.is_zero() && put.stop == Some(PutStop::Refused) {
-                how = Install::Copy;
-                put = self.host.put_in(path, target, address, how);
+            let to = cluster.rest().slice(PageCount::ZERO, ours);
+            let installed = self.install(state, path, to, Source::Copies(&mut copies), Ways::MoveOrCopy);
+            cluster.advance(installed.settled());
+            match installed {
+                Installed::Pages(_) => {}
+                Installed::Discarded(_) => self.host.wake(path, first),
+                Installed::EventsPending => return Some(FaultResolution::EventsPending),
+                Installed::NoMemory => return Some(FaultResolution::NoMemory),
+                Installed::Refused => self.is_refused(first.start()),
+                Installed::Occupied => self.is_there_twice(first.start()),
             }
-            let mut settled = put.pages;
-            if let Some(why) = put.stop.filter(|_| put.pages.is_zero()) {
-                match self.put_failure(target.start(), why) {
-                    PutFailure::LookAgain => stop = Some(FaultResolution::EventsPending),
-                    PutFailure::StaysAway if why == PutStop::NoMemory => stop = Some(FaultResolution::NoMemory),
-                    PutFailure::StaysAway => self
-                        .host
-                        .stop_the_program(target.start(), "the kernel accepts a page neither by moving nor by copying"),
-                    PutFailure::Dropped => {
-                        self.host.wake(path, target.slice(PageCount::ZERO, PageCount::ONE));
-                        settled = PageCount::ONE;
-                    }
-                }
-            }
-            for i in 0..settled.get() {
-                let i = PageCount::new(i);
-                let piece = run.piece(at + n + i);
-                state.set(piece.at.start().index_in_block(), Slot::System);
-                self.put(piece.bytes);
-                self.put(piece.bytes);
-            }
-            if !settled.is_zero() {
-                let used = from.slice(n, settled);
-                if how == Install::Move && !put.pages.is_zero() { self.put_moved(used) } else { self.put(used) }
-            }
-            n += settled;
         }
-        if n < from.run.pages {
-            self.put(from.slice(n, from.run.pages - n));
-        }
-        (n, stop)
+        None
     }
 
     /// Makes holes of `range` readable; its first page is the one that was touched.
@@ -375,15 +315,14 @@ impl<H: Host> Engine<H> {
         PageRange::new(page, PageCount::new(pages)).unwrap_or_else(|| PageRange::page_of(page))
     }
 
-    /// Lets the next block know that a stream runs into it.
-    fn continue_stream(&self, run: &Around, done: PageCount) {
-        let end = run.range().start().add_pages(done);
+    /// Lets the block at `end` know that a stream runs into it.
+    fn continue_stream(&self, end: VirtAddr, window: u16) {
         if end.index_in_block() == 0
             && let Some(next) = self.space.existing_block(end.block())
         {
             let mut state = next.lock();
             state.stream.next = 0;
-            state.stream.window = run.window;
+            state.stream.window = window;
         }
     }
 
@@ -424,83 +363,5 @@ impl<H: Host> Engine<H> {
         }
         self.trim_pool();
         left
-    }
-}
-
-/// A run of missing pages around a touched one, each in some private frame. It lies on the stack: faults don't allocate.
-struct Around {
-    start: VirtAddr,
-    len: u16,
-    window: u16,
-    frames: [Frame; MAX_AROUND as usize],
-}
-
-impl Around {
-    /// The page at `page` and its neighbours, as the block's stream suggests.
-    fn plan<H: Host>(engine: &Engine<H>, state: &mut BlockState, page: VirtAddr) -> Self {
-        let first = page.index_in_block();
-        state.touch(first);
-        let none = Frame { device: DeviceId::new(0), index: FrameIndex::new(0) };
-        let sequential = engine.fault_around && usize::from(state.stream.next) == first && state.stream.window > 0;
-        let window = if sequential { (state.stream.window * 4).min(MAX_AROUND) } else { 1 };
-        let mut this = Self { start: page, len: 0, window, frames: [none; MAX_AROUND as usize] };
-        // The page itself needs no look at its region.
-        let region = match window {
-            1 => PageRange::page_of(page),
-            _ => engine.space.region_at(page).map_or(PageRange::page_of(page), |(range, _)| range),
-        };
-        while this.len < window {
-            let index = first + usize::from(this.len);
-            if index as u64 == BLOCK_PAGES || !region.contains(page.add_pages(PageCount::new(u64::from(this.len)))) {
-                break;
-            }
-            match state.slot(index) {
-                Slot::Unmapped { frame, busy: false } if engine.address(Held::single(frame)).is_none() => {
-                    this.frames[usize::from(this.len)] = frame;
-                    this.len += 1;
-                }
-                Slot::Unmapped { .. } | Slot::Mapped(_) | Slot::System => break,
-            }
-        }
-        if this.len == 0 {
-            // The region ended under the fault; the page itself is still owed.
-            if let Slot::Unmapped { frame, .. } = state.slot(first) {
-                this.frames[0] = frame;
-            }
-            this.len = 1;
-        }
-        state.stream.next = u16::try_from(first).unwrap_or(0) + this.len;
-        state.stream.window = window;
-        this
-    }
-
-    fn mark<H: Host>(&mut self, engine: &Engine<H>, state: &mut BlockState) {
-        for i in 0..self.len {
-            let frame = self.frames[usize::from(i)];
-            engine.get(Held::single(frame));
-            let index = self.page(PageCount::new(u64::from(i))).index_in_block();
-            state.set(index, Slot::Unmapped { frame, busy: true });
-        }
-    }
-
-    fn pages(&self) -> PageCount {
-        PageCount::new(u64::from(self.len))
-    }
-
-    fn page(&self, offset: PageCount) -> VirtAddr {
-        self.start.add_pages(offset)
-    }
-
-    fn range(&self) -> PageRange {
-        PageRange::new(self.start, self.pages()).unwrap_or_else(|| PageRange::page_of(self.start))
-    }
-
-    fn frame(&self, offset: PageCount) -> Frame {
-        self.frames[offset.as_usize()]
-    }
-
-    fn piece(&self, offset: PageCount) -> Piece {
-        let at = PageRange::page_of(self.page(offset));
-        Piece { at, bytes: Held::single(self.frame(offset)), origin: Origin::Unmapped, huge: false }
     }
 }

@@ -1,12 +1,12 @@
 //! The decisions of hetmem, with no operating system in them.
 #![forbid(unsafe_code)]
 
-mod clearing;
 pub mod device_table;
 pub mod engine;
 pub mod events;
 pub mod fault;
-pub mod frame;
+pub mod frames;
+mod install;
 pub mod migrate;
 pub mod mirror;
 pub mod notifier;
@@ -14,10 +14,8 @@ pub mod outcome;
 pub mod overlay;
 pub mod physmap;
 pub mod policy;
-pub mod pool;
 pub mod port;
 pub mod range_map;
-pub mod run_set;
 pub mod slot;
 pub mod space;
 pub mod stats;

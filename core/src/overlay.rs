@@ -30,15 +30,15 @@
 
 use std::collections::BTreeMap;
 
-use crate::engine::{Engine, Held};
+use crate::engine::Engine;
+use crate::frames::{Frames, restate};
 use crate::migrate::copy::Filled;
-use crate::migrate::{Batch, Request, Target};
+use crate::migrate::{Batch, Piece, Request, Target};
 use crate::notifier::Event;
 use crate::outcome::{KeptReason, PageOutcome};
 use crate::port::{FaultPath, Host};
-use crate::run_set::FrameRun;
 use crate::slot::{SYSTEM_POOL, Slot};
-use crate::space::{BlockState, Region, kept_by_advice};
+use crate::space::{Region, kept_by_advice};
 use crate::sync::{Arc, Condvar, Mutex, lock};
 use crate::transfer::FrameCopy;
 use crate::units::{BLOCK_PAGES, BlockNo, DeviceId, PageCount, PageRange, VirtAddr};
@@ -203,9 +203,9 @@ impl<H: Host> Engine<H> {
             Err(KeptReason::Raced) => return Ok(()),
             begun => begun?,
         }
-        let frames = Held { device: first.device, run: FrameRun { first: first.index, pages: BLOCK } };
-        self.get(frames);
-        set_all(&mut state, |i| Slot::Unmapped { frame: frames.frame(i), busy: true });
+        let refs = self.refer_to(Frames::new(first, BLOCK));
+        let frames = refs.frames();
+        restate(&mut state, range, frames, |frame| Slot::Unmapped { frame, busy: true });
         state.exchanging = true;
         drop(state);
         drop(installing);
@@ -213,19 +213,15 @@ impl<H: Host> Engine<H> {
         let lifted = self.host.lift(path, range);
         let installing = self.space.gate.install();
         let mut state = block.lock();
-        for index in 0..512 {
-            let frame = frames.frame(PageCount::new(index as u64));
+        for (i, page) in (0..).zip(range.iter()) {
+            let (page, frame) = (PageRange::page_of(page), frames.slice(PageCount::new(i), PageCount::ONE));
+            let slot = state.slot(page.start().index_in_block());
             // What the program has dropped meanwhile is the system's, or is mapped still.
-            let dropped = state.slot(index) != (Slot::Unmapped { frame, busy: true });
-            match lifted {
-                Ok(()) if dropped => {}
-                Ok(()) => state.set(index, Slot::Unmapped { frame, busy: false }),
-                Err(_) => {
-                    if dropped {
-                        self.get(Held::single(frame));
-                    }
-                    state.set(index, Slot::Mapped(frame));
-                }
+            match (slot.frame() == Some(frame.frame(PageCount::ZERO)) && slot.is_busy(), lifted) {
+                (true, Ok(())) => restate(&mut state, page, frame, |frame| Slot::Unmapped { frame, busy: false }),
+                (true, Err(_)) => restate(&mut state, page, frame, Slot::Mapped),
+                (false, Ok(())) => {}
+                (false, Err(_)) => self.occupy(&mut state, page, self.refer_to(frame), Slot::Mapped),
             }
         }
         state.exchanging = false;
@@ -233,7 +229,7 @@ impl<H: Host> Engine<H> {
         self.release_waiters(&block, &mut state, path, range);
         drop(state);
         drop(installing);
-        self.put(frames);
+        drop(refs);
         lifted
     }
 
@@ -262,7 +258,7 @@ impl<H: Host> Engine<H> {
         Ok(())
     }
 
-    fn overlay_address(&self, frames: Held) -> VirtAddr {
+    fn overlay_address(&self, frames: Frames) -> VirtAddr {
         let start = self.device_of(frames.device).reach().laid().expect("the device's frames are laid");
         start.add_pages(PageCount::new(u64::from(frames.run.first.get())))
     }
@@ -298,13 +294,7 @@ impl<H: Host> Engine<H> {
     }
 }
 
-fn set_all(state: &mut BlockState, slot: impl Fn(PageCount) -> Slot) {
-    for index in 0..512 {
-        state.set(index, slot(PageCount::new(index as u64)));
-    }
-}
-
-impl<H: Host> Batch<'_, H> {
+impl<'e, H: Host> Batch<'e, H> {
     /// The device whose frames are to be laid over the batch's block, if that is what is asked for.
     pub(crate) fn overlay(&self) -> Option<DeviceId> {
         match self.request.target {
@@ -314,63 +304,58 @@ impl<H: Host> Batch<'_, H> {
     }
 
     /// Fills a block of frames of `device` with all pages of the batch's block.
-    pub(crate) fn fill_block(&mut self, device: DeviceId) -> Result<Vec<Filled>, KeptReason> {
+    pub(crate) fn fill_block(&mut self, device: DeviceId) -> Result<Vec<Filled<'e, H>>, KeptReason> {
         let engine = self.engine;
         let pages: PageCount = self.pieces.iter().map(|piece| piece.at.pages()).sum();
         if pages < BLOCK {
             return Err(KeptReason::PartOfBlock);
         }
-        let frames = engine.allocate_block(device, self.range.start()).ok_or(KeptReason::NoFrame)?;
+        let mut frames = engine.allocate_block(device, self.range.start()).ok_or(KeptReason::NoFrame)?;
         let start = self.range.start();
-        let place = |piece: PageRange| frames.slice(piece.start().pages_since(start), piece.pages());
-        let mut copies: Vec<_> = self.pieces.iter().map(|piece| FrameCopy::new(piece.bytes, place(piece.at))).collect();
+        let place = |at: PageRange| frames.frames().slice(at.start().pages_since(start), at.pages());
+        let mut copies: Vec<_> =
+            self.pieces.iter().map(|piece| FrameCopy::new(piece.bytes.frames(), place(piece.at))).collect();
         engine.copy_all(&mut copies);
         if let Some(error) = copies.iter().find_map(|copy| copy.result.err()) {
-            engine.put(frames);
             return Err(error.into());
         }
-        let pieces = std::mem::take(&mut self.pieces);
-        Ok(pieces.into_iter().map(|piece| Filled { piece, copy: Some(place(piece.at)) }).collect())
+        // All pages are there, in order.
+        let mut fill = |piece: Piece<'e, H>| {
+            let copy = Some(frames.take_front(piece.at.pages()));
+            Filled { piece, copy }
+        };
+        Ok(std::mem::take(&mut self.pieces).into_iter().map(&mut fill).collect())
     }
 
     /// Lays the frames that were filled over the block.
-    pub(crate) fn lay(&mut self, filled: Vec<Filled>) {
+    pub(crate) fn lay(&mut self, mut filled: Vec<Filled<'e, H>>) {
         let engine = self.engine;
         let no = self.range.start().block();
         let block = Arc::clone(&self.block);
-        let (Some(first), Some(device)) = (filled.first().and_then(|f| f.copy), self.overlay()) else { return };
-        let frames = Held { device, run: FrameRun { first: first.run.first, pages: BLOCK } };
+        let first = filled.first().and_then(|Filled { copy, .. }| Some(copy.as_ref()?.frame(PageCount::ZERO)));
+        let (Some(first), Some(device)) = (first, self.overlay()) else { return };
         let begun = {
             let _installing = engine.space.gate.install();
             let mut state = block.lock();
-            let ours =
-                |Filled { piece, .. }: &Filled| piece.same_fate(&state, PageCount::ZERO) == (true, piece.at.pages());
+            let ours = |Filled { piece, .. }: &Filled<'e, H>| piece.same_fate(&state) == (true, piece.at.pages());
             let begun = filled.iter().all(ours) && engine.begin(no, Some(self.path)).is_ok();
             state.exchanging = begun;
             begun
         };
         let laid = match begun {
-            true => engine.host.lay(self.range, engine.overlay_address(frames)),
+            true => engine.host.lay(self.range, engine.overlay_address(Frames::new(first, BLOCK))),
             false => Err(KeptReason::Raced),
         };
         if begun {
             let _installing = engine.space.gate.install();
             let mut state = block.lock();
             if laid.is_ok() {
-                filled.iter().for_each(|Filled { piece, .. }| {
-                    for (i, page) in (0..).zip(piece.at.iter()) {
-                        let at = PageCount::new(i);
-                        let bytes = Held::single(piece.bytes.frame(at));
-                        let ours = piece.is_ours(&state, at);
-                        let offset = page.pages_since(self.range.start());
-                        // What the program has dropped meanwhile is what the frame holds, as of a block that was laid before.
-                        state.set(page.index_in_block(), Slot::Mapped(frames.frame(offset)));
-                        if ours {
-                            engine.put(bytes);
-                        }
-                        engine.put(bytes);
+                for Filled { piece, copy } in filled.drain(..) {
+                    // What the program has dropped meanwhile is what the frame holds, as of a block that was laid before.
+                    if let Some(copy) = copy {
+                        engine.occupy(&mut state, piece.at, copy, Slot::Mapped);
                     }
-                });
+                }
             }
             state.exchanging = false;
             engine.overlays.end(no, laid.is_ok().then_some(device));
@@ -380,10 +365,8 @@ impl<H: Host> Batch<'_, H> {
             Ok(()) => self.set_outcome(self.range, PageOutcome::Moved),
             Err(reason) => {
                 for Filled { piece, copy } in filled {
-                    if let Some(copy) = copy {
-                        engine.put(copy);
-                    }
-                    self.put_back(piece, reason);
+                    drop(copy);
+                    self.roll_back(piece, reason);
                 }
             }
         }

@@ -6,7 +6,7 @@
 
 use std::ops::Range;
 
-use crate::frame::FrameTable;
+use crate::frames::FrameTable;
 use crate::units::{DeviceId, FrameIndex, PageCount, Pfn};
 
 /// What the CPU can do with a device's memory (`enum memory_type`, `include/linux/memremap.h`).

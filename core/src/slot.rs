@@ -61,6 +61,15 @@ impl Slot {
         matches!(self, Self::Unmapped { busy: true, .. })
     }
 
+    /// Where the page's bytes are, unless that is the system's business.
+    #[must_use]
+    pub const fn frame(self) -> Option<Frame> {
+        match self {
+            Self::System => None,
+            Self::Mapped(frame) | Self::Unmapped { frame, .. } => Some(frame),
+        }
+    }
+
     /// Whether the table of the module lists the change from this state to `next`.
     #[must_use]
     pub fn may_become(self, next: Self) -> bool {

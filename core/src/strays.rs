@@ -14,7 +14,8 @@
 
 use std::sync::atomic::Ordering::Relaxed;
 
-use crate::engine::{Engine, Held};
+use crate::engine::Engine;
+use crate::frames::Left;
 use crate::notifier::Event;
 #[cfg(doc)]
 use crate::port::Device;
@@ -65,8 +66,7 @@ impl<H: Host> Engine<H> {
         self.each_stray(state, part, only, |page, place| strays.push((page, place)));
         for (page, place) in strays {
             let Slot::Mapped(frame) = state.slot(page.index_in_block()) else { continue };
-            state.set(page.index_in_block(), Slot::System);
-            self.put_moved(Held::single(frame));
+            self.vacate(state, PageRange::page_of(page), Left::Nothing);
             if place == Astray::Elsewhere {
                 self.counters.devices[frame.device.index()].stray_pages.fetch_add(1, Relaxed);
             }
@@ -104,8 +104,7 @@ impl<H: Host> Engine<H> {
         if let Slot::Mapped(frame) = state.slot(page.index_in_block())
             && !self.lays(frame.device)
         {
-            state.set(page.index_in_block(), Slot::System);
-            self.put_moved(Held::single(frame));
+            self.vacate(&mut state, PageRange::page_of(page), Left::Nothing);
             self.counters.devices[frame.device.index()].stray_pages.fetch_add(1, Relaxed);
         }
     }

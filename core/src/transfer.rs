@@ -2,22 +2,21 @@
 
 use std::sync::atomic::Ordering::Relaxed;
 
-use crate::engine::{Engine, Held};
-use crate::migrate::is_pool;
+use crate::engine::Engine;
+use crate::frames::{Frames, Purpose};
 use crate::outcome::KeptReason;
-use crate::pool::Purpose;
 use crate::port::{Host, Transfer, TransferError};
 use crate::units::{DeviceId, PageCount, VirtAddr};
 
 /// Pages to be copied, and what came of it.
 pub(crate) struct FrameCopy {
-    pub(crate) from: Held,
-    pub(crate) to: Held,
+    pub(crate) from: Frames,
+    pub(crate) to: Frames,
     pub(crate) result: Result<(), TransferError>,
 }
 
 impl FrameCopy {
-    pub(crate) const fn new(from: Held, to: Held) -> Self {
+    pub(crate) const fn new(from: Frames, to: Frames) -> Self {
         Self { from, to, result: Ok(()) }
     }
 }
@@ -59,7 +58,7 @@ impl<H: Host> Engine<H> {
     }
 
     /// Makes one copy. Allocates nothing.
-    pub(crate) fn copy_frames(&self, from: Held, to: Held) -> Result<(), TransferError> {
+    pub(crate) fn copy_frames(&self, from: Frames, to: Frames) -> Result<(), TransferError> {
         let copied = match self.way(from, to) {
             Way::Device(device, transfer) => self.transfer(device, transfer),
             Way::Host { from: source, to } => {
@@ -75,7 +74,7 @@ impl<H: Host> Engine<H> {
     }
 
     /// The same for pages that are owed: a failure is one that nobody else tells of.
-    pub(crate) fn copy_owed(&self, from: Held, to: Held) -> bool {
+    pub(crate) fn copy_owed(&self, from: Frames, to: Frames) -> bool {
         let copied = self.copy_frames(from, to).is_ok();
         if !copied {
             self.counters.errors.fetch_add(1, Relaxed);
@@ -89,30 +88,27 @@ impl<H: Host> Engine<H> {
         batch[0].result()
     }
 
-    fn way(&self, from: Held, to: Held) -> Way {
+    fn way(&self, from: Frames, to: Frames) -> Way {
         match (self.address(from), self.address(to)) {
-            (Some(source), Some(target)) if is_pool(from) && is_pool(to) => Way::Host { from: source, to: target },
-            (Some(source), _) if is_pool(from) => Way::Device(to.device, Transfer::into_frames(to.run, source)),
+            (Some(source), Some(target)) if from.is_pool() && to.is_pool() => Way::Host { from: source, to: target },
+            (Some(source), _) if from.is_pool() => Way::Device(to.device, Transfer::into_frames(to.run, source)),
             (_, Some(target)) => Way::Device(from.device, Transfer::out_of_frames(from.run, target)),
             (Some(source), None) => Way::Device(to.device, Transfer::into_frames(to.run, source)),
             (None, None) => Way::Bounce,
         }
     }
 
-    fn bounce(&self, from: Held, to: Held) -> Result<(), TransferError> {
+    fn bounce(&self, from: Frames, to: Frames) -> Result<(), TransferError> {
         let mut at = PageCount::ZERO;
         while at < from.run.pages {
             let want = from.run.pages - at;
             let via =
                 self.take_stocked(want, VirtAddr::default(), Purpose::Migration).ok_or(TransferError::Transient)?;
-            let address = self.pool.address(via);
-            let (out, into) = (from.run.slice(at, via.pages), to.run.slice(at, via.pages));
-            let result = self
-                .transfer(from.device, Transfer::out_of_frames(out, address))
-                .and_then(|()| self.transfer(to.device, Transfer::into_frames(into, address)));
-            self.pool.put_populated(via);
-            result?;
-            at += via.pages;
+            let address = self.pool.address(via.frames().run);
+            let (out, into) = (from.run.slice(at, via.pages()), to.run.slice(at, via.pages()));
+            self.transfer(from.device, Transfer::out_of_frames(out, address))?;
+            self.transfer(to.device, Transfer::into_frames(into, address))?;
+            at += via.pages();
         }
         Ok(())
     }

@@ -4,11 +4,11 @@
 mod model;
 
 use hetmem_core::engine::Residency;
+use hetmem_core::frames::FrameRun;
 use hetmem_core::migrate::{Collected, Request, Select, Target};
 use hetmem_core::outcome::{KeptReason, Outcomes, PageOutcome};
 use hetmem_core::physmap::Owner;
 use hetmem_core::port::PutStop;
-use hetmem_core::run_set::FrameRun;
 use hetmem_core::space::Region;
 use hetmem_core::units::{FrameIndex, PageCount, PageRange};
 use model::{COHERENT, Failure, OVERLAY, OVERLAY_B, PRIVATE, StepKind, World};

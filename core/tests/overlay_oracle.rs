@@ -4,11 +4,11 @@
 mod model;
 
 use hetmem_core::engine::Residency;
+use hetmem_core::frames::FrameRun;
 use hetmem_core::migrate::{Request, Target};
 use hetmem_core::mirror::{MirrorPage, RangeFault, Want};
 use hetmem_core::outcome::{KeptReason, PageOutcome};
 use hetmem_core::physmap::Owner;
-use hetmem_core::run_set::FrameRun;
 use hetmem_core::space::Region;
 use hetmem_core::units::{DeviceId, FrameIndex, PageCount, PageRange};
 use model::{Action, Chaos, OVERLAY, World};

@@ -6,9 +6,9 @@
 use std::collections::BTreeSet;
 
 use hetmem_core::fault::MAX_UNDER_WAY;
+use hetmem_core::frames::FrameRun;
 use hetmem_core::physmap::MemoryType;
 use hetmem_core::port::{Device, Progress, Reach, Ticket, Transfer};
-use hetmem_core::run_set::FrameRun;
 use hetmem_core::units::{FrameIndex, PageCount, VirtAddr};
 use hetmem_sys::mapping::{Arena, ArenaOptions};
 use hetmem_sys::timer::await_readable;
@@ -46,7 +46,7 @@ fn carry_out(device: &dyn Device, transfer: Transfer) {
 
 /// Gives back frames that nobody else refers to.
 fn give_back(device: &dyn Device, run: FrameRun) {
-    let freed = device.pagemap().frames.put(run, |run| device.released(run));
+    let freed = device.pagemap().frames.release(run, |run| device.released(run));
     assert_eq!(freed, run.pages);
 }
 

@@ -14,9 +14,9 @@
 //! *Limits:* what the pages held stays in the device after the end. If the device is taken away, touches of it end the process
 //! (SIGBUS). A device with an alignment of more than 2 MiB is private only.
 
+use hetmem_core::frames::FrameRun;
 use hetmem_core::physmap::{MemoryType, Owner, Pagemap};
 use hetmem_core::port::{Device, Reach, Transfer};
-use hetmem_core::run_set::FrameRun;
 use hetmem_core::units::{BLOCK_SIZE, ByteLen, DeviceId, VirtAddr};
 use hetmem_sys::dax::{DaxDevice, DaxError, DaxSlice};
 

@@ -5,9 +5,9 @@
 //!
 //! *Limits:* each process has its own; the memory is that of the process that uses the device, in accounting too.
 
+use hetmem_core::frames::FrameRun;
 use hetmem_core::physmap::{MemoryType, Owner, Pagemap};
 use hetmem_core::port::{Device, Direction, NoBacking, Progress, Reach, Transfer, TransferError};
-use hetmem_core::run_set::FrameRun;
 use hetmem_core::units::{ByteLen, DeviceId, PageCount, VirtAddr};
 use hetmem_sys::errno::Errno;
 use hetmem_sys::mapping::{Access, Arena, ArenaOptions, HugePages, OnDump, OnFork};

@@ -1,9 +1,9 @@
 //! Frames that are memory in this process's address space, one after the other, and the copies into and out of them: what
 //! the backends have in common.
 
+use hetmem_core::frames::FrameRun;
 use hetmem_core::physmap::{MemoryType, Owner, Pagemap};
 use hetmem_core::port::{Direction, Progress, Transfer};
-use hetmem_core::run_set::FrameRun;
 use hetmem_core::units::{DeviceId, PageCount, PageRange, VirtAddr};
 use hetmem_sys::copy::{clear_pages, copy_pages, stream_pages};
 

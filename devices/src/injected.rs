@@ -9,9 +9,9 @@ use std::os::fd::{AsFd as _, BorrowedFd};
 use std::time::{Duration, Instant};
 
 use hetmem_core::fault::MAX_UNDER_WAY;
+use hetmem_core::frames::FrameRun;
 use hetmem_core::physmap::Pagemap;
 use hetmem_core::port::{Astray, Device, NoBacking, Progress, Reach, Ticket, Transfer, TransferError};
-use hetmem_core::run_set::FrameRun;
 use hetmem_core::sync::atomic::{AtomicU64, Ordering};
 use hetmem_core::sync::{Mutex, lock};
 use hetmem_core::units::{ByteLen, PageCount, PageRange, VirtAddr};

@@ -25,9 +25,9 @@
 //! *Limits:* each process has frames of its own, so processes together may want more than the node has; what doesn't fit stays in
 //! system memory.
 
+use hetmem_core::frames::FrameRun;
 use hetmem_core::physmap::{MemoryType, Owner, Pagemap};
 use hetmem_core::port::{Astray, Device, NoBacking, Reach, Transfer};
-use hetmem_core::run_set::FrameRun;
 use hetmem_core::units::{BLOCK_PAGES, ByteLen, DeviceId, PageCount, PageRange, VirtAddr};
 use hetmem_sys::errno::Errno;
 use hetmem_sys::mapping::Arena;

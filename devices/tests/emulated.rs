@@ -2,9 +2,9 @@
 
 use std::time::{Duration, Instant};
 
+use hetmem_core::frames::FrameRun;
 use hetmem_core::physmap::{MemoryType, Owner};
 use hetmem_core::port::{Device, Progress, Ticket, Transfer};
-use hetmem_core::run_set::FrameRun;
 use hetmem_core::units::{ByteLen, DeviceId, PageCount, VirtAddr};
 use hetmem_devices::spec::parse_all;
 use hetmem_devices::{conformance, kind};

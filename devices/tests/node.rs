@@ -3,9 +3,9 @@
 mod common;
 
 use common::skip;
+use hetmem_core::frames::FrameRun;
 use hetmem_core::physmap::{MemoryType, Owner};
 use hetmem_core::port::{Astray, Device, Transfer};
-use hetmem_core::run_set::FrameRun;
 use hetmem_core::units::{ByteLen, DeviceId, PageCount, PageRange, VirtAddr};
 use hetmem_devices::spec::{Backend, parse_all};
 use hetmem_devices::{NodeMemory, conformance};

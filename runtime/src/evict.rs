@@ -1,10 +1,10 @@
 //! Emptying a device: pages are found by their frames, and brought home.
 
+use hetmem_core::frames::FrameRun;
 use hetmem_core::migrate::{Request, Select, Target};
 use hetmem_core::outcome::KeptReason;
 use hetmem_core::physmap::{MemoryType, Owner};
 use hetmem_core::port::Host as _;
-use hetmem_core::run_set::FrameRun;
 use hetmem_core::units::{DeviceId, FrameIndex, PageCount, PageRange, VirtAddr};
 
 use crate::error::Error;

@@ -3,10 +3,10 @@
 use std::time::Instant;
 
 use hetmem_core::engine::{CountersAt, Engine};
+use hetmem_core::frames::SystemPool;
 use hetmem_core::migrate::{Request, Target};
 use hetmem_core::notifier::{Notice, Subscription};
 use hetmem_core::outcome::{KeptReason, Outcomes, PageOutcome};
-use hetmem_core::pool::SystemPool;
 use hetmem_core::port::{Device, FaultPath, Host};
 use hetmem_core::units::{BLOCK_PAGES, ByteLen, PageCount, PageRange};
 use hetmem_sys::errno::Errno;

@@ -14,7 +14,7 @@ use hetmem::accelerator::{AccessError, InPlace};
 use hetmem::mirror::{Event, RangeFaultError};
 use hetmem::{FaultPath, Mapping, Request, Residency, Target};
 use hetmem_core::device_table::Reach;
-use hetmem_core::run_set::FrameRun;
+use hetmem_core::frames::FrameRun;
 use hetmem_core::units::{FrameIndex, PageCount, VirtAddr};
 
 const WAYS: [InPlace; 2] = [InPlace::Checked, InPlace::Direct];

@@ -1,7 +1,7 @@
 //! `hetmem_evict`, `hetmem_device_remove` and `hetmem_device_restore`.
 #![expect(unsafe_code, reason = "exports C functions")]
 
-use hetmem_core::run_set::FrameRun;
+use hetmem_core::frames::FrameRun;
 use hetmem_core::units::{DeviceId, FrameIndex, PageCount};
 
 use super::failure::{Answer, Failure, answer};

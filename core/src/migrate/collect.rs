@@ -1,16 +1,16 @@
 //! Collect: decide for each page, and take out those that will move.
 
-use crate::engine::{Engine, Held};
+use crate::engine::Engine;
+use crate::frames::{Frames, Left, restate};
 use crate::migrate::exclusive::OUT;
 use crate::migrate::{Batch, Copied, Origin, Piece, Request, Select, Target};
 use crate::outcome::{KeptReason, Outcomes, PageOutcome};
 use crate::overlay::BLOCK;
 use crate::physmap::MemoryType;
 use crate::port::{FaultPath, Host, Taken};
-use crate::run_set::FrameRun;
 use crate::slot::{Frame, SYSTEM_POOL, Slot};
 use crate::space::{BlockState, Region, kept_by_advice};
-use crate::units::{DeviceId, PageCount, PageRange, VirtAddr};
+use crate::units::{PageCount, PageRange, VirtAddr};
 
 /// Pages that were taken out, or were missing already, and are busy on behalf of this migration.
 pub struct Collected<'e, H: Host> {
@@ -119,9 +119,8 @@ impl<'e, H: Host> Collected<'e, H> {
                     Plan::TakeSystem => take_system(&mut batch, &mut state, run),
                     Plan::TakeMapped(frame) => take_mapped(&mut batch, &mut state, run, frame),
                     Plan::Hold(frame) => {
-                        let bytes = held(frame, run.pages());
-                        engine.get(bytes);
-                        mark_busy(&mut state, run, bytes);
+                        let bytes = engine.refer_to(Frames::new(frame, run.pages()));
+                        restate(&mut state, run, bytes.frames(), busy);
                         batch.pieces.push(Piece { at: run, bytes, origin: Origin::Unmapped, huge: false });
                     }
                 }
@@ -155,7 +154,7 @@ impl<'e, H: Host> Collected<'e, H> {
     #[must_use]
     pub fn all_kept(mut self, reason: KeptReason) -> Outcomes {
         for piece in std::mem::take(&mut self.batch.pieces) {
-            self.batch.put_back(piece, reason);
+            self.batch.roll_back(piece, reason);
         }
         std::mem::take(&mut self.batch.outcomes)
     }
@@ -190,10 +189,6 @@ impl Trapped {
         }
         self.refused.map_or(Ok(self.until), Err)
     }
-}
-
-fn held(first: Frame, pages: PageCount) -> Held {
-    Held { device: first.device, run: FrameRun { first: first.index, pages } }
 }
 
 fn plan_page<H: Host>(engine: &Engine<H>, slot: Slot, request: Request) -> Plan {
@@ -248,10 +243,8 @@ impl<H: Host> Engine<H> {
     }
 }
 
-fn mark_busy(state: &mut BlockState, run: PageRange, bytes: Held) {
-    for (i, page) in (0..).zip(run.iter()) {
-        state.set(page.index_in_block(), Slot::Unmapped { frame: bytes.frame(PageCount::new(i)), busy: true });
-    }
+const fn busy(frame: Frame) -> Slot {
+    Slot::Unmapped { frame, busy: true }
 }
 
 /// Why not all of the `asked` pages were taken, if so; a host that doesn't say is not asked for ever.
@@ -267,45 +260,39 @@ fn take_system<H: Host>(batch: &mut Batch<'_, H>, state: &mut BlockState, run: P
     while !rest.is_empty() {
         let whole = (huge && rest == run).then(|| engine.take_places(|pool| pool.take_empty_whole(rest.start())));
         let small = || engine.take_places(|pool| pool.take_empty(rest.pages(), rest.start()));
-        let place = whole.flatten().or_else(small);
-        let Some(place) = place.map(|run| Held { device: DeviceId::new(u8::MAX), run }) else {
+        let Some(mut place) = whole.flatten().or_else(small) else {
             return batch.set_outcome(rest, PageOutcome::Kept(KeptReason::NoMemory));
         };
-        let part = rest.slice(PageCount::ZERO, place.run.pages);
-        let taken = engine.host.take_out(batch.path, part, engine.pool.address(place.run));
+        let part = rest.slice(PageCount::ZERO, place.pages());
+        let to = place.address().expect("places of the pool have an address");
+        let taken = engine.host.take_out(batch.path, part, to);
         let out = part.slice(PageCount::ZERO, taken.pages);
         if !out.is_empty() {
-            let bytes = place.slice(PageCount::ZERO, taken.pages);
-            engine.get(bytes);
-            mark_busy(state, out, bytes);
+            let refs = place.take_front(taken.pages);
+            let bytes = refs.clone();
+            engine.occupy(state, out, refs, busy);
             let huge = huge && out.pages() == BLOCK;
             batch.pieces.push(Piece { at: out, bytes, origin: Origin::System, huge });
         }
-        let mut unused = place.run.pages - taken.pages;
         let mut done = taken.pages;
         match why_stopped(taken, part.pages()) {
             None => {}
-            Some((KeptReason::Occupied, _)) => {
-                // The place has a page already: it belongs to the stock. The next round takes another place.
-                engine.put(place.slice(taken.pages, PageCount::ONE));
-                unused = unused - PageCount::ONE;
-            }
+            // The place has a page already: it belongs to the stock. The next round takes another place.
+            Some((KeptReason::Occupied, _)) => place.take_front(PageCount::ONE).release(Left::Page),
             Some((reason, pages)) => {
                 let kept = rest.slice(taken.pages, pages.max(PageCount::ONE));
                 batch.set_outcome(kept, PageOutcome::Kept(reason));
                 done += kept.pages();
             }
         }
-        if !unused.is_zero() {
-            engine.put_moved(place.slice(place.run.pages - unused, unused));
-        }
+        place.release(Left::Nothing);
         rest = rest.slice(done, rest.pages());
     }
 }
 
 fn take_mapped<H: Host>(batch: &mut Batch<'_, H>, state: &mut BlockState, run: PageRange, first: Frame) {
     let engine = batch.engine;
-    let frames = held(first, run.pages());
+    let frames = Frames::new(first, run.pages());
     let huge = run.pages() == BLOCK && engine.host.is_huge(run);
     let mut at = PageCount::ZERO;
     while at < run.pages() {
@@ -315,24 +302,20 @@ fn take_mapped<H: Host>(batch: &mut Batch<'_, H>, state: &mut BlockState, run: P
         let taken = engine.host.take_out(batch.path, rest, to);
         if !taken.pages.is_zero() {
             let out = rest.slice(PageCount::ZERO, taken.pages);
-            let bytes = bytes.slice(PageCount::ZERO, taken.pages);
-            engine.get(bytes);
-            mark_busy(state, out, bytes);
+            let bytes = engine.refer_to(bytes.slice(PageCount::ZERO, taken.pages));
+            restate(state, out, bytes.frames(), busy);
             let huge = huge && out.pages() == BLOCK;
             batch.pieces.push(Piece { at: out, bytes, origin: Origin::Mapped, huge });
         }
         at += taken.pages;
         if let Some((reason, pages)) = why_stopped(taken, rest.pages()) {
             let kept = run.slice(at, pages.max(PageCount::ONE));
-            if matches!(reason, KeptReason::Hole | KeptReason::Occupied | KeptReason::Guarded | KeptReason::Poisoned) {
-                // The program dropped the page while nobody watched, or has lost it, and may have another there now, which is the system's.
-                // The frame holds nothing of the program's.
-                for page in kept.iter() {
-                    state.set(page.index_in_block(), Slot::System);
-                }
-                let frames = frames.slice(at, kept.pages());
-                // Whatever came to the frame's place.
-                if reason == KeptReason::Occupied { engine.put(frames) } else { engine.put_moved(frames) }
+            // The program dropped the page while nobody watched, or has lost it, and may have another there now, which is the system's.
+            // The frame holds nothing of the program's, but whatever came to its place.
+            if matches!(reason, KeptReason::Hole | KeptReason::Guarded | KeptReason::Poisoned) {
+                engine.vacate(state, kept, Left::Nothing);
+            } else if reason == KeptReason::Occupied {
+                engine.vacate(state, kept, Left::Page);
             }
             batch.set_outcome(kept, PageOutcome::Kept(reason));
             at += kept.pages();

@@ -2,28 +2,25 @@
 //!
 //! Frames for all pieces are allocated first, and then all are filled at once: a device with a queue works on all of them together.
 
-use crate::engine::Held;
-use crate::migrate::{Batch, Piece, Target, is_pool};
+use crate::frames::{FrameRefs, Purpose};
+use crate::migrate::{Batch, Piece, Target};
 use crate::outcome::KeptReason;
-use crate::pool::Purpose;
-use crate::port::{Host, TransferError};
-use crate::slot::SYSTEM_POOL;
+use crate::port::Host;
 use crate::sync::Arc;
 use crate::transfer::FrameCopy;
-use crate::units::PageCount;
 
 /// A piece and the frames that hold a copy of it; `None` where it goes home in the pool's own pages.
-pub(crate) struct Filled {
-    pub(crate) piece: Piece,
-    pub(crate) copy: Option<Held>,
+pub(crate) struct Filled<'e, H: Host> {
+    pub(crate) piece: Piece<'e, H>,
+    pub(crate) copy: Option<FrameRefs<'e, H>>,
 }
 
 /// Pages whose bytes are in the target's frames, and still in the old ones.
 pub struct Copied<'e, H: Host> {
     pub(crate) batch: Batch<'e, H>,
-    pub(crate) filled: Vec<Filled>,
+    pub(crate) filled: Vec<Filled<'e, H>>,
     /// Pieces that are not, and why. They go back.
-    refused: Vec<(Piece, KeptReason)>,
+    refused: Vec<(Piece<'e, H>, KeptReason)>,
 }
 
 impl<'e, H: Host> Copied<'e, H> {
@@ -38,15 +35,13 @@ impl<'e, H: Host> Copied<'e, H> {
         let mut this = Self { batch, filled, refused: Vec::new() };
         this.allocate();
         this.fill();
-        let refused = std::mem::take(&mut this.refused);
-        match refused.first() {
+        match this.refused.first() {
             Some(&(_, why)) if this.filled.is_empty() => {
-                this.batch.pieces = refused.into_iter().map(|(piece, _)| piece).collect();
+                this.batch.pieces = this.refused.drain(..).map(|(piece, _)| piece).collect();
                 Err((this.into_batch(), why))
             }
             _ => {
-                this.refused = refused;
-                this.put_refused_back();
+                this.roll_refused_back();
                 Ok(this)
             }
         }
@@ -56,29 +51,30 @@ impl<'e, H: Host> Copied<'e, H> {
     fn allocate(&mut self) {
         // At any time a piece is in one of the three lists: if a device panics, all go back.
         self.batch.pieces.reverse();
-        while let Some(&piece) = self.batch.pieces.last() {
-            let part = match self.batch.allocate(piece) {
-                Ok(copy) => {
-                    let part = copy.map_or(piece, |copy| piece.slice(PageCount::ZERO, copy.run.pages));
-                    self.filled.push(Filled { piece: part, copy });
-                    part
-                }
-                Err(reason) => {
-                    self.refused.push((piece, reason));
-                    piece
-                }
+        while let Some(piece) = self.batch.pieces.last() {
+            let allocated = self.batch.allocate(piece);
+            let pieces = &mut self.batch.pieces;
+            let Some(piece) = pieces.last_mut() else { break };
+            let pages = match &allocated {
+                Ok(Some(copy)) => copy.pages(),
+                Ok(None) | Err(_) => piece.at.pages(),
             };
-            self.batch.pieces.pop();
-            let done = part.at.pages();
-            if done < piece.at.pages() {
-                self.batch.pieces.push(piece.slice(done, piece.at.pages() - done));
+            let part = piece.take_front(pages);
+            if piece.is_empty() {
+                pieces.pop();
+            }
+            match allocated {
+                Ok(copy) => self.filled.push(Filled { piece: part, copy }),
+                Err(reason) => self.refused.push((part, reason)),
             }
         }
     }
 
     /// Fills all frames.
     fn fill(&mut self) {
-        let to_copy = self.filled.iter().filter_map(|f| f.copy.map(|to| FrameCopy::new(f.piece.bytes, to)));
+        let to_copy = self.filled.iter().filter_map(|Filled { piece, copy }| {
+            copy.as_ref().map(|to| FrameCopy::new(piece.bytes.frames(), to.frames()))
+        });
         let mut copies: Vec<FrameCopy> = to_copy.collect();
         self.batch.engine.copy_all(&mut copies);
         if copies.iter().all(|copy| copy.result.is_ok()) {
@@ -86,22 +82,18 @@ impl<'e, H: Host> Copied<'e, H> {
         }
         let mut results = copies.into_iter().map(|copy| copy.result);
         for filled in std::mem::take(&mut self.filled) {
-            let result: Result<(), TransferError> =
-                if filled.copy.is_some() { results.next().expect("each copy has a result") } else { Ok(()) };
-            match (result, filled.copy) {
-                (Err(error), Some(copy)) => {
-                    self.batch.engine.put(copy);
-                    self.refused.push((filled.piece, error.into()));
-                }
-                _ => self.filled.push(filled),
+            let result = filled.copy.as_ref().and_then(|_| results.next());
+            match result {
+                Some(Err(error)) => self.refused.push((filled.piece, error.into())),
+                Some(Ok(())) | None => self.filled.push(filled),
             }
         }
     }
 
-    /// Puts the pages of pieces that were not filled back.
-    pub(crate) fn put_refused_back(&mut self) {
+    /// Takes the pages of pieces that were not filled back to where they were.
+    pub(crate) fn roll_refused_back(&mut self) {
         for (piece, reason) in std::mem::take(&mut self.refused) {
-            self.batch.put_back(piece, reason);
+            self.batch.roll_back(piece, reason);
         }
     }
 
@@ -113,27 +105,27 @@ impl<'e, H: Host> Copied<'e, H> {
     }
 
     /// Takes the filled pieces out, to be finished one by one.
-    pub(crate) fn take_filled(&mut self) -> Vec<Filled> {
+    pub(crate) fn take_filled(&mut self) -> Vec<Filled<'e, H>> {
         std::mem::take(&mut self.filled)
     }
 }
 
-impl<H: Host> Batch<'_, H> {
+impl<'e, H: Host> Batch<'e, H> {
     /// Frames for as much of `piece` as one run takes; `None` if it needs none.
-    fn allocate(&self, piece: Piece) -> Result<Option<Held>, KeptReason> {
+    fn allocate(&self, piece: &Piece<'e, H>) -> Result<Option<FrameRefs<'e, H>>, KeptReason> {
         let engine = self.engine;
-        if self.request.target == Target::System && is_pool(piece.bytes) {
+        let (want, page) = (piece.at.pages(), piece.at.start());
+        if self.request.target == Target::System && piece.bytes.frames().is_pool() {
             return Ok(None);
         }
-        let (want, page) = (piece.at.pages(), piece.at.start());
         match self.request.target {
             Target::Device(device) => engine.allocate_ready(device, want, page, piece.huge).ok_or(KeptReason::NoFrame),
             Target::System => piece
                 .huge
                 .then(|| engine.pool.take_stocked_whole(page))
                 .flatten()
+                .map(|run| engine.places(run))
                 .or_else(|| engine.take_stocked(want, page, Purpose::Migration))
-                .map(|run| Held { device: SYSTEM_POOL, run })
                 .ok_or(KeptReason::NoMemory),
         }
         .map(Some)

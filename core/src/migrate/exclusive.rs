@@ -8,13 +8,13 @@
 //! **Eviction** ([`Engine::pages_in`]): a frame's descriptor says which page it holds, so a device's frames can be emptied without
 //! knowing an address; what the descriptor says is checked against the slots, which are searched where it is wrong.
 
-use crate::engine::{Engine, Held};
+use crate::engine::Engine;
+use crate::frames::{FrameRun, restate};
 use crate::migrate::{Collected, Request, Select, Target};
 use crate::notifier::Event;
 use crate::outcome::KeptReason;
 use crate::physmap::Owner;
 use crate::port::Host;
-use crate::run_set::FrameRun;
 use crate::slot::{Frame, SYSTEM_POOL, Slot};
 use crate::units::{DeviceId, PageCount, PageRange, VirtAddr};
 
@@ -52,15 +52,13 @@ impl<H: Host> Engine<H> {
         // It stays out: at rest there, no longer busy.
         let _installing = self.space.gate.install();
         let mut state = out.batch.block.lock();
-        let (ours, _) = piece.same_fate(&state, PageCount::ZERO);
+        let (ours, _) = piece.same_fate(&state);
         if ours {
-            let frame = piece.bytes.frame(PageCount::ZERO);
-            state.set(page.index_in_block(), Slot::Unmapped { frame, busy: false });
+            restate(&mut state, one, piece.bytes.frames(), |frame| Slot::Unmapped { frame, busy: false });
         }
         self.release_waiters(&out.batch.block, &mut state, out.batch.path, one);
         drop(state);
-        self.put(piece.bytes);
-        if ours { self.address(piece.bytes).ok_or(KeptReason::Unsupported) } else { Err(KeptReason::Raced) }
+        if ours { piece.bytes.address().ok_or(KeptReason::Unsupported) } else { Err(KeptReason::Raced) }
     }
 
     /// The pages that the frames of `device` hold, as far as they are in `frames`: sorted, each run once.
@@ -69,11 +67,8 @@ impl<H: Host> Engine<H> {
         let Some(table) = self.device(device).map(|device| &device.pagemap().frames) else { return Vec::new() };
         // Events that were read are applied before anybody sees the gate open, and no block is forgotten meanwhile.
         let _installing = self.space.gate.install();
-        let held_by = |page: VirtAddr| match self.space.existing_block(page.block())?.lock().slot(page.index_in_block())
-        {
-            Slot::Mapped(frame) | Slot::Unmapped { frame, .. } => Some(frame),
-            Slot::System => None,
-        };
+        let held_by =
+            |page: VirtAddr| self.space.existing_block(page.block())?.lock().slot(page.index_in_block()).frame();
         let (mut pages, mut lost) = (Vec::new(), false);
         for (index, page) in table.in_use(frames) {
             // A frame that a batch is filling is in no slot yet.
@@ -83,10 +78,8 @@ impl<H: Host> Engine<H> {
             let wanted = |frame: Frame| frame.device == device && frames.contains(frame.index);
             for (no, block) in self.space.blocks() {
                 let state = block.lock();
-                let found = no.range().iter().filter(|page| match state.slot(page.index_in_block()) {
-                    Slot::Mapped(frame) | Slot::Unmapped { frame, .. } => wanted(frame),
-                    Slot::System => false,
-                });
+                let found =
+                    no.range().iter().filter(|page| state.slot(page.index_in_block()).frame().is_some_and(wanted));
                 pages.extend(found);
             }
         }
@@ -102,12 +95,5 @@ impl<H: Host> Engine<H> {
             }
         }
         runs
-    }
-
-    /// Says in the descriptor of the slot's frame that it holds `page` now.
-    pub(crate) fn holds(&self, slot: Slot, page: VirtAddr) {
-        if let Slot::Mapped(frame) | Slot::Unmapped { frame, .. } = slot {
-            self.descriptor(Held::single(frame)).set_page(page);
-        }
     }
 }

@@ -1,12 +1,14 @@
-//! Finalize: point the slots to the new frames, put pages in, wake who waits, recycle the old frames.
+//! Finalize: point the slots to the new frames, install pages, wake who waits, recycle the old frames.
 
-use crate::engine::Held;
+use crate::frames::FrameRefs;
+use crate::install::{Installed, Source, Ways};
 use crate::migrate::copy::Filled;
-use crate::migrate::{Batch, Copied, Piece, PutFailure, Target};
+use crate::migrate::{Batch, Copied, Piece, Target};
 use crate::outcome::{KeptReason, Outcomes, PageOutcome};
-use crate::port::{Host, Install, PutStop};
-use crate::slot::{SYSTEM_POOL, Slot};
+use crate::port::Host;
+use crate::slot::Slot;
 use crate::space::BlockState;
+use crate::sync::Arc;
 use crate::units::{PageCount, PageRange};
 
 impl<H: Host> Copied<'_, H> {
@@ -26,154 +28,108 @@ impl<H: Host> Copied<'_, H> {
 impl<H: Host> Drop for Copied<'_, H> {
     fn drop(&mut self) {
         for Filled { piece, copy } in self.take_filled() {
-            if let Some(copy) = copy {
-                self.batch.engine.put(copy);
-            }
-            self.batch.put_back(piece, KeptReason::Raced);
+            drop(copy);
+            self.batch.roll_back(piece, KeptReason::Raced);
         }
-        self.put_refused_back();
+        self.roll_refused_back();
     }
 }
 
 /// What to do after a step of [`Batch::finish`].
+#[derive(PartialEq, Eq)]
 enum Step {
-    Done(PageCount),
+    Done,
     AwaitEvents,
 }
 
-impl<H: Host> Batch<'_, H> {
-    fn finish(&mut self, filled: Filled) {
-        let Filled { piece, copy } = filled;
-        let block = crate::sync::Arc::clone(&self.block);
-        let mut at = PageCount::ZERO;
-        while at < piece.at.pages() {
-            let await_events = {
+impl<'e, H: Host> Batch<'e, H> {
+    fn finish(&mut self, filled: Filled<'e, H>) {
+        let Filled { mut piece, mut copy } = filled;
+        let block = Arc::clone(&self.block);
+        while !piece.is_empty() {
+            let start = piece.at.start();
+            let mut step = Step::Done;
+            {
                 let _installing = self.engine.space.gate.install();
                 let mut state = block.lock();
-                let mut wait = false;
-                while at < piece.at.pages() {
-                    let (ours, n) = piece.same_fate(&state, at);
-                    let part = piece.slice(at, n);
-                    let copy = copy.map(|c| c.slice(at, n));
-                    let step = if ours { self.install(&mut state, part, copy) } else { self.let_go(part, copy) };
-                    match step {
-                        Step::Done(n) => at += n,
-                        Step::AwaitEvents => {
-                            wait = true;
-                            break;
-                        }
+                while !piece.is_empty() && step == Step::Done {
+                    let (ours, n) = piece.same_fate(&state);
+                    if ours {
+                        step = self.finish_front(&mut state, &mut piece, &mut copy, n);
+                    } else {
+                        // The program unmapped, dropped or moved these pages meanwhile: their slots have nothing to do with the batch any more.
+                        drop(self.keep_front(&mut piece, &mut copy, n, KeptReason::Raced));
                     }
                 }
-                let settled = piece.at.slice(PageCount::ZERO, at);
-                if !settled.is_empty() {
+                if let Some(settled) = PageRange::between(start, piece.at.start()).filter(|r| !r.is_empty()) {
                     self.engine.release_waiters(&block, &mut state, self.path, settled);
                 }
-                wait
-            };
-            if await_events {
+            }
+            if step == Step::AwaitEvents {
                 self.engine.host.await_events();
             }
         }
     }
 
-    /// The program unmapped, dropped or moved these pages meanwhile: the slots have nothing to do with the batch any more.
-    fn let_go(&mut self, part: Piece, copy: Option<Held>) -> Step {
-        self.set_outcome(part.at, PageOutcome::Kept(KeptReason::Raced));
-        if let Some(copy) = copy {
-            self.engine.put(copy);
-        }
-        self.engine.put(part.bytes);
-        Step::Done(part.at.pages())
-    }
-
-    fn install(&mut self, state: &mut BlockState, part: Piece, copy: Option<Held>) -> Step {
-        match (self.request.target, copy) {
-            (Target::Device(device), Some(copy)) if self.engine.is_private(device) => {
-                self.settle(state, part.at, |i| Slot::Unmapped { frame: copy.frame(i), busy: false });
-                self.drop_old(part);
-                Step::Done(part.at.pages())
+    /// Gives the first `n` pages of `piece`, which are the batch's still, their new place, or as many as go there in one step.
+    fn finish_front(
+        &mut self,
+        state: &mut BlockState,
+        piece: &mut Piece<'e, H>,
+        copy: &mut Option<FrameRefs<'e, H>>,
+        n: PageCount,
+    ) -> Step {
+        let engine = self.engine;
+        let to = piece.at.slice(PageCount::ZERO, n);
+        let ways = match (self.request.target, &mut *copy) {
+            (Target::Device(device), Some(copy)) if engine.is_private(device) => {
+                engine.occupy(state, to, copy.take_front(n), |frame| Slot::Unmapped { frame, busy: false });
+                drop(piece.take_front(n));
+                self.set_outcome(to, PageOutcome::Moved);
+                return Step::Done;
             }
-            (Target::Device(_), Some(copy)) => self.put_in(state, part, copy, Install::Move),
-            (Target::System, Some(copy)) => self.put_in(state, part, copy, Install::Move),
-            (_, None) => {
-                let how = if self.engine.is_read_by_others(part.bytes, 2) { Install::Copy } else { Install::Move };
-                self.put_in(state, part, part.bytes, how)
-            }
-        }
-    }
-
-    /// Puts as much of `part` in from the frames `from` as goes in one call.
-    fn put_in(&mut self, state: &mut BlockState, part: Piece, from: Held, how: Install) -> Step {
-        let address = self.engine.address(from).expect("pages are put in from the pool or from coherent frames");
-        let put = self.engine.host.put_in(self.path, part.at, address, how);
-        if !put.pages.is_zero() {
-            let done = part.slice(PageCount::ZERO, put.pages);
-            let frames = from.slice(PageCount::ZERO, put.pages);
-            self.arrived(state, done, frames, how);
-            return Step::Done(put.pages);
-        }
-        let page = part.slice(PageCount::ZERO, PageCount::ONE);
-        let frame = from.slice(PageCount::ZERO, PageCount::ONE);
-        let stop = put.stop.unwrap_or(PutStop::Refused);
-        // A page on its way home may be copied in where it can't be moved in; a coherent frame can't.
-        if stop == PutStop::Refused && how == Install::Move && from.device == SYSTEM_POOL {
-            return self.put_in(state, page, frame, Install::Copy);
-        }
-        match self.engine.put_failure(page.at.start(), stop) {
-            PutFailure::LookAgain => return Step::AwaitEvents,
-            PutFailure::Dropped => {
-                self.settle(state, page.at, |_| Slot::System);
-                let reason = if stop == PutStop::Guarded { KeptReason::Guarded } else { KeptReason::Raced };
-                self.set_outcome(page.at, PageOutcome::Kept(reason));
-                if frame != page.bytes {
-                    self.engine.put(frame);
-                }
-                self.drop_old(page);
-            }
-            PutFailure::StaysAway => {
-                if frame != page.bytes {
-                    self.engine.put(frame);
-                }
-                self.engine.put_back_ours(state, self.path, page);
-                let reason = if stop == PutStop::NoMemory { KeptReason::NoMemory } else { KeptReason::Unsupported };
-                self.set_outcome(page.at, PageOutcome::Kept(reason));
-            }
-        }
-        Step::Done(PageCount::ONE)
-    }
-
-    /// `done` is in place, from `frames`.
-    fn arrived(&mut self, state: &mut BlockState, done: Piece, frames: Held, how: Install) {
-        if frames.device != SYSTEM_POOL {
-            self.settle(state, done.at, |i| Slot::Mapped(frames.frame(i)));
-            self.drop_old(done);
-            return;
-        }
-        self.settle(state, done.at, |_| Slot::System);
-        let give_back = |held| match how {
-            Install::Move => self.engine.put_moved(held),
-            Install::Copy => self.engine.put(held),
+            // A page that is copied in is not the device's.
+            (Target::Device(_), _) => Ways::Move,
+            (Target::System, _) => Ways::MoveOrCopy,
         };
-        if frames == done.bytes {
-            // From the pool itself: the slots' references and the batch's.
-            give_back(frames);
-            give_back(frames);
-        } else {
-            give_back(frames);
-            self.drop_old(done);
+        let installed = match copy {
+            Some(copy) => engine.install(state, self.path, to, Source::Copies(copy), ways),
+            None => engine.install(state, self.path, to, Source::Slots(&mut piece.bytes), ways),
+        };
+        if copy.is_some() {
+            drop(piece.bytes.take_front(installed.settled()));
         }
+        let settled = piece.advance(installed.settled());
+        let reason = match installed {
+            Installed::Pages(_) => {
+                self.set_outcome(settled, PageOutcome::Moved);
+                return Step::Done;
+            }
+            Installed::Discarded(reason) => {
+                self.set_outcome(settled, PageOutcome::Kept(reason));
+                return Step::Done;
+            }
+            Installed::EventsPending => return Step::AwaitEvents,
+            Installed::Occupied => engine.is_there_twice(to.start()),
+            Installed::NoMemory => KeptReason::NoMemory,
+            Installed::Refused => KeptReason::Unsupported,
+        };
+        let page = self.keep_front(piece, copy, PageCount::ONE, reason);
+        engine.roll_back(state, self.path, page);
+        Step::Done
     }
 
-    /// Gives up the slots' references to the old frames, and the batch's.
-    fn drop_old(&self, part: Piece) {
-        self.engine.put(part.bytes);
-        self.engine.put(part.bytes);
-    }
-
-    fn settle(&mut self, state: &mut BlockState, at: PageRange, slot: impl Fn(PageCount) -> Slot) {
-        for (i, page) in (0..).zip(at.iter()) {
-            state.set(page.index_in_block(), slot(PageCount::new(i)));
-        }
-        self.set_outcome(at, PageOutcome::Moved);
+    /// Takes the first `n` pages of `piece` out, which do not go to their new place, and lets go of the frames there.
+    fn keep_front(
+        &mut self,
+        piece: &mut Piece<'e, H>,
+        copy: &mut Option<FrameRefs<'e, H>>,
+        n: PageCount,
+        reason: KeptReason,
+    ) -> Piece<'e, H> {
+        drop(copy.as_mut().map(|copy| copy.take_front(n)));
+        let kept = piece.take_front(n);
+        self.set_outcome(kept.at, PageOutcome::Kept(reason));
+        kept
     }
 }

@@ -14,24 +14,23 @@
 //!
 //! *Limits:* a batch lies in one block and one region; ranges are cut accordingly.
 
+mod batch;
 mod collect;
 pub(crate) mod copy;
 mod exclusive;
 mod finalize;
 
+pub(crate) use batch::{Batch, Origin, Piece};
 pub use collect::Collected;
 pub use copy::Copied;
 
 use std::sync::atomic::Ordering::Relaxed;
 
-use crate::engine::{Engine, Held};
+use crate::engine::Engine;
 use crate::outcome::{KeptReason, Outcomes, PageOutcome};
-use crate::overlay::BLOCK;
 use crate::physmap::Owner;
-use crate::port::{FaultPath, Host, Install, PutStop};
-use crate::slot::{SYSTEM_POOL, Slot};
+use crate::port::{FaultPath, Host};
 use crate::space::{Block, BlockState, Region, kept_by_advice};
-use crate::sync::Arc;
 use crate::units::{DeviceId, PageCount, PageRange};
 
 /// Which pages a request is about (`MIGRATE_VMA_SELECT_*`).
@@ -86,97 +85,6 @@ impl Request {
     #[must_use]
     pub const fn all_to(target: Target) -> Self {
         Self { target, select: Select::ALL, owner: None }
-    }
-}
-
-/// Where a page was before the migration, and goes back to if it fails.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Origin {
-    /// It was present, in system memory.
-    System,
-    /// It was present, in a mapped frame.
-    Mapped,
-    /// It was missing already, in the frame that holds it still.
-    Unmapped,
-}
-
-/// Consecutive pages whose bytes lie in consecutive frames, busy on behalf of a batch, which has a reference to each frame.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Piece {
-    pub(crate) at: PageRange,
-    pub(crate) bytes: Held,
-    pub(crate) origin: Origin,
-    /// They were one huge page.
-    pub(crate) huge: bool,
-}
-
-impl Piece {
-    pub(crate) fn slice(self, skip: PageCount, take: PageCount) -> Self {
-        let at = self.at.slice(skip, take);
-        Self { at, bytes: self.bytes.slice(skip, take), origin: self.origin, huge: self.huge && at.pages() == BLOCK }
-    }
-
-    /// Whether page `offset` of the piece is still this batch's: events may have dropped or moved it.
-    pub(crate) fn is_ours(&self, state: &BlockState, offset: PageCount) -> bool {
-        let index = self.at.start().add_pages(offset).index_in_block();
-        state.slot(index) == Slot::Unmapped { frame: self.bytes.frame(offset), busy: true }
-    }
-
-    /// The number of pages from `from` on that are all still this batch's, or all no longer.
-    pub(crate) fn same_fate(&self, state: &BlockState, from: PageCount) -> (bool, PageCount) {
-        let ours = self.is_ours(state, from);
-        let mut n = PageCount::ONE;
-        while from + n < self.at.pages() && self.is_ours(state, from + n) == ours {
-            n += PageCount::ONE;
-        }
-        (ours, n)
-    }
-}
-
-/// What the phases of one batch have in common. Dropping it puts the pages of its pieces back.
-pub(crate) struct Batch<'e, H: Host> {
-    pub(crate) engine: &'e Engine<H>,
-    pub(crate) block: Arc<Block>,
-    pub(crate) range: PageRange,
-    pub(crate) path: FaultPath,
-    pub(crate) request: Request,
-    pub(crate) pieces: Vec<Piece>,
-    pub(crate) outcomes: Outcomes,
-}
-
-impl<H: Host> Batch<'_, H> {
-    pub(crate) fn set_outcome(&mut self, pages: PageRange, outcome: PageOutcome) {
-        let first = pages.start().pages_since(self.range.start()).as_usize();
-        for i in 0..pages.pages().as_usize() {
-            self.outcomes.set(first + i, outcome);
-        }
-    }
-
-    /// Puts the pages of `piece` back where they were, as far as they are still this batch's.
-    pub(crate) fn put_back(&mut self, piece: Piece, reason: KeptReason) {
-        self.set_outcome(piece.at, PageOutcome::Kept(reason));
-        let _installing = self.engine.space.gate.install();
-        let mut state = self.block.lock();
-        let mut at = PageCount::ZERO;
-        while at < piece.at.pages() {
-            let (ours, n) = piece.same_fate(&state, at);
-            let part = piece.slice(at, n);
-            if ours {
-                self.engine.put_back_ours(&mut state, self.path, part);
-            } else {
-                self.engine.put(part.bytes);
-            }
-            at += n;
-        }
-        self.engine.release_waiters(&self.block, &mut state, self.path, piece.at);
-    }
-}
-
-impl<H: Host> Drop for Batch<'_, H> {
-    fn drop(&mut self) {
-        for piece in std::mem::take(&mut self.pieces) {
-            self.put_back(piece, KeptReason::Raced);
-        }
     }
 }
 
@@ -290,41 +198,6 @@ impl<H: Host> Engine<H> {
         }
     }
 
-    /// Puts pages that are still the batch's back where they were, with the block locked and the gate held, and gives the
-    /// batch's reference up. Never fails: what can't go back stays in its frame, no longer busy.
-    pub(crate) fn put_back_ours(&self, state: &mut BlockState, path: FaultPath, piece: Piece) {
-        let first = piece.at.start().index_in_block();
-        let mut back = PageCount::ZERO;
-        if piece.origin != Origin::Unmapped
-            && !self.is_read_by_others(piece.bytes, 2)
-            && let Some(from) = self.address(piece.bytes)
-        {
-            back = self.host.put_in(path, piece.at, from, Install::Move).pages;
-        }
-        for i in 0..piece.at.pages().as_usize() {
-            let offset = PageCount::new(i as u64);
-            let frame = piece.bytes.frame(offset);
-            let slot = match piece.origin {
-                Origin::System if offset < back => Slot::System,
-                Origin::Mapped if offset < back => Slot::Mapped(frame),
-                Origin::System | Origin::Mapped | Origin::Unmapped => Slot::Unmapped { frame, busy: false },
-            };
-            state.set(first + i, slot);
-        }
-        if piece.origin == Origin::System && !back.is_zero() {
-            // The slots gave their reference up with the move, the batch gives up its own.
-            let moved = piece.bytes.slice(PageCount::ZERO, back);
-            self.put_moved(moved);
-            self.put_moved(moved);
-            let rest = piece.at.pages() - back;
-            if !rest.is_zero() {
-                self.put(piece.bytes.slice(back, rest));
-            }
-        } else {
-            self.put(piece.bytes);
-        }
-    }
-
     /// Wakes who was told to wait for pages of `range`: they look again, and find the page, or its new place.
     pub(crate) fn release_waiters(&self, block: &Block, state: &mut BlockState, path: FaultPath, range: PageRange) {
         if state.take_waited() {
@@ -335,18 +208,6 @@ impl<H: Host> Engine<H> {
             block.notify_settled();
         }
     }
-
-    /// What it means that a page that has nowhere else to be could not be put in.
-    pub(crate) fn put_failure(&self, page: crate::units::VirtAddr, stop: PutStop) -> PutFailure {
-        match stop {
-            PutStop::EventsPending => PutFailure::LookAgain,
-            PutStop::Gone | PutStop::Guarded => PutFailure::Dropped,
-            PutStop::Refused | PutStop::NoMemory => PutFailure::StaysAway,
-            PutStop::Occupied => {
-                self.host.stop_the_program(page, "another page is already mapped where a migrated page belongs")
-            }
-        }
-    }
 }
 
 /// Keeps every page of the parts of `batch`, which it empties.
@@ -355,18 +216,4 @@ fn keep_all(batch: &mut Vec<(PageRange, usize)>, reason: KeptReason, ranges: &[P
         let at = part.start().pages_since(ranges[i].start()).as_usize();
         (at..at + part.pages().as_usize()).for_each(|page| all[i].set(page, PageOutcome::Kept(reason)));
     }
-}
-
-/// See [`Engine::put_failure`].
-pub(crate) enum PutFailure {
-    /// Let go of the gate, wait for the event, look at the slot again.
-    LookAgain,
-    /// The program has unmapped or discarded the page; its bytes are of no use to anybody.
-    Dropped,
-    /// The page stays in its frame; a touch will try again.
-    StaysAway,
-}
-
-pub(crate) const fn is_pool(held: Held) -> bool {
-    held.device.index() == SYSTEM_POOL.index()
 }

@@ -12,8 +12,8 @@
 
 use std::os::fd::BorrowedFd;
 
+use crate::frames::FrameRun;
 use crate::physmap::Pagemap;
-use crate::run_set::FrameRun;
 use crate::units::{PageCount, PageRange, VirtAddr};
 
 /// How the program and migrations reach the frames of a device.

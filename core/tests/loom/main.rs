@@ -9,7 +9,7 @@ mod mirror;
 mod world;
 
 use hetmem_core::fault::FaultResolution;
-use hetmem_core::frame::{FrameDescriptor, FrameTable, Put};
+use hetmem_core::frames::{FrameDescriptor, FrameTable, Released};
 use hetmem_core::migrate::{Collected, Request, Target};
 use hetmem_core::port::{FaultPath, Host};
 use hetmem_core::slot::{Frame, Slot};
@@ -38,10 +38,10 @@ fn the_last_holder_of_a_frame_sees_what_all_others_did() {
     explore(ANY, || {
         let frame = Arc::new((FrameDescriptor::default(), [AtomicU64::new(0), AtomicU64::new(0)]));
         frame.0.allocate(PAGE);
-        assert!(frame.0.get());
+        assert!(frame.0.acquire());
         let hold = |(descriptor, work): &(FrameDescriptor, [AtomicU64; 2]), who: usize| {
             work[who].store(1, Ordering::Relaxed);
-            let last = descriptor.put() == Put::Last;
+            let last = descriptor.release() == Released::Last;
             if last {
                 // The next use of the frame needs no ordering of its own.
                 assert_eq!(work[1 - who].load(Ordering::Relaxed), 1);
@@ -65,9 +65,9 @@ fn a_reference_to_a_frame_is_taken_in_time_or_not_at_all() {
         frame.allocate(PAGE);
         let reader = {
             let frame = Arc::clone(&frame);
-            thread::spawn(move || frame.get() && frame.put() == Put::Last)
+            thread::spawn(move || frame.acquire() && frame.release() == Released::Last)
         };
-        let last = frame.put() == Put::Last;
+        let last = frame.release() == Released::Last;
         assert!(last ^ reader.join().unwrap(), "exactly one gives it back to the free set");
         frame.allocate(PAGE);
     });
@@ -81,7 +81,7 @@ fn a_frame_belongs_to_one_page_at_a_time() {
             let Some(run) = table.0.allocate(PageCount::ONE, PAGE) else { return };
             assert_eq!(table.1.swap(1, Ordering::Relaxed), 0, "nobody else has it");
             table.1.store(0, Ordering::Relaxed);
-            assert_eq!(table.0.put(run), PageCount::ONE);
+            assert_eq!(table.0.release(run), PageCount::ONE);
         };
         let other = {
             let table = Arc::clone(&table);
@@ -101,7 +101,7 @@ fn a_frame_that_is_being_cleared_is_not_missed() {
         let table = Arc::new((FrameTable::new(PageCount::ONE), AtomicU64::new(0)));
         let run = table.0.allocate(PageCount::ONE, PAGE).unwrap();
         table.1.store(1, Ordering::Relaxed);
-        assert_eq!(table.0.put(run), PageCount::ONE);
+        assert_eq!(table.0.release(run), PageCount::ONE);
         table.0.age();
         let clearer = {
             let table = Arc::clone(&table);
@@ -116,7 +116,7 @@ fn a_frame_that_is_being_cleared_is_not_missed() {
         };
         let run = table.0.allocate(PageCount::ONE, PAGE).expect("it is free, being cleared or not");
         let found = table.1.swap(2, Ordering::Relaxed);
-        assert_eq!(table.0.put_hole(run), PageCount::ONE);
+        assert_eq!(table.0.release_empty(run), PageCount::ONE);
         let cleared = clearer.join().unwrap();
         assert_eq!((found, table.1.load(Ordering::Relaxed)), (u64::from(!cleared), 2));
         assert!(!table.0.has_resting());

@@ -4,14 +4,14 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use hetmem_core::engine::{CountersAt, Engine, Residency};
 use hetmem_core::fault::FaultResolution;
+use hetmem_core::frames::FrameRun;
+use hetmem_core::frames::SystemPool;
 use hetmem_core::migrate::{Request, Target};
 use hetmem_core::outcome::KeptReason;
 use hetmem_core::physmap::{MemoryType, Owner, Pagemap};
-use hetmem_core::pool::SystemPool;
 use hetmem_core::port::{
     Device, Direction, FaultPath, Host, Install, Progress, PutIn, PutStop, Reach, Taken, Transfer,
 };
-use hetmem_core::run_set::FrameRun;
 use hetmem_core::slot::Slot;
 use hetmem_core::space::Region;
 use hetmem_core::sync::{Arc, Condvar, Mutex, lock};

@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
+use hetmem_core::frames::FrameRun;
 use hetmem_core::physmap::Pagemap;
 use hetmem_core::port::{Astray, Device, Direction, NoBacking, Progress, Reach, Transfer, TransferError};
-use hetmem_core::run_set::FrameRun;
 use hetmem_core::units::{FrameIndex, PageCount, PageRange, VirtAddr};
 
 use super::{Failure, GARBAGE, Memory, Model, StepKind, Token, ZERO, nth};

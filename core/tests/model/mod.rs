@@ -38,7 +38,7 @@ use hetmem_core::outcome::KeptReason;
 use hetmem_core::units::{PAGE_SIZE, PageCount, PageRange, VirtAddr};
 
 pub(crate) use device::ModelDevice;
-pub(crate) use inject::{Action, Chaos, Failure, StepKind};
+pub(crate) use inject::{Action, Chaos, Done, Failure, StepKind};
 pub(crate) use mirror::Answer;
 pub(crate) use world::{COHERENT, COHERENT_B, DeviceKind, OVERLAY, OVERLAY_B, PRIVATE, PRIVATE_B, World};
 

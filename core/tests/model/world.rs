@@ -3,12 +3,12 @@
 use std::sync::{Arc, Condvar, Mutex, OnceLock};
 
 use hetmem_core::engine::{CountersAt, Engine, Residency};
+use hetmem_core::frames::FrameRun;
+use hetmem_core::frames::{Purpose, SystemPool};
 use hetmem_core::migrate::{Request, Target};
 use hetmem_core::outcome::Outcomes;
 use hetmem_core::physmap::{MemoryType, Owner, Pagemap};
-use hetmem_core::pool::{Purpose, SystemPool};
 use hetmem_core::port::Device;
-use hetmem_core::run_set::FrameRun;
 use hetmem_core::space::Region;
 use hetmem_core::units::{BLOCK_SIZE, DeviceId, FrameIndex, PageCount, PageRange, VirtAddr};
 
@@ -164,7 +164,7 @@ impl World {
 
     pub(crate) fn unhog_pool(&self, hogged: Vec<FrameRun>) {
         for run in hogged {
-            self.engine.pool.put_populated(run);
+            self.engine.pool.release(run);
         }
     }
 
@@ -181,8 +181,14 @@ impl World {
 
     pub(crate) fn unhog_device(&self, device: DeviceId, hogged: Vec<FrameRun>) {
         for run in hogged {
-            self.engine.devices()[device.index()].pagemap().frames.put(run, |_| {});
+            self.engine.devices()[device.index()].pagemap().frames.release(run, |_| {});
         }
+    }
+
+    /// How many places of the pool have a page.
+    pub(crate) fn places_with_a_page(&self) -> PageCount {
+        let end = nth(POOL, self.pool_pages).get();
+        PageCount::new(self.model.lock().own.range(POOL.get()..end).count() as u64)
     }
 
     /// Once all that rests is cleared, nothing of a page is in a frame or place that nobody uses.
@@ -195,10 +201,10 @@ impl World {
         for place in free.collect::<Vec<_>>().iter().flat_map(|run| run.iter()).map(FrameRun::single) {
             let content = self.model.lock().own.get(&pool.address(place).get()).copied();
             match content {
-                None => pool.put_hole(place),
+                None => pool.release_empty(place),
                 Some(content) => {
                     assert_eq!(content, ZERO, "what is in stock is cleared");
-                    pool.put_populated(place);
+                    pool.release(place);
                 }
             }
         }

@@ -12,9 +12,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Mutex, MutexGuard, Once, PoisonError, RwLock};
 use std::thread;
 
+use hetmem_core::frames::FrameRun;
 use hetmem_core::mirror::{Place, RangeFault, Want};
 use hetmem_core::physmap::Owner;
-use hetmem_core::run_set::FrameRun;
 use hetmem_core::slot::Frame;
 use hetmem_core::units::{BLOCK_PAGES, ByteLen, DeviceId, FrameIndex, PageCount, PageRange, VirtAddr};
 use hetmem_devices::DaxStore;

@@ -4,6 +4,7 @@
 use std::os::unix::process::ExitStatusExt as _;
 use std::sync::atomic::Ordering::SeqCst;
 
+use hetmem_core::frames::FrameRun;
 use hetmem_core::physmap::{Owner, Pagemap};
 use hetmem_core::port::{Device, Direction, Reach, Transfer};
 use hetmem_core::units::{ByteLen, DeviceId};
@@ -18,7 +19,7 @@ use crate::{Request, Runtime, Target};
 struct Panics(Emulated);
 
 impl Device for Panics {
-    fn clear(&self, run: hetmem_core::run_set::FrameRun) {
+    fn clear(&self, run: FrameRun) {
         self.0.clear(run);
     }
 

@@ -1,7 +1,7 @@
 //! What becomes of pages that were taken: the driver's copy, `migrate_vma_pages`, `_finalize`, and `migrate_device_range`.
 
 use hetmem::{KeptReason, PageOutcome, Request, Residency, Runtime, Target};
-use hetmem_core::run_set::FrameRun;
+use hetmem_core::frames::FrameRun;
 use hetmem_core::units::{ByteLen, FrameIndex, PageCount};
 use hetmem_devices::spec::parse_all;
 

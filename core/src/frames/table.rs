@@ -7,8 +7,8 @@
 //! | event | count |
 //! | --- | --- |
 //! | [`FrameTable::allocate`] | 0 → 1 |
-//! | [`FrameTable::get`] (only while at least 1) | n → n + 1 |
-//! | [`FrameTable::put`] | n → n − 1; at 0 the caller hands the frame back to the free set |
+//! | [`FrameTable::acquire`] (only while at least 1) | n → n + 1 |
+//! | [`FrameTable::release`] | n → n − 1; at 0 the frame is back in the free set |
 //!
 //! A free frame that a page has left rests with the page's bytes until it is used again or cleared ([`FrameTable::clear_old`]).
 //!
@@ -16,16 +16,17 @@
 
 use std::sync::OnceLock;
 
-use crate::clearing::Clearing;
-use crate::run_set::{FrameRun, RunSet};
+use super::clearing::Clearing;
+use super::run::FrameRun;
+use super::run_set::RunSet;
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::sync::{Mutex, lock};
 use crate::units::{FrameIndex, PAGE_SHIFT, PageCount, VirtAddr};
 
-/// What [`FrameTable::put`] left behind.
+/// What [`FrameDescriptor::release`] left behind.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[must_use]
-pub enum Put {
+pub enum Released {
     /// Others still refer to the frame.
     StillReferenced,
     /// That was the last reference.
@@ -53,14 +54,14 @@ impl FrameDescriptor {
     /// If the frame is in use: the free set and the descriptors disagree.
     pub fn allocate(&self, page: VirtAddr) {
         let word = page.get() >> PAGE_SHIFT << COUNT_BITS | 1;
-        // Acquire pairs with the Release in `put`: what the last holder did to the frame is done before its next use.
+        // Acquire pairs with the Release in `release`: what the last holder did to the frame is done before its next use.
         let was = self.0.swap(word, Ordering::Acquire);
         assert_eq!(was & COUNT_MASK, 0, "a frame in use is not in the free set");
     }
 
     /// Takes another reference; `false` if the frame is free.
     #[must_use]
-    pub fn get(&self) -> bool {
+    pub fn acquire(&self) -> bool {
         self.0
             .fetch_update(Ordering::Acquire, Ordering::Relaxed, |w| {
                 let count = w & COUNT_MASK;
@@ -70,21 +71,21 @@ impl FrameDescriptor {
             .is_ok()
     }
 
-    /// Gives a reference back.
+    /// Lets go of a reference.
     ///
     /// # Panics
     ///
-    /// If the frame has none.
-    pub fn put(&self) -> Put {
-        // Release pairs with the Acquire in `allocate`; Acquire makes the last `put` see the work of all the others.
+    /// If there is none.
+    pub fn release(&self) -> Released {
+        // Release pairs with the Acquire in `allocate`; Acquire makes the last `release` see the work of all the others.
         let was = self.0.fetch_sub(1, Ordering::AcqRel) & COUNT_MASK;
-        assert_ne!(was, 0, "a reference is given back once");
-        if was == 1 { Put::Last } else { Put::StillReferenced }
+        assert_ne!(was, 0, "a reference is let go of once");
+        if was == 1 { Released::Last } else { Released::StillReferenced }
     }
 
     /// The number of references; what holders who have left did with the frame is done.
     pub(crate) fn references(&self) -> u64 {
-        // Acquire pairs with the Release in `put`.
+        // Acquire pairs with the Release in `release`.
         self.0.load(Ordering::Acquire) & COUNT_MASK
     }
 
@@ -218,24 +219,24 @@ impl FrameTable {
     /// # Panics
     ///
     /// If one of them is free.
-    pub fn get(&self, run: FrameRun) {
+    pub fn acquire(&self, run: FrameRun) {
         for frame in run.iter() {
-            assert!(self.descriptor(frame).get(), "the frame is in use");
+            assert!(self.descriptor(frame).acquire(), "the frame is in use");
         }
     }
 
-    /// Gives a reference to each frame of `run` back, in which pages are; frames without any become free, and rest. Returns how many did; `released` is told of
-    /// them before.
-    pub fn put(&self, run: FrameRun, released: impl FnMut(FrameRun)) -> PageCount {
-        self.put_by(run, released, RunSet::insert_resting)
+    /// Lets go of a reference to each frame of `run`, in which pages are; frames without any become free, and rest. Returns how many did; `released` is
+    /// told of them before.
+    pub fn release(&self, run: FrameRun, released: impl FnMut(FrameRun)) -> PageCount {
+        self.release_by(run, released, RunSet::insert_resting)
     }
 
-    /// The same of frames whose pages were moved away, or are not there for another reason.
-    pub fn put_hole(&self, run: FrameRun, released: impl FnMut(FrameRun)) -> PageCount {
-        self.put_by(run, released, RunSet::insert)
+    /// Lets go of a reference to each frame of `run`, whose pages were moved away, or are not there for another reason.
+    pub fn release_empty(&self, run: FrameRun, released: impl FnMut(FrameRun)) -> PageCount {
+        self.release_by(run, released, RunSet::insert)
     }
 
-    fn put_by(
+    fn release_by(
         &self,
         run: FrameRun,
         mut released: impl FnMut(FrameRun),
@@ -245,7 +246,7 @@ impl FrameTable {
         let mut start = None;
         for offset in 0..=run.pages.get() {
             let offset = PageCount::new(offset);
-            let last = offset < run.pages && self.descriptor(run.frame(offset)).put() == Put::Last;
+            let last = offset < run.pages && self.descriptor(run.frame(offset)).release() == Released::Last;
             match (last, start) {
                 (true, None) => start = Some(offset),
                 (false, Some(from)) => {

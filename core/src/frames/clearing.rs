@@ -2,7 +2,8 @@
 //!
 //! They are free all the same: whoever finds too little while some are out waits until they are back, a matter of a few pages, and looks again.
 
-use crate::run_set::{FrameRun, RunSet};
+use super::run::FrameRun;
+use super::run_set::RunSet;
 use crate::sync::atomic::{AtomicU32, Ordering};
 use crate::sync::{Mutex, MutexGuard, lock};
 use crate::units::PageCount;

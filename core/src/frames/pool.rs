@@ -8,9 +8,10 @@
 //!
 //! *Limits:* the last [`FAULT_RESERVE`] places are kept for faults, so that a CPU touch never waits for migrations, nor for memory that the host does not give.
 
-use crate::clearing::Clearing;
-use crate::frame::{FrameDescriptor, Put};
-use crate::run_set::{FrameRun, RunSet};
+use super::clearing::Clearing;
+use super::run::FrameRun;
+use super::run_set::RunSet;
+use super::table::{FrameDescriptor, Released};
 use crate::sync::{Mutex, lock};
 use crate::units::{BLOCK_PAGES, BLOCK_SIZE, FrameIndex, PageCount, VirtAddr};
 
@@ -159,15 +160,15 @@ impl SystemPool {
     /// # Panics
     ///
     /// If one of them is not.
-    pub fn get(&self, run: FrameRun) {
+    pub fn acquire(&self, run: FrameRun) {
         for frame in run.iter() {
-            assert!(self.descriptors[frame.index()].get(), "the place is in use");
+            assert!(self.descriptors[frame.index()].acquire(), "the place is in use");
         }
     }
 
-    /// Gives a reference back; places without any become stocked, and rest there.
-    pub fn put_populated(&self, run: FrameRun) {
-        self.put(run, |sets, run| {
+    /// Lets go of a reference to each place of `run`, in which pages are; places without any become stocked, and rest there.
+    pub fn release(&self, run: FrameRun) {
+        self.release_by(run, |sets, run| {
             sets.stocked.insert_resting(run);
             // Small pages came to the chunk while it was empty.
             if sets.empty.is_divided(run.first) {
@@ -176,16 +177,16 @@ impl SystemPool {
         });
     }
 
-    /// Gives a reference to places back whose page was moved away; places without any become empty.
-    pub fn put_hole(&self, run: FrameRun) {
-        self.put(run, |sets, run| sets.empty.insert(run));
+    /// Lets go of a reference to each place of `run`, whose page was moved away; places without any become empty.
+    pub fn release_empty(&self, run: FrameRun) {
+        self.release_by(run, |sets, run| sets.empty.insert(run));
     }
 
-    fn put(&self, run: FrameRun, give: impl Fn(&mut Sets, FrameRun)) {
+    fn release_by(&self, run: FrameRun, give: impl Fn(&mut Sets, FrameRun)) {
         let mut start = None;
         for offset in 0..=run.pages.get() {
             let offset = PageCount::new(offset);
-            let last = offset < run.pages && self.descriptors[run.frame(offset).index()].put() == Put::Last;
+            let last = offset < run.pages && self.descriptors[run.frame(offset).index()].release() == Released::Last;
             match (last, start) {
                 (true, None) => start = Some(offset),
                 (false, Some(from)) => {
@@ -198,7 +199,7 @@ impl SystemPool {
     }
 
     /// Takes a run of stocked pages above the limit out of the stock, to be discarded and given back with
-    /// [`SystemPool::put_hole`]; `None` if the stock is within its limit.
+    /// [`SystemPool::release_empty`]; `None` if the stock is within its limit.
     #[must_use]
     pub fn take_surplus(&self) -> Option<FrameRun> {
         let mut sets = lock(&self.sets);
@@ -210,7 +211,7 @@ impl SystemPool {
     }
 
     /// Takes a run of stocked pages out of the stock if fewer than `room` places are empty, to be discarded and given back with
-    /// [`SystemPool::put_hole`].
+    /// [`SystemPool::release_empty`].
     #[must_use]
     pub fn take_for_room(&self, room: PageCount) -> Option<FrameRun> {
         let mut sets = lock(&self.sets);

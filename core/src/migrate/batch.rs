@@ -1,0 +1,126 @@
+//! A batch of pages on their way, and their way back.
+
+use crate::engine::Engine;
+use crate::frames::{FrameRefs, restate};
+use crate::install::{Source, Ways};
+use crate::migrate::Request;
+use crate::outcome::{KeptReason, Outcomes, PageOutcome};
+use crate::port::{FaultPath, Host};
+use crate::slot::Slot;
+use crate::space::{Block, BlockState};
+use crate::sync::Arc;
+use crate::units::{PageCount, PageRange};
+
+/// Where a page was before the migration, and goes back to if it fails.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Origin {
+    /// It was present, in system memory.
+    System,
+    /// It was present, in a mapped frame.
+    Mapped,
+    /// It was missing already, in the frame that holds it still.
+    Unmapped,
+}
+
+/// Consecutive pages whose bytes lie in consecutive frames, busy on behalf of a batch.
+pub(crate) struct Piece<'e, H: Host> {
+    pub(crate) at: PageRange,
+    /// The batch's reference to each frame; the slots have another, as long as they are the batch's.
+    pub(crate) bytes: FrameRefs<'e, H>,
+    pub(crate) origin: Origin,
+    /// They were one huge page.
+    pub(crate) huge: bool,
+}
+
+impl<H: Host> Piece<'_, H> {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.at.is_empty()
+    }
+
+    /// The first `pages` pages; the others stay.
+    pub(crate) fn take_front(&mut self, pages: PageCount) -> Self {
+        let bytes = self.bytes.take_front(pages);
+        self.huge &= self.at.pages() == pages;
+        Self { at: self.advance(pages), bytes, origin: self.origin, huge: self.huge }
+    }
+
+    /// The range of the first `pages` pages, whose references have gone elsewhere.
+    pub(crate) fn advance(&mut self, pages: PageCount) -> PageRange {
+        let front = self.at.slice(PageCount::ZERO, pages);
+        self.at = self.at.slice(pages, self.at.pages());
+        front
+    }
+
+    /// Whether page `offset` of the piece is still this batch's: events may have dropped or moved it.
+    pub(crate) fn is_ours(&self, state: &BlockState, offset: PageCount) -> bool {
+        let index = self.at.start().add_pages(offset).index_in_block();
+        state.slot(index) == Slot::Unmapped { frame: self.bytes.frame(offset), busy: true }
+    }
+
+    /// The number of pages from the first on that are all still this batch's, or all no longer.
+    pub(crate) fn same_fate(&self, state: &BlockState) -> (bool, PageCount) {
+        let ours = self.is_ours(state, PageCount::ZERO);
+        let mut n = PageCount::ONE;
+        while n < self.at.pages() && self.is_ours(state, n) == ours {
+            n += PageCount::ONE;
+        }
+        (ours, n)
+    }
+}
+
+/// What the phases of one batch have in common. Dropping it puts the pages of its pieces back.
+pub(crate) struct Batch<'e, H: Host> {
+    pub(crate) engine: &'e Engine<H>,
+    pub(crate) block: Arc<Block>,
+    pub(crate) range: PageRange,
+    pub(crate) path: FaultPath,
+    pub(crate) request: Request,
+    pub(crate) pieces: Vec<Piece<'e, H>>,
+    pub(crate) outcomes: Outcomes,
+}
+
+impl<H: Host> Batch<'_, H> {
+    pub(crate) fn set_outcome(&mut self, pages: PageRange, outcome: PageOutcome) {
+        let first = pages.start().pages_since(self.range.start()).as_usize();
+        for i in 0..pages.pages().as_usize() {
+            self.outcomes.set(first + i, outcome);
+        }
+    }
+
+    /// Takes the pages of `piece` back to where they were, as far as they are still this batch's.
+    pub(crate) fn roll_back(&mut self, mut piece: Piece<'_, H>, reason: KeptReason) {
+        let range = piece.at;
+        self.set_outcome(range, PageOutcome::Kept(reason));
+        let _installing = self.engine.space.gate.install();
+        let mut state = self.block.lock();
+        while !piece.is_empty() {
+            let (ours, n) = piece.same_fate(&state);
+            let part = piece.take_front(n);
+            if ours {
+                self.engine.roll_back(&mut state, self.path, part);
+            }
+        }
+        self.engine.release_waiters(&self.block, &mut state, self.path, range);
+    }
+}
+
+impl<H: Host> Drop for Batch<'_, H> {
+    fn drop(&mut self) {
+        for piece in std::mem::take(&mut self.pieces) {
+            self.roll_back(piece, KeptReason::Raced);
+        }
+    }
+}
+
+impl<H: Host> Engine<H> {
+    /// Takes pages that are still the batch's back to where they were, with the block locked and the gate held. Never fails: what can't go back stays in its
+    /// frame, no longer busy.
+    pub(crate) fn roll_back(&self, state: &mut BlockState, path: FaultPath, mut piece: Piece<'_, H>) {
+        if piece.origin != Origin::Unmapped && piece.bytes.address().is_some() {
+            // Whatever stands in the way of the rest, a touch tries again.
+            let installed = self.install(state, path, piece.at, Source::Slots(&mut piece.bytes), Ways::Move);
+            piece.advance(installed.settled());
+        }
+        restate(state, piece.at, piece.bytes.frames(), |frame| Slot::Unmapped { frame, busy: false });
+    }
+}
