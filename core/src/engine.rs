@@ -7,6 +7,7 @@ use std::ops::Deref;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::Relaxed;
 
+use crate::fault::UnderWay;
 use crate::frames::{FrameDescriptor, FrameRefs, FrameRun, Frames, Left, Purpose, SystemPool};
 use crate::notifier::{EmptyRange, Event, Invalidation, Notice, Notifiers, Subscription};
 use crate::overlay::Overlays;
@@ -67,6 +68,7 @@ pub struct Engine<H> {
     holds: AtomicU32,
     pub(crate) has_overlays: bool,
     pub(crate) overlays: Overlays,
+    pub(crate) under_way: UnderWay,
 }
 
 impl<H: Host> Engine<H> {
@@ -83,6 +85,7 @@ impl<H: Host> Engine<H> {
         let (space, notifiers) = (Space::default(), Notifiers::default());
         let has_overlays = devices.iter().any(|device| device.reach().laid().is_some());
         let overlays = Overlays::default();
+        let under_way = UnderWay::new(&devices);
         Self {
             host,
             space,
@@ -95,6 +98,7 @@ impl<H: Host> Engine<H> {
             holds: AtomicU32::new(0),
             has_overlays,
             overlays,
+            under_way,
         }
     }
 

@@ -74,9 +74,9 @@ impl<H: Host> Engine<H> {
     }
 
     /// The same for pages that are owed: a failure is one that nobody else tells of.
-    pub(crate) fn copy_owed(&self, from: Frames, to: Frames) -> bool {
-        let copied = self.copy_frames(from, to).is_ok();
-        if !copied {
+    pub(crate) fn copy_owed(&self, from: Frames, to: Frames) -> Result<(), TransferError> {
+        let copied = self.copy_frames(from, to);
+        if copied.is_err() {
             self.counters.errors.fetch_add(1, Relaxed);
         }
         copied

@@ -1,10 +1,12 @@
 //! Devices over the model.
 
+use std::fs::File;
+use std::os::fd::{AsFd as _, BorrowedFd};
 use std::sync::Arc;
 
 use hetmem_core::frames::FrameRun;
 use hetmem_core::physmap::Pagemap;
-use hetmem_core::port::{Astray, Device, Direction, NoBacking, Progress, Reach, Transfer, TransferError};
+use hetmem_core::port::{Astray, Device, Direction, NoBacking, Progress, Reach, Ticket, Transfer, TransferError};
 use hetmem_core::units::{FrameIndex, PageCount, PageRange, VirtAddr};
 
 use super::{Failure, GARBAGE, Memory, Model, StepKind, Token, ZERO, nth};
@@ -16,6 +18,8 @@ pub(crate) struct ModelDevice {
     /// Where the frames lie that are laid over the program's pages.
     pub(crate) window: Option<VirtAddr>,
     pub(crate) model: Arc<Model>,
+    /// Nobody waits for it: who serves faults asks.
+    pub(crate) descriptor: File,
 }
 
 impl ModelDevice {
@@ -99,6 +103,36 @@ impl Device for ModelDevice {
         for transfer in batch {
             transfer.progress = Progress::Done(self.copy(transfer));
         }
+    }
+
+    fn submit(&self, batch: &mut [Transfer]) {
+        if !self.model.lock().completes_late {
+            return self.transfer(batch);
+        }
+        let mut memory = self.model.lock();
+        for transfer in batch {
+            transfer.progress = Progress::UnderWay;
+            memory.under_way.push((self.pagemap.device.index(), *transfer));
+        }
+    }
+
+    /// The last begun ends first.
+    fn completions(&self, visit: &mut dyn FnMut(Ticket, Result<(), TransferError>)) {
+        let own = |(device, _): &(usize, Transfer)| *device == self.pagemap.device.index();
+        loop {
+            let next = {
+                let mut memory = self.model.lock();
+                let at = memory.under_way.iter().rposition(own);
+                at.map(|at| memory.under_way.remove(at))
+            };
+            let Some((_, transfer)) = next else { return };
+            let result = self.copy(&transfer);
+            visit(transfer.ticket, result);
+        }
+    }
+
+    fn completion_descriptor(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.descriptor.as_fd())
     }
 
     fn released(&self, run: FrameRun) {

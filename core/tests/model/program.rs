@@ -1,7 +1,6 @@
 //! What the program does, and what the handler thread does about it.
 
-use hetmem_core::fault::FaultResolution;
-use hetmem_core::port::FaultPath;
+use hetmem_core::fault::{Ended, FaultResolution};
 use hetmem_core::slot::{SYSTEM_POOL, Slot};
 use hetmem_core::space::Region;
 use hetmem_core::units::{PageCount, PageRange, VirtAddr};
@@ -348,26 +347,43 @@ impl Model {
                 }
                 touch.page
             };
-            match engine.fault(VirtAddr::new(page), FaultPath::Thread) {
-                FaultResolution::Waiting => {
-                    let mut memory = self.lock();
-                    memory.touches.iter_mut().filter(|t| t.page == page).for_each(|t| t.told_to_wait = true);
-                }
-                FaultResolution::EventsPending => {
-                    self.raise_late();
-                    self.deliver();
-                }
-                FaultResolution::Mirrored => panic!("only a signal handler is told so"),
-                FaultResolution::NoMemory => engine.trim_pool(),
-                resolution @ (FaultResolution::Home(_) | FaultResolution::Present) => {
-                    let sleeps = self.lock().waiters.contains(&page);
-                    assert!(!sleeps, "the touch of {page:#x} ended as {resolution:?}, and nobody woke it");
-                }
+            self.resolve(page, engine.begin_fault(VirtAddr::new(page), page));
+        }
+        // Who is inside a call of a device's is not the one that looks what has ended.
+        while !inside && engine.faults_under_way() > 0 {
+            let mut ended = Vec::new();
+            engine.end_faults(&mut |fault| ended.push(fault));
+            for Ended { addr, token, resolution } in ended {
+                assert_eq!(addr.get(), token);
+                self.lock().touches.iter_mut().filter(|t| t.page == token).for_each(|t| t.told_to_wait = false);
+                self.resolve(token, resolution);
             }
+            return self.serve(inside);
         }
         let memory = self.lock();
         if !inside {
             assert!(memory.touches.is_empty(), "nobody wakes {:?}; asleep are {:x?}", memory.touches, memory.waiters);
+        }
+    }
+
+    fn resolve(&self, page: u64, resolution: FaultResolution) {
+        match resolution {
+            // Somebody wakes it, or it is ended.
+            FaultResolution::Waiting | FaultResolution::UnderWay => {
+                let mut memory = self.lock();
+                memory.touches.iter_mut().filter(|t| t.page == page).for_each(|t| t.told_to_wait = true);
+            }
+            FaultResolution::EventsPending => {
+                self.raise_late();
+                self.deliver();
+            }
+            FaultResolution::Mirrored => panic!("only a signal handler is told so"),
+            FaultResolution::NoRoom => panic!("there is room for more faults than the model has"),
+            FaultResolution::NoMemory => self.engine().trim_pool(),
+            FaultResolution::Home(_) | FaultResolution::Present => {
+                let sleeps = self.lock().waiters.contains(&page);
+                assert!(!sleeps, "the touch of {page:#x} ended as {resolution:?}, and nobody woke it");
+            }
         }
     }
 
