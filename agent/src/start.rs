@@ -30,7 +30,6 @@ use hetmem_core::engine::CountersAt;
 use hetmem_core::policy::PolicySpec;
 use hetmem_core::sync::{Condvar, Mutex, lock};
 use hetmem_core::units::{PageCount, PageRange};
-use hetmem_devices::spec::Backend;
 use hetmem_sys::errno::Errno;
 use hetmem_sys::process::MemoryUse;
 use hetmem_sys::thread::{
@@ -124,7 +123,7 @@ pub fn start_again(config: &'static Config) -> Result<(), String> {
 ///
 /// One line that says what is missing and what would fix it; the program is unmanaged then.
 pub fn start(config: &'static Config) -> Result<(), String> {
-    if config.devices.iter().any(|spec| matches!(spec.backend, Backend::Node(_))) {
+    if config.devices.iter().any(|spec| spec.backend.kind().is_balanced()) {
         // Before the program has threads. Where it is refused, strays are found and counted.
         let _ = hetmem_sys::numa::keep_from_balancing();
     }

@@ -9,10 +9,10 @@ use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::Relaxed;
 
 use crate::exchange::Exchanges;
+use crate::fault::UnderWay;
 use crate::frames::{FrameDescriptor, FrameRefs, FrameRun, Frames, Left, Purpose, SystemPool};
 use crate::notifier::{EmptyRange, Event, Invalidation, Notice, Notifiers, Subscription};
-use crate::physmap::MemoryType;
-use crate::port::{Device, Host, NoBacking};
+use crate::port::{Device, Host, NoBacking, Reach};
 use crate::slot::{Frame, SYSTEM_POOL, Slot};
 use crate::space::{Shared, Space};
 use crate::stats::Counters;
@@ -68,6 +68,7 @@ pub struct Engine<H> {
     holds: AtomicU32,
     pub(crate) has_overlays: bool,
     pub(crate) exchanges: Exchanges,
+    pub(crate) under_way: UnderWay,
 }
 
 impl<H: Host> Engine<H> {
@@ -82,8 +83,9 @@ impl<H: Host> Engine<H> {
             assert_eq!(device.pagemap().device.index(), i, "a device's id is its place");
         }
         let (space, notifiers) = (Space::default(), Notifiers::default());
-        let has_overlays = devices.iter().any(|device| device.overlay_start().is_some());
+        let has_overlays = devices.iter().any(|device| device.reach().laid().is_some());
         let exchanges = Exchanges::default();
+        let under_way = UnderWay::new(&devices);
         Self {
             host,
             space,
@@ -96,6 +98,7 @@ impl<H: Host> Engine<H> {
             holds: AtomicU32::new(0),
             has_overlays,
             exchanges,
+            under_way,
         }
     }
 
@@ -164,7 +167,7 @@ impl<H: Host> Engine<H> {
     }
 
     pub(crate) fn is_private(&self, id: DeviceId) -> bool {
-        id != SYSTEM_POOL && self.device_of(id).pagemap().memory_type == MemoryType::DevicePrivate
+        id != SYSTEM_POOL && self.device_of(id).reach() == Reach::Copied
     }
 
     /// Where the frames lie in this process while the program does not map them; `None` if pages are copied to them and from them, as those of a private
@@ -173,7 +176,7 @@ impl<H: Host> Engine<H> {
         if frames.is_pool() {
             return Some(self.pool.address(frames.run));
         }
-        let start = self.device_of(frames.device).frames_start()?;
+        let start = self.device_of(frames.device).reach().movable()?;
         Some(start.add_pages(PageCount::new(u64::from(frames.run.first.get()))))
     }
 

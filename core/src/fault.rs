@@ -8,6 +8,7 @@
 
 mod cluster;
 mod notify;
+mod under_way;
 
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -15,12 +16,14 @@ use crate::engine::Engine;
 use crate::frames::{FrameRefs, Frames, Purpose, restate};
 use crate::install::{Installed, Source, Ways};
 use crate::notifier::Invalidation;
-use crate::port::{FaultPath, Host};
+use crate::port::{FaultPath, Host, TransferError};
 use crate::slot::{Frame, Slot};
 use crate::space::{Block, BlockState};
 use crate::units::{PageCount, PageRange, VirtAddr};
 use cluster::Cluster;
 use notify::Notify;
+pub(crate) use under_way::UnderWay;
+pub use under_way::{Ended, MAX_FAULTS, MAX_UNDER_WAY};
 
 /// Pages that one fault brings home at most.
 pub const MAX_AROUND: u16 = 64;
@@ -42,6 +45,10 @@ pub enum FaultResolution {
     NoMemory,
     /// A mirror must be told first, which a signal handler can't do: have another thread call [`Engine::fault`].
     Mirrored,
+    /// The device is at work: [`Engine::end_faults`] will say what became of it. Only of [`Engine::begin_fault`].
+    UnderWay,
+    /// As many faults are under way as can be: call again when some have ended. Only of [`Engine::begin_fault`].
+    NoRoom,
 }
 
 impl<H: Host> Engine<H> {
@@ -50,9 +57,14 @@ impl<H: Host> Engine<H> {
     /// On [`FaultPath::Sigbus`] it waits itself for pages that are busy, unless a mirror had to be told: then it returns
     /// [`FaultResolution::Waiting`], and is to be called again.
     pub fn fault(&self, addr: VirtAddr, path: FaultPath) -> FaultResolution {
+        self.fault_or_begin(addr, path, None)
+    }
+
+    /// Serves a touch; with a `token` it may be under way on return.
+    fn fault_or_begin(&self, addr: VirtAddr, path: FaultPath, token: Option<u64>) -> FaultResolution {
         let mut told: Option<(Notify, Invalidation<'_>)> = None;
         loop {
-            let notify = match self.fault_if_told(addr, path, told.as_ref().map(|(notify, _)| *notify)) {
+            let notify = match self.fault_if_told(addr, path, told.as_ref().map(|(notify, _)| *notify), token) {
                 Ok(resolution) => return resolution,
                 Err(notify) => notify,
             };
@@ -64,18 +76,24 @@ impl<H: Host> Engine<H> {
 
     /// Serves a touch at `addr` in a signal handler, where no callback may run: [`FaultResolution::Mirrored`] if one would have to.
     pub fn fault_in_signal(&self, addr: VirtAddr) -> FaultResolution {
-        self.fault_if_told(addr, FaultPath::Sigbus, None).unwrap_or(FaultResolution::Mirrored)
+        self.fault_if_told(addr, FaultPath::Sigbus, None, None).unwrap_or(FaultResolution::Mirrored)
     }
 
     /// Serves a touch, or says what mirrors must be told first, unless that is what they were `told`.
-    fn fault_if_told(&self, addr: VirtAddr, path: FaultPath, told: Option<Notify>) -> Result<FaultResolution, Notify> {
+    fn fault_if_told(
+        &self,
+        addr: VirtAddr,
+        path: FaultPath,
+        told: Option<Notify>,
+        token: Option<u64>,
+    ) -> Result<FaultResolution, Notify> {
         let page = addr.page_down();
         let shared = self.space.gate.share();
         let Some(block) = self.space.existing_block(page.block()) else {
             let holes = self.holes_at(page, None);
             let filled = self.space.while_absent(page.block(), || self.fill(path, holes));
             drop(shared);
-            return filled.map_or_else(|| self.fault_if_told(addr, path, told), Ok);
+            return filled.map_or_else(|| self.fault_if_told(addr, path, told, token), Ok);
         };
         let mut state = block.lock();
         let slot = state.slot(page.index_in_block());
@@ -90,7 +108,7 @@ impl<H: Host> Engine<H> {
                     // The gate is let go: events must not wait for this thread.
                     drop(shared);
                     drop(block.wait_settled(state));
-                    self.fault_if_told(addr, path, told)
+                    self.fault_if_told(addr, path, told, token)
                 }
             },
             Slot::Unmapped { frame, .. } => {
@@ -107,7 +125,11 @@ impl<H: Host> Engine<H> {
                 let cluster = Cluster::begin(self, &mut state, page);
                 drop(state);
                 drop(shared);
-                Ok(self.bring_home(&block, path, cluster))
+                // Who was told is told the end, too, which is when this returns.
+                match token.filter(|_| told.is_none() && self.completes_late(frame.device)) {
+                    Some(token) => Ok(self.set_out(block, addr, token, cluster)),
+                    None => Ok(self.bring_home(&block, path, cluster)),
+                }
             }
             Slot::Mapped(_) => Ok(self.fill_dropped(&mut state, path, page)),
             Slot::System => {
@@ -173,6 +195,18 @@ impl<H: Host> Engine<H> {
                 self.release_waiters(block, &mut state, path, all);
             }
         }
+        self.came_home(block, path, cluster, all, result)
+    }
+
+    /// Of the pages `all` those have come home that are not in `cluster`: what the fault resolves to, which is `result` if there is none.
+    fn came_home(
+        &self,
+        block: &Block,
+        path: FaultPath,
+        cluster: Cluster<'_, H>,
+        all: PageRange,
+        result: FaultResolution,
+    ) -> FaultResolution {
         let (done, window) = (all.pages() - cluster.pages(), cluster.window());
         if !cluster.is_empty() {
             self.give_up(block, path, cluster, all);
@@ -206,25 +240,33 @@ impl<H: Host> Engine<H> {
     fn fetch(&self, cluster: &Cluster<'_, H>, to: Frames) -> PageCount {
         let mut at = PageCount::ZERO;
         while at < to.run.pages {
-            let first = cluster.frame(at);
-            let mut n = PageCount::ONE;
-            while at + n < to.run.pages && Frames::new(first, n).goes_on_with(cluster.frame(at + n)) {
-                n += PageCount::ONE;
+            let from = cluster.run(at, to.run.pages - at);
+            match self.copy_owed(from, to.slice(at, from.run.pages)) {
+                Ok(()) => at += from.run.pages,
+                Err(error) if at.is_zero() && cluster.owes_touched() => {
+                    let one = |frames: Frames| frames.slice(PageCount::ZERO, PageCount::ONE);
+                    self.fetch_owed(cluster.rest().start(), one(from), one(to), error);
+                    return PageCount::ONE;
+                }
+                Err(_) => return at,
             }
-            let copy = |n| self.copy_owed(Frames::new(first, n), to.slice(at, n));
-            if copy(n) {
-                at += n;
-                continue;
-            }
-            if !(at.is_zero() && cluster.owes_touched()) {
-                return at;
-            }
-            if (1..DEVICE_TRIES).any(|_| copy(PageCount::ONE)) {
-                return PageCount::ONE;
-            }
-            self.host.stop_the_program(cluster.rest().start(), "the device does not give a page back");
         }
         at
+    }
+
+    /// Copies the touched page once more, which the device did not give back, as often as may be of use. There is no other place where its bytes are: the program is
+    /// stopped if they don't come.
+    fn fetch_owed(&self, page: VirtAddr, from: Frames, to: Frames, mut error: TransferError) {
+        for _ in 1..DEVICE_TRIES {
+            if error == TransferError::Lost {
+                break;
+            }
+            match self.copy_owed(from, to) {
+                Ok(()) => return,
+                Err(again) => error = again,
+            }
+        }
+        self.host.stop_the_program(page, "the device does not give a page back")
     }
 
     /// Installs the first pages of `cluster`, of which `copies` are. Returns what stopped it.

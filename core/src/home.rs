@@ -17,7 +17,7 @@ use crate::fault::{DEVICE_TRIES, FaultResolution};
 use crate::frames::{Frames, Left, Purpose};
 use crate::migrate::{Request, Target};
 use crate::outcome::KeptReason;
-use crate::port::{Arrived, DeviceError, FaultPath, Host, InstallStop};
+use crate::port::{Arrived, FaultPath, Host, InstallStop, TransferError};
 use crate::slot::{Frame, Slot};
 use crate::space::{BlockState, Events};
 use crate::units::{PageCount, PageRange, VirtAddr};
@@ -126,12 +126,12 @@ impl<H: Host> Engine<H> {
     ///
     /// # Errors
     ///
-    /// [`DeviceError`] if a device does not give its pages; `visit` was called for some.
+    /// [`TransferError`] if a device does not give its pages; `visit` was called for some.
     pub fn for_each_unmapped(
         &self,
         _events: &Events<'_>,
         mut visit: impl FnMut(PageRange, VirtAddr),
-    ) -> Result<(), DeviceError> {
+    ) -> Result<(), TransferError> {
         let mut after = None;
         while let Some((no, block)) = self.space.block_after(after) {
             after = Some(no);
@@ -147,13 +147,13 @@ impl<H: Host> Engine<H> {
                     visit(one, address);
                     continue;
                 }
-                let via = self.take_stocked(PageCount::ONE, page, Purpose::Fault).ok_or(DeviceError)?;
+                let via = self.take_stocked(PageCount::ONE, page, Purpose::Fault).ok_or(TransferError::Transient)?;
                 // Each page is owed, as nobody can ask for it again: the child's memory is a copy of this moment.
-                let copied = (0..DEVICE_TRIES).any(|_| self.copy_owed(bytes, via.frames()));
+                let copied = (0..DEVICE_TRIES).any(|_| self.copy_owed(bytes, via.frames()).is_ok());
                 if !copied {
-                    return Err(DeviceError);
+                    return Err(TransferError::Transient);
                 }
-                visit(one, via.address().ok_or(DeviceError)?);
+                visit(one, via.address().ok_or(TransferError::Transient)?);
             }
         }
         Ok(())

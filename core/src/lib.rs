@@ -25,4 +25,5 @@ pub mod space;
 pub mod stats;
 pub mod strays;
 pub mod sync;
+mod transfer;
 pub mod units;

@@ -305,7 +305,9 @@ impl<H: MirrorHost> Engine<H> {
 
     /// A touch of `page` by this thread, in a region that is served by SIGBUS.
     fn touch(&self, page: VirtAddr) {
-        use crate::fault::FaultResolution::{EventsPending, Home, Mirrored, NoMemory, Present, Waiting};
+        use crate::fault::FaultResolution::{
+            EventsPending, Home, Mirrored, NoMemory, NoRoom, Present, UnderWay, Waiting,
+        };
         for _ in 0..TRIES {
             match self.fault(page, FaultPath::Sigbus) {
                 Home(pages) if !pages.is_zero() => return,
@@ -314,7 +316,7 @@ impl<H: MirrorHost> Engine<H> {
                     self.trim_pool();
                     self.host.await_events();
                 }
-                Home(_) | Waiting | EventsPending | Mirrored => self.host.await_events(),
+                Home(_) | Waiting | EventsPending | Mirrored | NoRoom | UnderWay => self.host.await_events(),
             }
         }
     }

@@ -12,7 +12,7 @@ use hetmem_core::migrate::{Collected, Request, Target};
 use hetmem_core::mirror::{MirrorPage, RangeFault, RangeFaultError, Want};
 use hetmem_core::outcome::{KeptReason, Outcomes, PageOutcome};
 use hetmem_core::physmap::Owner;
-use hetmem_core::port::{FaultPath, InstallStop};
+use hetmem_core::port::{FaultPath, InstallStop, TransferError};
 use hetmem_core::slot::Slot;
 use hetmem_core::units::{DeviceId, PageCount, PageRange};
 use model::{Action, COHERENT, COHERENT_B, Failure, PRIVATE, PRIVATE_B, STOPPED, StepKind, World};
@@ -157,6 +157,7 @@ fn a_fault_survives_each_failure() {
     for place in EVERYWHERE {
         let touch = |world: &World| world.model.touch(batch(world).start());
         fail_each_step(&SOME, || away(place), touch, |_, got| assert!(got.is_some()));
+        fail_each_step(&SOME, || away(place).late(), touch, |_, got| assert!(got.is_some()));
     }
 }
 
@@ -164,6 +165,7 @@ fn a_fault_survives_each_failure() {
 fn a_stream_of_faults_survives_each_failure() {
     for place in EVERYWHERE {
         fail_each_step(&SOME, || away(place), |world| world.model.read_all(), |_, ()| {});
+        fail_each_step(&SOME, || away(place).late(), |world| world.model.read_all(), |_, ()| {});
     }
 }
 
@@ -362,11 +364,42 @@ fn a_page_that_cannot_be_moved_in_goes_home_by_copying() {
 #[test]
 fn a_device_that_never_gives_a_page_back_stops_the_program() {
     let world = world(Target::Device(PRIVATE));
-    world.model.lock().fail_at(0, Failure::Device, usize::MAX);
+    world.model.lock().fail_at(0, Failure::Device(TransferError::Transient), usize::MAX);
     let page = batch(&world).start();
     let stopped = catch_unwind(AssertUnwindSafe(|| world.engine.fault(page, FaultPath::Thread)));
     let panic = stopped.expect_err("zeros in place of the page would be the alternative");
     assert!(panic.downcast_ref::<String>().is_some_and(|message| message.starts_with(STOPPED)));
+}
+
+/// It is asked once for what it says it has lost, and again for what it may have yet.
+#[test]
+fn what_a_device_has_lost_is_not_asked_for_again() {
+    for late in [false, true] {
+        for (error, asked) in [(TransferError::Lost, 1), (TransferError::Transient, 8)] {
+            let world = world(Target::Device(PRIVATE));
+            world.model.lock().completes_late = late;
+            world.model.lock().fail_at(0, Failure::Device(error), usize::MAX);
+            let page = batch(&world).start();
+            let stopped = catch_unwind(AssertUnwindSafe(|| world.model.touch(page)));
+            assert!(stopped.is_err(), "zeros in place of the page would be the alternative");
+            let steps = world.model.lock().steps().iter().filter(|kind| **kind == StepKind::CopyOut).count();
+            assert_eq!(steps, asked, "{error}");
+        }
+    }
+}
+
+#[test]
+fn a_device_that_has_no_room_for_what_is_in_pages_keeps_them_as_one_without_frames() {
+    let dry = world(Target::System);
+    let _ = dry.migrate(batch(&dry), Target::Device(PRIVATE));
+    let step = dry.model.lock().steps().iter().position(|kind| *kind == StepKind::CopyIn).unwrap();
+    let world = world(Target::System);
+    world.model.lock().fail_at(step, Failure::Device(TransferError::Full), usize::MAX);
+    let outcomes = world.migrate(batch(&world), Target::Device(PRIVATE));
+    assert_eq!(outcomes.kept(KeptReason::NoFrame), PageCount::new(COUNT), "{outcomes:?}");
+    world.model.lock().calm();
+    assert!(world.residency(batch(&world)).iter().all(|at| *at == Residency::System));
+    world.verify();
 }
 
 /// Sequential touches bring neighbours along; here the device never gives one of them back, and a thread waits for another.
@@ -439,7 +472,7 @@ fn a_device_that_fails_and_then_panics_leaves_no_page_on_its_way() {
             world.model.lock().steps().iter().position(|kind| *kind == copies).expect("pages are copied")
         };
         let world = world(place);
-        world.model.lock().fail_at(first, Failure::Device, 0);
+        world.model.lock().fail_at(first, Failure::Device(TransferError::Transient), 0);
         world.model.lock().panics = true;
         assert!(catch_unwind(AssertUnwindSafe(|| run(&world))).is_err());
         for now in world.residency(batch(&world)) {

@@ -275,9 +275,10 @@ impl Run {
     }
 }
 
-fn run(ops: &[Op], chaos: Option<Chaos>) {
+fn run(ops: &[Op], chaos: Option<Chaos>, late: bool) {
     let world = World::new(24).with_pages(0, 24).with_pages(500, 40).with_pages(1000, 60);
     let model = std::sync::Arc::clone(&world.model);
+    model.lock().completes_late = late;
     let mut run = Run { world, calm: true };
     for op in ops {
         model.lock().set_chaos(chaos);
@@ -297,12 +298,12 @@ proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn contents_are_what_the_program_wrote(ops in prop::collection::vec(op(), 1..60)) {
-        run(&ops, None);
+    fn contents_are_what_the_program_wrote(ops in prop::collection::vec(op(), 1..60), late: bool) {
+        run(&ops, None, late);
     }
 
     #[test]
-    fn contents_survive_failures_at_random_steps(ops in prop::collection::vec(op(), 1..60), seed: u64) {
-        run(&ops, Some(Chaos { seed, one_in: 8 }));
+    fn contents_survive_failures_at_random_steps(ops in prop::collection::vec(op(), 1..60), seed: u64, late: bool) {
+        run(&ops, Some(Chaos { seed, one_in: 8 }), late);
     }
 }

@@ -111,6 +111,9 @@ fn the_program_acts_at_every_step_of_a_fault() {
     for place in PLACES {
         at_every_step(|| world(place), |world| touch(world, FIRST));
     }
+    for place in [PRIVATE, PRIVATE_B] {
+        at_every_step(|| world(Target::Device(place)).late(), |world| touch(world, FIRST));
+    }
 }
 
 /// A mirror that follows the rule has only answers that hold, once it was told of all that it had not heard of when it began to use them.
@@ -158,6 +161,7 @@ fn mirror(world: &World, want: Want, owner: Option<Owner>) {
 fn the_program_acts_at_every_step_of_a_stream_of_faults() {
     let stream = |world: &World| (FIRST..FIRST + COUNT).for_each(|page| touch(world, page));
     at_every_step(|| world(Target::Device(PRIVATE)), stream);
+    at_every_step(|| world(Target::Device(PRIVATE)).late(), stream);
 }
 
 #[test]

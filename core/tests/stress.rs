@@ -133,7 +133,16 @@ fn migrator(world: &World, all: PageRange, done: &AtomicBool, seed: u64) -> u64 
 
 #[test]
 fn no_page_is_lost_and_no_thread_left_asleep() {
-    let world = World::threaded(40).with_nothing_in(FIRST, 7 * STRETCH);
+    stress(World::threaded(40));
+}
+
+#[test]
+fn no_page_is_lost_and_no_thread_left_asleep_where_devices_complete_late() {
+    stress(World::threaded(40).late());
+}
+
+fn stress(world: World) {
+    let world = world.with_nothing_in(FIRST, 7 * STRETCH);
     let all = world.at(FIRST, 8 * STRETCH);
     let done = AtomicBool::new(false);
     let moved = thread::scope(|scope| {

@@ -7,13 +7,54 @@
 
 use hetmem_core::frames::FrameRun;
 use hetmem_core::physmap::{MemoryType, Owner, Pagemap};
-use hetmem_core::port::{Device, DeviceError, NoBacking};
-use hetmem_core::units::{DeviceId, PageCount, VirtAddr};
+use hetmem_core::port::{Device, Direction, NoBacking, Progress, Reach, Transfer, TransferError};
+use hetmem_core::units::{ByteLen, DeviceId, PageCount, VirtAddr};
 use hetmem_sys::errno::Errno;
 use hetmem_sys::mapping::{Access, Arena, ArenaOptions, HugePages, OnDump, OnFork};
 
 use crate::frames::Frames;
-use crate::spec::DeviceSpec;
+use crate::kind::{HostProblem, Kind, MakeError};
+use crate::spec::{DeviceSpec, default_size};
+
+/// `emulated`.
+pub(crate) struct EmulatedKind;
+
+impl Kind for EmulatedKind {
+    fn name(&self) -> &'static str {
+        "emulated"
+    }
+
+    fn syntax(&self) -> &'static str {
+        "emulated"
+    }
+
+    fn check_argument(&self, argument: Option<&str>) -> Result<(), String> {
+        match argument {
+            None => Ok(()),
+            Some(argument) => Err(format!("backend emulated takes no argument, but `{argument}` was given")),
+        }
+    }
+
+    fn default_size(&self, _argument: &str, memory: ByteLen) -> Result<ByteLen, HostProblem> {
+        Ok(default_size(memory))
+    }
+
+    fn takes_memory(&self) -> bool {
+        true
+    }
+
+    fn check_host(&self, _argument: &str, _memory_type: MemoryType, _size: ByteLen) -> Result<(), HostProblem> {
+        Ok(())
+    }
+
+    fn make(&self, id: DeviceId, owner: Owner, spec: &DeviceSpec) -> Result<Box<dyn Device>, MakeError> {
+        let memory = hetmem_sys::process::machine_memory();
+        if spec.size > memory {
+            return Err(MakeError::Unsuitable(format!("{} are more than this machine's memory ({memory})", spec.size)));
+        }
+        Ok(Box::new(Emulated::new(id, owner, spec)?))
+    }
+}
 
 /// See the module.
 pub struct Emulated {
@@ -29,7 +70,7 @@ impl Emulated {
     /// If the host has no address space for it.
     pub fn new(device: DeviceId, owner: Owner, spec: &DeviceSpec) -> Result<Self, Errno> {
         let arena = reserve(spec)?;
-        Ok(Self { frames: Frames::new(device, owner, spec, arena.range()), arena })
+        Ok(Self { frames: Frames::new(device, owner, spec.memory_type, arena.range()), arena })
     }
 }
 
@@ -55,8 +96,11 @@ impl Device for Emulated {
         &self.frames.pagemap
     }
 
-    fn frames_start(&self) -> Option<VirtAddr> {
-        self.frames.start()
+    fn reach(&self) -> Reach {
+        match self.frames.pagemap.memory_type {
+            MemoryType::DevicePrivate => Reach::Copied,
+            MemoryType::DeviceCoherent => Reach::Movable(self.frames.start()),
+        }
     }
 
     fn prepare(&self, run: FrameRun) -> Result<PageCount, NoBacking> {
@@ -65,17 +109,18 @@ impl Device for Emulated {
     }
 
     fn device_side(&self) -> Option<VirtAddr> {
-        Some(self.frames.device_side())
+        Some(self.frames.start())
     }
 
-    fn copy_in(&self, to: FrameRun, from: VirtAddr) -> Result<(), DeviceError> {
-        // Open by now, but for a caller who doesn't ask to prepare.
-        self.arena.open(self.frames.place(to)).map_err(|_| DeviceError)?;
-        self.frames.copy_in(to, from)
-    }
-
-    fn copy_out(&self, from: FrameRun, to: VirtAddr) -> Result<(), DeviceError> {
-        self.frames.copy_out(from, to)
+    fn transfer(&self, batch: &mut [Transfer]) {
+        for transfer in batch {
+            // Open by now, but for a caller who doesn't ask to prepare.
+            if transfer.direction == Direction::In && self.arena.open(self.frames.place(transfer.frames)).is_err() {
+                transfer.progress = Progress::Done(Err(TransferError::Full));
+            } else {
+                self.frames.copy(transfer);
+            }
+        }
     }
 
     fn clear(&self, run: FrameRun) {

@@ -7,6 +7,8 @@ pub mod conformance;
 pub mod dax;
 pub mod emulated;
 mod frames;
+mod injected;
+pub mod kind;
 pub mod node;
 pub mod spec;
 

@@ -26,9 +26,9 @@
 //! system memory.
 
 use hetmem_core::frames::FrameRun;
-use hetmem_core::physmap::{Owner, Pagemap};
-use hetmem_core::port::{Astray, Device, DeviceError, NoBacking};
-use hetmem_core::units::{BLOCK_PAGES, DeviceId, PageCount, PageRange, VirtAddr};
+use hetmem_core::physmap::{MemoryType, Owner, Pagemap};
+use hetmem_core::port::{Astray, Device, NoBacking, Reach, Transfer};
+use hetmem_core::units::{BLOCK_PAGES, ByteLen, DeviceId, PageCount, PageRange, VirtAddr};
 use hetmem_sys::errno::Errno;
 use hetmem_sys::mapping::Arena;
 use hetmem_sys::numa::{Node, Place, nodes_of};
@@ -36,7 +36,67 @@ use hetmem_sys::pagemap::PagemapScanner;
 
 use crate::emulated::reserve;
 use crate::frames::Frames;
-use crate::spec::DeviceSpec;
+use crate::kind::{HostProblem, Kind, MakeError};
+use crate::spec::{DeviceSpec, default_size};
+
+/// `node=N`.
+pub(crate) struct NodeKind;
+
+fn node(argument: &str) -> Option<Node> {
+    // `parse` would take a sign.
+    let digits = argument.chars().all(|c| c.is_ascii_digit());
+    digits.then(|| argument.parse().ok()).flatten().and_then(Node::new)
+}
+
+fn node_on_host(argument: &str) -> Result<Node, HostProblem> {
+    node(argument).ok_or_else(|| HostProblem::new(not_a_node(argument)))
+}
+
+fn not_a_node(argument: &str) -> String {
+    format!("node: `{argument}` is not the number of a NUMA node; give node=N, as in coherent:node=1,size=1G")
+}
+
+impl Kind for NodeKind {
+    fn name(&self) -> &'static str {
+        "node"
+    }
+
+    fn syntax(&self) -> &'static str {
+        "node=N"
+    }
+
+    fn check_argument(&self, argument: Option<&str>) -> Result<(), String> {
+        let number = argument.unwrap_or_default();
+        node(number).map(drop).ok_or_else(|| not_a_node(number))
+    }
+
+    fn default_size(&self, argument: &str, _memory: ByteLen) -> Result<ByteLen, HostProblem> {
+        Ok(default_size(node_on_host(argument)?.memory().map_err(HostProblem::new)?))
+    }
+
+    fn takes_memory(&self) -> bool {
+        true
+    }
+
+    fn check_host(&self, argument: &str, _memory_type: MemoryType, size: ByteLen) -> Result<(), HostProblem> {
+        let node = node_on_host(argument)?;
+        let have = node.memory().map_err(HostProblem::new)?;
+        if size > have {
+            return Err(HostProblem::new(format!("size {size} is more than node {node} has ({have})")));
+        }
+        Ok(())
+    }
+
+    fn is_balanced(&self) -> bool {
+        true
+    }
+
+    fn make(&self, id: DeviceId, owner: Owner, spec: &DeviceSpec) -> Result<Box<dyn Device>, MakeError> {
+        let node =
+            node_on_host(spec.backend.argument()).map_err(|problem| MakeError::Unsuitable(problem.to_string()))?;
+        Ok(Box::new(NodeMemory::new(id, owner, spec, node)?))
+    }
+}
 
 /// See the module.
 pub struct NodeMemory {
@@ -65,7 +125,7 @@ impl NodeMemory {
         let arena = reserve(spec)?;
         node.prefer_for(arena.range())?;
         Ok(Self {
-            frames: Frames::new(device, owner, spec, arena.range()),
+            frames: Frames::new(device, owner, spec.memory_type, arena.range()),
             arena,
             node,
             scanner: PagemapScanner::open()?,
@@ -122,12 +182,15 @@ impl Device for NodeMemory {
         &self.frames.pagemap
     }
 
-    fn frames_start(&self) -> Option<VirtAddr> {
-        self.frames.start()
+    fn reach(&self) -> Reach {
+        match self.frames.pagemap.memory_type {
+            MemoryType::DevicePrivate => Reach::Copied,
+            MemoryType::DeviceCoherent => Reach::Movable(self.frames.start()),
+        }
     }
 
     fn device_side(&self) -> Option<VirtAddr> {
-        Some(self.frames.device_side())
+        Some(self.frames.start())
     }
 
     fn prepare(&self, run: FrameRun) -> Result<PageCount, NoBacking> {
@@ -154,12 +217,8 @@ impl Device for NodeMemory {
         }
     }
 
-    fn copy_in(&self, to: FrameRun, from: VirtAddr) -> Result<(), DeviceError> {
-        self.frames.copy_in(to, from)
-    }
-
-    fn copy_out(&self, from: FrameRun, to: VirtAddr) -> Result<(), DeviceError> {
-        self.frames.copy_out(from, to)
+    fn transfer(&self, batch: &mut [Transfer]) {
+        batch.iter_mut().for_each(|transfer| self.frames.copy(transfer));
     }
 
     fn clear(&self, run: FrameRun) {

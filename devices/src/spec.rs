@@ -20,8 +20,6 @@
 //! one another and the machine, which is asked what nodes and DAX devices it has. A single [`DeviceSpec`] is read with [`str::parse`], and what it prints parses back to
 //! itself, which is how specs travel to the agent.
 
-mod backend;
-
 use std::fmt;
 use std::num::NonZeroU64;
 use std::str::FromStr;
@@ -33,11 +31,9 @@ use hetmem_core::stats::MAX_DEVICES;
 use hetmem_core::units::{ByteLen, PAGE_SIZE};
 use thiserror::Error;
 
-pub use backend::{Backend, HostProblem};
+use crate::kind::KINDS;
+pub use crate::kind::{Backend, HostProblem};
 pub use hetmem_core::quantity;
-pub use hetmem_sys::dax::DaxError;
-pub use hetmem_sys::errno::Errno;
-pub use hetmem_sys::numa::{Node, NodeError};
 
 /// A device's capacity when its spec gives none and memory is no concern.
 pub const DEFAULT_SIZE: ByteLen = ByteLen::new(1 << 30);
@@ -100,32 +96,17 @@ pub enum SpecProblem {
     #[error("unknown memory type `{0}`; the types are private and coherent")]
     UnknownType(String),
     /// No such backend.
-    #[error("unknown backend `{name}`; known: {known}", known = Backend::KNOWN)]
+    #[error("unknown backend `{name}`; known: {known}", known = list(KINDS.iter().map(|k| k.syntax())))]
     UnknownBackend {
         /// What was written.
         name: String,
     },
-    /// The backend takes no argument.
-    #[error("backend {} takes no argument, but `{argument}` was given", backend.label())]
-    UnexpectedArgument {
-        /// The backend.
-        backend: Backend,
-        /// What was given.
-        argument: String,
-    },
-    /// The node is no number.
-    #[error("node: `{0}` is not the number of a NUMA node; give node=N, as in coherent:node=1,size=1G")]
-    Node(String),
-    /// There is no path of a device.
-    #[error("dax: `{0}` is not the path of a device; give dax=/dev/daxX.Y")]
-    DaxPath(String),
-    /// A coherent device-DAX device, for a program that doesn't know of it.
-    #[error(
-        "pages of {0} can't be used in place by a program that doesn't know of it: device-DAX memory is mapped shared and in blocks only, which the \
-         program notices when it forks or unmaps a part; use private:dax={0}, or give the memory to the kernel as a node \
-         (daxctl reconfigure-device --mode=system-ram) and use coherent:node=N"
-    )]
-    CoherentDax(String),
+    /// The backend's argument is missing, wrong, or one too many.
+    #[error("{0}")]
+    Argument(String),
+    /// The device is none for programs that don't know of it.
+    #[error("{0}")]
+    NotForAnyProgram(String),
     /// This host has no memory for the device.
     #[error(transparent)]
     Host(#[from] HostProblem),
@@ -376,9 +357,14 @@ pub fn parse_all<S: AsRef<str>>(texts: &[S], memory: ByteLen) -> Result<Vec<Devi
         }
         let text = texts[specs.len()].as_ref();
         let host = |problem: HostProblem| SpecError { spec: text.to_owned(), problem: problem.into() };
-        let default = if one.size.is_some() { DEFAULT_SIZE } else { one.backend.default_size(memory).map_err(host)? };
+        let backend = one.backend.clone();
+        let default = if one.size.is_some() {
+            DEFAULT_SIZE
+        } else {
+            backend.kind().default_size(backend.argument(), memory).map_err(host)?
+        };
         let spec = one.complete(name, default);
-        spec.backend.check(spec.memory_type, spec.size).map_err(host)?;
+        backend.kind().check_host(backend.argument(), spec.memory_type, spec.size).map_err(host)?;
         specs.push(spec);
     }
     for (i, spec) in specs.iter().enumerate() {
@@ -398,10 +384,9 @@ pub fn parse_all<S: AsRef<str>>(texts: &[S], memory: ByteLen) -> Result<Vec<Devi
 /// The first device for which that is not so, and why.
 pub fn check_for_any_program<S: AsRef<str>>(texts: &[S]) -> Result<(), SpecError> {
     for text in texts.iter().map(AsRef::as_ref) {
-        if let Ok(Written { memory_type: MemoryType::DeviceCoherent, backend: Backend::Dax(path), .. }) =
-            Written::parse(text)
-        {
-            return Err(SpecError { spec: text.to_owned(), problem: SpecProblem::CoherentDax(path) });
+        if let Ok(Written { memory_type, backend, .. }) = Written::parse(text) {
+            let checked = backend.kind().check_for_any_program(backend.argument(), memory_type);
+            checked.map_err(|why| SpecError { spec: text.to_owned(), problem: SpecProblem::NotForAnyProgram(why) })?;
         }
     }
     Ok(())
@@ -418,7 +403,7 @@ pub fn check(specs: &[DeviceSpec], memory: ByteLen) -> Result<(), (usize, SpecPr
         if i >= MAX_DEVICES {
             return Err((i, SpecProblem::TooMany));
         }
-        if !spec.backend.takes_memory() {
+        if !spec.backend.kind().takes_memory() {
             continue;
         }
         if spec.size > memory {

@@ -5,7 +5,7 @@ mod common;
 use common::skip;
 use hetmem_core::frames::FrameRun;
 use hetmem_core::physmap::{MemoryType, Owner};
-use hetmem_core::port::{Astray, Device};
+use hetmem_core::port::{Astray, Device, Transfer};
 use hetmem_core::units::{ByteLen, DeviceId, PageCount, PageRange, VirtAddr};
 use hetmem_devices::spec::{Backend, parse_all};
 use hetmem_devices::{NodeMemory, conformance};
@@ -15,7 +15,7 @@ use hetmem_sys::pagemap::{Categories, PagemapScanner, Region, ScanQuery};
 
 fn device(spec: &str) -> NodeMemory {
     let specs = parse_all(&[spec], ByteLen::new(1 << 40)).unwrap();
-    let Backend::Node(node) = specs[0].backend else { panic!("{spec} is no node") };
+    let node = Node::new(specs[0].backend.argument().parse().unwrap()).unwrap();
     NodeMemory::new(DeviceId::new(0), Owner::new(1), &specs[0], node).unwrap()
 }
 
@@ -25,8 +25,10 @@ fn filled(device: &NodeMemory, pages: u64) -> (FrameRun, PageRange) {
     let run = device.pagemap().frames.allocate(PageCount::new(pages), VirtAddr::default()).unwrap();
     assert_eq!(run.pages.get(), pages);
     assert_eq!(device.prepare(run), Ok(PageCount::ZERO));
-    device.copy_in(run, from.range().start()).unwrap();
-    let start = device.frames_start().unwrap().add_pages(PageCount::new(u64::from(run.first.get())));
+    let mut batch = [Transfer::into_frames(run, from.range().start())];
+    device.transfer(&mut batch);
+    batch[0].result().unwrap();
+    let start = device.reach().movable().unwrap().add_pages(PageCount::new(u64::from(run.first.get())));
     (run, PageRange::new(start, run.pages).unwrap())
 }
 
@@ -41,7 +43,7 @@ fn both_types_conform_on_every_node() {
     for node in nodes_with_memory() {
         for kind in [MemoryType::DevicePrivate, MemoryType::DeviceCoherent] {
             conformance::check(|capacity| {
-                device(&format!("{}:node={node},size={}", kind.label(), capacity.bytes().get()))
+                Box::new(device(&format!("{}:node={node},size={}", kind.label(), capacity.bytes().get())))
             });
         }
     }
@@ -62,7 +64,7 @@ fn every_filled_frame_is_on_its_node() {
 fn frames_that_nobody_has_asked_for_take_no_memory() {
     let node = nodes_with_memory()[0];
     let device = device(&format!("coherent:node={node},size=8M"));
-    let start = device.frames_start().unwrap();
+    let start = device.reach().movable().unwrap();
     assert_eq!(places(PageRange::page_of(start)), [Place::Hole]);
 }
 
@@ -110,7 +112,7 @@ fn a_page_that_was_moved_away_is_brought_back_and_counted() {
 fn a_node_that_cannot_be_has_no_device() {
     let mut specs = parse_all(&["coherent:node=0,size=2M"], ByteLen::new(1 << 40)).unwrap();
     let absent = Node::new(1023).unwrap();
-    specs[0].backend = Backend::Node(absent);
+    specs[0].backend = Backend::parse("node=1023").unwrap();
     assert!(NodeMemory::new(DeviceId::new(0), Owner::new(1), &specs[0], absent).is_err());
 }
 
@@ -125,7 +127,7 @@ fn a_full_node_refuses_frames_and_kills_nobody() {
         refused += u64::from(device.prepare(run).is_err());
     }
     assert!(refused > 0, "no frame was refused");
-    let frames = PageRange::new(device.frames_start().unwrap(), device.pagemap().frames.capacity()).unwrap();
+    let frames = PageRange::new(device.reach().movable().unwrap(), device.pagemap().frames.capacity()).unwrap();
     let mut there = 0;
     nodes_of(frames, |page, place| match place {
         Place::On(on) => {

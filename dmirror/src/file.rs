@@ -38,7 +38,7 @@ impl Devices {
             };
             builder = builder.device(DeviceSpec {
                 memory_type,
-                backend: Backend::Emulated,
+                backend: Backend::parse("emulated").expect("there is such a kind"),
                 name: format!("{NAME}{minor}"),
                 size,
                 latency: std::time::Duration::ZERO,

@@ -13,7 +13,7 @@ use std::error::Error;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use hetmem::device::{DeviceError, Pagemap, conformance};
+use hetmem::device::{Direction, Pagemap, Progress, Reach, Transfer, conformance};
 use hetmem::{
     ByteLen, Device, DeviceId, FaultPath, FrameRun, MemoryType, Owner, PAGE_SIZE, PageCount, Request, Residency,
     Runtime, Target, VirtAddr,
@@ -79,6 +79,21 @@ impl Compressed {
         let old = std::mem::replace(&mut *self.frames[frame].lock().unwrap_or_else(PoisonError::into_inner), new);
         self.bytes.fetch_sub(size(&old), Relaxed);
     }
+
+    fn store(&self, frame: usize, from: *const Page) {
+        // SAFETY: a page of hetmem's, which nobody writes meanwhile.
+        let page = unsafe { from.read() };
+        self.replace(frame, Some(Stored::pack(&page)));
+    }
+
+    /// Allocates nothing: this may be a signal handler.
+    fn fetch(&self, frame: usize, to: *mut Page) {
+        let mut page = [0; WORDS];
+        let stored = self.frames[frame].lock().unwrap_or_else(PoisonError::into_inner);
+        stored.iter().for_each(|stored| stored.unpack(&mut page));
+        // SAFETY: a page of hetmem's, which nobody else uses meanwhile.
+        unsafe { to.write(page) };
+    }
 }
 
 /// The page that lies `index` pages behind `start`.
@@ -93,29 +108,25 @@ impl Device for Compressed {
     }
 
     /// It is private: its frames have no address.
-    fn frames_start(&self) -> Option<VirtAddr> {
-        None
+    fn reach(&self) -> Reach {
+        Reach::Copied
     }
 
-    fn copy_in(&self, to: FrameRun, from: VirtAddr) -> Result<(), DeviceError> {
-        for (i, frame) in to.iter().enumerate() {
-            // SAFETY: a page of hetmem's, which nobody writes meanwhile.
-            let page = unsafe { page_at(from, i).read() };
-            self.replace(frame.index(), Some(Stored::pack(&page)));
+    fn transfer(&self, batch: &mut [Transfer]) {
+        for transfer in batch {
+            for (i, frame) in transfer.frames.iter().enumerate() {
+                match transfer.direction {
+                    Direction::In => self.store(frame.index(), page_at(transfer.memory, i)),
+                    Direction::Out => self.fetch(frame.index(), page_at(transfer.memory, i)),
+                }
+            }
+            transfer.progress = Progress::Done(Ok(()));
         }
-        Ok(())
     }
 
-    /// Allocates nothing: this may be a signal handler.
-    fn copy_out(&self, from: FrameRun, to: VirtAddr) -> Result<(), DeviceError> {
-        for (i, frame) in from.iter().enumerate() {
-            let mut page = [0; WORDS];
-            let stored = self.frames[frame.index()].lock().unwrap_or_else(PoisonError::into_inner);
-            stored.iter().for_each(|stored| stored.unpack(&mut page));
-            // SAFETY: a page of hetmem's, which nobody else uses meanwhile.
-            unsafe { page_at(to, i).write(page) };
-        }
-        Ok(())
+    /// What was kept goes at once.
+    fn released(&self, run: FrameRun) {
+        self.clear(run);
     }
 
     /// What holds nothing reads as zeros.
@@ -125,7 +136,7 @@ impl Device for Compressed {
 }
 
 fn main() -> Result<(), Box<dyn Error>> {
-    conformance::check(|capacity| Compressed::new(DEVICE, capacity, Arc::default()));
+    conformance::check(|capacity| Box::new(Compressed::new(DEVICE, capacity, Arc::default())));
 
     let bytes = Arc::new(AtomicUsize::new(0));
     let device = Compressed::new(DEVICE, PageCount::new(PAGES as u64), Arc::clone(&bytes));

@@ -5,11 +5,11 @@ use std::sync::Arc;
 
 use hetmem_core::engine::CountersAt;
 use hetmem_core::physmap::{MemoryType, Owner};
-use hetmem_core::port::Device;
+use hetmem_core::port::{Device, Reach};
 use hetmem_core::stats::MAX_DEVICES;
 use hetmem_core::units::{BLOCK_PAGES, ByteLen, DeviceId, PAGE_SIZE, PageRange};
-use hetmem_devices::spec::{Backend, DeviceSpec};
-use hetmem_devices::{DaxStore, Emulated, NodeMemory};
+use hetmem_devices::kind::{self, MakeError};
+use hetmem_devices::spec::DeviceSpec;
 use hetmem_sys::maps::MapsFile;
 
 use crate::error::Error;
@@ -180,20 +180,16 @@ fn check_custom(id: DeviceId, device: &dyn Device) -> Result<(), Error> {
     if !pagemap.frames.used().is_zero() {
         return refused("frames are in use already");
     }
-    let (moved, laid) = (device.frames_start(), device.overlay_start());
-    if moved.is_some() && laid.is_some() {
-        return refused(
-            "its frames have two addresses; pages are moved to them (frames_start), or they are laid (overlay_start)",
-        );
-    }
-    match (pagemap.memory_type, moved.or(laid)) {
-        (MemoryType::DevicePrivate, Some(_)) => {
+    let (moved, laid) = (device.reach().movable(), device.reach().laid());
+    match (pagemap.memory_type, device.reach()) {
+        (MemoryType::DevicePrivate, Reach::Movable(_) | Reach::Laid(_)) => {
             return refused("it is private, and its frames have an address for the program's use");
         }
-        (MemoryType::DeviceCoherent, None) => {
-            return refused("it is coherent, and its frames have no address (frames_start)");
+        (MemoryType::DeviceCoherent, Reach::Copied) => {
+            return refused("it is coherent, and its frames have no address (Reach::Movable, Reach::Laid)");
         }
-        (MemoryType::DevicePrivate, None) | (MemoryType::DeviceCoherent, Some(_)) => {}
+        (MemoryType::DevicePrivate, Reach::Copied)
+        | (MemoryType::DeviceCoherent, Reach::Movable(_) | Reach::Laid(_)) => {}
     }
     let capacity = pagemap.frames.capacity();
     if moved.or(laid).is_some_and(|start| PageRange::new(start, capacity).is_none()) {
@@ -206,22 +202,8 @@ fn check_custom(id: DeviceId, device: &dyn Device) -> Result<(), Error> {
 }
 
 pub(crate) fn make_device(id: DeviceId, owner: Owner, spec: &DeviceSpec) -> Result<Box<dyn Device>, Error> {
-    let failed = |errno| Error::os(format!("device {} can't be made", spec.name), errno);
-    let memory = hetmem_sys::process::machine_memory();
-    if spec.backend == Backend::Emulated && spec.size > memory {
-        let name = &spec.name;
-        return Err(Error::invalid(format!(
-            "device {name}: {} are more than this machine's memory ({memory})",
-            spec.size
-        )));
-    }
-    Ok(match &spec.backend {
-        Backend::Emulated => Box::new(Emulated::new(id, owner, spec).map_err(failed)?),
-        Backend::Node(node) => Box::new(NodeMemory::new(id, owner, spec, *node).map_err(failed)?),
-        Backend::Dax(path) => Box::new(
-            DaxStore::new(id, owner, spec, path)
-                .map_err(|error| Error::invalid(format!("device {}: {error}", spec.name)))?,
-        ),
-        _ => return Err(Error::invalid(format!("device {} has a backend that this version can't make", spec.name))),
+    kind::make(id, owner, spec).map_err(|error| match error {
+        MakeError::Unsuitable(why) => Error::invalid(format!("device {}: {why}", spec.name)),
+        MakeError::Os(errno) => Error::os(format!("device {} can't be made", spec.name), errno),
     })
 }

@@ -63,7 +63,7 @@ impl Inner {
         let first = PageCount::new(BLOCK_PAGES);
         host.pool.open(places.slice(PageCount::ZERO, first))?;
         for device in &devices {
-            if let Some(start) = device.frames_start() {
+            if let Some(start) = device.reach().movable() {
                 let frames = PageRange::new(start, device.pagemap().frames.capacity()).ok_or(Errno::INVAL)?;
                 host.open_window(frames)?;
             }

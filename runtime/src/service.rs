@@ -3,8 +3,9 @@
 //! ```text
 //! poll ── gate.events(): read ──┬── fault           → queue
 //!                               └── unmap, remap, … → slots, at once, before the gate is let go
-//!         queue: engine.fault() ─── page in place: the toucher is awake
-//!                               └── events pending, no memory: back into the queue
+//!         queue: engine.begin_fault() ─┬─ page in place: the toucher is awake
+//!                                      ├─ the device copies: others are served meanwhile, and engine.end_faults() does the rest
+//!                                      └─ events pending, no memory: back into the queue
 //! ```
 //!
 //! It touches no memory of the program but through the kernel, and takes no lock that anybody holds while doing so.
@@ -12,7 +13,7 @@
 use std::time::{Duration, Instant};
 
 use hetmem_core::engine::Engine;
-use hetmem_core::fault::FaultResolution;
+use hetmem_core::fault::{Ended, FaultResolution};
 use hetmem_core::port::{FaultPath, Host};
 use hetmem_core::space::Events;
 use hetmem_core::stats::Counters;
@@ -40,8 +41,23 @@ struct Fault {
     addr: VirtAddr,
     write_protected: bool,
     path: FaultPath,
-    read_at: Instant,
+    /// Nanoseconds from when this thread began until the fault was read.
+    read_at: u64,
     yields: u8,
+}
+
+/// When this thread began.
+#[derive(Clone, Copy)]
+struct Start(Instant);
+
+impl Start {
+    fn now(self) -> u64 {
+        u64::try_from(self.0.elapsed().as_nanos()).unwrap_or(u64::MAX)
+    }
+
+    fn since(self, read_at: u64) -> Duration {
+        Duration::from_nanos(self.now().saturating_sub(read_at))
+    }
 }
 
 /// Serves until `stop` is readable.
@@ -51,6 +67,8 @@ pub(crate) fn run(inner: &Inner, stop: &OwnedFd) {
     let mut later: Vec<Fault> = Vec::with_capacity(256);
     let mut room = Vec::new();
     let host = inner.engine.host();
+    let start = Start(Instant::now());
+    let mut descriptors = Descriptors::new(inner, stop);
     let mut stopping = None;
     let mut clearing = Clearing::default();
     // Whoever started this thread may fork from here on: it can read the fork's event.
@@ -58,21 +76,25 @@ pub(crate) fn run(inner: &Inner, stop: &OwnedFd) {
     loop {
         // After whatever has cleared the descriptor that is written to when one begins, and before the next wait for that.
         if inner.forks.are_under_way() {
-            park(inner, &mut room, &mut queue);
+            park(inner, start, &mut room, &mut queue);
         }
         let timeout = if queue.is_empty() { clearing.within(inner) } else { Some(RETRY_AFTER) };
-        let Woken { anything, asked_to_stop, delegated } = wait(inner, stop, timeout.as_ref());
+        let Woken { anything, asked_to_stop, delegated } = descriptors.wait(timeout.as_ref());
         if anything {
             // With the gate held alone, for which migrations have to wait.
             for (uffd, path) in inner.engine.host().program_contexts() {
-                read(inner, uffd, path, &mut buffer, &mut queue);
+                read(inner, uffd, path, start, &mut buffer, &mut queue);
             }
         }
         if delegated {
             Delegated::serve(inner);
         }
+        inner.engine.end_faults(&mut |Ended { addr, token, resolution }| {
+            let fault = Fault { addr, write_protected: false, path: FaultPath::Thread, read_at: token, yields: 0 };
+            later.extend(resolve(inner, start, fault, resolution));
+        });
         for fault in queue.drain(..) {
-            later.extend(serve(inner, fault));
+            later.extend(serve(inner, start, fault));
         }
         std::mem::swap(&mut queue, &mut later);
         if queue.is_empty() {
@@ -90,7 +112,7 @@ pub(crate) fn run(inner: &Inner, stop: &OwnedFd) {
             hetmem_sys::thread::yield_now();
             continue;
         }
-        if asked_to_stop && queue.is_empty() {
+        if asked_to_stop && queue.is_empty() && inner.engine.faults_under_way() == 0 {
             inner.forks.end();
             return;
         }
@@ -105,30 +127,41 @@ struct Woken {
     delegated: bool,
 }
 
-/// Waits for something to read.
-fn wait(inner: &Inner, stop: &OwnedFd, timeout: Option<&Timespec>) -> Woken {
-    let contexts = &inner.engine.host().contexts;
-    let second = contexts.sigbus.as_ref().unwrap_or(&contexts.thread);
-    let mut fds = [
-        PollFd::new(&contexts.thread, PollFlags::IN),
-        PollFd::from_borrowed_fd(stop.as_fd(), PollFlags::IN),
-        PollFd::new(&inner.delegated.posted, PollFlags::IN),
-        PollFd::new(second, PollFlags::IN),
-    ];
-    let n = if contexts.sigbus.is_some() { 4 } else { 3 };
-    // After an error nothing is said to be readable.
-    let anything = poll(&mut fds[..n], timeout) != Ok(0);
-    let [_, stop, delegated, _] = fds.map(|fd| fd.revents().contains(PollFlags::IN));
-    Woken { anything, asked_to_stop: stop, delegated }
+/// All that the thread waits for.
+struct Descriptors<'a>(Vec<PollFd<'a>>);
+
+impl<'a> Descriptors<'a> {
+    fn new(inner: &'a Inner, stop: &'a OwnedFd) -> Self {
+        let contexts = &inner.engine.host().contexts;
+        let mut all = vec![stop.as_fd(), inner.delegated.posted.as_fd(), contexts.thread.as_fd()];
+        all.extend(contexts.sigbus.as_ref().map(AsFd::as_fd));
+        all.extend(inner.engine.devices().iter().filter_map(|device| device.completion_descriptor()));
+        Self(all.into_iter().map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)).collect())
+    }
+
+    /// Waits for something to read.
+    fn wait(&mut self, timeout: Option<&Timespec>) -> Woken {
+        let woken = poll(&mut self.0, timeout);
+        // After an error it doesn't say what is readable.
+        let is_readable = |fd: &PollFd<'_>| woken.is_ok() && fd.revents().contains(PollFlags::IN);
+        Woken { anything: woken != Ok(0), asked_to_stop: is_readable(&self.0[0]), delegated: is_readable(&self.0[1]) }
+    }
 }
 
 /// Reads what is there, applies events, and queues faults.
-fn read(inner: &Inner, uffd: &Userfaultfd, path: FaultPath, buffer: &mut EventBuffer, queue: &mut Vec<Fault>) {
+fn read(
+    inner: &Inner,
+    uffd: &Userfaultfd,
+    path: FaultPath,
+    start: Start,
+    buffer: &mut EventBuffer,
+    queue: &mut Vec<Fault>,
+) {
     let events = inner.engine.events();
     if !matches!(uffd.read_events(buffer), Ok(1..)) {
         return;
     }
-    let changed = apply(inner, &events, path, buffer, queue);
+    let changed = apply(inner, &events, path, start, buffer, queue);
     drop(events);
     if changed {
         inner.engine.host().events.advance();
@@ -140,11 +173,12 @@ fn apply(
     inner: &Inner,
     events: &Events<'_>,
     path: FaultPath,
+    start: Start,
     buffer: &mut EventBuffer,
     queue: &mut Vec<Fault>,
 ) -> bool {
     let engine = &inner.engine;
-    let read_at = Instant::now();
+    let read_at = start.now();
     let mut changed = false;
     for event in buffer.take() {
         match event {
@@ -182,7 +216,7 @@ fn apply(
 
 /// While forks are under way: reads what is there, and does no more ([`crate::forks`]). Then applies it all. The gate is held alone from before the
 /// first read to the end, so that nothing is put in or taken out between an event and its effect.
-fn park(inner: &Inner, room: &mut Vec<(EventBuffer, FaultPath)>, queue: &mut Vec<Fault>) {
+fn park(inner: &Inner, start: Start, room: &mut Vec<(EventBuffer, FaultPath)>, queue: &mut Vec<Fault>) {
     room.resize_with(forks::ROOM, || (EventBuffer::new(), FaultPath::Thread));
     let contexts = &inner.engine.host().contexts;
     let second = contexts.sigbus.as_ref().unwrap_or(&contexts.thread);
@@ -213,7 +247,7 @@ fn park(inner: &Inner, room: &mut Vec<(EventBuffer, FaultPath)>, queue: &mut Vec
         let _ = poll(&mut fds[..n], None);
     }
     for (buffer, path) in &mut room[..filled] {
-        apply(inner, &events, *path, buffer, queue);
+        apply(inner, &events, *path, start, buffer, queue);
     }
     drop(events);
     inner.engine.host().events.advance();
@@ -222,7 +256,7 @@ fn park(inner: &Inner, room: &mut Vec<(EventBuffer, FaultPath)>, queue: &mut Vec
 }
 
 /// Serves one fault; hands it back if it must wait.
-fn serve(inner: &Inner, fault: Fault) -> Option<Fault> {
+fn serve(inner: &Inner, start: Start, fault: Fault) -> Option<Fault> {
     let engine = &inner.engine;
     let page = PageRange::page_of(fault.addr);
     if fault.write_protected {
@@ -233,22 +267,32 @@ fn serve(inner: &Inner, fault: Fault) -> Option<Fault> {
         // Any error but this one means that the range is gone, and with it the toucher's wait.
         return (resolved == Err(Errno::AGAIN)).then_some(fault);
     }
-    match engine.fault(fault.addr, fault.path) {
+    let resolution = match fault.path {
+        FaultPath::Thread => engine.begin_fault(fault.addr, fault.read_at),
+        FaultPath::Sigbus => engine.fault(fault.addr, FaultPath::Sigbus),
+    };
+    resolve(inner, start, fault, resolution)
+}
+
+/// What is to be done about a fault of which that became; hands it back if it must wait.
+fn resolve(inner: &Inner, start: Start, fault: Fault, resolution: FaultResolution) -> Option<Fault> {
+    let engine = &inner.engine;
+    match resolution {
         FaultResolution::Home(_) => {
-            record_latency(engine.counters(), fault.read_at);
+            record_latency(engine.counters(), start.since(fault.read_at));
             None
         }
-        FaultResolution::Present | FaultResolution::Waiting => None,
-        FaultResolution::EventsPending | FaultResolution::Mirrored => Some(fault),
-        FaultResolution::NoMemory if fault.read_at.elapsed() > MEMORY_PATIENCE => {
-            engine.host().stop_the_program(page.start(), "the host has no memory for it")
+        FaultResolution::Present | FaultResolution::Waiting | FaultResolution::UnderWay => None,
+        FaultResolution::EventsPending | FaultResolution::Mirrored | FaultResolution::NoRoom => Some(fault),
+        FaultResolution::NoMemory if start.since(fault.read_at) > MEMORY_PATIENCE => {
+            engine.host().stop_the_program(fault.addr.page_down(), "the host has no memory for it")
         }
         FaultResolution::NoMemory => Some(fault),
     }
 }
 
-pub(crate) fn record_latency(counters: &Counters, since: Instant) {
-    counters.fault_latency.record(u64::try_from(since.elapsed().as_nanos()).unwrap_or(u64::MAX));
+pub(crate) fn record_latency(counters: &Counters, took: Duration) {
+    counters.fault_latency.record(u64::try_from(took.as_nanos()).unwrap_or(u64::MAX));
 }
 
 /// Whether `addr` lies in a block of a device's memory and can't be read: the device is gone, or the memory broken, and the touch would end here again and again.
@@ -289,11 +333,14 @@ pub(crate) fn serve_sigbus(inner: &Inner, addr: VirtAddr) -> bool {
                 inner.delegated.post(addr);
                 engine.host().events.wait_after(before);
             }
-            FaultResolution::Home(PageCount::ZERO) | FaultResolution::EventsPending | FaultResolution::Waiting => {
-                engine.host().await_events();
-            }
+            FaultResolution::Home(PageCount::ZERO)
+            | FaultResolution::EventsPending
+            | FaultResolution::Waiting
+            // A thread that waits itself has the device wait, too.
+            | FaultResolution::UnderWay
+            | FaultResolution::NoRoom => engine.host().await_events(),
             FaultResolution::Home(_) => {
-                record_latency(engine.counters(), start);
+                record_latency(engine.counters(), start.elapsed());
                 inner.tell_of_resting();
                 return true;
             }

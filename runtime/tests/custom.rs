@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
 use common::{Raw, fill, map, to, verify};
-use hetmem::device::{DeviceError, NoBacking, Pagemap};
+use hetmem::device::{Direction, NoBacking, Pagemap, Progress, Reach, Transfer, TransferError};
 use hetmem::{
     BLOCK_PAGES, Builder, Device, DeviceId, DeviceSpec, ErrorKind, FaultPath, FrameRun, KeptReason, MemoryType, Owner,
     PageCount, Request, Residency, Runtime, Target, VirtAddr,
@@ -33,15 +33,14 @@ struct Wrapped {
     device: Emulated,
     broken: Arc<AtomicBool>,
     pagemap: Option<Pagemap>,
-    frames_start: Option<VirtAddr>,
-    overlay_start: Option<VirtAddr>,
+    reach: Reach,
 }
 
 impl Wrapped {
     fn new(id: DeviceId, kind: &str) -> Self {
         let device = emulated(id, kind);
-        let frames_start = device.frames_start();
-        Self { device, broken: Arc::default(), pagemap: None, frames_start, overlay_start: None }
+        let reach = device.reach();
+        Self { device, broken: Arc::default(), pagemap: None, reach }
     }
 }
 
@@ -50,24 +49,20 @@ impl Device for Wrapped {
         self.pagemap.as_ref().unwrap_or(self.device.pagemap())
     }
 
-    fn frames_start(&self) -> Option<VirtAddr> {
-        self.frames_start
-    }
-
-    fn overlay_start(&self) -> Option<VirtAddr> {
-        self.overlay_start
+    fn reach(&self) -> Reach {
+        self.reach
     }
 
     fn prepare(&self, run: FrameRun) -> Result<PageCount, NoBacking> {
         self.device.prepare(run)
     }
 
-    fn copy_in(&self, to: FrameRun, from: VirtAddr) -> Result<(), DeviceError> {
-        self.device.copy_in(to, from)
-    }
-
-    fn copy_out(&self, from: FrameRun, to: VirtAddr) -> Result<(), DeviceError> {
-        if self.broken.load(SeqCst) { Err(DeviceError) } else { self.device.copy_out(from, to) }
+    fn transfer(&self, batch: &mut [Transfer]) {
+        self.device.transfer(batch);
+        let broken = self.broken.load(SeqCst);
+        for transfer in batch.iter_mut().filter(|transfer| broken && transfer.direction == Direction::Out) {
+            transfer.progress = Progress::Done(Err(TransferError::Transient));
+        }
     }
 
     fn clear(&self, run: FrameRun) {
@@ -109,16 +104,14 @@ fn a_device_that_contradicts_itself_is_refused_in_one_line() {
     let cases = [
         ("is device 1", Wrapped::new(SECOND, "private")),
         ("in use", used),
-        ("no address", wrapped(|device| device.frames_start = None)),
-        ("two addresses", wrapped(|device| device.overlay_start = device.frames_start)),
-        ("begin at a page", wrapped(|device| device.frames_start = Some(VirtAddr::new(4097)))),
-        ("begin at a page", wrapped(|device| device.frames_start = Some(VirtAddr::new(!0xfff)))),
+        ("no address", wrapped(|device| device.reach = Reach::Copied)),
+        ("begin at a page", wrapped(|device| device.reach = Reach::Movable(VirtAddr::new(4097)))),
+        ("begin at a page", wrapped(|device| device.reach = Reach::Movable(VirtAddr::new(!0xfff)))),
         (
             "whole blocks",
             Wrapped {
                 pagemap: Some(pagemap(coherent, BLOCK_PAGES + 1)),
-                frames_start: None,
-                overlay_start: Some(VirtAddr::new(4096)),
+                reach: Reach::Laid(VirtAddr::new(4096)),
                 ..Wrapped::new(FIRST, "coherent")
             },
         ),

@@ -17,6 +17,7 @@
 //! copy     page copies that race with nobody
 //! dax      memory that is a character device
 //! process  this process: its limits, its signals, its end
+//! timer    a timer that is a descriptor
 //! thread   threads on given stacks, with signals blocked and descriptors of their own; futexes
 //! raw      system calls by number
 //! flags    sets of flags
@@ -48,5 +49,6 @@ pub mod procmap;
 pub mod raw;
 pub mod sigbus;
 pub mod thread;
+pub mod timer;
 pub mod uffd;
 pub mod yardstick;

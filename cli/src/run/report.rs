@@ -79,7 +79,7 @@ impl Report {
         let device = |(spec, used): (&DeviceSpec, &hetmem_core::stats::DeviceCounters)| DeviceReport {
             name: spec.name.clone(),
             memory_type: spec.memory_type.label(),
-            backend: spec.backend.label(),
+            backend: spec.backend.kind().name(),
             capacity_bytes: spec.size.get(),
             used_bytes: load(&used.used_bytes),
             peak_used_bytes: load(&used.peak_used_bytes),

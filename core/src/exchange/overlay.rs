@@ -29,17 +29,18 @@ use crate::migrate::copy::Filled;
 use crate::migrate::{Batch, Piece, Request, Target};
 use crate::notifier::Event;
 use crate::outcome::{KeptReason, PageOutcome};
-use crate::port::{Backing, DeviceError, FaultPath, Host};
+use crate::port::{Backing, FaultPath, Host};
 use crate::slot::{SYSTEM_POOL, Slot};
 use crate::space::{BlockState, Region};
 use crate::sync::Arc;
+use crate::transfer::FrameCopy;
 use crate::units::{BlockNo, DeviceId, PageCount, PageRange, VirtAddr};
 
 impl<H: Host> Engine<H> {
     /// Whether pages come to be on the device by being laid over.
     #[must_use]
     pub fn lays(&self, id: DeviceId) -> bool {
-        self.has_overlays && self.device(id).is_some_and(|device| device.overlay_start().is_some())
+        self.has_overlays && self.device(id).is_some_and(|device| device.reach().laid().is_some())
     }
 
     /// Whether some device's frames are laid over the program's pages.
@@ -134,7 +135,7 @@ impl<H: Host> Engine<H> {
     }
 
     fn overlay_address(&self, frames: Frames) -> VirtAddr {
-        let start = self.device_of(frames.device).overlay_start().expect("the device's frames are laid");
+        let start = self.device_of(frames.device).reach().laid().expect("the device's frames are laid");
         start.add_pages(PageCount::new(u64::from(frames.run.first.get())))
     }
 }
@@ -187,9 +188,12 @@ impl<'e, H: Host> Batch<'e, H> {
         }
         let mut frames = engine.allocate_block(device, self.range.start()).ok_or(KeptReason::NoFrame)?;
         let start = self.range.start();
-        for piece in &self.pieces {
-            let place = frames.frames().slice(piece.at.start().pages_since(start), piece.at.pages());
-            engine.copy_frames(piece.bytes.frames(), place).map_err(|DeviceError| KeptReason::DeviceError)?;
+        let place = |at: PageRange| frames.frames().slice(at.start().pages_since(start), at.pages());
+        let mut copies: Vec<_> =
+            self.pieces.iter().map(|piece| FrameCopy::new(piece.bytes.frames(), place(piece.at))).collect();
+        engine.copy_all(&mut copies);
+        if let Some(error) = copies.iter().find_map(|copy| copy.result.err()) {
+            return Err(error.into());
         }
         // All pages are there, in order.
         let mut fill = |piece: Piece<'e, H>| {

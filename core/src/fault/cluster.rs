@@ -8,15 +8,33 @@ use crate::slot::{Frame, SYSTEM_POOL, Slot};
 use crate::space::BlockState;
 use crate::units::{BLOCK_PAGES, FrameIndex, PageCount, PageRange, VirtAddr};
 
-/// A run of missing pages, each in some private frame, busy on behalf of a fault, which has a reference to each frame. They are dealt with from the front
-/// on. It lies on the stack: faults don't allocate.
-pub(super) struct Cluster<'e, H: Host> {
-    engine: &'e Engine<H>,
+/// A run of missing pages, each in some private frame of one device. They are dealt with from the front on. It lies on the stack, or in a fixed table: faults don't
+/// allocate.
+#[derive(Clone, Copy)]
+pub(super) struct Pages {
     start: VirtAddr,
     len: u16,
     done: u16,
     window: u16,
     frames: [Frame; MAX_AROUND as usize],
+}
+
+impl Pages {
+    /// The first page that is not dealt with.
+    pub(super) fn first(&self) -> VirtAddr {
+        self.start.add_pages(PageCount::new(u64::from(self.done)))
+    }
+
+    /// Its frame.
+    pub(super) const fn first_frame(&self) -> Frame {
+        self.frames[self.done as usize]
+    }
+}
+
+/// Pages that are busy on behalf of a fault, which has a reference to the frame of each that is not dealt with.
+pub(super) struct Cluster<'e, H: Host> {
+    engine: &'e Engine<H>,
+    pages: Pages,
 }
 
 impl<'e, H: Host> Cluster<'e, H> {
@@ -28,74 +46,107 @@ impl<'e, H: Host> Cluster<'e, H> {
         let sequential = engine.fault_around && usize::from(state.stream.next) == first && state.stream.window > 0;
         let window = if sequential { (state.stream.window * 4).min(MAX_AROUND) } else { 1 };
         let frames = [none; MAX_AROUND as usize];
-        let mut this = Self { engine, start: page, len: 0, done: 0, window, frames };
+        let mut this = Self { engine, pages: Pages { start: page, len: 0, done: 0, window, frames } };
         // The page itself needs no look at its region.
         let region = match window {
             1 => PageRange::page_of(page),
             _ => engine.space.region_at(page).map_or(PageRange::page_of(page), |(range, _)| range),
         };
-        while this.len < window {
-            let index = first + usize::from(this.len);
-            if index as u64 == BLOCK_PAGES || !region.contains(page.add_pages(PageCount::new(u64::from(this.len)))) {
+        while this.pages.len < window {
+            let index = first + usize::from(this.pages.len);
+            let next = page.add_pages(PageCount::new(u64::from(this.pages.len)));
+            if index as u64 == BLOCK_PAGES || !region.contains(next) {
                 break;
             }
             match state.slot(index) {
-                Slot::Unmapped { frame, busy: false } if engine.address(Frames::single(frame)).is_none() => {
-                    this.add(state, frame);
-                }
+                Slot::Unmapped { frame, busy: false } if this.may_have(frame) => this.add(state, frame),
                 Slot::Unmapped { .. } | Slot::Mapped(_) | Slot::System => break,
             }
         }
-        if let (0, Slot::Unmapped { frame, .. }) = (this.len, state.slot(first)) {
+        if let (0, Slot::Unmapped { frame, .. }) = (this.pages.len, state.slot(first)) {
             // The region ended under the fault; the page itself is still owed.
             this.add(state, frame);
         }
-        state.stream.next = u16::try_from(first).unwrap_or(0) + this.len;
+        state.stream.next = u16::try_from(first).unwrap_or(0) + this.pages.len;
         state.stream.window = window;
         this
     }
 
+    /// Whether the page in `frame` may come along: one device is asked.
+    fn may_have(&self, frame: Frame) -> bool {
+        let is_first = self.pages.len == 0;
+        self.engine.address(Frames::single(frame)).is_none()
+            && (is_first || self.pages.frames[0].device == frame.device)
+    }
+
     fn add(&mut self, state: &mut BlockState, frame: Frame) {
-        let at = PageRange::page_of(self.page(PageCount::new(u64::from(self.len))));
+        let page = self.pages.start.add_pages(PageCount::new(u64::from(self.pages.len)));
         // Let go of with those of other pages, by runs.
         let frames = self.engine.refer_to(Frames::single(frame)).into_counted();
-        restate(state, at, frames, |frame| Slot::Unmapped { frame, busy: true });
-        self.frames[usize::from(self.len)] = frame;
-        self.len += 1;
+        restate(state, PageRange::page_of(page), frames, |frame| Slot::Unmapped { frame, busy: true });
+        self.pages.frames[usize::from(self.pages.len)] = frame;
+        self.pages.len += 1;
+    }
+
+    /// The pages, to whose references somebody else sees until [`Cluster::of`].
+    pub(super) fn into_pages(mut self) -> Pages {
+        let pages = self.pages;
+        self.pages.done = self.pages.len;
+        pages
+    }
+
+    /// The pages whose references were counted.
+    pub(super) const fn of(engine: &'e Engine<H>, pages: Pages) -> Self {
+        Self { engine, pages }
+    }
+
+    /// All but the first `pages` of the rest.
+    pub(super) fn split_off(&mut self, pages: PageCount) -> Self {
+        let at = self.pages.done + u16::try_from(pages.get()).expect("a cluster has a few pages").min(self.pages.len);
+        let at = at.min(self.pages.len);
+        let beyond = Self { engine: self.engine, pages: Pages { done: at, ..self.pages } };
+        self.pages.len = at;
+        beyond
     }
 
     /// The pages that are not dealt with.
     pub(super) fn rest(&self) -> PageRange {
-        let start = self.start.add_pages(PageCount::new(u64::from(self.done)));
+        let start = self.pages.first();
         PageRange::new(start, self.pages()).unwrap_or_else(|| PageRange::page_of(start))
     }
 
     /// How many those are.
     pub(super) fn pages(&self) -> PageCount {
-        PageCount::new(u64::from(self.len - self.done))
+        PageCount::new(u64::from(self.pages.len - self.pages.done))
     }
 
     pub(super) const fn is_empty(&self) -> bool {
-        self.done == self.len
+        self.pages.done == self.pages.len
     }
 
     /// Whether the touched page is still to be dealt with: it is the first.
     pub(super) const fn owes_touched(&self) -> bool {
-        self.done == 0
+        self.pages.done == 0
     }
 
     /// How many pages the fault was to bring home at most.
     pub(super) const fn window(&self) -> u16 {
-        self.window
+        self.pages.window
     }
 
     /// The frame of page `offset` of the rest.
     pub(super) fn frame(&self, offset: PageCount) -> Frame {
-        self.frames[usize::from(self.done)..usize::from(self.len)][offset.as_usize()]
+        self.pages.frames[usize::from(self.pages.done)..usize::from(self.pages.len)][offset.as_usize()]
     }
 
-    fn page(&self, offset: PageCount) -> VirtAddr {
-        self.start.add_pages(offset)
+    /// Those from page `offset` of the rest on, at most `most`, whose frames follow one another.
+    pub(super) fn run(&self, offset: PageCount, most: PageCount) -> Frames {
+        let first = self.frame(offset);
+        let mut n = PageCount::ONE;
+        while n < most && offset + n < self.pages() && Frames::new(first, n).goes_on_with(self.frame(offset + n)) {
+            n += PageCount::ONE;
+        }
+        Frames::new(first, n)
     }
 
     /// How many pages of the rest, at most `most`, are this fault's still: events may have dropped or moved them.
@@ -104,7 +155,7 @@ impl<'e, H: Host> Cluster<'e, H> {
             state.slot(page.index_in_block()) == Slot::Unmapped { frame, busy: true }
         };
         let rest = self.rest().slice(PageCount::ZERO, most);
-        let frames = &self.frames[usize::from(self.done)..];
+        let frames = &self.pages.frames[usize::from(self.pages.done)..];
         PageCount::new(rest.iter().zip(frames.iter().copied()).take_while(|page| is_ours(*page)).count() as u64)
     }
 
@@ -115,7 +166,7 @@ impl<'e, H: Host> Cluster<'e, H> {
             leaving.add(self.frame(PageCount::new(i)));
         }
         drop(leaving);
-        self.done += u16::try_from(pages.get()).expect("a cluster has a few pages");
+        self.pages.done += u16::try_from(pages.get()).expect("a cluster has a few pages");
     }
 }
 

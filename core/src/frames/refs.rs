@@ -197,11 +197,12 @@ impl<H: Host> Engine<H> {
                 Left::Nothing => self.pool.release_empty(frames.run),
             };
         }
-        let table = &self.device_of(frames.device).pagemap().frames;
+        let device = self.device_of(frames.device);
+        let (table, released) = (&device.pagemap().frames, |run| device.released(run));
         let freed = match left {
             // The device keeps what was laid over the program's.
-            Left::Nothing if !self.lays(frames.device) => table.release_empty(frames.run),
-            Left::Page | Left::Nothing => table.release(frames.run),
+            Left::Nothing if !self.lays(frames.device) => table.release_empty(frames.run, released),
+            Left::Page | Left::Nothing => table.release(frames.run, released),
         };
         self.counters.devices[frames.device.index()].sub(freed.bytes().get());
     }

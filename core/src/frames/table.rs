@@ -234,17 +234,23 @@ impl FrameTable {
         }
     }
 
-    /// Lets go of a reference to each frame of `run`, in which pages are; frames without any become free, and rest. Returns how many did.
-    pub fn release(&self, run: FrameRun) -> PageCount {
-        self.release_by(run, RunSet::insert_resting)
+    /// Lets go of a reference to each frame of `run`, in which pages are; frames without any become free, and rest. Returns how many did; `released` is
+    /// told of them before.
+    pub fn release(&self, run: FrameRun, released: impl FnMut(FrameRun)) -> PageCount {
+        self.release_by(run, released, RunSet::insert_resting)
     }
 
     /// Lets go of a reference to each frame of `run`, whose pages were moved away, or are not there for another reason.
-    pub fn release_empty(&self, run: FrameRun) -> PageCount {
-        self.release_by(run, RunSet::insert)
+    pub fn release_empty(&self, run: FrameRun, released: impl FnMut(FrameRun)) -> PageCount {
+        self.release_by(run, released, RunSet::insert)
     }
 
-    fn release_by(&self, run: FrameRun, insert: impl Fn(&mut RunSet, FrameRun)) -> PageCount {
+    fn release_by(
+        &self,
+        run: FrameRun,
+        mut released: impl FnMut(FrameRun),
+        insert: impl Fn(&mut RunSet, FrameRun),
+    ) -> PageCount {
         let mut freed = PageCount::ZERO;
         let mut start = None;
         for offset in 0..=run.pages.get() {
@@ -254,6 +260,7 @@ impl FrameTable {
                 (true, None) => start = Some(offset),
                 (false, Some(from)) => {
                     let free = run.slice(from, offset - from);
+                    released(free);
                     insert(&mut lock(&self.free), free);
                     freed += free.pages;
                     start = None;

@@ -1,14 +1,13 @@
 //! Copy: allocate frames of the target and fill them. No lock is held, as this is where the time goes.
+//!
+//! Frames for all pieces are allocated first, and then all are filled at once: a device with a queue works on all of them together.
 
-use std::sync::atomic::Ordering::Relaxed;
-
-use crate::engine::Engine;
-use crate::frames::{FrameRefs, Frames, Purpose};
+use crate::frames::{FrameRefs, Purpose};
 use crate::migrate::{Batch, Piece, Target};
 use crate::outcome::KeptReason;
-use crate::port::{DeviceError, Host};
+use crate::port::Host;
 use crate::sync::Arc;
-use crate::units::PageCount;
+use crate::transfer::FrameCopy;
 
 /// A piece and the frames that hold a copy of it; `None` where it goes home in the pool's own pages.
 pub(crate) struct Filled<'e, H: Host> {
@@ -20,45 +19,82 @@ pub(crate) struct Filled<'e, H: Host> {
 pub struct Copied<'e, H: Host> {
     pub(crate) batch: Batch<'e, H>,
     pub(crate) filled: Vec<Filled<'e, H>>,
+    /// Pieces that are not, and why. They go back.
+    refused: Vec<(Piece<'e, H>, KeptReason)>,
 }
 
 impl<'e, H: Host> Copied<'e, H> {
     pub(crate) fn copy(mut batch: Batch<'e, H>) -> Result<Self, (Batch<'e, H>, KeptReason)> {
         if let Some(device) = batch.overlay() {
             return match batch.fill_block(device) {
-                Ok(filled) => Ok(Self { batch, filled }),
+                Ok(filled) => Ok(Self { batch, filled, refused: Vec::new() }),
                 Err(reason) => Err((batch, reason)),
             };
         }
-        // Of the pieces in front, which could not be filled.
-        let mut reasons = Vec::new();
-        let mut this = Self { filled: Vec::with_capacity(batch.pieces.len()), batch };
-        // A piece stays the batch's until it is filled: if a device panics, all others go back.
-        let pieces = &mut this.batch.pieces;
-        pieces.reverse();
-        while let Some(piece) = this.batch.pieces[reasons.len()..].last() {
-            let (pages, filled) = this.batch.fill(piece);
-            let pieces = &mut this.batch.pieces;
+        let filled = Vec::with_capacity(batch.pieces.len());
+        let mut this = Self { batch, filled, refused: Vec::new() };
+        this.allocate();
+        this.fill();
+        match this.refused.first() {
+            Some(&(_, why)) if this.filled.is_empty() => {
+                this.batch.pieces = this.refused.drain(..).map(|(piece, _)| piece).collect();
+                Err((this.into_batch(), why))
+            }
+            _ => {
+                this.roll_refused_back();
+                Ok(this)
+            }
+        }
+    }
+
+    /// Gives each of the batch's pieces frames, in parts where they come so.
+    fn allocate(&mut self) {
+        // At any time a piece is in one of the three lists: if a device panics, all go back.
+        self.batch.pieces.reverse();
+        while let Some(piece) = self.batch.pieces.last() {
+            let allocated = self.batch.allocate(piece);
+            let pieces = &mut self.batch.pieces;
             let Some(piece) = pieces.last_mut() else { break };
+            let pages = match &allocated {
+                Ok(Some(copy)) => copy.pages(),
+                Ok(None) | Err(_) => piece.at.pages(),
+            };
             let part = piece.take_front(pages);
             if piece.is_empty() {
                 pieces.pop();
             }
-            match filled {
-                Ok(copy) => this.filled.push(Filled { piece: part, copy }),
-                Err(reason) => {
-                    pieces.insert(reasons.len(), part);
-                    reasons.push(reason);
-                }
+            match allocated {
+                Ok(copy) => self.filled.push(Filled { piece: part, copy }),
+                Err(reason) => self.refused.push((part, reason)),
             }
         }
-        if let (true, Some(&why)) = (this.filled.is_empty(), reasons.first()) {
-            return Err((this.into_batch(), why));
+    }
+
+    /// Fills all frames.
+    fn fill(&mut self) {
+        let to_copy = self.filled.iter().filter_map(|Filled { piece, copy }| {
+            copy.as_ref().map(|to| FrameCopy::new(piece.bytes.frames(), to.frames()))
+        });
+        let mut copies: Vec<FrameCopy> = to_copy.collect();
+        self.batch.engine.copy_all(&mut copies);
+        if copies.iter().all(|copy| copy.result.is_ok()) {
+            return;
         }
-        for (piece, reason) in std::mem::take(&mut this.batch.pieces).into_iter().zip(reasons) {
-            this.batch.roll_back(piece, reason);
+        let mut results = copies.into_iter().map(|copy| copy.result);
+        for filled in std::mem::take(&mut self.filled) {
+            let result = filled.copy.as_ref().and_then(|_| results.next());
+            match result {
+                Some(Err(error)) => self.refused.push((filled.piece, error.into())),
+                Some(Ok(())) | None => self.filled.push(filled),
+            }
         }
-        Ok(this)
+    }
+
+    /// Takes the pages of pieces that were not filled back to where they were.
+    pub(crate) fn roll_refused_back(&mut self) {
+        for (piece, reason) in std::mem::take(&mut self.refused) {
+            self.batch.roll_back(piece, reason);
+        }
     }
 
     /// The batch alone; nothing is filled.
@@ -75,14 +111,14 @@ impl<'e, H: Host> Copied<'e, H> {
 }
 
 impl<'e, H: Host> Batch<'e, H> {
-    /// Fills frames with as much of `piece` as one run of frames takes. Says with how many pages, or why it could not be done with so many.
-    fn fill(&self, piece: &Piece<'e, H>) -> (PageCount, Result<Option<FrameRefs<'e, H>>, KeptReason>) {
+    /// Frames for as much of `piece` as one run takes; `None` if it needs none.
+    fn allocate(&self, piece: &Piece<'e, H>) -> Result<Option<FrameRefs<'e, H>>, KeptReason> {
         let engine = self.engine;
-        let (want, page, bytes) = (piece.at.pages(), piece.at.start(), piece.bytes.frames());
-        if self.request.target == Target::System && bytes.is_pool() {
-            return (want, Ok(None));
+        let (want, page) = (piece.at.pages(), piece.at.start());
+        if self.request.target == Target::System && piece.bytes.frames().is_pool() {
+            return Ok(None);
         }
-        let copy = match self.request.target {
+        match self.request.target {
             Target::Device(device) => engine.allocate_ready(device, want, page, piece.huge).ok_or(KeptReason::NoFrame),
             Target::System => piece
                 .huge
@@ -91,65 +127,7 @@ impl<'e, H: Host> Batch<'e, H> {
                 .map(|run| engine.places(run))
                 .or_else(|| engine.take_stocked(want, page, Purpose::Migration))
                 .ok_or(KeptReason::NoMemory),
-        };
-        let copy = match copy {
-            Ok(copy) => copy,
-            Err(reason) => return (want, Err(reason)),
-        };
-        match engine.copy_frames(bytes.slice(PageCount::ZERO, copy.pages()), copy.frames()) {
-            Ok(()) => (copy.pages(), Ok(Some(copy))),
-            Err(DeviceError) => (copy.pages(), Err(KeptReason::DeviceError)),
         }
-    }
-}
-
-impl<H: Host> Engine<H> {
-    /// Copies pages from frames to frames, each by the way its device offers.
-    pub(crate) fn copy_frames(&self, from: Frames, to: Frames) -> Result<(), DeviceError> {
-        let copied = self.copy_by_device(from, to);
-        if copied.is_ok() {
-            self.counters.bytes_copied.fetch_add(from.run.pages.bytes().get(), Relaxed);
-        }
-        copied
-    }
-
-    /// Copies pages that are owed from frames to frames: a failure is one that nobody else tells of, and is counted.
-    pub(crate) fn copy_owed(&self, from: Frames, to: Frames) -> bool {
-        let copied = self.copy_frames(from, to).is_ok();
-        if !copied {
-            self.counters.errors.fetch_add(1, Relaxed);
-        }
-        copied
-    }
-
-    fn copy_by_device(&self, from: Frames, to: Frames) -> Result<(), DeviceError> {
-        match (self.address(from), self.address(to)) {
-            (Some(source), _) if !to.is_pool() && from.is_pool() => self.device_of(to.device).copy_in(to.run, source),
-            (_, Some(target)) if !from.is_pool() => self.device_of(from.device).copy_out(from.run, target),
-            (Some(source), _) if !to.is_pool() => self.device_of(to.device).copy_in(to.run, source),
-            (Some(source), Some(target)) => {
-                self.host.copy(source, target, from.run.pages);
-                Ok(())
-            }
-            (_, None) | (None, _) => self.bounce(from, to),
-        }
-    }
-
-    /// From one private device to another, through pages of the pool.
-    fn bounce(&self, from: Frames, to: Frames) -> Result<(), DeviceError> {
-        let mut at = PageCount::ZERO;
-        while at < from.run.pages {
-            let want = from.run.pages - at;
-            let page = crate::units::VirtAddr::default();
-            let via = self.take_stocked(want, page, Purpose::Migration).ok_or(DeviceError)?;
-            let address = self.pool.address(via.frames().run);
-            let result = self
-                .device_of(from.device)
-                .copy_out(from.run.slice(at, via.pages()), address)
-                .and_then(|()| self.device_of(to.device).copy_in(to.run.slice(at, via.pages()), address));
-            result?;
-            at += via.pages();
-        }
-        Ok(())
+        .map(Some)
     }
 }

@@ -31,6 +31,7 @@ impl<H: Host> Drop for Copied<'_, H> {
             drop(copy);
             self.batch.roll_back(piece, KeptReason::Raced);
         }
+        self.roll_refused_back();
     }
 }
 

@@ -9,7 +9,9 @@ use hetmem_core::frames::SystemPool;
 use hetmem_core::migrate::{Request, Target};
 use hetmem_core::outcome::KeptReason;
 use hetmem_core::physmap::{MemoryType, Owner, Pagemap};
-use hetmem_core::port::{Arrived, Device, DeviceError, FaultPath, Host, How, InstallStop, Taken};
+use hetmem_core::port::{
+    Arrived, Device, Direction, FaultPath, Host, How, InstallStop, Progress, Reach, Taken, Transfer,
+};
 use hetmem_core::slot::Slot;
 use hetmem_core::space::Region;
 use hetmem_core::sync::{Arc, Condvar, Mutex, lock};
@@ -83,6 +85,10 @@ impl ModelHost {
 }
 
 impl Host for ModelHost {
+    fn trapped(&self, _path: FaultPath, range: PageRange) -> Result<PageCount, KeptReason> {
+        Ok(range.pages())
+    }
+
     fn take_out(&self, _path: FaultPath, from: PageRange, to: VirtAddr) -> Taken {
         let mut memory = lock(&self.0.memory);
         let mut done = PageCount::ZERO;
@@ -164,33 +170,38 @@ impl Device for ModelDevice {
         &self.pagemap
     }
 
-    fn frames_start(&self) -> Option<VirtAddr> {
-        (self.pagemap.memory_type == MemoryType::DeviceCoherent).then_some(VirtAddr::new(ARENA))
+    fn reach(&self) -> Reach {
+        match self.pagemap.memory_type {
+            MemoryType::DeviceCoherent => Reach::Movable(VirtAddr::new(ARENA)),
+            MemoryType::DevicePrivate => Reach::Copied,
+        }
     }
 
-    fn copy_in(&self, to: FrameRun, from: VirtAddr) -> Result<(), DeviceError> {
-        let mut memory = lock(&self.shared.memory);
-        let content = memory.own[&from.get()];
-        match self.frames_start() {
-            Some(arena) => memory.own.insert(arena.add_pages(PageCount::new(u64::from(to.first.get()))).get(), content),
-            None => memory.private.insert(to.first.get(), content),
-        };
-        Ok(())
-    }
-
-    fn copy_out(&self, from: FrameRun, to: VirtAddr) -> Result<(), DeviceError> {
-        let mut memory = lock(&self.shared.memory);
-        let content = match self.frames_start() {
-            Some(arena) => memory.own[&arena.add_pages(PageCount::new(u64::from(from.first.get()))).get()],
-            None => memory.private[&from.first.get()],
-        };
-        memory.own.insert(to.get(), content);
-        Ok(())
+    fn transfer(&self, batch: &mut [Transfer]) {
+        for Transfer { direction, frames, memory: at, progress, .. } in batch {
+            let mut memory = lock(&self.shared.memory);
+            let (frame, at) = (frames.first.get(), at.get());
+            let place = self.reach().movable().map(|arena| arena.add_pages(PageCount::new(u64::from(frame))).get());
+            match direction {
+                Direction::In => {
+                    let content = memory.own[&at];
+                    match place {
+                        Some(place) => memory.own.insert(place, content),
+                        None => memory.private.insert(frame, content),
+                    };
+                }
+                Direction::Out => {
+                    let content = place.map_or_else(|| memory.private[&frame], |place| memory.own[&place]);
+                    memory.own.insert(at, content);
+                }
+            }
+            *progress = Progress::Done(Ok(()));
+        }
     }
 
     fn clear(&self, run: FrameRun) {
         let mut memory = lock(&self.shared.memory);
-        match self.frames_start() {
+        match self.reach().movable() {
             Some(arena) => memory.own.insert(arena.add_pages(PageCount::new(u64::from(run.first.get()))).get(), 0),
             None => memory.private.insert(run.first.get(), 0),
         };

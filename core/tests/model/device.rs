@@ -1,11 +1,13 @@
 //! Devices over the model.
 
+use std::fs::File;
+use std::os::fd::{AsFd as _, BorrowedFd};
 use std::sync::Arc;
 
 use hetmem_core::frames::FrameRun;
 use hetmem_core::physmap::Pagemap;
-use hetmem_core::port::{Astray, Device, DeviceError};
-use hetmem_core::units::{PageCount, PageRange, VirtAddr};
+use hetmem_core::port::{Astray, Device, Direction, NoBacking, Progress, Reach, Ticket, Transfer, TransferError};
+use hetmem_core::units::{FrameIndex, PageCount, PageRange, VirtAddr};
 
 use super::{Failure, GARBAGE, Memory, Model, StepKind, Token, ZERO, nth};
 
@@ -16,6 +18,8 @@ pub(crate) struct ModelDevice {
     /// Where the frames lie that are laid over the program's pages.
     pub(crate) window: Option<VirtAddr>,
     pub(crate) model: Arc<Model>,
+    /// Nobody waits for it: who serves faults asks.
+    pub(crate) descriptor: File,
 }
 
 impl ModelDevice {
@@ -41,6 +45,36 @@ impl ModelDevice {
 }
 
 impl ModelDevice {
+    fn copy(&self, transfer: &Transfer) -> Result<(), TransferError> {
+        let Transfer { frames, memory: at, .. } = *transfer;
+        let kind = match transfer.direction {
+            Direction::In => StepKind::CopyIn,
+            Direction::Out => StepKind::CopyOut,
+        };
+        let failure = self.model.step(kind);
+        self.panic_if_told(failure);
+        let mut memory = self.model.lock();
+        let device = self.pagemap.device.index();
+        let breaks = |frame: FrameIndex| memory.broken.contains(&(device, frame.get()));
+        let error = match failure {
+            Some(Failure::Device(error)) => Some(error),
+            _ if kind == StepKind::CopyOut && frames.iter().any(breaks) => Some(TransferError::Transient),
+            _ => None,
+        };
+        for i in 0..frames.pages.get() {
+            let content = match kind {
+                StepKind::CopyIn => memory.own_content(nth(at, i)),
+                _ => self.get(&memory, frames, i),
+            };
+            let content = if error.is_some() { GARBAGE } else { content };
+            match kind {
+                StepKind::CopyIn => self.set(&mut memory, frames, i, content),
+                _ => drop(memory.own.insert(nth(at, i).get(), content)),
+            }
+        }
+        error.map_or(Ok(()), Err)
+    }
+
     fn panic_if_told(&self, failure: Option<Failure>) {
         let panics = failure.is_none() && std::mem::take(&mut self.model.lock().panics);
         assert!(!panics, "the device panics");
@@ -52,12 +86,12 @@ impl Device for ModelDevice {
         &self.pagemap
     }
 
-    fn frames_start(&self) -> Option<VirtAddr> {
-        self.arena
-    }
-
-    fn overlay_start(&self) -> Option<VirtAddr> {
-        self.window
+    fn reach(&self) -> Reach {
+        match (self.arena, self.window) {
+            (Some(start), _) => Reach::Movable(start),
+            (None, Some(start)) => Reach::Laid(start),
+            (None, None) => Reach::Copied,
+        }
     }
 
     fn astray(&self, range: PageRange, visit: &mut dyn FnMut(VirtAddr, Astray)) {
@@ -65,28 +99,57 @@ impl Device for ModelDevice {
         range.iter().filter(|page| strays.contains(&page.get())).for_each(|page| visit(page, Astray::Elsewhere));
     }
 
-    fn copy_in(&self, to: FrameRun, from: VirtAddr) -> Result<(), DeviceError> {
-        let failure = self.model.step(StepKind::CopyIn);
-        self.panic_if_told(failure);
-        let mut memory = self.model.lock();
-        for i in 0..to.pages.get() {
-            let content = memory.own_content(nth(from, i));
-            self.set(&mut memory, to, i, if failure.is_some() { GARBAGE } else { content });
+    fn transfer(&self, batch: &mut [Transfer]) {
+        for transfer in batch {
+            transfer.progress = Progress::Done(self.copy(transfer));
         }
-        if failure.is_some() { Err(DeviceError) } else { Ok(()) }
     }
 
-    fn copy_out(&self, from: FrameRun, to: VirtAddr) -> Result<(), DeviceError> {
-        let failure = self.model.step(StepKind::CopyOut);
-        self.panic_if_told(failure);
-        let mut memory = self.model.lock();
-        let device = self.pagemap.device.index();
-        let fails = failure.is_some() || from.iter().any(|frame| memory.broken.contains(&(device, frame.get())));
-        for i in 0..from.pages.get() {
-            let content = self.get(&memory, from, i);
-            memory.own.insert(nth(to, i).get(), if fails { GARBAGE } else { content });
+    fn submit(&self, batch: &mut [Transfer]) {
+        if !self.model.lock().completes_late {
+            return self.transfer(batch);
         }
-        if fails { Err(DeviceError) } else { Ok(()) }
+        let mut memory = self.model.lock();
+        for transfer in batch {
+            transfer.progress = Progress::UnderWay;
+            memory.under_way.push((self.pagemap.device.index(), *transfer));
+        }
+    }
+
+    /// The last begun ends first.
+    fn completions(&self, visit: &mut dyn FnMut(Ticket, Result<(), TransferError>)) {
+        let own = |(device, _): &(usize, Transfer)| *device == self.pagemap.device.index();
+        loop {
+            let next = {
+                let mut memory = self.model.lock();
+                let at = memory.under_way.iter().rposition(own);
+                at.map(|at| memory.under_way.remove(at))
+            };
+            let Some((_, transfer)) = next else { return };
+            let result = self.copy(&transfer);
+            visit(transfer.ticket, result);
+        }
+    }
+
+    fn completion_descriptor(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.descriptor.as_fd())
+    }
+
+    fn released(&self, run: FrameRun) {
+        let mut memory = self.model.lock();
+        for frame in run.iter() {
+            let prepared = memory.prepared.remove(&(self.pagemap.device.index(), frame.get()));
+            assert!(prepared, "a frame is released once for each time that it was allocated");
+        }
+    }
+
+    fn prepare(&self, run: FrameRun) -> Result<PageCount, NoBacking> {
+        let mut memory = self.model.lock();
+        for frame in run.iter() {
+            let fresh = memory.prepared.insert((self.pagemap.device.index(), frame.get()));
+            assert!(fresh, "a frame is released before it is allocated again");
+        }
+        Ok(PageCount::ZERO)
     }
 
     fn clear(&self, run: FrameRun) {

@@ -2,7 +2,7 @@
 
 use hetmem_core::migrate::{Request, Target};
 use hetmem_core::outcome::KeptReason;
-use hetmem_core::port::InstallStop;
+use hetmem_core::port::{InstallStop, TransferError};
 use hetmem_core::units::{PageRange, VirtAddr};
 
 use super::{Memory, Model};
@@ -63,7 +63,7 @@ pub(crate) enum Done {
 pub(crate) enum Failure {
     Take(KeptReason, Done),
     Install(InstallStop, Done),
-    Device,
+    Device(TransferError),
     NotOver,
     /// The first page can't be trapped.
     NotTrapped(KeptReason),
@@ -91,7 +91,11 @@ impl StepKind {
                 .flat_map(|done| INSTALL_STOPS.map(|stop| Failure::Install(stop, done)))
                 .collect(),
             Self::ZeroFill => INSTALL_STOPS.map(|stop| Failure::Install(stop, Done::None)).to_vec(),
-            Self::CopyIn | Self::CopyOut => vec![Failure::Device],
+            Self::CopyIn => {
+                [TransferError::Transient, TransferError::Full, TransferError::Lost].map(Failure::Device).to_vec()
+            }
+            // What is lost for good is a test of its own.
+            Self::CopyOut => vec![Failure::Device(TransferError::Transient)],
             Self::HostCopy | Self::MappingFrom | Self::Presence | Self::Exchanged => Vec::new(),
             Self::Discard | Self::OpenPlaces => vec![Failure::Refused],
             Self::Lay | Self::Lift => EXCHANGE_REASONS.map(Failure::NotExchanged).to_vec(),

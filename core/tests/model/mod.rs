@@ -35,6 +35,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, Weak};
 
 use hetmem_core::engine::Engine;
 use hetmem_core::outcome::KeptReason;
+use hetmem_core::port::Transfer;
 use hetmem_core::units::{PAGE_SIZE, PageCount, PageRange, VirtAddr};
 
 pub(crate) use device::ModelDevice;
@@ -124,6 +125,12 @@ pub(crate) struct Memory {
     pub(crate) private: BTreeMap<(usize, u32), Token>,
     /// Frames of private devices that no copy gets out, while they are here.
     pub(crate) broken: BTreeSet<(usize, u32)>,
+    /// Frames that were allocated and not released since, by device.
+    pub(crate) prepared: BTreeSet<(usize, u32)>,
+    /// Whether devices do what is submitted when they are asked what has ended, and not before.
+    pub(crate) completes_late: bool,
+    /// What was submitted and has not ended, by device.
+    pub(crate) under_way: Vec<(usize, Transfer)>,
     /// The next copy of a device that is not told to fail panics.
     pub(crate) panics: bool,
     /// Mapped pages that the kernel has copied or moved elsewhere than to their device.

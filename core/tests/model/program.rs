@@ -1,7 +1,6 @@
 //! What the program does, and what the handler thread does about it.
 
-use hetmem_core::fault::FaultResolution;
-use hetmem_core::port::FaultPath;
+use hetmem_core::fault::{Ended, FaultResolution};
 use hetmem_core::slot::{SYSTEM_POOL, Slot};
 use hetmem_core::space::Region;
 use hetmem_core::units::{PageCount, PageRange, VirtAddr};
@@ -348,26 +347,43 @@ impl Model {
                 }
                 touch.page
             };
-            match engine.fault(VirtAddr::new(page), FaultPath::Thread) {
-                FaultResolution::Waiting => {
-                    let mut memory = self.lock();
-                    memory.touches.iter_mut().filter(|t| t.page == page).for_each(|t| t.told_to_wait = true);
-                }
-                FaultResolution::EventsPending => {
-                    self.raise_late();
-                    self.deliver();
-                }
-                FaultResolution::Mirrored => panic!("only a signal handler is told so"),
-                FaultResolution::NoMemory => engine.trim_pool(),
-                resolution @ (FaultResolution::Home(_) | FaultResolution::Present) => {
-                    let sleeps = self.lock().waiters.contains(&page);
-                    assert!(!sleeps, "the touch of {page:#x} ended as {resolution:?}, and nobody woke it");
-                }
+            self.resolve(page, engine.begin_fault(VirtAddr::new(page), page));
+        }
+        // Who is inside a call of a device's is not the one that looks what has ended.
+        while !inside && engine.faults_under_way() > 0 {
+            let mut ended = Vec::new();
+            engine.end_faults(&mut |fault| ended.push(fault));
+            for Ended { addr, token, resolution } in ended {
+                assert_eq!(addr.get(), token);
+                self.lock().touches.iter_mut().filter(|t| t.page == token).for_each(|t| t.told_to_wait = false);
+                self.resolve(token, resolution);
             }
+            return self.serve(inside);
         }
         let memory = self.lock();
         if !inside {
             assert!(memory.touches.is_empty(), "nobody wakes {:?}; asleep are {:x?}", memory.touches, memory.waiters);
+        }
+    }
+
+    fn resolve(&self, page: u64, resolution: FaultResolution) {
+        match resolution {
+            // Somebody wakes it, or it is ended.
+            FaultResolution::Waiting | FaultResolution::UnderWay => {
+                let mut memory = self.lock();
+                memory.touches.iter_mut().filter(|t| t.page == page).for_each(|t| t.told_to_wait = true);
+            }
+            FaultResolution::EventsPending => {
+                self.raise_late();
+                self.deliver();
+            }
+            FaultResolution::Mirrored => panic!("only a signal handler is told so"),
+            FaultResolution::NoRoom => panic!("there is room for more faults than the model has"),
+            FaultResolution::NoMemory => self.engine().trim_pool(),
+            FaultResolution::Home(_) | FaultResolution::Present => {
+                let sleeps = self.lock().waiters.contains(&page);
+                assert!(!sleeps, "the touch of {page:#x} ended as {resolution:?}, and nobody woke it");
+            }
         }
     }
 
@@ -430,14 +446,14 @@ impl Model {
             }
             let got = match (entry.content, slot) {
                 (None, Slot::Mapped(frame)) if entry.laid.is_some() => {
-                    let device = engine.device(frame.device).and_then(|device| device.overlay_start());
+                    let device = engine.device(frame.device).and_then(|device| device.reach().laid());
                     let expected = device.map(|start| nth(start, u64::from(frame.index.get())));
                     assert_eq!(entry.laid, expected, "{at} is in the frame that its slot names");
                     memory.own_content(expected.expect("what is laid is in a window"))
                 }
                 _ if entry.laid.is_some() => panic!("{at} is laid, and its slot is {slot:?}"),
                 (Some(content), Slot::Mapped(frame)) => {
-                    let arena = engine.device(frame.device).and_then(|device| device.frames_start());
+                    let arena = engine.device(frame.device).and_then(|device| device.reach().movable());
                     let place = arena.map(|start| nth(start, u64::from(frame.index.get())).get());
                     let left = place.and_then(|place| memory.own.get(&place));
                     assert_eq!(left, None, "{at} is mapped from its frame, and no copy of what that holds");
@@ -451,7 +467,7 @@ impl Model {
                 }
                 (None, Slot::Unmapped { frame, busy: false }) => {
                     let device = engine.device(frame.device).expect("a slot names a device that exists");
-                    match device.frames_start().or(device.overlay_start()) {
+                    match device.reach().in_place() {
                         Some(arena) => memory.own_content(nth(arena, u64::from(frame.index.get()))),
                         None => memory.private[&(frame.device.index(), frame.index.get())],
                     }

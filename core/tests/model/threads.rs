@@ -4,7 +4,6 @@ use std::sync::MutexGuard;
 use std::time::Duration;
 
 use hetmem_core::fault::FaultResolution;
-use hetmem_core::port::FaultPath;
 use hetmem_core::units::{PageRange, VirtAddr};
 
 use super::{Memory, Model, Token, Truth, ZERO, Zap};
@@ -96,27 +95,36 @@ impl Model {
         loop {
             let fault = {
                 let memory = self.lock();
-                let busy =
-                    |memory: &Memory| memory.stop_handler || !memory.events.is_empty() || !memory.messages.is_empty();
+                let busy = |memory: &Memory| {
+                    let anything = !memory.events.is_empty() || !memory.messages.is_empty();
+                    memory.stop_handler || anything || !memory.under_way.is_empty()
+                };
                 let mut memory = self
                     .changed
                     .wait_while(memory, |memory| !busy(memory))
                     .expect("no thread panicked while it held the model");
-                if memory.stop_handler && memory.events.is_empty() && memory.messages.is_empty() {
+                let nothing = memory.events.is_empty() && memory.messages.is_empty() && memory.under_way.is_empty();
+                if memory.stop_handler && nothing {
                     return;
                 }
                 memory.messages.pop_front()
             };
             self.deliver();
-            let Some(page) = fault else { continue };
-            match engine.fault(VirtAddr::new(page), FaultPath::Thread) {
-                FaultResolution::Waiting => {}
-                FaultResolution::EventsPending | FaultResolution::NoMemory => {
-                    self.lock().messages.push_back(page);
-                }
-                FaultResolution::Mirrored => panic!("only a signal handler is told so"),
-                FaultResolution::Home(_) | FaultResolution::Present => {}
+            engine.end_faults(&mut |fault| self.queue_again(fault.token, fault.resolution));
+            if let Some(page) = fault {
+                self.queue_again(page, engine.begin_fault(VirtAddr::new(page), page));
             }
+        }
+    }
+
+    fn queue_again(&self, page: u64, resolution: FaultResolution) {
+        match resolution {
+            FaultResolution::Waiting | FaultResolution::UnderWay => {}
+            FaultResolution::EventsPending | FaultResolution::NoMemory | FaultResolution::NoRoom => {
+                self.lock().messages.push_back(page);
+            }
+            FaultResolution::Mirrored => panic!("only a signal handler is told so"),
+            FaultResolution::Home(_) | FaultResolution::Present => {}
         }
     }
 

@@ -1,5 +1,6 @@
 //! An engine, its devices and a program to begin with.
 
+use std::fs::File;
 use std::sync::{Arc, Condvar, Mutex, OnceLock};
 
 use hetmem_core::engine::{CountersAt, Engine, Residency};
@@ -104,7 +105,9 @@ impl World {
                 let at = (kind.memory_type == MemoryType::DeviceCoherent)
                     .then_some(VirtAddr::new(ARENAS + (u64::from(id) << 36)));
                 let (arena, window) = if kind.lays { (None, at) } else { (at, None) };
-                Box::new(ModelDevice { pagemap, arena, window, model: Arc::clone(&model) }) as Box<dyn Device>
+                let descriptor = File::open("/dev/null").expect("there is /dev/null");
+                Box::new(ModelDevice { pagemap, arena, window, model: Arc::clone(&model), descriptor })
+                    as Box<dyn Device>
             })
             .collect();
         // It grows on the way, where a test says that the host refuses it, too.
@@ -139,6 +142,12 @@ impl World {
         let world = self.with_nothing_in(first, count);
         world.at(first, count).iter().for_each(|page| world.model.write(page));
         world
+    }
+
+    /// The same, with devices that do what is submitted when they are asked what has ended.
+    pub(crate) fn late(self) -> Self {
+        self.model.lock().completes_late = true;
+        self
     }
 
     /// `count` pages from page `first` of the program on.
@@ -192,7 +201,7 @@ impl World {
 
     pub(crate) fn unhog_device(&self, device: DeviceId, hogged: Vec<FrameRun>) {
         for run in hogged {
-            self.engine.devices()[device.index()].pagemap().frames.release(run);
+            self.engine.devices()[device.index()].pagemap().frames.release(run, |_| {});
         }
     }
 
@@ -223,7 +232,7 @@ impl World {
             let Pagemap { device: id, frames, .. } = device.pagemap();
             let all = FrameRun { first: FrameIndex::new(0), pages: frames.capacity() };
             let used: Vec<_> = frames.in_use(all).map(|(frame, _)| frame).collect();
-            let start = device.frames_start().or_else(|| device.overlay_start());
+            let start = device.reach().in_place();
             let memory = self.model.lock();
             for frame in all.iter().filter(|frame| !used.contains(frame)) {
                 let content = match start {

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering::SeqCst;
 
 use hetmem_core::frames::FrameRun;
 use hetmem_core::physmap::{Owner, Pagemap};
-use hetmem_core::port::{Device, DeviceError};
+use hetmem_core::port::{Device, Direction, Reach, Transfer};
 use hetmem_core::units::{ByteLen, DeviceId};
 use hetmem_devices::Emulated;
 use hetmem_devices::spec::DeviceSpec;
@@ -19,7 +19,7 @@ use crate::{Request, Runtime, Target};
 struct Panics(Emulated);
 
 impl Device for Panics {
-    fn clear(&self, run: hetmem_core::frames::FrameRun) {
+    fn clear(&self, run: FrameRun) {
         self.0.clear(run);
     }
 
@@ -27,16 +27,13 @@ impl Device for Panics {
         self.0.pagemap()
     }
 
-    fn frames_start(&self) -> Option<VirtAddr> {
-        self.0.frames_start()
+    fn reach(&self) -> Reach {
+        self.0.reach()
     }
 
-    fn copy_in(&self, to: FrameRun, from: VirtAddr) -> Result<(), DeviceError> {
-        self.0.copy_in(to, from)
-    }
-
-    fn copy_out(&self, _from: FrameRun, _to: VirtAddr) -> Result<(), DeviceError> {
-        panic!("the device is on fire")
+    fn transfer(&self, batch: &mut [Transfer]) {
+        assert!(batch.iter().all(|transfer| transfer.direction == Direction::In), "the device is on fire");
+        self.0.transfer(batch);
     }
 }
 

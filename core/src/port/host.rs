@@ -1,11 +1,6 @@
-//! What the decisions ask of the floors above: the traits through which pages really move.
-//!
-//! `runtime` answers [`Host`] with userfaultfd, `devices` answer [`Device`]; the tests answer both with a model that can fail at
-//! every step. No method may touch memory of the program that could be away, except through the kernel.
+//! The program's memory, as the host lets hetmem change it: [`Host`], and [`MirrorHost`] for mirrors.
 
-use crate::frames::FrameRun;
 use crate::outcome::KeptReason;
-use crate::physmap::Pagemap;
 use crate::units::{PageCount, PageRange, VirtAddr};
 
 /// How touches of missing pages of a region are served.
@@ -87,9 +82,7 @@ pub trait Host: Send + Sync {
     /// # Errors
     ///
     /// The reason why the first page must stay.
-    fn trapped(&self, _path: FaultPath, range: PageRange) -> Result<PageCount, KeptReason> {
-        Ok(range.pages())
-    }
+    fn trapped(&self, path: FaultPath, range: PageRange) -> Result<PageCount, KeptReason>;
 
     /// Makes sure that the `pages` places from `at` on, by which the pool would grow, can be used: `false` if the process may have no more memory now, or
     /// the program should have it. Asked twice is the same as once.
@@ -214,79 +207,4 @@ pub trait MirrorHost: Host {
     ///
     /// If one of them would end in a signal; those before it may have been done.
     fn fault_in(&self, range: PageRange, access: Access) -> Result<(), CannotFault>;
-}
-
-/// A device could not copy.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
-#[error("the device reported an error while it copied")]
-pub struct DeviceError;
-
-/// A device has frames, but at present no memory behind them.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
-#[error("there is no memory behind the device's frames")]
-pub struct NoBacking;
-
-/// Where a page is that is not in its device's memory any more.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Astray {
-    /// In other memory, or nobody can say.
-    Elsewhere,
-    /// Nowhere: dropped, written to swap, or the page of zeros that all share.
-    Nowhere,
-}
-
-/// A device: its frames, and how bytes get into and out of them.
-pub trait Device: Send + Sync {
-    /// Its frames' descriptors.
-    fn pagemap(&self) -> &Pagemap;
-
-    /// Where frame 0 of a coherent device lies in this process while the program doesn't map it, all frames in order after
-    /// it; `None` for a private device, and for one whose pages can't be moved.
-    fn frames_start(&self) -> Option<VirtAddr>;
-
-    /// Where frame 0 of a coherent device lies in this process whose pages can't be moved, all frames in order after it, in memory that is mapped
-    /// shared: blocks of it are laid over the program's ([`crate::exchange`]).
-    fn overlay_start(&self) -> Option<VirtAddr> {
-        None
-    }
-
-    /// Makes frames of `run`, which were just allocated, ready to be filled by whatever copies into them. The result is how many were
-    /// elsewhere than on the device: somebody had moved their pages behind its back.
-    ///
-    /// # Errors
-    ///
-    /// [`NoBacking`] if there is no memory behind some of them now; then nothing of a page is in any of them, and the run is given back.
-    fn prepare(&self, run: FrameRun) -> Result<PageCount, NoBacking> {
-        let _ = run;
-        Ok(PageCount::ZERO)
-    }
-
-    /// Calls `visit` with each page of `range`, all mapped by the program from frames of this device, that is not in the device's memory
-    /// any more. Called with the gate and a block held. Nobody moves pages of devices that have memory of hetmem's own.
-    fn astray(&self, range: PageRange, visit: &mut dyn FnMut(VirtAddr, Astray)) {
-        let _ = (range, visit);
-    }
-
-    /// Where frame 0 lies for code that runs on the device, if such code runs in this process, all frames in order after it. Only who refers to
-    /// a frame may use it there, and a coherent one only while the program doesn't map it.
-    fn device_side(&self) -> Option<VirtAddr> {
-        None
-    }
-
-    /// Copies the pages from `from` on, which are not the program's, into the frames of `to`.
-    ///
-    /// # Errors
-    ///
-    /// [`DeviceError`] if the frames' contents are undefined now.
-    fn copy_in(&self, to: FrameRun, from: VirtAddr) -> Result<(), DeviceError>;
-
-    /// Copies the frames of `from` to the pages from `to` on, which are not the program's.
-    ///
-    /// # Errors
-    ///
-    /// [`DeviceError`] if the pages' contents are undefined now; the frames are unharmed.
-    fn copy_out(&self, from: FrameRun, to: VirtAddr) -> Result<(), DeviceError>;
-
-    /// Makes the frames of `run`, which nobody uses, read as zeros: nothing of a page is left where it was.
-    fn clear(&self, run: FrameRun);
 }
