@@ -34,8 +34,7 @@ impl<'e, H: Host> Copied<'e, H> {
         let mut reasons = Vec::new();
         let mut this = Self { filled: Vec::with_capacity(batch.pieces.len()), batch };
         // A piece stays the batch's until it is filled: if a device panics, all others go back.
-        let pieces = &mut this.batch.pieces;
-        pieces.reverse();
+        this.batch.pieces.reverse();
         while let Some(piece) = this.batch.pieces[reasons.len()..].last() {
             let (pages, filled) = this.batch.fill(piece);
             let pieces = &mut this.batch.pieces;
