@@ -7,7 +7,7 @@ use hetmem_preload::next::Next;
 use hetmem_sys::process::with_signals_blocked;
 use runtime::agent;
 
-use super::{config, could_not_start, keeping_errno};
+use super::{config, could_not_start, fatal, keeping_errno};
 
 static NEXT_UNSHARE: Next = Next::new(c"unshare");
 static NEXT_SETNS: Next = Next::new(c"setns");
@@ -37,7 +37,10 @@ pub(super) fn without_agent<R: Copy>(call: impl FnOnce() -> R) -> R {
 
 /// The agent leaves, and does not come back. `true` if there was one. Nothing is left to be done after the call that this is for: a filter may forbid it.
 pub(super) fn leave_for_good() -> bool {
-    uncancelled(|| with_signals_blocked(|| agent::leave().is_some()))
+    uncancelled(|| {
+        fatal::disarm();
+        with_signals_blocked(|| agent::leave().is_some())
+    })
 }
 
 /// Before a filter of system calls is put on all threads: the agent's could do nothing any more.
@@ -85,6 +88,9 @@ unsafe extern "C-unwind" fn prctl(option: c_int, second: usize, third: usize, fo
     let call = || unsafe { next(option, second, third, fourth, fifth) };
     if option == libc::PR_SET_DUMPABLE {
         return undisturbed(call);
+    }
+    if option == libc::PR_SET_SECCOMP {
+        uncancelled(fatal::disarm);
     }
     note_strict(option, second);
     call()

@@ -9,8 +9,11 @@ use hetmem::KeptReason;
 use super::{Checked, Problem, expect, installed};
 
 /// What the library puts in front of the C library's, besides the interface.
-const INTERPOSED: [&str; 22] = [
+const INTERPOSED: [&str; 30] = [
     "_Fork",
+    "__sigaction",
+    "__sysv_signal",
+    "bsd_signal",
     "clone",
     "daemon",
     "fork",
@@ -29,7 +32,12 @@ const INTERPOSED: [&str; 22] = [
     "sendmsg",
     "sendto",
     "setns",
+    "sigaction",
+    "signal",
+    "sigset",
+    "ssignal",
     "syscall",
+    "sysv_signal",
     "unshare",
     "vmsplice",
 ];

@@ -8,6 +8,7 @@
 //! pace       when it looks at what
 //! ends       how its last thread has ended
 //! removal    removals that userfaultfd does not tell of
+//! dump       everything home before a core dump
 //! config     what `hetmem run` asks of the agent
 //! ledger     the statistics memory shared with `hetmem run`
 //! ```
@@ -19,6 +20,7 @@
 mod adopt;
 mod calls;
 pub mod config;
+pub mod dump;
 mod ends;
 pub mod ledger;
 mod pace;
@@ -32,4 +34,4 @@ pub use calls::{
 };
 pub use ends::{thread_exits, thread_is_strict};
 pub use removal::{guard, look_for_guards, removal_returned};
-pub use start::{Away, after_fork_in_child, is_first, last_word, leave, note, start, start_again};
+pub use start::{Away, after_fork_in_child, is_first, is_this_process, last_word, leave, note, start, start_again};

@@ -173,6 +173,38 @@ impl Use {
     }
 }
 
+/// The agent of this process, which does not end any more: for a handler of a signal that ends the process. Unlike [`Use`] it has no thread-local storage, which the
+/// C library may allocate at its first use; the handler has all signals blocked.
+pub(super) fn stay() -> Option<&'static Agent> {
+    let (agent, users) = (word(AGENT)?, word(USERS)?);
+    while is_this_process() && agent.load(Ordering::SeqCst) != 0 {
+        // SeqCst, as in `Use::begin`.
+        if users.fetch_add(1, Ordering::SeqCst) & CLOSED == 0 {
+            let at = usize::try_from(agent.load(Ordering::SeqCst)).unwrap_or(0);
+            // SAFETY: null, or an agent that is not closed, and so not freed, while it has users.
+            if let Some(agent) = unsafe { ptr::with_exposed_provenance::<Agent>(at).as_ref() } {
+                return Some(agent);
+            }
+        }
+        users.fetch_sub(1, Ordering::SeqCst);
+        // It is about to leave, with everything home.
+        backoff_sleep(LOOK_AGAIN_AFTER);
+    }
+    None
+}
+
+/// Ends what [`stay`] began.
+pub(super) fn may_leave() {
+    if let Some(users) = word(USERS) {
+        users.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+/// Whether the calling thread is one of the process that the last agent was started in, and not of a child that shares its memory (vfork).
+pub fn is_this_process() -> bool {
+    PID.load(Ordering::Relaxed) == std::process::id()
+}
+
 impl Deref for Use {
     type Target = Agent;
     fn deref(&self) -> &Agent {
@@ -466,7 +498,7 @@ extern "C" fn labour(arg: *mut c_void) {
 pub fn leave() -> Option<Away> {
     // A child that shares the memory (vfork, or worse) is a process of its own, and has no agent; and who is in the middle of a fork, of which a handler of a
     // signal asks this, would wait for himself.
-    if PID.load(Ordering::Relaxed) != std::process::id() || DEPTH.get() > 0 || HELD.get().1 > 0 {
+    if !is_this_process() || DEPTH.get() > 0 || HELD.get().1 > 0 {
         return None;
     }
     let changing = Changing::begin()?;

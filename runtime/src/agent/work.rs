@@ -1,10 +1,11 @@
 //! The agent's second thread: carries out the policy, and what the program's threads ask for between two of its steps.
 
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use hetmem_core::migrate::{Request, Select, Target};
 use hetmem_core::outcome::KeptReason;
+use hetmem_core::physmap::MemoryType;
 use hetmem_core::policy::{Chaos, Clock};
 use hetmem_core::port::Host;
 use hetmem_core::sync::{Condvar, Mutex, MutexGuard, lock};
@@ -22,6 +23,8 @@ use crate::service::MEMORY_PATIENCE;
 const STEPS_A_LOOK: u32 = 32;
 /// How long to wait, in nanoseconds, before pages that did not come home are asked again.
 const ASK_AGAIN_AFTER: u32 = 100_000;
+/// How long a core dump waits for pages that do not come: those that somebody works on do.
+const DUMP_PATIENCE: Duration = Duration::from_secs(1);
 /// The agent's threads.
 const OWN_THREADS: usize = 2;
 
@@ -41,6 +44,10 @@ struct Wants {
     forks: u32,
     /// Whether the worker stands still for them, with nothing away.
     quiet: bool,
+    /// Threads that are about to end the process with a core dump.
+    dumps: u32,
+    /// Whether the worker stands still, with nothing away that can come home.
+    gathered: bool,
     /// Ranges whose registrations must end before the worker stands still.
     undivided: Vec<PageRange>,
     /// Ranges to be let go of for good, each with the asker's ticket, and the tickets of those that were.
@@ -72,7 +79,11 @@ impl Wants {
     }
 
     fn nothing(&self) -> bool {
-        self.forks == 0 && self.release.is_empty() && self.looks.is_empty() && self.leave != Leave::Asked
+        self.forks == 0
+            && self.dumps == 0
+            && self.release.is_empty()
+            && self.looks.is_empty()
+            && self.leave != Leave::Asked
     }
 }
 
@@ -103,6 +114,24 @@ impl Mailbox {
     pub(super) fn resume(&self) {
         let mut wants = lock(&self.wants);
         wants.forks -= 1;
+        self.changed.notify_all();
+    }
+
+    /// The same before a core dump, but what can't come home stays away: returns once the rest is there. [`Mailbox::disperse`] lets the worker go on.
+    ///
+    /// Called by a handler of signals. It interrupts nobody who has this lock, or the allocator's: those have signals blocked.
+    pub(super) fn gather(&self) {
+        let mut wants = lock(&self.wants);
+        wants.dumps += 1;
+        self.changed.notify_all();
+        while !wants.gathered {
+            wants = self.changed.wait(wants).expect("no thread panicked while it held this lock");
+        }
+    }
+
+    pub(super) fn disperse(&self) {
+        let mut wants = lock(&self.wants);
+        wants.dumps -= 1;
         self.changed.notify_all();
     }
 
@@ -351,7 +380,7 @@ impl<'a> Worker<'a> {
                 unmapped + mapped
             };
             // A range of which something is away stays hetmem's, and the kernel refuses it to others.
-            if self.all_come(home) {
+            if self.all_come(MEMORY_PATIENCE, home) {
                 self.kept_alone.push(range);
                 self.inner.engine.space.remove_region(range);
                 self.inner.unregister(range);
@@ -361,12 +390,19 @@ impl<'a> Worker<'a> {
             mailbox.changed.notify_all();
         }
         wants = self.answer_looks(wants);
-        if wants.forks == 0 && wants.leave != Leave::Asked {
+        if wants.forks == 0 && wants.dumps == 0 && wants.leave != Leave::Asked {
             return false;
         }
+        // Who forks, or leaves, can't go on without its pages.
+        let for_dumps = wants.forks == 0 && wants.leave != Leave::Asked;
         drop(wants);
         let engine = &self.inner.engine;
-        let home = self.all_come(|| engine.bring_all_home());
+        let home = if for_dumps && !self.has_room() {
+            false
+        } else {
+            let patience = if for_dumps { DUMP_PATIENCE } else { MEMORY_PATIENCE };
+            self.all_come(patience, || engine.bring_all_home())
+        };
         self.inner.tell_of_resting();
         let mut wants = lock(&mailbox.wants);
         if wants.leave == Leave::Asked {
@@ -380,28 +416,42 @@ impl<'a> Worker<'a> {
             mailbox.changed.notify_all();
             return home;
         }
-        if !home && !engine.host.contexts.fork_events {
+        let may_fork = home || engine.host.contexts.fork_events;
+        if !may_fork && !for_dumps {
             engine
                 .host
                 .stop_the_program(VirtAddr::default(), "it can't come home, and a forked child would read zeros");
         }
-        wants.quiet = true;
+        wants.quiet = may_fork;
+        wants.gathered = true;
         mailbox.changed.notify_all();
-        while wants.forks > 0 {
+        while wants.dumps > 0 || (wants.forks > 0 && wants.quiet) {
             wants = self.answer_looks(wants);
-            if let Some(range) = wants.undivided.pop() {
+            if wants.quiet
+                && let Some(range) = wants.undivided.pop()
+            {
                 self.inner.unregister_around(range);
                 mailbox.changed.notify_all();
                 continue;
             }
             // Who looked may have taken longer than the forks.
-            if wants.forks == 0 {
+            if wants.forks == 0 && wants.dumps == 0 {
                 break;
             }
             wants = mailbox.changed.wait(wants).expect("no thread panicked while it held this lock");
         }
         wants.quiet = false;
+        wants.gathered = false;
         false
+    }
+
+    /// Whether the machine has room for all that is on private devices: without it, it would be the kernel's choice whom to kill, and there would be no dump at all.
+    fn has_room(&self) -> bool {
+        let devices = self.inner.engine.devices();
+        let private = devices.iter().filter(|device| device.pagemap().memory_type == MemoryType::DevicePrivate);
+        let away = private.fold(PageCount::ZERO, |sum, device| sum + device.pagemap().frames.used());
+        // An answer that can't be had forbids nothing.
+        self.agent.memory.available().map_or(true, |available| away.bytes() <= available)
     }
 
     /// Says what is there to those who ask: while all stands still, too, as a fork may take long.
@@ -418,11 +468,11 @@ impl<'a> Worker<'a> {
     }
 
     /// Calls `ask`, which says how many pages did not come home, until there are none. Such a page is busy, or there is no memory for
-    /// it; `false` if that lasts.
-    fn all_come(&self, ask: impl Fn() -> PageCount) -> bool {
+    /// it; `false` if that lasts longer than `patience`.
+    fn all_come(&self, patience: Duration, ask: impl Fn() -> PageCount) -> bool {
         let start = Instant::now();
         while !ask().is_zero() {
-            if start.elapsed() > MEMORY_PATIENCE {
+            if start.elapsed() > patience {
                 self.inner.engine.counters.errors.fetch_add(1, Relaxed);
                 return false;
             }
