@@ -65,6 +65,12 @@ impl Disposition {
         self.handler == libc::SIG_DFL
     }
 
+    /// Whether the kernel puts the default back when it calls the handler.
+    #[must_use]
+    pub fn is_once(&self) -> bool {
+        self.handler > libc::SIG_IGN && self.flags & u64::from(libc::SA_RESETHAND.cast_unsigned()) != 0
+    }
+
     /// What is done on `signal`.
     pub fn of(signal: c_int) -> Result<Self, Errno> {
         let mut now = Self::default();

@@ -13,14 +13,15 @@
 //! ```
 //!
 //! The program is not told: who asks what is done on such a signal hears of the default that it last set ([`translate`]), and where it sets the default the
-//! handler is put in its place again ([`cover`]). Each is done by single calls of the kernel's that swap, and no lock: `sigaction` may be called anywhere.
+//! handler is put in its place again ([`cover`]). So does the kernel where a handler of the program's is called once (`SA_RESETHAND`): before such a one
+//! comes [`on_once`]. Each is done by single calls of the kernel's that swap, and no lock: `sigaction` may be called anywhere.
 //!
 //! A handler that is the program's own is none of hetmem's business, nor is a signal that it ignores. Left alone, too, are a process whose calls a filter decides on
 //! ([`disarm`]), and the first of a process namespace, which no signal ends by default. The kernel itself puts the default back in a program that is executed.
 //!
 //! *Limits:* none of this where a thread faults that has the signal blocked, or has no room on its stack for a handler and no alternate one (sigaltstack(2)): the
-//! kernel then ends the process at once. Nor after what passes these functions by: a default that is set by an instruction of the program's own, by the kernel
-//! (`SA_RESETHAND`), or by abort(3) once a handler has returned to it.
+//! kernel then ends the process at once. Nor after what passes these functions by: a default that is set by an instruction of the program's own, or by abort(3)
+//! once a handler has returned to it; nor in the moment that setting a default takes.
 
 use std::ffi::{c_int, c_void};
 use std::sync::atomic::Ordering::Relaxed;
@@ -41,6 +42,9 @@ static ARMED: AtomicBool = AtomicBool::new(false);
 static PIPED: AtomicBool = AtomicBool::new(false);
 /// The default that the program has set, by signal, where it is covered.
 static TOLD: [Told; SIGNALS] = [const { Told::new() }; SIGNALS];
+
+/// The program's handlers that are called once, by signal, where [`on_once`] is in their place.
+static ONCE: [AtomicUsize; SIGNALS] = [const { AtomicUsize::new(0) }; SIGNALS];
 
 /// Beyond the last of [`DUMPING`].
 const SIGNALS: usize = 32;
@@ -68,13 +72,31 @@ impl Told {
     }
 }
 
+/// Where in the tables a signal is; there are more in them than any caller names.
+fn place(signal: c_int) -> usize {
+    usize::try_from(signal).unwrap_or(0) % SIGNALS
+}
+
 /// What the program has set where it has set the default on `signal`.
 fn told(signal: c_int) -> Disposition {
-    usize::try_from(signal).ok().and_then(|at| TOLD.get(at)).map_or(Disposition::default(), Told::get)
+    TOLD[place(signal)].get()
 }
 
 fn is_ours(handler: usize) -> bool {
     handler == (on_fatal as *const c_void).addr()
+}
+
+fn is_once(handler: usize) -> bool {
+    handler == (on_once as *const c_void).addr()
+}
+
+/// What the program knows of what is done on `signal`.
+fn seen(signal: c_int, now: Disposition) -> Disposition {
+    match now.handler {
+        ours if is_ours(ours) => told(signal),
+        once if is_once(once) => Disposition { handler: ONCE[place(signal)].load(Relaxed), ..now },
+        _ => now,
+    }
 }
 
 /// Whether a call about `signal` is of concern.
@@ -115,7 +137,7 @@ fn is_first_of_namespace() -> bool {
     std::process::id() == 1
 }
 
-/// Puts the defaults back, for good: the agent leaves for good, or a filter is about to decide on the calls that [`on_fatal`] makes.
+/// Puts what the program has set in the handlers' place, for good: the agent leaves for good, or a filter is about to decide on the calls that [`on_fatal`] makes.
 pub(super) fn disarm() {
     if !ARMED.load(Relaxed) {
         return;
@@ -125,8 +147,10 @@ pub(super) fn disarm() {
         ARMED.store(false, Relaxed);
     }
     for signal in DUMPING {
-        if Disposition::of(signal).is_ok_and(|now| is_ours(now.handler)) {
-            replace(signal, told(signal), |before| is_ours(before.handler));
+        if let Ok(now) = Disposition::of(signal)
+            && now != seen(signal, now)
+        {
+            replace(signal, seen(signal, now), |before| before == now);
         }
     }
 }
@@ -143,16 +167,35 @@ fn replace(signal: c_int, new: Disposition, expected: impl Fn(Disposition) -> bo
     }
 }
 
-/// Puts the handler where the default is, if it is.
+/// Puts the handler where the default is, if it is, and [`on_once`] where it will be.
 fn cover(signal: c_int) {
     let Ok(now) = Disposition::of(signal) else { return };
+    let (default, once) = (now.is_default(), now.is_once() && !is_once(now.handler));
     // What a child sets that shares this memory (vfork) is for a program that it executes.
-    if now.is_default() && agent::is_this_process() {
-        if let Some(told) = usize::try_from(signal).ok().and_then(|at| TOLD.get(at)) {
-            told.set(now);
-        }
-        replace(signal, Disposition::call(on_fatal), |before| before.is_default() || is_ours(before.handler));
+    if !(default || once) || !agent::is_this_process() {
+        return;
     }
+    if default {
+        TOLD[place(signal)].set(now);
+        replace(signal, Disposition::call(on_fatal), |before| before.is_default() || is_ours(before.handler));
+    } else {
+        ONCE[place(signal)].store(now.handler, Relaxed);
+        let handler = (on_once as *const c_void).expose_provenance();
+        replace(signal, Disposition { handler, ..now }, |before| before == now || is_once(before.handler));
+    }
+}
+
+/// In a handler's place that the program wants to be called once: the kernel has put the default back.
+unsafe extern "C-unwind" fn on_once(signal: c_int, info: *mut libc::siginfo_t, context: *mut c_void) {
+    if ARMED.load(Relaxed) {
+        cover(signal);
+    }
+    let handler = std::ptr::with_exposed_provenance::<c_void>(ONCE[place(signal)].load(Relaxed));
+    type Once = unsafe extern "C-unwind" fn(c_int, *mut libc::siginfo_t, *mut c_void);
+    // SAFETY: the program gave this address as a handler of this form, or of one with fewer arguments, which the kernel calls alike.
+    let handler = unsafe { std::mem::transmute::<*const c_void, Once>(handler) };
+    // SAFETY: as the kernel calls it.
+    unsafe { handler(signal, info, context) };
 }
 
 /// The handler. In the thread that is to end, with all signals blocked.
@@ -181,9 +224,13 @@ fn attend(signal: c_int, old: *mut libc::sigaction, set: bool) {
     }
 }
 
-/// Says of hetmem's handler that it is the default.
+/// Says of hetmem's handlers what they stand for.
 fn translate(signal: c_int, old: &mut libc::sigaction) {
-    if !is_ours(old.sa_sigaction) {
+    let now = Disposition { handler: old.sa_sigaction, ..Disposition::default() };
+    if is_once(now.handler) {
+        old.sa_sigaction = seen(signal, now).handler;
+    }
+    if !is_ours(now.handler) {
         return;
     }
     let Disposition { handler, flags, restorer, mask } = told(signal);
@@ -202,11 +249,6 @@ const fn int(word: u64) -> c_int {
     word as u32 as c_int
 }
 
-/// What `signal` and its like return of a handler.
-fn name(handler: usize) -> usize {
-    if is_ours(handler) { libc::SIG_DFL } else { handler }
-}
-
 /// After `rt_sigaction(2)` by number, which was successful.
 pub(super) fn attend_number(args: &Arguments) {
     let [signal, new, old, ..] = *args;
@@ -215,10 +257,11 @@ pub(super) fn attend_number(args: &Arguments) {
         return;
     }
     let old = std::ptr::with_exposed_provenance_mut::<Disposition>(old);
-    // SAFETY: null, or what the kernel has written to.
-    if !old.is_null() && is_ours(unsafe { old.read_unaligned() }.handler) {
+    if !old.is_null() {
+        // SAFETY: the kernel has written to it.
+        let now = unsafe { old.read_unaligned() };
         // SAFETY: as above.
-        unsafe { old.write_unaligned(told(signal)) };
+        unsafe { old.write_unaligned(seen(signal, now)) };
     }
     if new != 0 {
         cover(signal);
@@ -268,7 +311,7 @@ unsafe fn set_by(next: &Next, signal: c_int, handler: usize) -> usize {
     if before != libc::SIG_ERR && is_watched(signal) {
         uncancelled(|| cover(signal));
     }
-    name(before)
+    seen(signal, Disposition { handler: before, ..Disposition::default() }).handler
 }
 
 /// `signal(2)`, of BSD.

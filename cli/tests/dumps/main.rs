@@ -115,6 +115,8 @@ const CASES: &[Case] = &[
     case("quit", Pattern::Whole, Some((libc::SIGQUIT, libc::SI_USER))),
     case("reset", Pattern::Whole, Some((libc::SIGSEGV, RAISED))),
     case("restore", Pattern::Whole, SEGV),
+    case("once", Pattern::Whole, Some((libc::SIGSEGV, RAISED))),
+    case("once-returns", Pattern::Whole, SEGV),
     case("overflow", Pattern::Any, None),
     case("overflow-alternate", Pattern::Whole, None),
     case("small-alternate", Pattern::Whole, SEGV),

@@ -97,6 +97,16 @@ static void reset_and_raise(int number) {
     raise(number);
 }
 
+static void count(int number) {
+    static int called;
+    CHECK(called++ == 0);
+    CHECK(signal(SIGILL, SIG_DFL) == SIG_DFL && number == SIGSEGV);
+}
+
+static void raise_on(int number) {
+    raise(number);
+}
+
 static struct sigaction before;
 
 static void restore_and_return(int number) {
@@ -290,6 +300,16 @@ static void queries(void) {
         CHECK(syscall(SYS_rt_sigaction, number, &word, &was, 8) == 0);
         printf("  %d %lx %lx\n", was.handler == SIG_DFL, was.flags, (unsigned long)was.mask);
         ask("by number", number);
+        printf("%s\n", named(sysv_signal(number, nothing)));
+        ask("once", number);
+        raise(number);
+        ask("called", number);
+        new.sa_flags = SA_RESETHAND | SA_SIGINFO;
+        CHECK(sigaction(number, &new, NULL) == 0);
+        CHECK(sigaction(number, &new, &old) == 0);
+        say("once", number, &old);
+        CHECK(signal(number, SIG_IGN) == nothing);
+        CHECK(signal(number, SIG_DFL) == SIG_IGN);
         CHECK(signal(number, SIG_IGN) == SIG_DFL);
         raise(number);
         CHECK(signal(number, nothing) == SIG_IGN);
@@ -339,6 +359,13 @@ int main(int argc, char **argv) {
         segv();
     } else if (IS("restore")) {
         handle(SIGSEGV, restore_and_return, 0);
+        die_by_segv();
+    } else if (IS("once")) {
+        handle(SIGSEGV, raise_on, SA_RESETHAND | SA_NODEFER);
+        anywhere();
+        segv();
+    } else if (IS("once-returns")) {
+        handle(SIGSEGV, count, SA_RESETHAND);
         die_by_segv();
     } else if (IS("overflow")) {
         anywhere();
