@@ -172,4 +172,22 @@ mod tests {
         assert!(before.is_default() && !kept.is_default());
         assert_eq!(Disposition::of(0), Err(Errno::INVAL));
     }
+
+    #[test]
+    fn who_is_dumped_depends_on_the_limit_and_on_where_dumps_go() {
+        use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+        let before = getrlimit(Resource::Core);
+        let dumped = |current| {
+            setrlimit(Resource::Core, Rlimit { current, ..before }).unwrap();
+            [false, true].map(is_dumped)
+        };
+        if before.maximum.is_none_or(|most| most >= SMALLEST_DUMP) {
+            assert_eq!(dumped(Some(SMALLEST_DUMP)), [true, true]);
+            assert_eq!(dumped(before.maximum), [true, true]);
+            assert_eq!(dumped(Some(SMALLEST_DUMP - 1)), [false, true]);
+            assert_eq!(dumped(Some(1)), [false, false]);
+        }
+        assert_eq!(dumped(Some(0)), [false, true]);
+        setrlimit(Resource::Core, before).unwrap();
+    }
 }

@@ -159,3 +159,14 @@ pub fn die() -> ! {
         let _ = unsafe { raw::syscall5(libc::SYS_exit_group, [128 + ABORT, 0, 0, 0, 0]) };
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_that_is_left_is_some_and_no_more_than_there_is() {
+        let left = MemoryUse::open().unwrap().available().unwrap();
+        assert!(left.get() > 0 && left.get() >> 50 == 0, "{left}");
+    }
+}
