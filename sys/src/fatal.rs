@@ -116,19 +116,29 @@ unsafe extern "C" fn restore() {
     std::arch::naked_asm!(".byte 0x48, 0xc7, 0xc0, 0x0f, 0x00, 0x00, 0x00", "syscall")
 }
 
-/// Sends `signal` to the calling thread, with `info` as it was, where it is pending until it is no longer blocked. Where a filter of system calls refuses that, without.
+/// Sends `signal` to the calling thread, with `info` as it was, where it is pending until it is no longer blocked; without, where a filter of system calls refuses
+/// that. An error if it refuses both.
 ///
 /// # Safety
 ///
 /// `info` is what the kernel gave to a handler of the signal.
-pub unsafe fn send_again(signal: c_int, info: *const libc::siginfo_t) {
+pub unsafe fn send_again(signal: c_int, info: *const libc::siginfo_t) -> Result<(), Errno> {
     let (process, thread) = (std::process::id() as usize, current_tid() as usize);
     let args = [process, thread, number(signal), info.expose_provenance(), 0];
     // SAFETY: reads the description; a signal that the thread has had already. To itself a thread may send what the kernel sends (`do_rt_tgsigqueueinfo` of
     // kernel/signal.c).
-    if unsafe { raw::syscall5(libc::SYS_rt_tgsigqueueinfo, args) }.is_err() {
-        // SAFETY: a signal that the thread has had already. Without it an instruction that faults is carried out again.
-        let _ = unsafe { raw::syscall5(libc::SYS_tgkill, [process, thread, number(signal), 0, 0]) };
+    if unsafe { raw::syscall5(libc::SYS_rt_tgsigqueueinfo, args) }.is_ok() {
+        return Ok(());
+    }
+    // SAFETY: a signal that the thread has had already.
+    unsafe { raw::syscall5(libc::SYS_tgkill, [process, thread, number(signal), 0, 0]) }.map(|_| ())
+}
+
+/// Ends the process with the status by which a shell says that `signal` ended it.
+pub fn end_as_by(signal: c_int) -> ! {
+    loop {
+        // SAFETY: ends the process, which is the purpose.
+        let _ = unsafe { raw::syscall5(libc::SYS_exit_group, [128 + number(signal), 0, 0, 0, 0]) };
     }
 }
 

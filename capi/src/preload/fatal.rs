@@ -30,7 +30,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
 use hetmem_preload::cancel::uncancelled;
 use hetmem_preload::errno::{errno, set_errno};
 use hetmem_preload::next::Next;
-use hetmem_sys::fatal::{DUMPING, Disposition, dumps_are_piped, is_dumped, send_again};
+use hetmem_sys::errno::Errno;
+use hetmem_sys::fatal::{DUMPING, Disposition, dumps_are_piped, end_as_by, is_dumped, send_again};
 use runtime::agent;
 use runtime::agent::config::Config;
 
@@ -150,21 +151,20 @@ pub(super) fn disarm() {
         if let Ok(now) = Disposition::of(signal)
             && now != seen(signal, now)
         {
-            replace(signal, seen(signal, now), |before| before == now);
+            let _unless_refused = replace(signal, seen(signal, now), |before| before == now);
         }
     }
 }
 
-/// Sets `new` on `signal`, unless another thread has set meanwhile what is not `expected`, which is set again. `false` then.
-fn replace(signal: c_int, new: Disposition, expected: impl Fn(Disposition) -> bool) -> bool {
-    match new.set(signal) {
-        Ok(before) if !expected(before) => {
-            let _ours = before.set(signal);
-            false
-        }
-        // The call has no error for such signals, unless a filter made one.
-        Ok(_) | Err(_) => true,
+/// Sets `new` on `signal`, unless another thread has set meanwhile what is not `expected`, which is set again: `false` then. The call has an error only where
+/// a filter makes one.
+fn replace(signal: c_int, new: Disposition, expected: impl Fn(Disposition) -> bool) -> Result<bool, Errno> {
+    let before = new.set(signal)?;
+    let as_expected = expected(before);
+    if !as_expected {
+        before.set(signal)?;
     }
+    Ok(as_expected)
 }
 
 /// Puts the handler where the default is, if it is, and [`on_once`] where it will be.
@@ -177,11 +177,13 @@ fn cover(signal: c_int) {
     }
     if default {
         TOLD[place(signal)].set(now);
-        replace(signal, Disposition::call(on_fatal), |before| before.is_default() || is_ours(before.handler));
+        let expected = |before: Disposition| before.is_default() || is_ours(before.handler);
+        let _unless_refused = replace(signal, Disposition::call(on_fatal), expected);
     } else {
         ONCE[place(signal)].store(now.handler, Relaxed);
         let handler = (on_once as *const c_void).expose_provenance();
-        replace(signal, Disposition { handler, ..now }, |before| before == now || is_once(before.handler));
+        let expected = |before: Disposition| before == now || is_once(before.handler);
+        let _unless_refused = replace(signal, Disposition { handler, ..now }, expected);
     }
 }
 
@@ -205,8 +207,12 @@ unsafe extern "C" fn on_fatal(signal: c_int, info: *mut libc::siginfo_t, _contex
     // A handler that another thread has set meanwhile is called, as if the signal had come a little later.
     let ends = replace(signal, told(signal), |before| before.is_default() || is_ours(before.handler));
     // SAFETY: the kernel's description of the signal, which this is the handler of.
-    unsafe { send_again(signal, info) };
-    if gathered && !ends {
+    let sent = unsafe { send_again(signal, info) };
+    // Where a filter that nobody has told of refuses either, the program would go on, or come here for ever.
+    if ends.is_err() || sent.is_err() {
+        end_as_by(signal);
+    }
+    if gathered && ends == Ok(false) {
         agent::dump::disperse();
     }
     set_errno(left);

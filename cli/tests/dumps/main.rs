@@ -141,6 +141,7 @@ fn main() -> ExitCode {
         trials.push(trial(format!("storm::{setting:?}"), move || storm(setting)));
         trials.push(trial(format!("queries::{setting:?}"), move || queries(setting)));
     }
+    trials.push(trial("where_a_filter_refuses_what_it_takes_the_program_still_ends".into(), refused));
     trials.push(trial("without_a_dump_nothing_comes_home".into(), without_a_dump));
     libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
 }
@@ -352,4 +353,12 @@ fn without_a_dump() -> Checked {
     let stats = run.stats()?;
     let used = stats["devices"][0]["used_bytes"].as_u64().unwrap_or(0);
     expect(used >= 1 << 19, || format!("{used} bytes are left on the device"))
+}
+
+/// A filter that nobody was told of: the status is the same, and the program does not hang.
+fn refused() -> Checked {
+    let (native, managed) = (run("refused", Setting::Native, -1)?, run("refused", Setting::Limit, -1)?);
+    expect(native.status == 139 && managed.status == 139, || {
+        format!("{} natively, {} under hetmem: {}", native.status, managed.status, managed.stderr)
+    })
 }

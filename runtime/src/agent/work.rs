@@ -416,13 +416,14 @@ impl<'a> Worker<'a> {
             mailbox.changed.notify_all();
             return home;
         }
-        let may_fork = home || engine.host.contexts.fork_events;
-        if !may_fork && !for_dumps {
+        // Whoever else asks while a dump is waited for waits for the end.
+        let quiet = home || (engine.host.contexts.fork_events && !for_dumps);
+        if !quiet && !for_dumps {
             engine
                 .host
                 .stop_the_program(VirtAddr::default(), "it can't come home, and a forked child would read zeros");
         }
-        wants.quiet = may_fork;
+        wants.quiet = quiet;
         wants.gathered = true;
         mailbox.changed.notify_all();
         while wants.dumps > 0 || (wants.forks > 0 && wants.quiet) {

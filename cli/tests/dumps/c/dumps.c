@@ -6,7 +6,9 @@
 #include "../../programs/c/common.h"
 
 #include <fcntl.h>
+#include <linux/filter.h>
 #include <linux/seccomp.h>
+#include <stddef.h>
 #include <signal.h>
 #include <spawn.h>
 #include <sys/prctl.h>
@@ -228,6 +230,28 @@ static void in_vfork_child(void) {
     CHECK(waitpid(child, &status, 0) == child && status == 0);
 }
 
+// A filter that nobody hears of: set by an instruction, it refuses what a handler would send the signal again by.
+static void refuse(void) {
+#define REFUSE(call) BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, call, 0, 1), BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EPERM)
+    struct sock_filter filter[] = {
+        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)), REFUSE(SYS_rt_sigaction), REFUSE(SYS_rt_tgsigqueueinfo), REFUSE(SYS_tgkill),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+    };
+    struct sock_fprog program = {sizeof filter / sizeof *filter, filter};
+    CHECK(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0);
+#ifdef __x86_64__
+    long result = SYS_seccomp;
+    __asm__ volatile("syscall" : "+a"(result) : "D"(SECCOMP_SET_MODE_FILTER), "S"(0), "d"(&program) : "rcx", "r11", "memory");
+#else
+    register long number __asm__("x8") = SYS_seccomp;
+    register long result __asm__("x0") = SECCOMP_SET_MODE_FILTER;
+    register long flags __asm__("x1") = 0;
+    register struct sock_fprog *third __asm__("x2") = &program;
+    __asm__ volatile("svc #0" : "+r"(result) : "r"(number), "r"(flags), "r"(third) : "memory");
+#endif
+    CHECK(result == 0);
+}
+
 static void nothing(int number) {
     (void)number;
 }
@@ -399,6 +423,10 @@ int main(int argc, char **argv) {
         two_at_once();
     } else if (IS("storm")) {
         storm();
+    } else if (IS("refused")) {
+        anywhere();
+        refuse();
+        segv();
     } else if (IS("strict")) {
         anywhere();
         CHECK(prctl(PR_SET_SECCOMP, SECCOMP_MODE_STRICT) == 0);
