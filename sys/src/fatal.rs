@@ -47,6 +47,7 @@ pub struct Disposition {
 pub type Handler = unsafe extern "C" fn(c_int, *mut libc::siginfo_t, *mut c_void);
 
 /// `SA_RESTORER`.
+#[cfg(target_arch = "x86_64")]
 const RESTORER: u64 = 0x0400_0000;
 
 impl Disposition {
@@ -176,7 +177,7 @@ mod tests {
         let handler = Disposition::call(nothing);
         let before = handler.set(libc::SIGXCPU).unwrap();
         // SIGKILL and SIGSTOP can't be blocked.
-        let kept = Disposition { mask: u64::MAX & !(1 << 8 | 1 << 18), ..handler };
+        let kept = Disposition { mask: !(1 << 8 | 1 << 18), ..handler };
         assert_eq!(Disposition::of(libc::SIGXCPU), Ok(kept));
         assert_eq!(before.set(libc::SIGXCPU), Ok(kept));
         assert!(before.is_default() && !kept.is_default());

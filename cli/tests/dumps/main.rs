@@ -257,7 +257,7 @@ fn quit(child: &mut Child, out: &fs::File) -> Checked {
         if text[..n].ends_with(b"\n") {
             let words = String::from_utf8_lossy(&text[..n]).into_owned();
             let pid = words.split_whitespace().last().and_then(|word| word.parse().ok()).and_then(Pid::from_raw);
-            return Ok(kill_process(pid.ok_or_else(|| Problem::Wrong(words))?, Signal::QUIT)?);
+            return Ok(kill_process(pid.ok_or(Problem::Wrong(words))?, Signal::QUIT)?);
         }
         if start.elapsed() > LIMIT || child.try_wait()?.is_some() {
             return Err(Problem::Wrong("the program was never ready".into()));
