@@ -11,6 +11,7 @@
 //! adopt         finds the program's memory
 //! pace          when it is looked at what
 //! ends          how its last thread has ended
+//! dump          everything home before a core dump
 //! removal       removals that userfaultfd does not tell of
 //! config        what `hetmem run` asks of the agent
 //! ledger        the statistics memory shared with `hetmem run`
@@ -24,6 +25,7 @@
 mod adopt;
 mod calls;
 pub mod config;
+pub mod dump;
 mod ends;
 mod executor;
 mod housekeeping;
@@ -41,6 +43,6 @@ pub use calls::{
     protect_thread, release_range, residency, thread_began, undisturbed, undivided,
 };
 pub use ends::{thread_exits, thread_is_strict};
-pub use notes::{is_first, last_word, note};
+pub use notes::{is_first, is_this_process, last_word, note};
 pub use removal::{guard, look_for_guards, removal_returned};
 pub use start::{Away, after_fork_in_child, leave, start, start_again};

@@ -8,6 +8,9 @@
 //! that anything is away
 //! resume() ──────────────────────► goes on
 //!
+//! gather() ──────────────────────► brings home what can be, stands still: a core dump is about to be written
+//! disperse() ────────────────────► goes on
+//!
 //! release(), residency() ────────► answers each
 //! leave() ───────────────────────► brings all home, and ends if that went well
 //! ```
@@ -19,6 +22,7 @@ use hetmem_core::units::PageRange;
 
 use super::housekeeping::Housekeeping;
 use hetmem::for_agent::Managed;
+use hetmem_sys::process::MemoryUse;
 
 /// What the program's threads want of the worker.
 #[derive(Default)]
@@ -27,6 +31,10 @@ struct Wants {
     forks: u32,
     /// Whether the worker stands still for them, with nothing away.
     quiet: bool,
+    /// Threads that are about to end the process with a core dump.
+    dumps: u32,
+    /// Whether the worker stands still, with nothing away that can come home.
+    gathered: bool,
     /// Ranges whose registrations must end before the worker stands still.
     undivided: Vec<PageRange>,
     /// Ranges to be let go of for good, each with the asker's ticket, and the tickets of those that were.
@@ -58,7 +66,11 @@ impl Wants {
     }
 
     fn nothing(&self) -> bool {
-        self.forks == 0 && self.release.is_empty() && self.looks.is_empty() && self.leave != Leave::Asked
+        self.forks == 0
+            && self.dumps == 0
+            && self.release.is_empty()
+            && self.looks.is_empty()
+            && self.leave != Leave::Asked
     }
 }
 
@@ -89,6 +101,24 @@ impl Mailbox {
     pub(super) fn resume(&self) {
         let mut wants = lock(&self.wants);
         wants.forks -= 1;
+        self.changed.notify_all();
+    }
+
+    /// The same before a core dump, but what can't come home stays away: returns once the rest is there. [`Mailbox::disperse`] lets the worker go on.
+    ///
+    /// Called by a handler of signals. It interrupts nobody who has this lock, or the allocator's: those have signals blocked.
+    pub(super) fn gather(&self) {
+        let mut wants = lock(&self.wants);
+        wants.dumps += 1;
+        self.changed.notify_all();
+        while !wants.gathered {
+            wants = self.changed.wait(wants).expect("no thread panicked while it held this lock");
+        }
+    }
+
+    pub(super) fn disperse(&self) {
+        let mut wants = lock(&self.wants);
+        wants.dumps -= 1;
         self.changed.notify_all();
     }
 
@@ -154,7 +184,7 @@ impl Mailbox {
     }
 
     /// Does what the program's threads ask for; `true` if the agent leaves.
-    pub(super) fn answer(&self, managed: &Managed, house: &mut Housekeeping<'_>) -> bool {
+    pub(super) fn answer(&self, managed: &Managed, memory: &MemoryUse, house: &mut Housekeeping<'_>) -> bool {
         let mut wants = lock(&self.wants);
         while let Some((ticket, range)) = wants.release.pop() {
             drop(wants);
@@ -164,11 +194,16 @@ impl Mailbox {
             self.changed.notify_all();
         }
         wants = self.answer_looks(managed, wants);
-        if wants.forks == 0 && wants.leave != Leave::Asked {
+        if wants.forks == 0 && wants.dumps == 0 && wants.leave != Leave::Asked {
             return false;
         }
+        // Who forks, or leaves, can't go on without its pages.
+        let for_dumps = wants.forks == 0 && wants.leave != Leave::Asked;
         drop(wants);
-        let home = managed.bring_all_home();
+        let home = match for_dumps {
+            true => has_room(managed, memory) && managed.bring_home_for_dump(),
+            false => managed.bring_all_home(),
+        };
         let mut wants = lock(&self.wants);
         if wants.leave == Leave::Asked {
             drop(wants);
@@ -181,25 +216,31 @@ impl Mailbox {
             self.changed.notify_all();
             return home;
         }
-        if !home && !managed.hears_of_forks() {
+        // Whoever else asks while a dump is waited for waits for the end.
+        let quiet = home || (managed.hears_of_forks() && !for_dumps);
+        if !quiet && !for_dumps {
             managed.stop_the_program("it can't come home, and a forked child would read zeros");
         }
-        wants.quiet = true;
+        wants.quiet = quiet;
+        wants.gathered = true;
         self.changed.notify_all();
-        while wants.forks > 0 {
+        while wants.dumps > 0 || (wants.forks > 0 && wants.quiet) {
             wants = self.answer_looks(managed, wants);
-            if let Some(range) = wants.undivided.pop() {
+            if wants.quiet
+                && let Some(range) = wants.undivided.pop()
+            {
                 managed.unregister_around(range);
                 self.changed.notify_all();
                 continue;
             }
             // Who looked may have taken longer than the forks.
-            if wants.forks == 0 {
+            if wants.forks == 0 && wants.dumps == 0 {
                 break;
             }
             wants = self.changed.wait(wants).expect("no thread panicked while it held this lock");
         }
         wants.quiet = false;
+        wants.gathered = false;
         false
     }
 
@@ -214,4 +255,10 @@ impl Mailbox {
         }
         wants
     }
+}
+
+/// Whether the machine has room for all that is on private devices: without it, it would be the kernel's choice whom to kill, and there would be no dump at all.
+fn has_room(managed: &Managed, memory: &MemoryUse) -> bool {
+    // An answer that can't be had forbids nothing.
+    memory.available().map_or(true, |available| managed.on_private_devices().bytes() <= available)
 }

@@ -12,6 +12,11 @@ static LEDGER: AtomicPtr<Ledger> = AtomicPtr::new(ptr::null_mut());
 /// The process that the agent is in.
 pub(super) static PID: AtomicU32 = AtomicU32::new(0);
 
+/// Whether the calling thread is one of the process that the last agent was started in, and not of a child that shares its memory (vfork).
+pub fn is_this_process() -> bool {
+    PID.load(Ordering::Relaxed) == std::process::id()
+}
+
 /// The ledger, opened once: a process that can't reach its path any more still has it, and so have its children.
 pub(super) fn ledger(config: &Config) -> Option<&'static Ledger> {
     // SAFETY: null or a leaked ledger. Acquire pairs with the Release below.

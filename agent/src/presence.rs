@@ -21,6 +21,7 @@ use hetmem_sys::mapping::wiped_on_fork;
 use hetmem_sys::process::SignalMask;
 use hetmem_sys::thread::backoff_sleep;
 
+use super::notes::is_this_process;
 use super::start::Agent;
 
 /// How long to sleep, in nanoseconds, before it is looked again whether the program's threads are done with an agent that leaves.
@@ -89,6 +90,33 @@ impl Use {
             backoff_sleep(LOOK_AGAIN_AFTER);
         }
         None
+    }
+}
+
+/// The agent of this process, which does not end any more: for a handler of a signal that ends the process. Unlike [`Use`] it has no thread-local storage, which the
+/// C library may allocate at its first use; the handler has all signals blocked.
+pub(super) fn stay() -> Option<&'static Agent> {
+    let (agent, users) = (word(AGENT)?, word(USERS)?);
+    while is_this_process() && agent.load(Ordering::SeqCst) != 0 {
+        // SeqCst, as in `Use::begin`.
+        if users.fetch_add(1, Ordering::SeqCst) & CLOSED == 0 {
+            let at = usize::try_from(agent.load(Ordering::SeqCst)).unwrap_or(0);
+            // SAFETY: null, or an agent that is not closed, and so not freed, while it has users.
+            if let Some(agent) = unsafe { ptr::with_exposed_provenance::<Agent>(at).as_ref() } {
+                return Some(agent);
+            }
+        }
+        users.fetch_sub(1, Ordering::SeqCst);
+        // It is about to leave, with everything home.
+        backoff_sleep(LOOK_AGAIN_AFTER);
+    }
+    None
+}
+
+/// Ends what [`stay`] began.
+pub(super) fn may_leave() {
+    if let Some(users) = word(USERS) {
+        users.fetch_sub(1, Ordering::SeqCst);
     }
 }
 

@@ -41,7 +41,7 @@ use super::config::Config;
 use super::ends;
 use super::housekeeping::Stacks;
 use super::mailbox::Mailbox;
-use super::notes::{PID, last_word, ledger};
+use super::notes::{PID, is_this_process, last_word, ledger};
 use super::presence::{self, Changing, Closed};
 use super::removal::thread_is_known;
 use super::work::{self, Departure};
@@ -276,7 +276,7 @@ extern "C" fn labour(arg: *mut c_void) {
 pub fn leave() -> Option<Away> {
     // A child that shares the memory (vfork, or worse) is a process of its own, and has no agent; and who is in the middle of a fork, of which a handler of a
     // signal asks this, would wait for himself.
-    if PID.load(Ordering::Relaxed) != std::process::id() || presence::is_in_use_here() {
+    if !is_this_process() || presence::is_in_use_here() {
         return None;
     }
     let changing = Changing::begin()?;

@@ -29,7 +29,7 @@ pub(super) fn run(agent: &Agent) -> Departure {
     // Whether the program has done something lately, and what it showed then.
     let (mut busy, mut last) = (true, Signs::default());
     loop {
-        if mailbox.answer(managed, &mut house) {
+        if mailbox.answer(managed, &agent.memory, &mut house) {
             return Departure::Asked;
         }
         if executor.wants_a_look().unwrap_or_else(|| house.is_due(busy)) {

@@ -4,11 +4,12 @@
 
 use std::os::fd::OwnedFd;
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use hetmem_core::engine::CountersAt;
 use hetmem_core::migrate::{Request, Target};
 use hetmem_core::outcome::Outcomes;
+use hetmem_core::physmap::MemoryType;
 use hetmem_core::policy::DeviceState;
 use hetmem_core::port::{FaultPath, Host as _};
 use hetmem_core::range_map::RangeMap;
@@ -28,6 +29,8 @@ use crate::service::{self, MEMORY_PATIENCE};
 
 /// How long to wait, in nanoseconds, before pages that did not come home are asked again.
 const ASK_AGAIN_AFTER: u32 = 100_000;
+/// How long a core dump waits for pages that do not come: those that somebody works on do.
+const DUMP_PATIENCE: Duration = Duration::from_secs(1);
 
 /// Why this process can't be managed.
 #[derive(Debug, Error)]
@@ -212,7 +215,17 @@ impl Managed {
     /// Brings everything home that the program doesn't map; `false` if some could not come.
     #[must_use]
     pub fn bring_all_home(&self) -> bool {
-        let home = self.all_come(|| self.0.engine.bring_all_home());
+        self.bring_home_within(MEMORY_PATIENCE)
+    }
+
+    /// The same before a core dump, which waits for no page that doesn't come: those that somebody works on do.
+    #[must_use]
+    pub fn bring_home_for_dump(&self) -> bool {
+        self.bring_home_within(DUMP_PATIENCE)
+    }
+
+    fn bring_home_within(&self, patience: Duration) -> bool {
+        let home = self.all_come(patience, || self.0.engine.bring_all_home());
         self.0.tell_of_resting();
         home
     }
@@ -222,7 +235,7 @@ impl Managed {
     pub fn let_go(&self, range: PageRange) -> bool {
         // It may be far larger than what is managed of it.
         let managed: Vec<PageRange> = self.regions().into_iter().filter_map(|part| part.intersect(range)).collect();
-        let home = self.all_come(|| {
+        let home = self.all_come(MEMORY_PATIENCE, || {
             self.0.migrate(&managed, Request::all_to(Target::System));
             self.away_in(range)
         });
@@ -234,11 +247,11 @@ impl Managed {
     }
 
     /// Calls `ask`, which says how many pages did not come home, until there are none. Such a page is busy, or there is no memory for
-    /// it; `false` if that lasts.
-    fn all_come(&self, ask: impl Fn() -> PageCount) -> bool {
+    /// it; `false` if that lasts longer than `patience`.
+    fn all_come(&self, patience: Duration, ask: impl Fn() -> PageCount) -> bool {
         let start = Instant::now();
         while !ask().is_zero() {
-            if start.elapsed() > MEMORY_PATIENCE {
+            if start.elapsed() > patience {
                 self.count_error();
                 return false;
             }
@@ -275,6 +288,16 @@ impl Managed {
         let Ok(mut seen) = hetmem_sys::mapping::resident(range) else { return Vec::new() };
         self.0.engine.each_away(range, |page| seen[page.start().pages_since(range.start()).as_usize()] |= 1);
         seen
+    }
+
+    /// How many pages are on private devices.
+    #[must_use]
+    pub fn on_private_devices(&self) -> PageCount {
+        let private = self.0.engine.devices().iter().map(|device| device.pagemap());
+        private
+            .filter(|pagemap| pagemap.memory_type == MemoryType::DevicePrivate)
+            .map(|pagemap| pagemap.frames.used())
+            .sum()
     }
 
     /// Counts the pages of `ranges` that are in system memory.

@@ -38,6 +38,7 @@ pub mod access;
 pub mod copy;
 pub mod dax;
 pub mod errno;
+pub mod fatal;
 mod flags;
 pub mod mapping;
 pub mod maps;

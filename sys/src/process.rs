@@ -9,17 +9,36 @@ use rustix::fs::{Mode, OFlags};
 use crate::errno::Errno;
 use crate::raw;
 
-/// How much memory the process has (`/proc/PID/statm`), kept open.
+/// How much memory the process has (`/proc/PID/statm`), and how much could be had (`/proc/meminfo`), kept open.
 #[derive(Debug)]
 pub struct MemoryUse {
     statm: OwnedFd,
+    /// Not everybody sees it.
+    meminfo: Option<OwnedFd>,
 }
 
 impl MemoryUse {
-    /// Opens the calling process's file, which can be read as long as the calling thread lives.
+    /// Opens the calling process's files, the first of which can be read as long as the calling thread lives.
     pub fn open() -> Result<Self, Errno> {
         let flags = OFlags::RDONLY | OFlags::CLOEXEC;
-        Ok(Self { statm: rustix::fs::open(c"/proc/thread-self/statm", flags, Mode::empty())? })
+        Ok(Self {
+            statm: rustix::fs::open(c"/proc/thread-self/statm", flags, Mode::empty())?,
+            meminfo: rustix::fs::open(c"/proc/meminfo", flags, Mode::empty()).ok(),
+        })
+    }
+
+    /// What the machine has left, in memory and swap (proc_meminfo(5)). A limit of the process's own, or of its control group, may be below.
+    pub fn available(&self) -> Result<ByteLen, Errno> {
+        let mut table = [0; 2048];
+        let meminfo = self.meminfo.as_ref().ok_or(Errno::NOENT)?;
+        let n = rustix::io::retry_on_intr(|| rustix::io::pread(meminfo, &mut table, 0))?;
+        let text = std::str::from_utf8(&table[..n]).map_err(|_| Errno::INVAL)?;
+        let kib = |name: &str| {
+            let line = text.lines().find_map(|line| line.strip_prefix(name))?;
+            line.split_ascii_whitespace().next()?.parse::<u64>().ok()
+        };
+        let swap = kib("SwapFree:").unwrap_or(0);
+        kib("MemAvailable:").map(|free| ByteLen::new(free.saturating_add(swap) << 10)).ok_or(Errno::INVAL)
     }
 
     /// Pages of anonymous memory that are present, about: the kernel counts by processor.
@@ -138,5 +157,16 @@ pub fn die() -> ! {
         // Where the signal could not be sent, or is not acted on (the first process of a namespace).
         // SAFETY: ends the process, which is the purpose.
         let _ = unsafe { raw::syscall5(libc::SYS_exit_group, [128 + ABORT, 0, 0, 0, 0]) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_that_is_left_is_some_and_no_more_than_there_is() {
+        let left = MemoryUse::open().unwrap().available().unwrap();
+        assert!(left.get() > 0 && left.get() >> 50 == 0, "{left}");
     }
 }

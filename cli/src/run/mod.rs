@@ -81,7 +81,11 @@ pub(crate) fn run(args: &RunArgs) -> Result<u8, Failure> {
     let ended = running.wait().map_err(waiting)?;
 
     let Ended { status, wall, .. } = ended;
-    let end = End { exit_code: ended.exit_code(), signal: status.signal(), core_dumped: status.core_dumped(), wall };
+    // By its number, which is another for a program in a process namespace of its own.
+    let away = ledger.counters_of(ended.pid).map(|own| report::away(&config.devices, own));
+    let away = away.unwrap_or_else(|| report::away(&config.devices, &ledger.sum()));
+    let (signal, core_dumped) = (status.signal(), status.core_dumped());
+    let end = End { exit_code: ended.exit_code(), signal, core_dumped, away, wall };
     let name = name.to_string_lossy().into_owned();
     let managed = report_agents(&ledger, &name, &ended);
     let report = Report::new(name, end, ledger.processes(), &config.devices, &ledger.sum());

@@ -70,7 +70,16 @@ pub(crate) struct End {
     pub(crate) exit_code: u8,
     pub(crate) signal: Option<i32>,
     pub(crate) core_dumped: bool,
+    /// What of the program was on private devices at its end: its dump, if there is one, is without.
+    pub(crate) away: ByteLen,
     pub(crate) wall: Duration,
+}
+
+/// What of a process with these `counters` is on private devices.
+pub(crate) fn away(devices: &[DeviceSpec], counters: &Counters) -> ByteLen {
+    let used = devices.iter().zip(&counters.devices);
+    let private = used.filter(|(spec, _)| spec.memory_type == MemoryType::DevicePrivate);
+    ByteLen::new(private.fold(0, |sum, (_, counters)| sum.saturating_add(counters.used_bytes.load(Relaxed))))
 }
 
 impl Report {
@@ -167,12 +176,10 @@ impl Summary<'_> {
     /// What is to be known of the core dump, if there is one: the kernel writes what is mapped, and waits for nothing that is missing (`handle_userfault` of
     /// fs/userfaultfd.c).
     fn dump(&self) -> String {
-        let private =
-            self.report.devices.iter().filter(|device| device.memory_type == MemoryType::DevicePrivate.label());
-        match private.fold(0_u64, |sum, device| sum.saturating_add(device.used_bytes)) {
+        match self.end.away.get() {
             _ if !self.end.core_dumped => String::new(),
             0 => ", core dumped".to_owned(),
-            lacking => format!(", core dumped without the {} on private devices", short(lacking)),
+            away => format!(", core dumped without the {} on private devices", short(away)),
         }
     }
 
@@ -235,7 +242,8 @@ mod tests {
         counters.fault_latency.record(4_000);
         let devices: Vec<DeviceSpec> =
             ["coherent:emulated,size=64M", "private:emulated,size=1G,name=gpu"].map(|s| s.parse().unwrap()).into();
-        let end = End { exit_code: 137, signal: Some(9), core_dumped: false, wall: Duration::from_millis(1500) };
+        let (away, wall) = (away(&devices, &counters), Duration::from_millis(1500));
+        let end = End { exit_code: 137, signal: Some(9), core_dumped: false, away, wall };
         (Report::new("ls".into(), end, 2, &devices, &counters), end)
     }
 
@@ -284,10 +292,10 @@ mod tests {
 
     #[test]
     fn the_summary_says_what_a_core_dump_lacks() {
-        let (mut report, end) = example();
-        let mut first_line = |core_dumped, used| {
-            report.devices[1].used_bytes = used;
-            let end = End { signal: Some(6), core_dumped, ..end };
+        let (report, end) = example();
+        assert_eq!(end.away.get(), 1_572_864);
+        let first_line = |core_dumped, away| {
+            let end = End { signal: Some(6), core_dumped, away: ByteLen::new(away), ..end };
             let text = report.summary(end, &PolicySpec::default()).to_string();
             text.lines().next().unwrap().to_owned()
         };

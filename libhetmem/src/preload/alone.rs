@@ -7,7 +7,7 @@ use hetmem_interpose::errno::keeping_errno;
 use hetmem_interpose::next;
 use hetmem_sys::process::with_signals_blocked;
 
-use super::{config, could_not_start};
+use super::{config, could_not_start, fatal};
 
 /// What `unshare(2)` does to a process of one thread only, CLONE_NEWTIME among it from Linux 6 on for its children; the others don't mind.
 const OF_ONE_THREAD: c_int =
@@ -34,7 +34,10 @@ pub(super) fn without_agent<R: Copy>(call: impl FnOnce() -> R) -> R {
 
 /// The agent leaves, and does not come back. `true` if there was one. Nothing is left to be done after the call that this is for: a filter may forbid it.
 pub(super) fn leave_for_good() -> bool {
-    uncancelled(|| with_signals_blocked(|| agent::leave().is_some()))
+    uncancelled(|| {
+        fatal::disarm();
+        with_signals_blocked(|| agent::leave().is_some())
+    })
 }
 
 /// Before a filter of system calls is put on all threads: the agent's could do nothing any more.
@@ -74,6 +77,9 @@ unsafe extern "C-unwind" fn prctl(option: c_int, second: usize, third: usize, fo
     let call = || unsafe { next(option, second, third, fourth, fifth) };
     if option == libc::PR_SET_DUMPABLE {
         return undisturbed(call);
+    }
+    if option == libc::PR_SET_SECCOMP {
+        uncancelled(fatal::disarm);
     }
     note_strict(option, second);
     call()

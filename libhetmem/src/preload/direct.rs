@@ -12,13 +12,14 @@ use hetmem_interpose::errno::set_errno;
 use hetmem_interpose::next::pages_of;
 
 use super::alone::{is_for_one_thread, leave_to_filters, note_strict, undisturbed, without_agent};
+use super::fatal;
 use super::io::Referred;
 use super::memory::{self, read};
 use super::threads::with_word_in_place;
 use super::with_all_home;
 
 /// Registers as the function finds them, and as it restores them.
-type Arguments = [usize; 6];
+pub(super) type Arguments = [usize; 6];
 
 /// `syscall(2)`: the number, and up to six arguments.
 #[cfg(target_arch = "x86_64")]
@@ -132,12 +133,35 @@ const fn int(word: usize) -> c_int {
 
 /// Before system call `number` with `args`: prepares for it. `true` if it was made here; then its result is stored, with the C library's `errno`.
 extern "C-unwind" fn before(number: libc::c_long, args: &Arguments, result: &mut isize) -> bool {
+    if number == libc::SYS_rt_sigaction {
+        // SAFETY: as the caller of `syscall` promised; the call returns on this stack.
+        *result = unsafe { make(number, *args) };
+        if *result == 0 {
+            uncancelled(|| fatal::attend_number(args));
+        }
+        return true;
+    }
+    if matches!(number, libc::SYS_seccomp | libc::SYS_prctl) {
+        before_filter(number, args);
+    }
     if !is_of_concern(number) || !agent::is_running() {
         return false;
     }
     let made = attend(number, args);
     *result = made.unwrap_or(0);
     made.is_some()
+}
+
+/// Before a call that may put a filter on the calling thread.
+fn before_filter(number: libc::c_long, args: &Arguments) {
+    let filters = match number {
+        // Without a filter the kernel is only asked whether it knows the flags.
+        libc::SYS_seccomp => args[0] == SET_STRICT || (args[0] == SET_FILTER && args[2] != 0),
+        _ => int(args[0]) == libc::PR_SET_SECCOMP,
+    };
+    if filters {
+        uncancelled(fatal::disarm);
+    }
 }
 
 /// Most calls are none of these, and this is all that they pay.

@@ -14,6 +14,7 @@
 //! | `mlockall` | hetmem's own memory is neither locked nor counted | `memory` |
 //! | `munmap` (of hetmem's memory) | the agent leaves before | `memory` |
 //! | `vmsplice`, `send`, `sendto`, `sendmsg`, `sendmmsg` (`MSG_ZEROCOPY`) | pages that a pipe or socket refers to stay in place | `io` |
+//! | `sigaction`, `__sigaction`, `signal`, `bsd_signal`, `ssignal`, `sysv_signal`, `__sysv_signal`, `sigset` (core dumps) | a default that dumps is covered by a handler, of which nobody is told | `fatal` |
 //! | `prctl` (strict `seccomp`) | how the thread will end is noted | `alone` |
 //! | `syscall` | the same, where the program asks the kernel through it; `seccomp` for all threads: the agent leaves for good | `direct` |
 //!
@@ -27,6 +28,7 @@
 
 mod alone;
 mod direct;
+mod fatal;
 mod inside;
 mod io;
 mod memory;
@@ -61,6 +63,7 @@ fn config() -> Option<&'static Config> {
 }
 
 extern "C" fn begin() {
+    fatal::find_next();
     // SAFETY: asks for a number.
     if unsafe { libc::getauxval(libc::AT_SECURE) } != 0 {
         // The environment is somebody's of less privilege.
@@ -81,8 +84,9 @@ extern "C" fn begin() {
     let is_first = agent::is_first(config);
     // Where forks are not noticed, that is told.
     let started = if FORKS.register() { agent::start(config) } else { Err("the C library has no memory".to_owned()) };
-    if let Err(message) = started {
-        refuse(config, &message, is_first);
+    match started {
+        Ok(()) => fatal::arm(config),
+        Err(message) => refuse(config, &message, is_first),
     }
 }
 
@@ -110,10 +114,12 @@ extern "C" fn in_child() {
 fn adopt_orphan() {
     if ORPHAN.swap(false, Ordering::Relaxed)
         && let Some(config) = config()
-        // A handler that asks for the agent would wait for this thread.
-        && let Err(message) = with_signals_blocked(|| agent::start_again(config))
     {
-        could_not_start(config, &message);
+        // A handler that asks for the agent would wait for this thread.
+        match with_signals_blocked(|| agent::start_again(config)) {
+            Ok(()) => fatal::arm_child(),
+            Err(message) => could_not_start(config, &message),
+        }
     }
 }
 
