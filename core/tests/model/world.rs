@@ -32,7 +32,7 @@ pub(crate) const OVERLAY_B: DeviceId = DeviceId::new(5);
 
 /// A device of a [`World`].
 #[derive(Clone, Copy)]
-pub(crate) struct DeviceKind {
+struct DeviceKind {
     pub(crate) memory_type: MemoryType,
     pub(crate) owner: u64,
     pub(crate) capacity: u64,
