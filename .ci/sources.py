@@ -1,6 +1,6 @@
 """Checks what ARCHITECTURE.md says of the sources against them, and .ci/imports against the library.
 
-Usage: sources.py unsafe | locks | imports (of the library in target/users)
+Usage: sources.py unsafe | locks | imports (of the library in target/release)
 """
 
 import pathlib
@@ -85,7 +85,7 @@ def locks():
 
 def imports():
     """Symbols that libhetmem.so takes from others without being listed, and the other way round."""
-    library = ROOT / "target/users/release/libhetmem.so"
+    library = ROOT / "target/release/libhetmem.so"
     printed = subprocess.run(["nm", "-D", "--undefined-only", library], check=True, capture_output=True, text=True).stdout
     taken = {line.split()[-1].split("@")[0] for line in printed.splitlines()}
     lines = (ROOT / ".ci/imports").read_text().splitlines()
