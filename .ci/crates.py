@@ -1,6 +1,6 @@
 """Checks the crates of the workspace with what `cargo metadata` says on standard input.
 
-Usage: crates.py floors | crates.py licences
+Usage: crates.py floors | crates.py licences | crates.py published (prints them, as arguments of cargo)
 """
 
 import json
@@ -65,7 +65,15 @@ def licences(metadata):
             yield f"{package['name']} {package['version']}: {expression}"
 
 
+def published(metadata):
+    """The crates that are meant for others to build on: those without `publish = false`."""
+    return [package["name"] for package in metadata["packages"] if package["source"] is None and package["publish"] is None]
+
+
 def main():
+    if sys.argv[1] == "published":
+        print("\n".join(f"--package={name}" for name in published(json.load(sys.stdin))))
+        return 0
     check = {"floors": floors, "licences": licences}[sys.argv[1]]
     metadata = json.load(sys.stdin)
     problems = list(check(metadata))

@@ -1,7 +1,7 @@
 """Checks what documents and headers of modules say of the sources against them, what is said of libraries against these, and that users of the crate hetmem need no
 other.
 
-Usage: sources.py unsafe | locks | modules | names | imports | interposed (the latter two of the libraries in target/users) | public (of the documentation in target/public)
+Usage: sources.py unsafe | locks | modules | names | imports | interposed (the latter two of the libraries in target/release) | public (of the documentation in target/public)
 """
 
 import pathlib
@@ -140,7 +140,7 @@ def names():
 
 def symbols(library, which):
     """The names of a library's dynamic symbols that `nm` selects by `which`."""
-    command = ["nm", "-D", which, ROOT / "target/users/release" / library]
+    command = ["nm", "-D", which, ROOT / "target/release" / library]
     printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     return {line.split()[-1].split("@")[0] for line in printed.splitlines()}
 

@@ -1,7 +1,4 @@
 //! Each call of the host and of a device fails once, in each way it can: the program must not notice.
-#![cfg(not(loom))]
-
-mod model;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::Ordering::Relaxed;
@@ -15,7 +12,8 @@ use hetmem_core::physmap::Owner;
 use hetmem_core::port::{FaultPath, InstallStop, TransferError};
 use hetmem_core::slot::Slot;
 use hetmem_core::units::{DeviceId, PageCount, PageRange};
-use model::{Action, COHERENT, COHERENT_B, Failure, PRIVATE, PRIVATE_B, STOPPED, StepKind, World};
+
+use crate::model::{Action, COHERENT, COHERENT_B, Failure, ModelHost, PRIVATE, PRIVATE_B, STOPPED, StepKind, World};
 
 /// The batch ends one block and begins the next.
 const FIRST: u64 = 506;
@@ -58,7 +56,7 @@ fn away(place: Target) -> World {
     world
 }
 
-fn collect(world: &World, range: PageRange) -> Collected<'_, model::ModelHost> {
+fn collect(world: &World, range: PageRange) -> Collected<'_, ModelHost> {
     let (_, region) = world.engine.region_at(range.start()).expect("it is managed");
     // No page is on its way to where it is already.
     let nowhere = Target::Device(DeviceId::new(9));
@@ -294,7 +292,7 @@ fn a_dropped_phase_puts_everything_back() {
     }
 }
 
-fn one_batch(world: &World, target: Target) -> Collected<'_, model::ModelHost> {
+fn one_batch(world: &World, target: Target) -> Collected<'_, ModelHost> {
     let range = world.at(FIRST, 6);
     let (_, region) = world.engine.region_at(range.start()).expect("it is managed");
     Collected::collect(&world.engine, range, region, Request::all_to(target))

@@ -1,12 +1,9 @@
 //! The four who install pages (finalize, rollback, and the two kinds of touches), and each answer that the host can give them.
-#![cfg(not(loom))]
 
-mod model;
-
+use crate::model::{Action, COHERENT, Done, Failure, ModelHost, PRIVATE, PRIVATE_B, StepKind, World};
 use hetmem_core::migrate::{Collected, Request, Target};
 use hetmem_core::port::InstallStop;
 use hetmem_core::units::{DeviceId, PageCount, PageRange};
-use model::{Action, COHERENT, Failure, PRIVATE, PRIVATE_B, StepKind, World};
 
 /// The batch ends one block and begins the next.
 const FIRST: u64 = 508;
@@ -25,7 +22,7 @@ fn world(place: Target) -> World {
     world
 }
 
-fn collect(world: &World, range: PageRange) -> Collected<'_, model::ModelHost> {
+fn collect(world: &World, range: PageRange) -> Collected<'_, ModelHost> {
     let (_, region) = world.engine.region_at(range.start()).expect("it is managed");
     // No page is on its way to where it is already.
     Collected::collect(&world.engine, range, region, Request::all_to(Target::Device(DeviceId::new(9))))
@@ -178,7 +175,7 @@ fn what_the_host_has_no_memory_for_is_not_lost() {
     for caller in &CALLERS {
         let step = installs(caller)[0];
         let world = (caller.setup)();
-        world.model.lock().fail_at(step, Failure::Install(InstallStop::NoMemory, model::Done::None), 100);
+        world.model.lock().fail_at(step, Failure::Install(InstallStop::NoMemory, Done::None), 100);
         (caller.work)(&world);
         world.model.lock().calm();
         world.verify();

@@ -1,7 +1,4 @@
 //! Whatever the program and hetmem do, in whatever order: a read finds what the program wrote.
-#![cfg(not(loom))]
-
-mod model;
 
 use hetmem_core::engine::Residency;
 use hetmem_core::migrate::{Request, Select, Target};
@@ -10,8 +7,9 @@ use hetmem_core::outcome::{KeptReason, PageOutcome};
 use hetmem_core::physmap::{MemoryType, Owner};
 use hetmem_core::space::Region;
 use hetmem_core::units::{DeviceId, PageCount, PageRange};
-use model::{Action, Chaos, World};
 use proptest::prelude::*;
+
+use crate::model::{Action, Chaos, World};
 
 /// The program's address space: three blocks, of which stretches around the borders are used.
 const SPACE: u64 = 3 * 512;

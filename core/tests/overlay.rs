@@ -1,7 +1,4 @@
 //! Blocks of a device's memory that are laid over the program's: whatever fails and whatever the program does meanwhile, it reads what it wrote.
-#![cfg(not(loom))]
-
-mod model;
 
 use hetmem_core::engine::Residency;
 use hetmem_core::frames::FrameRun;
@@ -11,7 +8,8 @@ use hetmem_core::physmap::Owner;
 use hetmem_core::port::InstallStop;
 use hetmem_core::space::Region;
 use hetmem_core::units::{FrameIndex, PageCount, PageRange};
-use model::{COHERENT, Failure, OVERLAY, OVERLAY_B, OWNED, PRIVATE, StepKind, World};
+
+use crate::model::{COHERENT, Failure, ModelHost, OVERLAY, OVERLAY_B, OWNED, PRIVATE, StepKind, World};
 
 /// The block that is laid.
 const FIRST: u64 = 512;
@@ -408,7 +406,7 @@ fn what_is_laid_keeps_its_bytes_when_the_program_drops_it() {
     finish(&world);
 }
 
-fn phase(world: &World) -> Collected<'_, model::ModelHost> {
+fn phase(world: &World) -> Collected<'_, ModelHost> {
     Collected::collect(&world.engine, block(world), OWNED, Request::all_to(ON_OVERLAY))
 }
 

@@ -1,7 +1,4 @@
 //! Whatever the program and hetmem do where blocks are laid, in whatever order: a read finds what the program wrote.
-#![cfg(not(loom))]
-
-mod model;
 
 use hetmem_core::engine::Residency;
 use hetmem_core::frames::FrameRun;
@@ -11,8 +8,9 @@ use hetmem_core::outcome::{KeptReason, PageOutcome};
 use hetmem_core::physmap::Owner;
 use hetmem_core::space::Region;
 use hetmem_core::units::{DeviceId, FrameIndex, PageCount, PageRange};
-use model::{Action, Chaos, OVERLAY, World};
 use proptest::prelude::*;
+
+use crate::model::{Action, Chaos, OVERLAY, World};
 
 const BLOCKS: u64 = 3;
 

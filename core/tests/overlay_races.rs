@@ -1,7 +1,4 @@
 //! The program changes its memory while a block is laid over it or lifted, at every step: what it wrote is never lost, and no thread left asleep.
-#![cfg(not(loom))]
-
-mod model;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,7 +8,8 @@ use hetmem_core::migrate::{Collected, Request, Target};
 use hetmem_core::mirror::{MirrorPage, Place, RangeFault, Want};
 use hetmem_core::outcome::KeptReason;
 use hetmem_core::units::{PageCount, PageRange, VirtAddr};
-use model::{Action, COHERENT, Failure, OVERLAY, OVERLAY_B, OWNED, PRIVATE, StepKind, World};
+
+use crate::model::{Action, COHERENT, Failure, OVERLAY, OVERLAY_B, OWNED, PRIVATE, StepKind, World};
 
 /// The block that is laid.
 const FIRST: u64 = 512;

@@ -1,7 +1,4 @@
 //! The program changes its memory in the middle of a migration or of a fault, at every step and between the phases.
-#![cfg(not(loom))]
-
-mod model;
 
 use hetmem_core::fault::FaultResolution;
 use hetmem_core::migrate::{Collected, Request, Target};
@@ -11,7 +8,8 @@ use hetmem_core::physmap::Owner;
 use hetmem_core::port::FaultPath;
 use hetmem_core::space::Region;
 use hetmem_core::units::{DeviceId, PageCount, PageRange};
-use model::{Action, COHERENT, COHERENT_B, PRIVATE, PRIVATE_B, World};
+
+use crate::model::{Action, COHERENT, COHERENT_B, PRIVATE, PRIVATE_B, World, ZERO};
 
 /// Pages of the program: the end of one block and the start of the next.
 const FIRST: u64 = 509;
@@ -462,7 +460,7 @@ fn guards_that_are_removed_again_leave_zeros_and_free_frames() {
             world.model.unguard(some);
             let frames = world.engine.devices().iter().map(|device| device.pagemap().frames.used());
             assert!(frames.sum::<PageCount>() <= range.pages() - some.pages(), "nothing keeps what was discarded");
-            assert!(some.iter().all(|page| world.model.touch(page) == Some(model::ZERO)));
+            assert!(some.iter().all(|page| world.model.touch(page) == Some(ZERO)));
             world.verify();
         }
     }

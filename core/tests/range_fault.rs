@@ -1,13 +1,11 @@
 //! Range faults over every state that a page can be in.
-#![cfg(not(loom))]
-
-mod model;
 
 use hetmem_core::migrate::{Collected, Request, Target};
 use hetmem_core::mirror::{MirrorPage, RangeFault, RangeFaultError, Want};
 use hetmem_core::physmap::Owner;
 use hetmem_core::units::{DeviceId, PageRange};
-use model::{Answer, COHERENT, COHERENT_B, PRIVATE, PRIVATE_B, StepKind, World};
+
+use crate::model::{Answer, COHERENT, COHERENT_B, PRIVATE, PRIVATE_B, StepKind, World};
 
 const EVERYWHERE: [Target; 5] = [
     Target::System,

@@ -1,5 +1,4 @@
 //! Memory comes under management once, whoever asks for it at the same time.
-#![cfg(not(loom))]
 
 use std::sync::Barrier;
 

@@ -1,5 +1,4 @@
 //! A page takes the ways that the table of [`hetmem_core::slot`] lists, and no other.
-#![cfg(not(loom))]
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 

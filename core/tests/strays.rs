@@ -1,7 +1,4 @@
 //! Pages that the kernel copies or moves behind hetmem's back, such as at the first write after a fork.
-#![cfg(not(loom))]
-
-mod model;
 
 use std::sync::{Arc, Mutex};
 
@@ -11,7 +8,8 @@ use hetmem_core::notifier::Event;
 use hetmem_core::outcome::{KeptReason, PageOutcome};
 use hetmem_core::physmap::Page;
 use hetmem_core::units::{BLOCK_PAGES, PageCount};
-use model::{COHERENT, COHERENT_B, PRIVATE, World};
+
+use crate::model::{COHERENT, COHERENT_B, PRIVATE, World};
 
 /// Pages on a coherent device, of which the second and the last are not there any more.
 fn astray(first: u64) -> World {

@@ -1,7 +1,4 @@
 //! A program of many threads, migrations by many threads, and one handler thread, all at once.
-#![cfg(not(loom))]
-
-mod model;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -9,7 +6,8 @@ use std::thread;
 use hetmem_core::migrate::{Request, Target};
 use hetmem_core::space::Region;
 use hetmem_core::units::{DeviceId, PageCount, PageRange};
-use model::{OVERLAY, OVERLAY_B, StepKind, Token, World, ZERO};
+
+use crate::model::{OVERLAY, OVERLAY_B, StepKind, Token, World, ZERO};
 
 /// Rounds of each thread of the program.
 const ROUNDS: u64 = 500;

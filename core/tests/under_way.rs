@@ -1,15 +1,12 @@
 //! Faults whose device says later that it has done.
-#![cfg(not(loom))]
-
-mod model;
 
 use std::sync::atomic::Ordering::Relaxed;
 
+use crate::model::{PRIVATE, World};
 use hetmem_core::engine::Residency;
 use hetmem_core::fault::{FaultResolution, MAX_FAULTS};
 use hetmem_core::migrate::{Request, Target};
 use hetmem_core::units::{PageCount, PageRange, VirtAddr};
-use model::{PRIVATE, World};
 
 const COUNT: u64 = MAX_FAULTS as u64 + 1;
 

@@ -74,7 +74,7 @@ pub(crate) fn address(at: VirtAddr) -> usize {
 #[target_feature(enable = "avx512f")]
 #[expect(clippy::multiple_unsafe_ops_per_block, reason = "loads and stores of one loop, inside the same two ranges")]
 unsafe fn stream_avx512(to: *mut u8, from: *const u8, bytes: usize) {
-    use std::arch::x86_64::{__m512i, _mm_sfence, _mm512_load_si512, _mm512_stream_si512};
+    use std::arch::x86_64::{__m512i, _mm512_load_si512, _mm512_stream_si512};
     for at in (0..bytes).step_by(256) {
         // SAFETY: whole pages, so that each step of 256 bytes is inside both ranges and aligned to 64.
         unsafe {
@@ -88,15 +88,14 @@ unsafe fn stream_avx512(to: *mut u8, from: *const u8, bytes: usize) {
             _mm512_stream_si512(target.add(3), d);
         }
     }
-    // Streamed stores are ordered with those that follow only by a fence.
-    _mm_sfence();
+    order_streamed_stores();
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx")]
 #[expect(clippy::multiple_unsafe_ops_per_block, reason = "loads and stores of one loop, inside the same two ranges")]
 unsafe fn stream_avx(to: *mut u8, from: *const u8, bytes: usize) {
-    use std::arch::x86_64::{__m256i, _mm_sfence, _mm256_load_si256, _mm256_stream_si256};
+    use std::arch::x86_64::{__m256i, _mm256_load_si256, _mm256_stream_si256};
     for at in (0..bytes).step_by(128) {
         // SAFETY: whole pages, so that each step of 128 bytes is inside both ranges and aligned to 32.
         unsafe {
@@ -110,15 +109,14 @@ unsafe fn stream_avx(to: *mut u8, from: *const u8, bytes: usize) {
             _mm256_stream_si256(target.add(3), d);
         }
     }
-    // Streamed stores are ordered with those that follow only by a fence.
-    _mm_sfence();
+    order_streamed_stores();
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx")]
 #[expect(clippy::multiple_unsafe_ops_per_block, reason = "stores of one loop, inside the same range")]
 unsafe fn clear_avx(to: *mut u8, bytes: usize) {
-    use std::arch::x86_64::{__m256i, _mm_sfence, _mm256_setzero_si256, _mm256_stream_si256};
+    use std::arch::x86_64::{__m256i, _mm256_setzero_si256, _mm256_stream_si256};
     let zero = _mm256_setzero_si256();
     for at in (0..bytes).step_by(64) {
         // SAFETY: whole pages, so that each step of 64 bytes is inside the range and aligned to 64.
@@ -128,8 +126,15 @@ unsafe fn clear_avx(to: *mut u8, bytes: usize) {
             _mm256_stream_si256(target.add(1), zero);
         }
     }
-    // Streamed stores are ordered with those that follow only by a fence.
-    _mm_sfence();
+    order_streamed_stores();
+}
+
+/// Orders streamed stores with those that follow, which only a fence does.
+#[cfg(target_arch = "x86_64")]
+#[allow(unused_unsafe, reason = "only the older ones of the versions of Rust that will do call it unsafe")]
+fn order_streamed_stores() {
+    // SAFETY: every processor of this architecture has the instruction.
+    unsafe { std::arch::x86_64::_mm_sfence() };
 }
 
 #[cfg(test)]

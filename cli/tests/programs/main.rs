@@ -14,6 +14,10 @@
 //! Programs that are not installed make a test *ignored*, with the reason beside it; with `CI` set, they make it fail.
 //! `HETMEM_TEST_SEED` sets the seed of the chaos. Names filter as in every test binary: `cargo test --test programs redis`.
 //!
+//! Under chaos a program takes up to fifty times as long as natively. So each of the larger ones comes in two lengths
+//! ([`Length`]): one that moves several times the pages that must move, and a *long* one, whose name ends in `::long`, and
+//! which is tried when it is asked for: `-- --ignored`, or `-- --include-ignored`.
+//!
 //! # Limits
 //!
 //! A program's output must not depend on time, on addresses or on the folder it runs in, or there is nothing to compare.
@@ -71,6 +75,33 @@ fn trial(name: impl Into<String>, body: impl FnOnce() -> Outcome + Send + 'stati
         Err(Problem::Missing(what) | Problem::Refused(what)) => Ok(Completion::ignored_with(what)),
         Err(Problem::Wrong(what)) => Err(Failed::from(what)),
     })
+}
+
+/// How much a program does.
+#[derive(Clone, Copy)]
+enum Length {
+    /// What is tried each time.
+    Short,
+    /// What is tried when it is asked for: it takes minutes.
+    Long,
+}
+
+impl Length {
+    /// A test of this length.
+    fn trial(self, name: impl Into<String>, body: impl FnOnce() -> Outcome + Send + 'static) -> Trial {
+        match self {
+            Self::Short => trial(name, body),
+            Self::Long => trial(name.into() + "::long", body).with_ignored_flag(true),
+        }
+    }
+
+    /// The measure for this length.
+    fn of<T>(self, short: T, long: T) -> T {
+        match self {
+            Self::Short => short,
+            Self::Long => long,
+        }
+    }
 }
 
 fn main() -> ExitCode {

@@ -4,21 +4,35 @@ use libtest_mimic::Trial;
 
 use crate::compare::{Expect, compare};
 use crate::launch::{Program, Setting};
-use crate::{host, trial};
+use crate::{Length, host, trial};
 
-/// Name, arguments, and the pages that must move under chaos.
-const PROGRAMS: &[(&str, &[&str], u64)] = &[
-    ("threads", &["24"], 100_000),
-    ("forks", &["40", "2048"], 10_000),
+/// A program, its arguments, and the pages that must move at least.
+type Run = (&'static str, &'static [&'static str], u64);
+
+/// As long as it takes to move several times the pages that must move.
+const UNDER_CHAOS: &[Run] = &[
+    ("threads", &["6"], 100_000),
+    ("forks", &["10", "2048"], 10_000),
     ("spawns", &["6"], 1_000),
     ("mappings", &["2000"], 20_000),
-    ("regrow", &["6000"], 100_000),
+    ("regrow", &["3000"], 100_000),
     ("syscalls", &["100"], 10_000),
     ("signals", &["2000"], 10_000),
-    ("guards", &["4000"], 10_000),
+    ("guards", &["2000"], 10_000),
     ("userfault", &["40"], 1_000),
     ("descriptors", &["40"], 1_000),
 ];
+/// With more memory than the limit of 32 MiB.
+const UNDER_LIMIT: &[Run] = &[("threads", &["3", "8", "16384"], 10_000), ("forks", &["3", "12288"], 10_000)];
+
+/// The same for as long as an interleaving that is met seldom may need.
+const LONG_UNDER_CHAOS: &[Run] = &[
+    ("threads", &["24"], 100_000),
+    ("forks", &["40", "2048"], 10_000),
+    ("regrow", &["6000"], 100_000),
+    ("guards", &["4000"], 10_000),
+];
+const LONG_UNDER_LIMIT: &[Run] = &[("threads", &["12", "8", "16384"], 10_000), ("forks", &["6", "12288"], 10_000)];
 
 /// The ways to end that `endings` knows.
 const ENDINGS: &[&str] = &[
@@ -34,20 +48,22 @@ const ENDINGS: &[&str] = &[
     "killed",
 ];
 
-fn own(name: &'static str, arguments: &'static [&'static str], setting: Setting, least_moved: u64) -> Trial {
-    trial(format!("{}::{name}", setting.name()), move || {
+fn own(&(name, arguments, least_moved): &Run, setting: Setting, length: Length) -> Trial {
+    length.trial(format!("{}::{name}", setting.name()), move || {
         let program = Program::new(host::compiled(name)?).arguments(arguments.iter().copied());
         compare(&program, setting, &Expect::moved(least_moved)).map(drop)
     })
 }
 
 pub(crate) fn trials() -> Vec<Trial> {
-    let under_chaos = PROGRAMS.iter().map(|&(name, arguments, least)| own(name, arguments, Setting::Chaos, least));
-    // More memory than the limit of 32 MiB.
-    let under_limit = [
-        own("threads", &["12", "8", "16384"], Setting::Limit, 10_000),
-        own("forks", &["6", "12288"], Setting::Limit, 10_000),
+    let tables = [
+        (UNDER_CHAOS, Setting::Chaos, Length::Short),
+        (UNDER_LIMIT, Setting::Limit, Length::Short),
+        (LONG_UNDER_CHAOS, Setting::Chaos, Length::Long),
+        (LONG_UNDER_LIMIT, Setting::Limit, Length::Long),
     ];
+    let programs =
+        tables.into_iter().flat_map(|(runs, setting, length)| runs.iter().map(move |run| own(run, setting, length)));
     let endings = trial("chaos::endings", || {
         let binary = host::compiled("endings")?;
         for how in ENDINGS {
@@ -56,5 +72,5 @@ pub(crate) fn trials() -> Vec<Trial> {
         }
         Ok(())
     });
-    under_chaos.chain(under_limit).chain([endings]).collect()
+    programs.chain([endings]).collect()
 }

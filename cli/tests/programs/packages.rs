@@ -7,17 +7,21 @@ use libtest_mimic::Trial;
 
 use crate::compare::{Expect, compare};
 use crate::launch::{Ended, Program, Setting};
-use crate::{Outcome, Problem, host, trial};
+use crate::{Length, Outcome, Problem, host, trial};
 
-fn python(setting: Setting) -> Outcome {
-    let program = Program::new(host::program("python3")?).arguments([host::source("scripts/heap.py")]).arguments(["3"]);
+fn python(setting: Setting, objects: &str) -> Outcome {
+    let script = host::source("scripts/heap.py");
+    let program = Program::new(host::program("python3")?).arguments([script]).arguments(["3", objects]);
     compare(&program, setting, &Expect::moved(100_000)).map(drop)
 }
 
 /// The database file must be the same, byte by byte, and pass the integrity checks of a native `sqlite3`.
-fn sqlite(setting: Setting) -> Outcome {
+fn sqlite(setting: Setting, rows: u32) -> Outcome {
     let sqlite = host::program("sqlite3")?;
-    let program = Program::new(&sqlite).arguments(["-batch", "events.db"]).stdin(host::source("scripts/load.sql"));
+    // In this order: a change of where temporary tables are drops them, and parameters are in one.
+    let set = ["-cmd", "PRAGMA temp_store = MEMORY", "-cmd", &format!(".parameter set :rows {rows}")];
+    let program = Program::new(&sqlite).arguments(["-batch"]).arguments(set).arguments(["events.db"]);
+    let program = program.stdin(host::source("scripts/load.sql"));
     let expect = Expect { files: &["events.db"], ..Expect::moved(100_000) };
     let (_, managed) = compare(&program, setting, &expect)?;
     let check = Command::new(&sqlite)
@@ -31,9 +35,10 @@ fn sqlite(setting: Setting) -> Outcome {
 }
 
 /// It verifies what it writes. A worker that a signal killed it starts anew, and only says so.
-fn stress_ng() -> Outcome {
+fn stress_ng(operations: u32) -> Outcome {
     const BAD: &[&str] = &["fail:", "error:", "terminated on", "died", "restarting", "aborted", "skipped", "incorrect"];
-    let options = "--vm 2 --vm-bytes 64M --vm-method all --vm-ops 60000 --verify --seed 7 --metrics-brief --verbose";
+    let options = "--vm 2 --vm-bytes 64M --vm-method all --verify --seed 7 --metrics-brief --verbose";
+    let options = format!("{options} --vm-ops {operations}");
     let program = Program::new(host::program("stress-ng")?).arguments(options.split(' '));
     let expect = Expect { output: false, ..Expect::moved(100_000) };
     let (native, managed) = compare(&program, Setting::Chaos, &expect)?;
@@ -111,10 +116,10 @@ fn large_program(functions: usize) -> String {
 }
 
 /// Driver, compiler, assembler and linker are all managed; the executable must be the same, byte by byte.
-fn c_compiler() -> Outcome {
+fn c_compiler(functions: usize) -> Outcome {
     let inputs = host::folder()?;
     let source = inputs.path().join("large.c");
-    std::fs::write(&source, large_program(250))?;
+    std::fs::write(&source, large_program(functions))?;
     let program = Program::new(host::program("cc")?).arguments(["-O2", "-w", "-o", "large"]).arguments([source]);
     let expect = Expect { files: &["large"], ..Expect::moved(10_000) };
     compare(&program, Setting::Chaos, &expect).map(drop)
@@ -128,20 +133,34 @@ fn pipeline() -> Outcome {
     compare(&program, Setting::Chaos, &Expect::moved(10_000)).map(drop)
 }
 
+/// The tests of the programs that are there in two lengths.
+fn of_length(length: Length) -> [Trial; 4] {
+    let objects = length.of("10000", "60000");
+    let rows = length.of(40_000, 300_000);
+    let functions = length.of(60, 250);
+    let operations = length.of(20_000, 60_000);
+    [
+        length.trial("chaos::python", move || python(Setting::Chaos, objects)),
+        length.trial("chaos::sqlite", move || sqlite(Setting::Chaos, rows)),
+        length.trial("chaos::stress_ng", move || stress_ng(operations)),
+        length.trial("chaos::c_compiler", move || c_compiler(functions)),
+    ]
+}
+
 pub(crate) fn trials() -> Vec<Trial> {
-    vec![
-        trial("chaos::python", || python(Setting::Chaos)),
-        trial("limit::python", || python(Setting::Limit)),
-        trial("chaos::sqlite", || sqlite(Setting::Chaos)),
-        trial("limit::sqlite", || sqlite(Setting::Limit)),
-        trial("chaos::stress_ng", stress_ng),
+    let mut trials = vec![
+        // More memory than the limit of 32 MiB.
+        trial("limit::python", || python(Setting::Limit, "60000")),
         trial("chaos::stress_ng_unmaps", || stress_ng_unmaps(Setting::Chaos)),
         trial("manual::stress_ng_unmaps", || stress_ng_unmaps(Setting::Manual)),
         trial("chaos::without_room", || without_room(Setting::Chaos)),
         trial("manual::without_room", || without_room(Setting::Manual)),
         trial("chaos::setpriv", || setpriv(Setting::Chaos)),
         trial("manual::setpriv", || setpriv(Setting::Manual)),
-        trial("chaos::c_compiler", c_compiler),
         trial("chaos::pipeline", pipeline),
-    ]
+    ];
+    trials.extend(of_length(Length::Short));
+    trials.extend(of_length(Length::Long));
+    trials.push(Length::Long.trial("limit::sqlite", || sqlite(Setting::Limit, 300_000)));
+    trials
 }

@@ -10,10 +10,8 @@ use libtest_mimic::Trial;
 
 use crate::compare::{check_stats, report, same};
 use crate::launch::{Ended, LIMIT, Program, Running, Setting, help, wait_until};
-use crate::{Outcome, Problem, host, trial};
+use crate::{Length, Outcome, Problem, host};
 
-/// Keys of each kind.
-const KEYS: u64 = 6_000;
 /// Times that the end of a snapshot is asked for, each after a small load.
 const MOST_QUESTIONS: usize = 2_000;
 
@@ -37,10 +35,10 @@ fn value(seed: u64, length: u64) -> String {
     text
 }
 
-/// Commands that fill database 0; values of all kinds and of sizes from a few bytes to several pages.
-fn first_script() -> String {
+/// Commands that fill database 0 with `keys` keys of each kind; values of all kinds and of sizes from a few bytes to several pages.
+fn first_script(keys: u64) -> String {
     let mut text = String::new();
-    for i in 0..KEYS {
+    for i in 0..keys {
         let length = if i % 50 == 0 { 20_000 + i } else { 10 + mix(i) % 1_000 };
         let _ = write!(text, "SET s:{i} {}\r\n", value(i, length));
         let _ = write!(text, "HSET h:{} f{i} {}\r\n", i / 8, value(i + 1, 20));
@@ -52,9 +50,9 @@ fn first_script() -> String {
 }
 
 /// Commands that change database 0 while its snapshot is being written.
-fn second_script() -> String {
+fn second_script(keys: u64) -> String {
     let mut text = String::new();
-    for i in 0..KEYS {
+    for i in 0..keys {
         let _ = match i % 6 {
             0 => write!(text, "SET s:{i} {}\r\n", value(i + 10, mix(i) % 2_000 + 1)),
             1 => write!(text, "APPEND s:{i} {}\r\n", value(i + 11, 100)),
@@ -68,13 +66,13 @@ fn second_script() -> String {
 }
 
 /// Commands that read back every value, in an order that doesn't depend on the server's hash seed.
-fn reading_script() -> String {
+fn reading_script(keys: u64) -> String {
     let mut text = String::new();
-    for i in 0..KEYS {
+    for i in 0..keys {
         let _ = writeln!(text, "GET s:{i}");
         let _ = writeln!(text, "HMGET h:{} f{i} g{i}", i / 8);
     }
-    for i in 0..=KEYS / 20 {
+    for i in 0..=keys / 20 {
         let _ = writeln!(text, "LRANGE l:{i} 0 -1\nSORT m:{i} ALPHA\nZRANGE z:{i} 0 -1 WITHSCORES");
     }
     text
@@ -182,15 +180,16 @@ fn reloaded(snapshot: &Path) -> Outcome<String> {
     Ok(digest)
 }
 
-fn serve(setting: Option<Setting>) -> Outcome<Found> {
+/// A server with `keys` keys of each kind, while clients send twice `requests` of each kind for others.
+fn serve(setting: Option<Setting>, keys: u64, requests: u32) -> Outcome<Found> {
     let mut server = Server::start(setting, None)?;
-    server.pipe(&first_script())?;
+    server.pipe(&first_script(keys))?;
     let middle = server.digest()?;
-    let mut load = server.load(20_000);
+    let mut load = server.load(requests);
     help(&mut load, None, &mut server.running)?;
 
-    let mut load = server.load(20_000).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
-    let saved = server.ask(&["BGSAVE"]).and_then(|_| server.pipe(&second_script()));
+    let mut load = server.load(requests).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
+    let saved = server.ask(&["BGSAVE"]).and_then(|_| server.pipe(&second_script(keys)));
     let ended = wait_until(&mut load, std::time::Instant::now() + LIMIT)?;
     if !ended.is_some_and(|status| status.success()) {
         load.kill()?;
@@ -217,16 +216,16 @@ fn serve(setting: Option<Setting>) -> Outcome<Found> {
     server.ask(&["-n", "1", "FLUSHDB"])?;
     let end = server.digest()?;
     let mut reader = server.client(&[]);
-    let values = help(&mut reader, Some(reading_script().as_bytes()), &mut server.running)?;
+    let values = help(&mut reader, Some(reading_script(keys).as_bytes()), &mut server.running)?;
     let ended = server.shut_down()?;
     let middle_reloaded = reloaded(&ended.folder.path().join("middle.rdb"))?;
     let end_reloaded = reloaded(&ended.folder.path().join("dump.rdb"))?;
     Ok(Found { middle, end, middle_reloaded, end_reloaded, values, ended })
 }
 
-fn redis(setting: Setting) -> Outcome {
-    let native = serve(None)?;
-    let managed = serve(Some(setting))?;
+fn redis(setting: Setting, keys: u64, requests: u32) -> Outcome {
+    let native = serve(None, keys, requests)?;
+    let managed = serve(Some(setting), keys, requests)?;
     report(&managed.ended, &native.ended);
     let run = &managed.ended;
     same("the data before the snapshot", native.middle.as_bytes(), managed.middle.as_bytes(), run)?;
@@ -249,5 +248,10 @@ fn redis(setting: Setting) -> Outcome {
 }
 
 pub(crate) fn trials() -> Vec<Trial> {
-    vec![trial("chaos::redis", || redis(Setting::Chaos))]
+    [Length::Short, Length::Long]
+        .map(|length| {
+            let (keys, requests) = length.of((1_500, 4_000), (6_000, 20_000));
+            length.trial("chaos::redis", move || redis(Setting::Chaos, keys, requests))
+        })
+        .into()
 }

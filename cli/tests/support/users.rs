@@ -1,15 +1,15 @@
 //! The binary and the libraries that users get: built by the command by which users build them, in the release profile, whatever the tests'
 //! own profile is.
 //!
-//! What cargo builds for tests is something else: tests unwind whatever the profile says of panics, and the features of what only tests depend on are
-//! switched on for everybody. So they have a target folder of their own, in which no test's build can take their place.
+//! What cargo builds for tests may be something else: the features of what only tests depend on are switched on for everybody then. So users' build is
+//! made once more before anything is run. It finds all that the two have in common, and takes the place of what the tests' build has left.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
-/// Where cargo builds them.
-const TARGET: &str = concat!(env!("CARGO_TARGET_TMPDIR"), "/../users");
+/// Where cargo builds.
+const TARGET: &str = concat!(env!("CARGO_TARGET_TMPDIR"), "/..");
 /// The packages that users install.
 const PACKAGES: [&str; 3] = ["hetmem-cli", "libhetmem", "hetmem-dmirror"];
 

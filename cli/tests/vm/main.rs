@@ -1,4 +1,5 @@
 //! hetmem on a stock Debian kernel with two NUMA nodes and special-purpose memory: in a virtual machine, emulated in software.
+//! That takes minutes, so it is done when it is asked for: `cargo test --release --test vm -- --ignored`.
 //!
 //! Each boot is a machine of its own ([`machine::BOOTS`]); it runs its cases ([`cases`]) one after the other, and each case is a test
 //! here. A boot is made when its first case is asked for, and once.
@@ -53,16 +54,16 @@ fn main() -> ExitCode {
     let mut trials = Vec::new();
     for (number, boot) in machine::BOOTS.iter().enumerate() {
         for case in boot.cases {
-            trials.push(Trial::ignorable_test(format!("{}::{}", boot.name, case.name), move || match machine::result(
-                number, case.name,
-            ) {
+            let body = move || match machine::result(number, case.name) {
                 Ok(()) => Ok(Completion::Completed),
                 Err(Problem::Missing(what)) if host::in_ci() => {
                     Err(Failed::from(format!("CI must have everything: {what}")))
                 }
                 Err(Problem::Missing(what)) => Ok(Completion::ignored_with(what)),
                 Err(Problem::Wrong(what)) => Err(Failed::from(what)),
-            }));
+            };
+            // An emulated machine takes minutes.
+            trials.push(Trial::ignorable_test(format!("{}::{}", boot.name, case.name), body).with_ignored_flag(true));
         }
     }
     let conclusion = libtest_mimic::run(&arguments, trials);

@@ -17,8 +17,6 @@
 //!
 //! *Limits:* an unmapping, a remapping or a removal is one event of one context.
 
-#![allow(dead_code, reason = "each test uses a part of the model")]
-#![allow(unused_imports, reason = "each test uses a part of the model")]
 #![allow(clippy::cast_possible_truncation, reason = "the numbers here are small")]
 
 mod device;
@@ -41,7 +39,7 @@ use hetmem_core::units::{PAGE_SIZE, PageCount, PageRange, VirtAddr};
 pub(crate) use device::ModelDevice;
 pub(crate) use inject::{Action, Chaos, Done, Failure, StepKind};
 pub(crate) use mirror::Answer;
-pub(crate) use world::{COHERENT, COHERENT_B, DeviceKind, OVERLAY, OVERLAY_B, OWNED, PRIVATE, PRIVATE_B, World};
+pub(crate) use world::{COHERENT, COHERENT_B, OVERLAY, OVERLAY_B, OWNED, PRIVATE, PRIVATE_B, World};
 
 /// What a page holds. No two writes of a test write the same one.
 pub(crate) type Token = u64;

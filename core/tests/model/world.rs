@@ -44,7 +44,7 @@ pub(crate) const OWNED: Region = Region {
 
 /// A device of a [`World`].
 #[derive(Clone, Copy)]
-pub(crate) struct DeviceKind {
+struct DeviceKind {
     pub(crate) memory_type: MemoryType,
     pub(crate) owner: u64,
     pub(crate) capacity: u64,

@@ -1,13 +1,12 @@
--- Loads 300,000 rows, indexes and changes them, and prints checks and checksums of everything.
+-- Loads :rows rows, indexes and changes them, and prints checks and checksums of everything.
 PRAGMA page_size = 4096;
 PRAGMA cache_size = -131072;
-PRAGMA temp_store = MEMORY;
 PRAGMA journal_mode = MEMORY;
 PRAGMA synchronous = OFF;
 CREATE TABLE event (id INTEGER PRIMARY KEY, kind TEXT NOT NULL, amount INTEGER NOT NULL, note TEXT, body BLOB);
 BEGIN;
 INSERT INTO event
-WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 300000)
+WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < :rows)
 SELECT i, 'kind-' || (i * 7919 % 101), (i * 2654435761) % 1000003, printf('%08x-%d', i * 40503 % 65536, i),
        CASE i % 5 WHEN 0 THEN zeroblob(i % 97) ELSE CAST(printf('%.*c', i % 61, char(65 + i % 26)) AS BLOB) END
 FROM n;
