@@ -22,6 +22,7 @@
 //! raw      system calls by number
 //! flags    sets of flags
 //! errno    error numbers, by name
+//! fatal    signals that end the process with a core dump
 //! sigbus   the handler for faults that are reported as signals
 //! probe    what this kernel and this process can do
 //! yardstick  what measurements compare hetmem with
