@@ -77,7 +77,7 @@ fn unprivileged(builder: Builder) -> Option<Runtime> {
 }
 
 /// Forks in several threads while others migrate; each child, and each child of a child, finds what was away.
-fn children_find_everything(runtime: &Runtime) {
+fn children_find_everything(runtime: &Runtime, rounds: usize) {
     let over = AtomicBool::new(false);
     let was_away = AtomicUsize::new(0);
     std::thread::scope(|scope| {
@@ -88,7 +88,7 @@ fn children_find_everything(runtime: &Runtime) {
             let mapping = map(runtime, 128, FaultPath::Thread);
             fill(&mapping);
             let away = mapping.range().slice(PageCount::ZERO, PageCount::new(64));
-            for round in 0..ROUNDS {
+            for round in 0..rounds {
                 // Kept where another's fork is under way.
                 let _outcomes = runtime.migrate(away, to(PRIVATE));
                 let places = runtime.residency(away);
@@ -114,21 +114,30 @@ fn children_find_everything(runtime: &Runtime) {
         over.store(true, Relaxed);
         assert!(ended.iter().all(Result::is_ok));
     });
-    assert!(was_away.load(Relaxed) > ROUNDS, "the forks found something to do");
+    assert!(was_away.load(Relaxed) > rounds, "the forks found something to do");
     runtime.check();
 }
 
 #[test]
 fn forks_wait_for_nobody_who_waits_for_the_allocator() {
     let _alone = alone();
-    children_find_everything(&runtime());
+    children_find_everything(&runtime(), ROUNDS);
+}
+
+/// Touches are under way when the process forks.
+#[test]
+fn children_find_what_a_slow_device_is_about_to_give_back() {
+    let _alone = alone();
+    let devices = ["private:emulated,size=64M,latency=300us", "coherent:emulated,size=64M"];
+    let builder = devices.iter().fold(Runtime::builder(), |builder, spec| builder.device(spec.parse().unwrap()));
+    children_find_everything(&builder.start().unwrap(), ROUNDS / 10);
 }
 
 #[test]
 fn without_the_privilege_children_find_everything_too() {
     let _alone = alone();
     let Some(runtime) = unprivileged(builder()) else { return };
-    children_find_everything(&runtime);
+    children_find_everything(&runtime, ROUNDS);
     // What a fork has brought home may leave again.
     let mapping = map(&runtime, 16, FaultPath::Thread);
     fill(&mapping);
