@@ -382,6 +382,18 @@ sys.exit(7)
     }
 }
 
+/// A device that is as slow as asked for serves any program: by a short wait, and by a long one, during which the agent's thread does other things.
+#[test]
+fn slow_devices_give_pages_back() {
+    let script = r#"awk 'BEGIN { for (i = 1; i <= 20000; i++) a[i] = i; for (i in a) sum += a[i]; print sum }'"#;
+    for latency in ["2us", "1ms"] {
+        let device = format!("private:emulated,size=64M,latency={latency},bandwidth=8G");
+        let run = output(&mut sh(&["--policy", "chaos=1", "--device", &device], script));
+        assert_eq!((status(&run), stdout(&run).trim()), (0, "200010000"), "{latency}: {}", stderr(&run));
+        assert!(!stderr(&run).contains("faults     0 served"), "{latency}: {}", stderr(&run));
+    }
+}
+
 /// What the program keeps out of core dumps is in none, wherever its pages were.
 #[test]
 fn core_dumps_have_nothing_that_the_program_keeps_out_of_them() {

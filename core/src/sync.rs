@@ -4,7 +4,7 @@
 //! for the model checker's. The standard library's locks are futexes: taking one touches no thread-local storage and
 //! no memory but the lock itself, which is what allows their use while memory of the program may be away.
 //!
-//! The order in which locks are taken is drawn in ARCHITECTURE.md (Lock order).
+//! The order in which locks are taken is drawn in docs/rules.md (Lock order).
 
 #[cfg(loom)]
 pub use loom::sync::{Arc, Condvar, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard, atomic};

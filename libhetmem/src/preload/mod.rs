@@ -2,7 +2,8 @@
 //!
 //! | function | what it adds | in |
 //! | --- | --- | --- |
-//! | `fork`, `_Fork`, `daemon` | pages come home before, and the child gets an agent of its own | here |
+//! | `fork`, `daemon` | pages come home before, and the child gets an agent of its own | here |
+//! | `_Fork` | pages come home before; the child is not managed | here |
 //! | `clone` | pages come home before a child is made; a word that the kernel clears at a thread's end stays in place | `threads` |
 //! | `pthread_create` | the new thread's stack is kept from migration | `threads` |
 //! | `pthread_mutex_init` | robust and priority-inheriting mutexes, whose words the kernel looks at, stay in place | `threads` |

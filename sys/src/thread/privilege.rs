@@ -96,6 +96,8 @@ const ALLOWED: &[libc::c_long] = &[
     libc::SYS_ppoll,
     #[cfg(target_arch = "x86_64")]
     libc::SYS_poll,
+    // What a device that completes late is waited for by.
+    libc::SYS_timerfd_settime,
     libc::SYS_futex,
     libc::SYS_madvise,
     libc::SYS_munmap,
