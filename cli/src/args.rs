@@ -7,6 +7,7 @@ use clap::{Args, Parser, Subcommand};
 use hetmem_core::policy::{POLICIES, PolicySpec};
 use hetmem_core::quantity;
 use hetmem_core::units::ByteLen;
+use hetmem_devices::kind::KINDS;
 
 use crate::{bench, topology};
 
@@ -41,13 +42,7 @@ pub(crate) enum Command {
 #[derive(Args, Debug)]
 #[command(after_long_help = RUN_NOTES)]
 pub(crate) struct RunArgs {
-    /// A device that pages can move to; may be given up to 16 times [default: coherent:emulated]
-    ///
-    /// TYPE is `coherent` (the CPU uses the pages in place) or `private` (a touch by the CPU brings them home). BACKEND is
-    /// `emulated`: ordinary memory plays the device. Keys: size=SIZE (default 1G, or a quarter of memory if that is less),
-    /// name=NAME, latency=TIME and bandwidth=SIZE (each copy takes as long as it would there), fail=N (each N-th copy
-    /// fails). SIZE takes K, M, G, T in powers of 1024; TIME takes ns, us, ms, s.
-    #[arg(long = "device", value_name = "TYPE:BACKEND[,KEY=VALUE]…")]
+    #[arg(long = "device", value_name = "TYPE:BACKEND[,KEY=VALUE]…", help = DEVICES, long_help = devices_at_length())]
     pub(crate) devices: Vec<String>,
 
     #[arg(long, value_name = "POLICY", default_value_t, help = policies(), long_help = policies_at_length())]
@@ -74,6 +69,17 @@ pub(crate) struct RunArgs {
 }
 
 const POLICY: &str = "Which pages go where";
+
+const DEVICES: &str = "A device that pages can move to; may be given up to 16 times [default: coherent:emulated]";
+
+fn devices_at_length() -> String {
+    let each: String = KINDS.iter().map(|kind| format!("\n\n{}: {}", kind.syntax(), kind.help())).collect();
+    format!(
+        "{DEVICES}\n\nTYPE is `coherent` (the CPU uses the pages in place) or `private` (a touch by the CPU brings them home). BACKEND is one of \
+         these:{each}\n\nKeys: size=SIZE (default 1G, or a quarter of memory if that is less), name=NAME, latency=TIME and bandwidth=SIZE (copies take as long as \
+         they would there), fail=N (each N-th copy fails). SIZE takes K, M, G, T in powers of 1024; TIME takes ns, us, ms, s."
+    )
+}
 
 /// The policies in a line.
 fn policies() -> String {
@@ -220,6 +226,20 @@ mod tests {
         let rows = table.lines().map_while(|line| line.strip_prefix("| `")?.split_once('`'));
         let names: Vec<&str> = rows.map(|(name, _)| name).collect();
         assert_eq!(names, POLICIES.iter().map(ToString::to_string).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn the_backends_are_the_same_in_the_table_the_help_and_the_readme() {
+        let help = <Cli as clap::CommandFactory>::command().find_subcommand_mut("run").unwrap().render_long_help();
+        let help = help.to_string().split_whitespace().collect::<Vec<_>>().join(" ");
+        let (_, row) = include_str!("../../README.md").split_once("| `BACKEND` | ").unwrap();
+        let row = row.lines().next().unwrap();
+        let described: Vec<&str> = row.split(" | ").next().unwrap().split("; ").collect();
+        assert_eq!(described.len(), KINDS.len(), "{row}");
+        for (kind, described) in KINDS.iter().zip(described) {
+            assert!(help.contains(&format!("{}: {}", kind.syntax(), kind.help())), "{}: {help}", kind.name());
+            assert_eq!(described, format!("`{}`: {}", kind.syntax(), kind.help()));
+        }
     }
 
     #[test]

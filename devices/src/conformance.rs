@@ -156,9 +156,11 @@ fn what_is_submitted_ends(device: &dyn Device) {
     device.transfer(&mut batch);
     assert!(batch.iter().all(|transfer| transfer.result().is_ok()), "nothing is injected");
     // Last first.
-    let mut batch: Vec<Transfer> = (0..count)
+    let mut batch: Vec<Transfer> = frames
+        .iter()
+        .enumerate()
         .rev()
-        .map(|i| Transfer::out_of_frames(frames[i as usize], nth(&to, i)).with_ticket(Ticket::new(i)))
+        .map(|(i, run)| Transfer::out_of_frames(*run, nth(&to, i as u64)).with_ticket(Ticket::new(i as u64)))
         .collect();
     device.submit(&mut batch);
     let mut under_way: BTreeSet<u64> = BTreeSet::new();

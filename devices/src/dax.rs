@@ -39,6 +39,10 @@ impl Kind for DaxKind {
         "dax=/dev/daxX.Y"
     }
 
+    fn help(&self) -> &'static str {
+        "device-DAX memory, under `hetmem run` `private` only"
+    }
+
     fn check_argument(&self, argument: Option<&str>) -> Result<(), String> {
         let path = argument.unwrap_or_default();
         if path.starts_with('/') {

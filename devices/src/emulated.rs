@@ -28,6 +28,10 @@ impl Kind for EmulatedKind {
         "emulated"
     }
 
+    fn help(&self) -> &'static str {
+        "ordinary memory plays the device"
+    }
+
     fn check_argument(&self, argument: Option<&str>) -> Result<(), String> {
         match argument {
             None => Ok(()),

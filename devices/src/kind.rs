@@ -14,7 +14,7 @@ use crate::injected::Injected;
 use crate::spec::{DeviceSpec, SpecProblem};
 
 /// All kinds.
-pub static KINDS: [&dyn Kind; 3] = [&crate::emulated::EmulatedKind, &crate::node::NodeKind, &crate::dax::DaxKind];
+pub static KINDS: &[&dyn Kind] = &[&crate::emulated::EmulatedKind, &crate::node::NodeKind, &crate::dax::DaxKind];
 
 /// One kind of device. Arguments are as written behind the `=`, empty if there is none; but for [`Kind::check_argument`] they were checked.
 pub trait Kind: Sync {
@@ -23,6 +23,9 @@ pub trait Kind: Sync {
 
     /// How it is written in a spec, as in `node=N`.
     fn syntax(&self) -> &'static str;
+
+    /// What memory it is, in half a sentence, for the help.
+    fn help(&self) -> &'static str;
 
     /// Checks an argument; `None` if there is no `=`.
     ///
@@ -113,7 +116,8 @@ impl Backend {
             None => (text, None),
         };
         let kind = KINDS
-            .into_iter()
+            .iter()
+            .copied()
             .find(|kind| kind.name() == name)
             .ok_or_else(|| SpecProblem::UnknownBackend { name: name.to_owned() })?;
         kind.check_argument(argument).map_err(SpecProblem::Argument)?;

@@ -65,6 +65,10 @@ impl Kind for NodeKind {
         "node=N"
     }
 
+    fn help(&self) -> &'static str {
+        "memory of NUMA node N"
+    }
+
     fn check_argument(&self, argument: Option<&str>) -> Result<(), String> {
         let number = argument.unwrap_or_default();
         node(number).map(drop).ok_or_else(|| not_a_node(number))

@@ -1,4 +1,5 @@
 //! A device that takes long: whoever touches a page of it waits for that page, and for nobody else's.
+#![expect(unsafe_code, reason = "of the module that tests share")]
 
 mod common;
 
@@ -10,7 +11,7 @@ use common::{PRIVATE, WORDS, fill, map, to, verify};
 use hetmem::{FaultPath, PageCount, Residency, Runtime};
 
 const LATENCY: Duration = Duration::from_millis(50);
-const TOUCHERS: usize = 100;
+const TOUCHERS: u32 = 100;
 /// Between two touched pages lies one that nobody touches, so that no neighbour comes along.
 const PAGES: u64 = 2 * TOUCHERS as u64;
 
@@ -29,10 +30,10 @@ fn touches_wait_together() {
     let start = Instant::now();
     assert_eq!(runtime.migrate(mapping.range(), to(PRIVATE)).moved(), PageCount::new(PAGES));
     assert!(start.elapsed() >= LATENCY, "the device takes its time, once for the whole batch");
-    let ready = Barrier::new(TOUCHERS + 1);
+    let ready = Barrier::new(TOUCHERS as usize + 1);
     let slowest = Mutex::new(Duration::ZERO);
     let took = std::thread::scope(|scope| {
-        for toucher in 0..TOUCHERS {
+        for toucher in 0..TOUCHERS as usize {
             let (ready, slowest, words) = (&ready, &slowest, mapping.words());
             scope.spawn(move || {
                 ready.wait();
@@ -47,7 +48,7 @@ fn touches_wait_together() {
     });
     let took = took.elapsed();
     assert!(*slowest.lock().unwrap() >= LATENCY, "the device takes its time");
-    assert!(took < LATENCY * TOUCHERS as u32 / 2, "{TOUCHERS} touches took {took:?}");
+    assert!(took < LATENCY * TOUCHERS / 2, "{TOUCHERS} touches took {took:?}");
     let residency = runtime.residency(mapping.range());
     for (page, at) in residency.iter().enumerate() {
         let expected = if page % 2 == 0 { Residency::System } else { Residency::Device(PRIVATE) };

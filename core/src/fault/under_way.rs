@@ -108,18 +108,19 @@ impl UnderWay {
         Self { table: Mutex::new(Table { faults, transfers: 0 }), faults: AtomicUsize::new(0) }
     }
 
-    /// Notes `fault`; if there is no room, it is the caller's still.
-    fn add(&self, fault: Fault) -> Result<usize, Fault> {
+    /// Takes `fault` over, and says by which number it is known; if there is no room, it stays the caller's.
+    fn add(&self, fault: &mut Option<Fault>) -> Option<usize> {
         let mut table = lock(&self.table);
-        let Some(number) = table.faults.iter().position(Option::is_none) else { return Err(fault) };
-        if table.transfers + fault.waits_for > MAX_UNDER_WAY {
-            return Err(fault);
+        let number = table.faults.iter().position(Option::is_none)?;
+        let waits_for = fault.as_ref()?.waits_for;
+        if table.transfers + waits_for > MAX_UNDER_WAY {
+            return None;
         }
-        table.transfers += fault.waits_for;
-        table.faults[number] = Some(fault);
+        table.transfers += waits_for;
+        table.faults[number] = fault.take();
         // Relaxed: whoever asks has added it, or asks again.
         self.faults.fetch_add(1, Ordering::Relaxed);
-        Ok(number)
+        Some(number)
     }
 
     /// A transfer has ended. If it was the last of its fault, that is the caller's again.
@@ -202,15 +203,23 @@ impl<H: Host> Engine<H> {
         let device = cluster.frame(PageCount::ZERO).device;
         let (mut batch, n) = transfers(self, &cluster, &places);
         let pages = cluster.into_pages();
-        let fault = Fault { addr, token, block, pages, places, waits_for: n, came: places.len, error: None };
-        let number = match self.under_way.add(fault) {
-            Ok(number) => number,
-            Err(fault) => {
-                let (block, cluster) = (Arc::clone(&fault.block), self.let_go_of_places(fault, 0));
-                self.give_up(&block, path, cluster, all);
-                return FaultResolution::NoRoom;
-            }
+        let fault = Fault {
+            addr,
+            token,
+            block: Arc::clone(&block),
+            pages,
+            places,
+            waits_for: n,
+            came: places.len,
+            error: None,
         };
+        let mut fault = Some(fault);
+        let added = self.under_way.add(&mut fault);
+        if let Some(fault) = fault {
+            let cluster = self.let_go_of_places(&fault, 0);
+            self.give_up(&block, path, cluster, all);
+        }
+        let Some(number) = added else { return FaultResolution::NoRoom };
         for transfer in &mut batch[..n] {
             let (_, page) = parts_of(transfer.ticket);
             transfer.ticket = ticket(number, page);
@@ -226,7 +235,7 @@ impl<H: Host> Engine<H> {
     }
 
     /// Gives the places from the `from`-th on back; the result are the pages.
-    fn let_go_of_places(&self, fault: Fault, from: usize) -> Cluster<'_, H> {
+    fn let_go_of_places(&self, fault: &Fault, from: usize) -> Cluster<'_, H> {
         let mut at = from;
         while at < fault.places.len {
             let run = fault.places.run(at, fault.places.len);
@@ -250,7 +259,7 @@ impl<H: Host> Engine<H> {
         let copied = PageCount::new(fault.came as u64).bytes();
         self.counters.bytes_copied.fetch_add(copied.get(), Ordering::Relaxed);
         let (block, places, came) = (Arc::clone(&fault.block), fault.places, fault.came);
-        let mut cluster = self.let_go_of_places(fault, came);
+        let mut cluster = self.let_go_of_places(&fault, came);
         let all = cluster.rest();
         let mut result = FaultResolution::Home(PageCount::ZERO);
         {

@@ -62,14 +62,14 @@ impl ModelDevice {
             _ => None,
         };
         for i in 0..frames.pages.get() {
-            let content = match kind {
-                StepKind::CopyIn => memory.own_content(nth(at, i)),
-                _ => self.get(&memory, frames, i),
+            let content = match transfer.direction {
+                Direction::In => memory.own_content(nth(at, i)),
+                Direction::Out => self.get(&memory, frames, i),
             };
             let content = if error.is_some() { GARBAGE } else { content };
-            match kind {
-                StepKind::CopyIn => self.set(&mut memory, frames, i, content),
-                _ => drop(memory.own.insert(nth(at, i).get(), content)),
+            match transfer.direction {
+                Direction::In => self.set(&mut memory, frames, i, content),
+                Direction::Out => _ = memory.own.insert(nth(at, i).get(), content),
             }
         }
         error.map_or(Ok(()), Err)

@@ -350,7 +350,7 @@ impl Model {
             self.resolve(page, engine.begin_fault(VirtAddr::new(page), page));
         }
         // Who is inside a call of a device's is not the one that looks what has ended.
-        while !inside && engine.faults_under_way() > 0 {
+        if !inside && engine.faults_under_way() > 0 {
             let mut ended = Vec::new();
             engine.end_faults(&mut |fault| ended.push(fault));
             for Ended { addr, token, resolution } in ended {

@@ -36,9 +36,9 @@ fn each_mistake_is_named() {
     assert_eq!(problem("public:emulated"), SpecProblem::UnknownType("public".into()));
     assert_eq!(problem("private:"), SpecProblem::UnknownBackend { name: String::new() });
     assert_eq!(problem("private:cuda=0"), SpecProblem::UnknownBackend { name: "cuda".into() });
-    let argument = |text: &str| match problem(text) {
-        SpecProblem::Argument(why) => why,
-        other => panic!("{text}: {other}"),
+    let argument = |text: &str| {
+        let SpecProblem::Argument(why) = problem(text) else { panic!("{text} is refused for another reason") };
+        why
     };
     assert_eq!(argument("private:emulated=0"), "backend emulated takes no argument, but `0` was given");
     for number in ["", "x", "-1", "+1", "1024", "99999999999"] {
