@@ -37,6 +37,7 @@ impl<'a> Executor<'a> {
             managed,
             memory,
             ranges: Vec::new(),
+            changes: 0,
             signs: Cell::default(),
             resident: Resident::default(),
             counts: Paced::new(),
@@ -51,6 +52,7 @@ impl<'a> Executor<'a> {
 
     /// What is managed from now on, in order of address.
     pub(super) fn set_ranges(&mut self, ranges: Vec<PageRange>) {
+        self.program.changes += u64::from(self.program.ranges != ranges);
         self.program.ranges = ranges;
     }
 
@@ -78,6 +80,8 @@ struct Program<'a> {
     managed: &'a Managed,
     memory: &'a MemoryUse,
     ranges: Vec<PageRange>,
+    /// How often they have changed.
+    changes: u64,
     /// As they were seen last.
     signs: Cell<Signs>,
     resident: Resident,
@@ -91,6 +95,7 @@ impl Program<'_> {
             anonymous: self.memory.anonymous().unwrap_or(self.signs.get().anonymous),
             home: self.managed.came_home(),
             faults: self.managed.faults(),
+            changes: self.changes,
         };
         self.signs.set(signs);
         signs

@@ -257,13 +257,23 @@ fn quit(child: &mut Child, out: &fs::File) -> Checked {
         if text[..n].ends_with(b"\n") {
             let words = String::from_utf8_lossy(&text[..n]).into_owned();
             let pid = words.split_whitespace().last().and_then(|word| word.parse().ok()).and_then(Pid::from_raw);
-            return Ok(kill_process(pid.ok_or(Problem::Wrong(words))?, Signal::QUIT)?);
+            let pid = pid.ok_or(Problem::Wrong(words))?;
+            // It has said so before it waits.
+            if is_reading(pid) {
+                return Ok(kill_process(pid, Signal::QUIT)?);
+            }
         }
         if start.elapsed() > LIMIT || child.try_wait()?.is_some() {
             return Err(Problem::Wrong("the program was never ready".into()));
         }
         std::thread::yield_now();
     }
+}
+
+/// Whether the first thread of `pid` waits in `read(2)`.
+fn is_reading(pid: Pid) -> bool {
+    let call = fs::read_to_string(format!("/proc/{}/syscall", pid.as_raw_nonzero())).unwrap_or_default();
+    call.split_whitespace().next() == Some(&libc::SYS_read.to_string())
 }
 
 /// What the program has said of itself before it died.

@@ -205,6 +205,20 @@ mod tests {
         }
     }
 
+    /// A program may map memory and write it just before it is looked at, and then do nothing more.
+    #[test]
+    fn what_is_found_later_leaves_though_the_program_does_nothing_more() {
+        let mut model = Model::new(&[(0, 64), (1000, 500)], &[5000]);
+        model.set_ranges(&[(0, 64)]);
+        let mut limit = limit(10);
+        settle(&mut limit, &mut model);
+        assert_eq!(model.resident_pages(), 500, "nothing else is known");
+        assert_eq!(settle(&mut limit, &mut model), 1, "and nothing more can leave");
+        model.set_ranges(&[(0, 64), (1000, 500)]);
+        settle(&mut limit, &mut model);
+        assert!(model.resident_pages() <= 10);
+    }
+
     #[test]
     fn holes_are_passed_over_without_overshooting() {
         let mut model = Model::new(&[(0, 64 * 100)], &[5000]);

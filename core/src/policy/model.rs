@@ -25,6 +25,7 @@ pub(super) struct Model {
     pub(super) faults: u64,
     pub(super) moved_out: u64,
     pub(super) moved_home: u64,
+    changes: u64,
     /// What was asked, in order, but for what costs nothing.
     pub(super) asked: Vec<&'static str>,
 }
@@ -51,8 +52,15 @@ impl Model {
             faults: 0,
             moved_out: 0,
             moved_home: 0,
+            changes: 0,
             asked: Vec::new(),
         }
+    }
+
+    /// Only these are known to be managed.
+    pub(super) fn set_ranges(&mut self, ranges: &[(u64, u64)]) {
+        self.ranges = ranges.iter().map(|(page, pages)| range(*page, *pages)).collect();
+        self.changes += 1;
     }
 
     /// Moves what there is room for; how much that is.
@@ -115,7 +123,12 @@ impl Model {
 impl View for Model {
     fn signs(&mut self) -> Signs {
         self.asked.push("signs");
-        Signs { anonymous: PageCount::new(self.pages.len() as u64), home: self.moved_home, faults: self.faults }
+        Signs {
+            anonymous: PageCount::new(self.pages.len() as u64),
+            home: self.moved_home,
+            faults: self.faults,
+            changes: self.changes,
+        }
     }
 
     fn ranges(&self) -> &[PageRange] {

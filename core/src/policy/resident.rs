@@ -51,7 +51,7 @@ mod tests {
     use super::*;
 
     fn signs(anonymous: u64, home: u64) -> Signs {
-        Signs { anonymous: PageCount::new(anonymous), home, faults: 0 }
+        Signs { anonymous: PageCount::new(anonymous), home, faults: 0, changes: 0 }
     }
 
     #[test]
@@ -72,6 +72,7 @@ mod tests {
         assert!(!resident.is_exact(at));
         resident.count(PageCount::new(40), at);
         assert!(resident.is_exact(at) && !resident.is_exact(signs(70, 6)));
+        assert!(!resident.is_exact(Signs { changes: 1, ..at }), "there may be more to count");
         resident.left(PageCount::ZERO, at, at);
         assert!(resident.is_exact(at), "nothing moved");
         resident.left(PageCount::new(10), at, signs(90, 5));

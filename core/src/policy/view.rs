@@ -36,6 +36,8 @@ pub struct Signs {
     pub home: u64,
     /// Touches that were served.
     pub faults: u64,
+    /// How often something else was found to be managed than before: what was counted or tried is no longer all there is.
+    pub changes: u64,
 }
 
 /// A device, and what room it has.
