@@ -228,8 +228,8 @@ fn prepare(startup: &Startup) -> Result<&'static Agent, String> {
     let agent: &'static Agent = Box::leak(Box::new(agent));
     let worker = stack(1).map_err(|errno| format!("the agent's memory can't be set up: {errno}"))?;
     let arg = ptr::from_ref(agent).cast_mut().cast();
-    // SAFETY: `labour` takes a leaked agent, which the handler does not free before the worker has ended.
-    unsafe { worker.start(labour, arg) }
+    // SAFETY: `worker_main` takes a leaked agent, which the handler does not free before the worker has ended.
+    unsafe { worker.start(worker_main, arg) }
         .map_err(|errno| format!("the agent's second thread can't be started: {errno}"))?;
     give_up_privileges(agent.id, agent.dumpable);
     while agent.renounced.load(Ordering::Acquire) == 0 {
@@ -254,7 +254,7 @@ fn confine_thread() {
 }
 
 /// The worker.
-extern "C" fn labour(arg: *mut c_void) {
+extern "C" fn worker_main(arg: *mut c_void) {
     // SAFETY: `prepare` passes a leaked agent.
     let agent = unsafe { &*arg.cast_const().cast::<Agent>() };
     give_up_privileges(agent.id, agent.dumpable);

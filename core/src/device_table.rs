@@ -4,7 +4,7 @@
 //! An entry is one word: how the page is reached, what is allowed, and who is using it at this moment. A lookup that finds what it needs
 //! counts itself in with the same step ([`Leaf::enter`]), so that whoever erases the entry afterwards knows of it and can wait.
 //!
-//! | reached | [`Reach`] | an erasure waits for its users |
+//! | reached | [`Route`] | an erasure waits for its users |
 //! | --- | --- | --- |
 //! | in a frame, at an address of hetmem's | `Frame` | always: the frame goes to another page; such a use never blocks |
 //! | in place, at the program's own address | `InPlace` | if told to: it is an access like that of any other thread, which finds the page wherever it went, and may have to wait for a fault |
@@ -37,7 +37,7 @@ const PAGE: u64 = ONE_IN_FRAME - 1;
 
 /// How a device reaches a page.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Reach {
+pub enum Route {
     /// At the program's own address.
     InPlace,
     /// At this address, which is a frame's.
@@ -48,7 +48,7 @@ pub enum Reach {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Entry {
     /// How the page is reached.
-    pub reach: Reach,
+    pub route: Route,
     /// Whether it may be written.
     pub writable: bool,
     /// Whether nobody else reaches it meanwhile.
@@ -57,11 +57,11 @@ pub struct Entry {
 
 impl Entry {
     const fn pack(self) -> u64 {
-        let reach = match self.reach {
-            Reach::InPlace => 0,
-            Reach::Frame(at) => FRAME | at.get() >> PAGE_SHIFT & PAGE,
+        let route = match self.route {
+            Route::InPlace => 0,
+            Route::Frame(at) => FRAME | at.get() >> PAGE_SHIFT & PAGE,
         };
-        VALID | reach | if self.writable { WRITE } else { 0 } | if self.exclusive { EXCLUSIVE } else { 0 }
+        VALID | route | if self.writable { WRITE } else { 0 } | if self.exclusive { EXCLUSIVE } else { 0 }
     }
 
     const fn unpack(word: u64) -> Option<Self> {
@@ -69,8 +69,8 @@ impl Entry {
             return None;
         }
         let frame = VirtAddr::new((word & PAGE) << PAGE_SHIFT);
-        let reach = if word & FRAME == 0 { Reach::InPlace } else { Reach::Frame(frame) };
-        Some(Self { reach, writable: word & WRITE != 0, exclusive: word & EXCLUSIVE != 0 })
+        let route = if word & FRAME == 0 { Route::InPlace } else { Route::Frame(frame) };
+        Some(Self { route, writable: word & WRITE != 0, exclusive: word & EXCLUSIVE != 0 })
     }
 }
 
@@ -113,9 +113,9 @@ impl Use<'_> {
 
 impl Drop for Use<'_> {
     fn drop(&mut self) {
-        let (one, all) = match self.entry.reach {
-            Reach::InPlace => (ONE_IN_PLACE, IN_PLACE),
-            Reach::Frame(_) => (ONE_IN_FRAME, IN_FRAME),
+        let (one, all) = match self.entry.route {
+            Route::InPlace => (ONE_IN_PLACE, IN_PLACE),
+            Route::Frame(_) => (ONE_IN_FRAME, IN_FRAME),
         };
         // Release pairs with the Acquire in `settle`: what was done to the page is done.
         let was = self.leaf.entries[self.index].fetch_sub(one, Ordering::Release);

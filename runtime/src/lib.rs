@@ -68,7 +68,6 @@ mod delegate;
 pub mod device;
 mod error;
 mod evict;
-mod fast;
 #[doc(hidden)]
 #[expect(missing_debug_implementations, reason = "not for users")]
 pub mod for_agent;
@@ -86,6 +85,7 @@ mod overlay;
 mod rest;
 mod runtime;
 mod service;
+mod sigbus;
 mod statistics;
 mod traps;
 

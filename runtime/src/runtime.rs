@@ -18,7 +18,7 @@ use crate::builder::Builder;
 use crate::error::Error;
 use crate::inner::Inner;
 use crate::memory::release;
-use crate::{fast, service};
+use crate::{service, sigbus};
 
 /// Manages memory of this process: moves its pages to devices and back while threads use it. Threads may share it; its methods may be called by all
 /// of them at once.
@@ -97,7 +97,7 @@ impl Running {
             Ok((stop, service)) => Ok(Self { inner, stop, service: Some(service), sigbus }),
             Err(error) => {
                 inner.forks.end();
-                fast::leave(&inner);
+                sigbus::leave(&inner);
                 Err(error)
             }
         }
@@ -111,7 +111,7 @@ impl Running {
             .try_clone()
             .map_err(|error| Error::os("no descriptor to stop the handler thread by", errno_of(&error)))?;
         if sigbus {
-            fast::enter(inner)?;
+            sigbus::enter(inner)?;
         }
         let shared = Arc::clone(inner);
         let before = inner.engine.host().events.count();
@@ -155,7 +155,7 @@ impl Drop for Running {
             return self.keep();
         }
         if self.sigbus {
-            fast::leave(&self.inner);
+            sigbus::leave(&self.inner);
         }
         // An eventfd takes eight bytes at a time and is never full of ones.
         let _ = rustix::io::write(&self.stop, &1u64.to_ne_bytes());

@@ -13,7 +13,7 @@ use counting::{accelerator, counting, first, while_disturbed};
 use hetmem::accelerator::{AccessError, InPlace};
 use hetmem::mirror::{Event, RangeFaultError};
 use hetmem::{FaultPath, Mapping, Request, Residency, Target};
-use hetmem_core::device_table::Reach;
+use hetmem_core::device_table::Route;
 use hetmem_core::frames::FrameRun;
 use hetmem_core::units::{FrameIndex, PageCount, VirtAddr};
 
@@ -42,7 +42,7 @@ fn kernels_reach_pages_wherever_they_are_and_move_none() {
                 };
                 device.launch(mapping.words().len(), kernel).unwrap();
                 assert_eq!(runtime.residency(mapping.range()), before, "{target:?} {in_place:?}: used where they are");
-                let in_frames = matches!(device.entry(mapping.range().start()).unwrap().reach, Reach::Frame(_));
+                let in_frames = matches!(device.entry(mapping.range().start()).unwrap().route, Route::Frame(_));
                 assert_eq!(in_frames, target == Target::Device(PRIVATE));
                 assert!(device.activity().faults <= 2 * 40, "each page is faulted on at most once for each access");
                 assert!(mapping.words().iter().enumerate().all(|(i, w)| w.load(Relaxed) == i as u64 * 3));

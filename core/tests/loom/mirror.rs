@@ -1,6 +1,6 @@
 //! A table that mirrors where a page is, against whoever moves it.
 
-use hetmem_core::device_table::{Await, DeviceTable, Entry, Reach};
+use hetmem_core::device_table::{Await, DeviceTable, Entry, Route};
 use hetmem_core::engine::Residency;
 use hetmem_core::migrate::Target;
 use hetmem_core::notifier::{Event, Notice, Notifiers, Subscription};
@@ -207,7 +207,7 @@ fn an_erasure_waits_for_uses_of_the_frame() {
         let notifiers = Notifiers::default();
         let subscription = notifiers.subscribe(page(), |notice| notice.set_seq()).unwrap();
         let seq = subscription.read_begin();
-        let entry = Entry { reach: Reach::Frame(PAGE), writable: true, exclusive: false };
+        let entry = Entry { route: Route::Frame(PAGE), writable: true, exclusive: false };
         assert!(table.program(&subscription, seq, std::iter::once((PAGE, entry))));
         let taken = Arc::new(AtomicBool::new(false));
         let user = {

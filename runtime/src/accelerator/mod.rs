@@ -58,7 +58,7 @@ use hetmem_core::port::{Access, Host as _};
 use hetmem_core::sync::{Mutex, lock};
 use hetmem_core::units::{DeviceId, PageCount, PageRange, VirtAddr};
 
-pub use hetmem_core::device_table::{Entry, Reach};
+pub use hetmem_core::device_table::{Entry, Route};
 pub use on_mapping::OnMapping;
 pub use view::View;
 
@@ -369,15 +369,15 @@ impl Accelerator {
     }
 
     fn entry_for(&self, found: MirrorPage) -> Option<Entry> {
-        let reach = match found.place()? {
+        let route = match found.place()? {
             Place::Device(frame) if found.is_private() => {
                 // The owner's other devices are no concern of this one.
                 (frame.device == self.device)
-                    .then(|| Reach::Frame(self.frames.add_pages(PageCount::new(u64::from(frame.index.get())))))?
+                    .then(|| Route::Frame(self.frames.add_pages(PageCount::new(u64::from(frame.index.get())))))?
             }
-            Place::Device(_) | Place::System | Place::Zero => Reach::InPlace,
+            Place::Device(_) | Place::System | Place::Zero => Route::InPlace,
         };
-        Some(Entry { reach, writable: found.is_writable(), exclusive: false })
+        Some(Entry { route, writable: found.is_writable(), exclusive: false })
     }
 
     fn make_page_exclusive(&self, page: VirtAddr) -> Result<(), AccessError> {
@@ -397,7 +397,7 @@ impl Accelerator {
             let seq = self.subscription.read_begin();
             match self.inner.make_exclusive(page, self.mirror.owner) {
                 Ok(at) => {
-                    let entry = Entry { reach: Reach::Frame(at), writable: true, exclusive: true };
+                    let entry = Entry { route: Route::Frame(at), writable: true, exclusive: true };
                     if self.mirror.table.program(&self.subscription, seq, std::iter::once((page, entry))) {
                         return Ok(());
                     }
@@ -420,6 +420,6 @@ impl Accelerator {
     }
 
     fn reaches_own_frame(&self, page: VirtAddr) -> bool {
-        self.entry(page).is_some_and(|entry| entry.writable && matches!(entry.reach, Reach::Frame(_)))
+        self.entry(page).is_some_and(|entry| entry.writable && matches!(entry.route, Route::Frame(_)))
     }
 }

@@ -7,7 +7,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use hetmem_core::device_table::{Await, Leaf, Reach};
+use hetmem_core::device_table::{Await, Leaf, Route};
 use hetmem_core::port::Access;
 use hetmem_core::units::{BlockNo, PAGE_SIZE, PageCount, PageRange, VirtAddr};
 use hetmem_sys::access;
@@ -219,7 +219,7 @@ impl<'a> View<'a> {
                 continue;
             };
             let offset = addr.get() - page.get();
-            if let Reach::Frame(frame) = using.entry().reach {
+            if let Route::Frame(frame) = using.entry().route {
                 // SAFETY: the frame is the page's as long as it is in use, and is memory of this process.
                 return Ok(unsafe { operation.directly(VirtAddr::new(frame.get() + offset)) });
             }

@@ -3,7 +3,7 @@
 use hetmem::accelerator::{Accelerator, AccessError, InPlace, Options};
 use hetmem::mirror::{Event, RangeFaultError, Want};
 use hetmem::{FaultPath, KeptReason, PageOutcome, Request, Residency, Runtime, Target};
-use hetmem_core::device_table::Reach;
+use hetmem_core::device_table::Route;
 use hetmem_core::units::{DeviceId, PageRange};
 
 use crate::case::{Case, Managed, owner, part};
@@ -127,8 +127,8 @@ fn bytes_never_move() {
         let frames = |want| ask(runtime, range, want, None).1;
         let placed = frames(Want::Snapshot);
         device.make_exclusive(range).unwrap();
-        let at: Vec<Reach> = range.iter().map(|page| device.entry(page).unwrap().reach).collect();
-        assert!(at.iter().all(|reach| matches!(reach, Reach::Frame(_))));
+        let at: Vec<Route> = range.iter().map(|page| device.entry(page).unwrap().route).collect();
+        assert!(at.iter().all(|route| matches!(route, Route::Frame(_))));
         assert!(frames(Want::Snapshot).iter().all(|page| seen(*page) == Seen::Nothing), "no mirror may use them");
         memory.verify();
         assert_eq!((copied(), runtime.residency(memory.range())), (before, where_before));
