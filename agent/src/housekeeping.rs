@@ -42,7 +42,7 @@ impl Stacks {
     }
 }
 
-/// See the module.
+/// What the worker must remember from one look to the next.
 pub(super) struct Housekeeping<'a> {
     managed: &'a Managed,
     stacks: &'a Stacks,

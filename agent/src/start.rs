@@ -50,7 +50,7 @@ use hetmem::for_agent::Managed;
 /// Pages of each of the agent's stacks.
 const STACK: PageCount = PageCount::new(128);
 
-/// See the module.
+/// What the agent's two threads share, and what the program's threads ask it by.
 pub(super) struct Agent {
     pub(super) managed: Managed,
     pub(super) mailbox: Mailbox,
@@ -91,7 +91,7 @@ impl Startup {
 pub struct Away(Changing);
 
 impl Away {
-    /// It comes back.
+    /// Has the agent come back.
     ///
     /// # Errors
     ///

@@ -119,7 +119,7 @@ fn fits(on: &DaxDevice, memory_type: MemoryType, size: ByteLen) -> Result<(), Mi
     Ok(())
 }
 
-/// See the module.
+/// A device whose frames are a part of a DAX device's memory.
 pub struct DaxStore {
     frames: Frames,
     _slice: DaxSlice,
@@ -136,8 +136,8 @@ impl DaxStore {
         Self::on(device, owner, spec, &DaxDevice::find(path)?)
     }
 
-    /// The same on a device that is known already. Any file that can be mapped shared will do, as in tests where there is no DAX
-    /// device.
+    /// A part of the DAX device `on`, as [`DaxStore::new`] makes it of the one at a path. Any file that can be mapped shared will do
+    /// instead, as in tests where there is no DAX device.
     ///
     /// # Errors
     ///

@@ -23,7 +23,7 @@ use crate::spec::DeviceSpec;
 /// Up to here waits are spun away.
 const SHORT: Duration = Duration::from_micros(200);
 
-/// See the module.
+/// A device around another one, which makes the other one's copies slow, or has some of them fail.
 pub(crate) struct Injected {
     inner: Box<dyn Device>,
     latency: Duration,

@@ -38,7 +38,7 @@ static INHERITED: AtomicBool = AtomicBool::new(false);
 /// Whether this process has forked while something was open: then children may share pages of the devices.
 static FORKED: AtomicBool = AtomicBool::new(false);
 
-/// See [`FORKED`]; asked by who is inside.
+/// Whether this process has forked while something was open. Asked by who is inside.
 pub(crate) fn has_forked() -> bool {
     FORKED.load(Ordering::Relaxed)
 }

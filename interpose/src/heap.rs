@@ -29,7 +29,7 @@ const STEP: usize = 256 << 10;
 /// What is open beyond what is used: a program that takes all that `RLIMIT_DATA` leaves is served on, from this.
 const AHEAD: usize = 2 << 20;
 
-/// See the module.
+/// The allocator of a preloaded library, for its `#[global_allocator]`.
 pub struct SetAside {
     heap: Mutex<Heap>,
 }

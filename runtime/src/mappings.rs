@@ -19,7 +19,7 @@ pub fn visit(visit: impl FnMut(&Mapping<'_>)) -> Result<(), Errno> {
     visit_in(&MapsFile::open()?, visit)
 }
 
-/// The same, by a file that is open.
+/// Calls `visit` with each mapping that `maps`, a file that is open, shows, in order of address.
 pub(crate) fn visit_in(maps: &MapsFile, mut visit: impl FnMut(&Mapping<'_>)) -> Result<(), Errno> {
     let mut buffer = vec![0; BUFFER];
     maps.for_each(&mut buffer, |mapping| {

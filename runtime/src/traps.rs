@@ -23,7 +23,7 @@ use hetmem_sys::uffd::{Fill, Mode};
 
 use crate::host::Contexts;
 
-/// See the module; `free` is the absence of an entry.
+/// How a range is registered, and in which context. One that is free has no entry.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Trap {
     Watched(FaultPath),
@@ -63,7 +63,7 @@ impl Table {
     }
 }
 
-/// See the module.
+/// How each range of the program is registered at the moment, and which of them requests under way rely on.
 #[derive(Default)]
 pub(crate) struct Traps {
     table: Mutex<Table>,

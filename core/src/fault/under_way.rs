@@ -93,7 +93,7 @@ struct Table {
     transfers: usize,
 }
 
-/// See the module.
+/// The faults whose pages a device is about to give, in a table of fixed size.
 #[derive(Default)]
 pub(crate) struct UnderWay {
     table: Mutex<Table>,

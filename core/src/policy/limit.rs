@@ -11,7 +11,7 @@ use crate::migrate::{Select, Target};
 use crate::quantity::{self, Exact};
 use crate::units::{PAGE_SIZE, PageCount, PageRange, VirtAddr};
 
-/// See [`Entry`].
+/// `limit`, as the table of policies has it.
 pub(super) const ENTRY: Entry = Entry {
     name: "limit",
     argument: Argument::Needed("SIZE"),

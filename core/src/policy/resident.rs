@@ -33,7 +33,7 @@ impl Resident {
         self.0.is_some_and(|counted| counted.exact && counted.signs == signs)
     }
 
-    /// They were counted.
+    /// The pages in system memory were counted: there are `pages`, while the program shows `signs`.
     pub fn count(&mut self, pages: PageCount, signs: Signs) {
         self.0 = Some(Counted { pages, signs, exact: true });
     }

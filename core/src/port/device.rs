@@ -117,7 +117,7 @@ impl Transfer {
         Self { direction, frames, memory, ticket: Ticket::new(0), progress: Progress::Waiting }
     }
 
-    /// The same, known by `ticket`.
+    /// This transfer, known by `ticket`.
     #[must_use]
     pub const fn with_ticket(self, ticket: Ticket) -> Self {
         Self { ticket, ..self }
@@ -157,7 +157,7 @@ pub enum TransferError {
     /// The device has frames left, but no room for what is in the pages. Only of [`Direction::In`].
     #[error("the device has no room for the page's contents")]
     Full,
-    /// The same may succeed when it is tried again.
+    /// The transfer may succeed when it is tried again.
     #[error("the device reported an error while it copied")]
     Transient,
     /// The frames' contents are lost: it is of no use to try again.

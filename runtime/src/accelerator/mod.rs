@@ -165,7 +165,8 @@ impl Mirror {
     }
 }
 
-/// See the module. As long as it lives the runtime does, too.
+/// An emulated accelerator: it runs kernels on worker threads, which use the program's memory through a page table of its own. As long as it lives
+/// the runtime does, too.
 #[must_use]
 pub struct Accelerator {
     // Ends first: it would be told of the runtime's end.

@@ -51,7 +51,7 @@ impl Returns {
     }
 }
 
-/// See the module.
+/// Announced removals that are not known to be over, each with the threads that may still be at it.
 pub(crate) struct Removals {
     pending: Mutex<Vec<Pending>>,
     returns: &'static Returns,
