@@ -37,7 +37,7 @@ impl Deref for CountersAt {
     }
 }
 
-/// Where one page is, as [`Engine::residency`] reports it.
+/// Where one page is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Residency {
     /// In system memory, or nowhere yet.

@@ -376,13 +376,6 @@ impl FrameIndex {
 
 /// A page frame number. The machine's own frames and the devices' frames are two spaces that never meet: bit 63 says
 /// which, as the kernel is about to do for device-private pages (J. Niethe's series of 2025/26).
-///
-/// ```
-/// use hetmem_core::units::{DeviceId, FrameIndex, Pfn};
-/// let pfn = Pfn::device(DeviceId::new(3), FrameIndex::new(7));
-/// assert_eq!(pfn.as_device(), Some((DeviceId::new(3), FrameIndex::new(7))));
-/// assert_eq!(Pfn::machine(7).unwrap().as_device(), None);
-/// ```
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Pfn(u64);
 

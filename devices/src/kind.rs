@@ -1,6 +1,6 @@
 //! The kinds of devices: what `BACKEND[=ARG]` in a spec names, and how a device of it is made.
 //!
-//! To add one: a file with a type that implements [`Kind`] and one for its devices ([`hetmem_core::port::Device`]), and a line in [`KINDS`].
+//! To add one: a file with a type that implements [`Kind`] and one for its devices ([`Device`]), and a line in [`KINDS`].
 
 use std::fmt;
 

@@ -98,11 +98,11 @@ pub use hetmem_core::outcome::{KeptReason, Outcomes, PageOutcome};
 pub use hetmem_core::physmap::{MemoryType, Owner};
 pub use hetmem_core::port::FaultPath;
 pub use hetmem_core::units::{
-    BLOCK_PAGES, BLOCK_SIZE, BlockNo, ByteLen, DeviceId, FrameIndex, PAGE_SIZE, PageCount, PageRange, VirtAddr,
+    BLOCK_PAGES, BLOCK_SIZE, BlockNo, ByteLen, DeviceId, FrameIndex, PAGE_SIZE, PageCount, PageRange, Pfn, VirtAddr,
 };
-#[doc(inline)]
-pub use hetmem_devices::spec;
 pub use hetmem_devices::spec::{DeviceSpec, SpecError};
+#[doc(inline)]
+pub use hetmem_devices::{kind, spec};
 pub use hetmem_sys::mapping::Guard;
 pub use memory::{Advice, Mapping};
 pub use runtime::Runtime;

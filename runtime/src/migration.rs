@@ -3,7 +3,8 @@
 use hetmem_core::engine::Residency;
 use hetmem_core::migrate::Request;
 use hetmem_core::outcome::Outcomes;
-use hetmem_core::units::PageRange;
+use hetmem_core::physmap::Page;
+use hetmem_core::units::{DeviceId, FrameIndex, PageRange, Pfn, VirtAddr};
 use hetmem_sys::uffd::WriteProtect;
 
 use crate::error::Error;
@@ -32,6 +33,22 @@ impl Runtime {
     #[must_use]
     pub fn residency(&self, range: PageRange) -> Vec<Residency> {
         self.inner.engine.residency(range)
+    }
+
+    /// The number of the device's frame in which the page at `addr` is, by the books (the kernel's `page_to_pfn` of a device page); `None` while it is in system memory,
+    /// whose frame numbers the kernel tells nobody without privilege. The page may have moved when this returns.
+    #[must_use]
+    pub fn pfn_of(&self, addr: VirtAddr) -> Option<Pfn> {
+        self.inner.engine.pfn_of(addr.page_down())
+    }
+
+    /// The device and the frame that `pfn` numbers, used or not, if one of the runtime's devices has it (`pfn_valid` and `pfn_to_page`).
+    #[must_use]
+    pub fn frame_of(&self, pfn: Pfn) -> Option<(DeviceId, FrameIndex)> {
+        match self.inner.engine.physmap(None).pfn_to_page(pfn)? {
+            Page::Device(pagemap, frame) => Some((pagemap.device, frame)),
+            Page::System(_) => None,
+        }
     }
 
     /// Brings every page home that a forked child would not have: those on private and on coherent DAX devices, and those held exclusively. Forks by

@@ -3,10 +3,12 @@
 
 mod common;
 
+use std::collections::BTreeSet;
+
 use common::{COHERENT, PAGE, PRIVATE, Raw, runtime, to};
 use hetmem::{
-    Advice, ByteLen, DeviceId, FaultPath, KeptReason, Mapping, PAGE_SIZE, PageCount, PageOutcome, PageRange, Request,
-    Residency, Runtime, Target,
+    Advice, ByteLen, DeviceId, FaultPath, FrameIndex, KeptReason, Mapping, PAGE_SIZE, PageCount, PageOutcome,
+    PageRange, Pfn, Request, Residency, Runtime, Target,
 };
 
 fn word(mapping: &Mapping, page: usize) -> *mut u64 {
@@ -38,6 +40,32 @@ fn migrate_all(runtime: &Runtime, mapping: &Mapping, device: DeviceId) {
     while left(&runtime.migrate(mapping.range(), to(device))) {
         std::thread::yield_now();
     }
+}
+
+/// What the kernel's model promises of frame numbers, of both types of devices.
+#[test]
+fn pages_on_devices_have_frame_numbers_of_their_own() {
+    let runtime = runtime();
+    let mapping = common::map(&runtime, 8, FaultPath::Thread);
+    fill(&mapping);
+    let pfns = || mapping.range().iter().map(|page| runtime.pfn_of(page)).collect::<Vec<_>>();
+    assert_eq!(pfns(), [None; 8], "in system memory");
+    for device in [PRIVATE, COHERENT] {
+        migrate_all(&runtime, &mapping, device);
+        let numbers: BTreeSet<Pfn> = pfns().into_iter().map(|pfn| pfn.expect("it is on a device")).collect();
+        assert_eq!(numbers.len(), 8, "each page has a frame of its own");
+        for pfn in numbers {
+            let (of, frame) = runtime.frame_of(pfn).expect("the number of a frame");
+            assert_eq!((of, Pfn::device(of, frame)), (device, pfn));
+        }
+    }
+    verify(&mapping);
+    let nowhere = Pfn::device(DeviceId::new(9), FrameIndex::new(0));
+    assert_eq!(runtime.frame_of(nowhere), None, "there is no such device");
+    let frames = (64 << 20) / PAGE_SIZE;
+    let beyond = Pfn::device(PRIVATE, FrameIndex::new(u32::try_from(frames).unwrap()));
+    assert_eq!(runtime.frame_of(beyond), None, "nor so many frames");
+    assert_eq!(runtime.frame_of(Pfn::machine(1).unwrap()), None, "nor is the machine's frame a device's");
 }
 
 #[test]

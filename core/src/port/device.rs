@@ -23,7 +23,7 @@ pub enum Reach {
     /// used in place.
     Movable(VirtAddr),
     /// They are memory of this process that is mapped shared, all frames in order from this address on, whose pages can't be moved: blocks of it are laid over the
-    /// program's ([`crate::exchange`]) and used in place.
+    /// program's and used in place.
     Laid(VirtAddr),
     /// Only transfers reach them. The program doesn't: a touch brings the page home.
     Copied,
