@@ -5,6 +5,8 @@
 //! builder's devices; its type; the owner of its pages; how many frames) and then leaves alone. [`Builder::custom`](crate::Builder::custom) takes the
 //! device. The example `custom_device` compresses pages in memory.
 //!
+//! A device must have `pagemap`, `reach`, `transfer` and `clear`. The other methods have a default, which is right for a private device that copies while it is asked.
+//!
 //! # The contract
 //!
 //! *Private or coherent.* [`Device::reach`] says how the frames are reached, always the same:
