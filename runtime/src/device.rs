@@ -42,8 +42,8 @@
 //! same. `released` and `astray`: any of them, with locks of hetmem's held.
 //!
 //! *What a device may do.* It touches the memory that it is given, which is hetmem's (never the program's own), and what belongs to itself. It touches no managed memory and calls
-//! nothing of hetmem's, as hetmem waits for it. A lock that it takes is held by nobody who touches managed memory meanwhile; then it may be taken in a transfer out, too,
-//! also in a signal handler. It allocates only from a heap that is not adopted; in a program that has called [`Builder::own_allocator`](crate::Builder::own_allocator),
+//! nothing of hetmem's, as hetmem waits for it. It may take locks of its own, also in a transfer out and thus in a signal handler, if nobody touches managed memory while he
+//! holds one: then no thread whose touch is served has it. It allocates only from a heap that is not adopted; in a program that has called [`Builder::own_allocator`](crate::Builder::own_allocator),
 //! not from the C library's. `transfer` may take its time: somebody waits for it.
 //!
 //! *Failure.* Each transfer of a batch has its own result. An error of `prepare` keeps the page where it was as
