@@ -11,8 +11,8 @@ use super::adopt;
 use super::pace::Paced;
 use hetmem::for_agent::Managed;
 
-/// Stacks of the program's threads, kept from migration while the threads live. Those of threads that have ended may overlap those of threads that live: a
-/// program that makes them itself cuts them anew. So each counts by itself.
+/// Stacks of the program's threads, kept from migration while the threads live. Those of threads that have ended may overlap those of threads that
+/// live: a program that makes them itself cuts them anew. So each counts by itself.
 #[derive(Default)]
 pub(super) struct Stacks(Mutex<Vec<(PageRange, u32)>>);
 

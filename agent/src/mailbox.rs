@@ -257,7 +257,8 @@ impl Mailbox {
     }
 }
 
-/// Whether the machine has room for all that is on private devices: without it, it would be the kernel's choice whom to kill, and there would be no dump at all.
+/// Whether the machine has room for all that is on private devices: without it, it would be the kernel's choice whom to kill, and there would be no
+/// dump at all.
 fn has_room(managed: &Managed, memory: &MemoryUse) -> bool {
     // An answer that can't be had forbids nothing.
     memory.available().map_or(true, |available| managed.on_private_devices().bytes() <= available)

@@ -1,7 +1,7 @@
 //! How warm memory is: what is known of which pages were used lately.
 //!
-//! A block has one [`Heat`], under its lock. It is told of touches by those who see them, and asked by policies, chunk by chunk ([`CHUNK_PAGES`]): what was
-//! asked is forgotten, so that an answer says what came since.
+//! A block has one [`Heat`], under its lock. It is told of touches by those who see them, and asked by policies, chunk by chunk ([`CHUNK_PAGES`]):
+//! what was asked is forgotten, so that an answer says what came since.
 //!
 //! A source of heat is who calls `Heat::touch`, with the block locked, and has a row here:
 //!

@@ -8,8 +8,9 @@
 //! | private | one by one, by copying | after they were copied home |
 //! | coherent | by whole blocks of 2 MiB, by copying | in place: the block is mapped a second time, over the program's ([`hetmem_core::exchange`]) |
 //!
-//! The kernel neither moves pages to such memory nor traps touches of it, and maps it shared only. So a coherent device takes only memory whose mappings are
-//! hetmem's own: a forked child would share the pages of other memory, and its program could not unmap, protect or drop a part of a block.
+//! The kernel neither moves pages to such memory nor traps touches of it, and maps it shared only. So a coherent device takes only memory whose
+//! mappings are hetmem's own: a forked child would share the pages of other memory, and its program could not unmap, protect or drop a part of a
+//! block.
 //!
 //! *Limits:* what the pages held stays in the device after the end. If the device is taken away, touches of it end the process
 //! (SIGBUS). A device with an alignment of more than 2 MiB is private only.

@@ -1,7 +1,7 @@
 //! What this process has open, and the gate that everything passes which works on it.
 //!
-//! Whoever is inside ([`enter`]) runs with all signals blocked, and a fork waits for the last one. A thread that is inside and comes by again (the library
-//! calls functions of the C library that it stands in front of itself) is let through to those.
+//! Whoever is inside ([`enter`]) runs with all signals blocked, and a fork waits for the last one. A thread that is inside and comes by again (the
+//! library calls functions of the C library that it stands in front of itself) is let through to those.
 //!
 //! ```text
 //! fork:  before   the gate is closed, and everybody is outside; pages come home, tables are emptied
@@ -134,8 +134,8 @@ impl Drop for Inside {
     }
 }
 
-/// Something of [`OPEN`], kept while it is used. It is let go of with the lock held, so that what its end brings with it is over before somebody opens
-/// a device anew.
+/// Something of [`OPEN`], kept while it is used. It is let go of with the lock held, so that what its end brings with it is over before somebody
+/// opens a device anew.
 pub(crate) struct Kept<T>(Option<Arc<T>>);
 
 impl<T> std::ops::Deref for Kept<T> {

@@ -1,6 +1,7 @@
 //! What the agent needs of a runtime's inside: for crate `hetmem-agent`, and for nobody else. No promise holds for it.
 //!
-//! A [`Managed`] is a runtime without threads of its own. The agent lends it one, which [serves](Managed::serve), and decides what is managed and what moves.
+//! A [`Managed`] is a runtime without threads of its own. The agent lends it one, which [serves](Managed::serve), and decides what is managed and
+//! what moves.
 
 use std::os::fd::OwnedFd;
 use std::sync::atomic::Ordering::Relaxed;

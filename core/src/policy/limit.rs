@@ -66,7 +66,8 @@ struct Limit {
     limit: PageCount,
     clock: Clock,
     round: Option<Round>,
-    /// What the program showed when nothing of it could leave: the devices are full, or pages are kept. That is not asked again while nothing happens.
+    /// What the program showed when nothing of it could leave: the devices are full, or pages are kept. That is not asked again while nothing
+    /// happens.
     futile: Option<Signs>,
 }
 

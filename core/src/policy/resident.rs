@@ -26,8 +26,8 @@ impl Resident {
         PageCount::new(now.saturating_sub(counted.signs.anonymous.get())).min(signs.anonymous)
     }
 
-    /// Whether nothing has happened since they were counted. What was counted is an estimate from the next thing on that the program does, and what it did while
-    /// pages left is not known at all.
+    /// Whether nothing has happened since they were counted. What was counted is an estimate from the next thing on that the program does, and what
+    /// it did while pages left is not known at all.
     #[must_use]
     pub fn is_exact(&self, signs: Signs) -> bool {
         self.0.is_some_and(|counted| counted.exact && counted.signs == signs)
