@@ -1,6 +1,6 @@
 //! Home: what a page is where no frame of hetmem's holds it.
 //!
-//! Nothing else decides what depends on that:
+//! What becomes of a page for that reason is decided here alone:
 //!
 //! | question | of anonymous memory | answered by |
 //! | --- | --- | --- |

@@ -33,7 +33,7 @@ impl MemoryType {
     }
 }
 
-/// Whose a device's pages are. Requests name an owner, and pages of another are never moved by them.
+/// Whose a device's pages are. A request may name an owner; then it moves no device's page of another owner.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct Owner(u64);
 
