@@ -8,7 +8,7 @@
 //!         └── completions() says which have ended, once completion_descriptor() is readable
 //! ```
 //!
-//! A device that copies by itself while it is asked implements [`Device::transfer`] alone.
+//! A device that copies by itself while it is asked implements [`Device::transfer`], and leaves the other two as they are.
 
 use std::os::fd::BorrowedFd;
 
