@@ -65,7 +65,8 @@ pub fn let_go(range: PageRange) {
     }
 }
 
-/// Keeps `range` where it is for good, and what is away of it comes home at once: the kernel is about to look at it by itself, and can't wait for a page then.
+/// Keeps `range` where it is for good, and what is away of it comes home at once: the kernel is about to look at it by itself, and can't wait for a
+/// page then.
 pub fn keep_at_home(range: PageRange) {
     if let Some(agent) = Use::begin() {
         agent.managed.exclude_for_good(range);

@@ -1,7 +1,8 @@
-//! How the program's last thread has ended, where the C library does not know of it: by a bare `exit(2)`, or killed by a strict filter of system calls.
+//! How the program's last thread has ended, where the C library does not know of it: by a bare `exit(2)`, or killed by a strict filter of system
+//! calls.
 //!
-//! The kernel ends a process with the status of its last thread, and that is the agent's then. What the first thread's was can be asked; what any other's
-//! was is noted here when it passes by.
+//! The kernel ends a process with the status of its last thread, and that is the agent's then. What the first thread's was can be asked; what any
+//! other's was is noted here when it passes by.
 //!
 //! *Limits:* another thread that ends by an instruction of its own goes unnoticed, and the process ends with the first one's status.
 

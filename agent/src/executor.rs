@@ -22,7 +22,7 @@ pub(super) enum Pace {
     Rest,
 }
 
-/// See the module.
+/// Asks the policy for plans, and carries them out on the program.
 pub(super) struct Executor<'a> {
     policy: Box<dyn Policy>,
     plan: Plan,

@@ -11,8 +11,8 @@ use super::adopt;
 use super::pace::Paced;
 use hetmem::for_agent::Managed;
 
-/// Stacks of the program's threads, kept from migration while the threads live. Those of threads that have ended may overlap those of threads that live: a
-/// program that makes them itself cuts them anew. So each counts by itself.
+/// Stacks of the program's threads, kept from migration while the threads live. Those of threads that have ended may overlap those of threads that
+/// live: a program that makes them itself cuts them anew. So each counts by itself.
 #[derive(Default)]
 pub(super) struct Stacks(Mutex<Vec<(PageRange, u32)>>);
 
@@ -42,7 +42,7 @@ impl Stacks {
     }
 }
 
-/// See the module.
+/// What the worker must remember from one look to the next.
 pub(super) struct Housekeeping<'a> {
     managed: &'a Managed,
     stacks: &'a Stacks,

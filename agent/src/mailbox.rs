@@ -87,7 +87,7 @@ impl Mailbox {
         self.quiesce_for(None);
     }
 
-    /// The same, and on return nothing that touches `undivided` is registered.
+    /// Returns once the worker stands still, no page is away, and nothing that touches `undivided` is registered; [`Mailbox::resume`] lets it go on.
     pub(super) fn quiesce_for(&self, undivided: Option<PageRange>) {
         let mut wants = lock(&self.wants);
         wants.forks += 1;
@@ -104,7 +104,7 @@ impl Mailbox {
         self.changed.notify_all();
     }
 
-    /// The same before a core dump, but what can't come home stays away: returns once the rest is there. [`Mailbox::disperse`] lets the worker go on.
+    /// Before a core dump: returns once the worker stands still and all is home but what can't come home. [`Mailbox::disperse`] lets it go on.
     ///
     /// Called by a handler of signals. It interrupts nobody who has this lock, or the allocator's: those have signals blocked.
     pub(super) fn gather(&self) {
@@ -257,7 +257,8 @@ impl Mailbox {
     }
 }
 
-/// Whether the machine has room for all that is on private devices: without it, it would be the kernel's choice whom to kill, and there would be no dump at all.
+/// Whether the machine has room for all that is on private devices: without it, it would be the kernel's choice whom to kill, and there would be no
+/// dump at all.
 fn has_room(managed: &Managed, memory: &MemoryUse) -> bool {
     // An answer that can't be had forbids nothing.
     memory.available().map_or(true, |available| managed.on_private_devices().bytes() <= available)

@@ -6,8 +6,8 @@
 //! | a nap | [`SHORTEST`] after the program did something, then twice as long each time, to [`LONGEST`] |
 //! | a look at the mappings, a count of pages | what the last one took, times [`BUSY`] while the program does something, times [`IDLE`] while not |
 //!
-//! So a program that sleeps is left alone however much memory it has. What it does is seen cheaply: by how much memory it has (`/proc/PID/statm`), how
-//! many of its faults were served, and whether it asked for anything.
+//! So a program that sleeps is left alone however much memory it has. What it does is seen cheaply: by how much memory it has (`/proc/PID/statm`),
+//! how many of its faults were served, and whether it asked for anything.
 
 use std::time::{Duration, Instant};
 

@@ -35,8 +35,8 @@ const AGENT: usize = 0;
 const USERS: usize = 1;
 /// Nobody uses the agent, nor does anybody come to use it: it ends, if it can.
 const CLOSED: u64 = 1 << 63;
-/// 1 while the agent leaves or comes, by one thread: until everything is home its word is not to be had, nor is there none, and where it comes back what
-/// begins meanwhile waits, to be known to it.
+/// 1 while the agent leaves or comes, by one thread: until everything is home its word is not to be had, nor is there none, and where it comes back
+/// what begins meanwhile waits, to be known to it.
 const CHANGING: usize = 2;
 /// How many threads fork in a process without an agent: none comes meanwhile.
 const FORKS: usize = 3;
@@ -62,8 +62,8 @@ fn word(which: usize) -> Option<&'static AtomicU64> {
     unsafe { WORDS.load(Ordering::Acquire).as_ref() }.map(|words| &words[which])
 }
 
-/// The agent, which does not end while this lives. All signals are blocked: a handler that asks for the agent, or never returns, would find its locks taken
-/// by the thread that it has interrupted.
+/// The agent, which does not end while this lives. All signals are blocked: a handler that asks for the agent, or never returns, would find its locks
+/// taken by the thread that it has interrupted.
 pub(super) struct Use {
     agent: &'static Agent,
     signals: SignalMask,
@@ -93,8 +93,8 @@ impl Use {
     }
 }
 
-/// The agent of this process, which does not end any more: for a handler of a signal that ends the process. Unlike [`Use`] it has no thread-local storage, which the
-/// C library may allocate at its first use; the handler has all signals blocked.
+/// The agent of this process, which does not end any more: for a handler of a signal that ends the process. Unlike [`Use`] it has no thread-local
+/// storage, which the C library may allocate at its first use; the handler has all signals blocked.
 pub(super) fn stay() -> Option<&'static Agent> {
     let (agent, users) = (word(AGENT)?, word(USERS)?);
     while is_this_process() && agent.load(Ordering::SeqCst) != 0 {

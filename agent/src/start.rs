@@ -50,7 +50,7 @@ use hetmem::for_agent::Managed;
 /// Pages of each of the agent's stacks.
 const STACK: PageCount = PageCount::new(128);
 
-/// See the module.
+/// What the agent's two threads share, and what the program's threads ask it by.
 pub(super) struct Agent {
     pub(super) managed: Managed,
     pub(super) mailbox: Mailbox,
@@ -91,7 +91,7 @@ impl Startup {
 pub struct Away(Changing);
 
 impl Away {
-    /// It comes back.
+    /// Has the agent come back.
     ///
     /// # Errors
     ///
@@ -274,8 +274,8 @@ extern "C" fn worker_main(arg: *mut c_void) {
 /// pages can't come home; then it stays. The caller has blocked all signals.
 #[must_use]
 pub fn leave() -> Option<Away> {
-    // A child that shares the memory (vfork, or worse) is a process of its own, and has no agent; and who is in the middle of a fork, of which a handler of a
-    // signal asks this, would wait for himself.
+    // A child that shares the memory (vfork, or worse) is a process of its own, and has no agent; and who is in the middle of a fork, of which a
+    // handler of a signal asks this, would wait for himself.
     if !is_this_process() || presence::is_in_use_here() {
         return None;
     }
@@ -298,8 +298,8 @@ fn leave_alone() -> bool {
 
 /// What the last agent of this process, or of the process that this one was forked from, kept in place: the next one does so for good.
 static HERITAGE: Mutex<Vec<PageRange>> = Mutex::new(Vec::new());
-/// Removals that were announced to the last agent of this process and are not known to be over: a thread may be in the middle of one still, and take away what
-/// the next agent leaves to it, but not what that has moved elsewhere.
+/// Removals that were announced to the last agent of this process and are not known to be over: a thread may be in the middle of one still, and take
+/// away what the next agent leaves to it, but not what that has moved elsewhere.
 static REMOVALS: Mutex<Vec<PageRange>> = Mutex::new(Vec::new());
 
 /// In a forked child, before anything of the agent's is used. Says whether its parent had an agent, and knew of the fork.
@@ -314,7 +314,8 @@ pub fn after_fork_in_child() -> bool {
     hetmem_sys::mapping::forget_omitted();
     ends::forget_in_child();
     let Some(parents) = presence::forget_in_child() else { return false };
-    // A thread that does not exist here may have been changing them; then nothing is known, and what the kernel looks at by itself may be away one day.
+    // A thread that does not exist here may have been changing them; then nothing is known, and what the kernel looks at by itself may be away one
+    // day.
     if let (Some(kept), Ok(mut heritage)) = (parents.managed.try_exclusions(), HERITAGE.try_lock()) {
         *heritage = kept;
     }

@@ -104,7 +104,7 @@ pub struct Use<'a> {
 }
 
 impl Use<'_> {
-    /// What was found.
+    /// The entry by which the page is used.
     #[must_use]
     pub const fn entry(&self) -> Entry {
         self.entry

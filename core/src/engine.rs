@@ -1,8 +1,8 @@
 //! The engine: everything that a migration, a fault or an event works on, in one place.
 //!
-//! Key types: [`Engine`] owns the space, the devices and the pool, and reaches the program's memory through its [`Host`]. Nobody else does: [`crate::managed`]
-//! is what the crates above may see and change of them.
-//! [`crate::migrate`], [`crate::fault`] and [`crate::events`] are what it does.
+//! Key types: [`Engine`] owns the space, the devices and the pool, and reaches the program's memory through its [`Host`]. Nobody else does:
+//! [`crate::managed`] is what the crates above may see and change of them. [`crate::migrate`], [`crate::fault`] and [`crate::events`] are what it
+//! does.
 
 use std::ops::Deref;
 use std::sync::atomic::AtomicBool;
@@ -130,8 +130,8 @@ impl<H: Host> Engine<H> {
     }
 
     /// From here until [`Engine::release_pages`] no page is taken out of the program, and migrations keep those that would be, as
-    /// [`KeptReason::Raced`](crate::outcome::KeptReason). They do not wait: who waited might hold what the caller needs next. What is out already comes home as
-    /// ever, and batches under way end; after [`Engine::bring_all_home`] has left none, nothing is away. The caller holds no lock.
+    /// [`KeptReason::Raced`](crate::outcome::KeptReason). They do not wait: who waited might hold what the caller needs next. What is out already
+    /// comes home as ever, and batches under way end; after [`Engine::bring_all_home`] has left none, nothing is away. The caller holds no lock.
     pub fn hold_pages(&self) {
         // Relaxed: the gate orders it.
         self.holds.fetch_add(1, Relaxed);
@@ -170,8 +170,8 @@ impl<H: Host> Engine<H> {
         id != SYSTEM_POOL && self.device_of(id).reach() == Reach::Copied
     }
 
-    /// Where the frames lie in this process while the program does not map them; `None` if pages are copied to them and from them, as those of a private
-    /// device.
+    /// Where the frames lie in this process while the program does not map them; `None` if pages are copied to them and from them, as those of a
+    /// private device.
     pub(crate) fn address(&self, frames: Frames) -> Option<VirtAddr> {
         if frames.is_pool() {
             return Some(self.pool.address(frames.run));
@@ -188,7 +188,8 @@ impl<H: Host> Engine<H> {
         }
     }
 
-    /// Takes free frames of a device into use for the pages from `page` on, ready to be filled. For a `huge` page frames are preferred that can hold it whole.
+    /// Takes free frames of a device into use for the pages from `page` on, ready to be filled. For a `huge` page frames are preferred that can hold
+    /// it whole.
     pub(crate) fn allocate_ready(
         &self,
         id: DeviceId,
@@ -265,8 +266,8 @@ impl<H: Host> Engine<H> {
         }
     }
 
-    /// Empties places that were taken out of the stock. `false` if they can't be: then they are in stock again, as a place that is not empty must never be taken
-    /// for one that is.
+    /// Empties places that were taken out of the stock. `false` if they can't be: then they are in stock again, as a place that is not empty must
+    /// never be taken for one that is.
     fn discard(&self, places: FrameRefs<'_, H>) -> bool {
         let Frames { run, .. } = places.frames();
         let discarded = self.host.discard(self.pool.address(run), run.pages);
@@ -280,8 +281,8 @@ impl<H: Host> Engine<H> {
         self.pool.has_resting() || self.devices.iter().any(|device| device.pagemap().frames.has_resting())
     }
 
-    /// All that rests is old from now on. Called again and again, with [`Engine::clear_old`] until it says `false` before each call: then nothing rests longer than
-    /// from one call to the next but one.
+    /// All that rests is old from now on. Called again and again, with [`Engine::clear_old`] until it says `false` before each call: then nothing
+    /// rests longer than from one call to the next but one.
     pub fn age(&self) {
         self.pool.age();
         self.devices.iter().for_each(|device| device.pagemap().frames.age());

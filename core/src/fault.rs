@@ -235,8 +235,8 @@ impl<H: Host> Engine<H> {
         self.release_waiters(block, &mut state, path, all);
     }
 
-    /// Copies the frames of the first pages of `cluster` into `to`, and says how many came: fewer where the device does not give a neighbour back. If it
-    /// does not give the touched page back, there is no place for that one: the program is stopped.
+    /// Copies the frames of the first pages of `cluster` into `to`, and says how many came: fewer where the device does not give a neighbour back. If
+    /// it does not give the touched page back, there is no place for that one: the program is stopped.
     fn fetch(&self, cluster: &Cluster<'_, H>, to: Frames) -> PageCount {
         let mut at = PageCount::ZERO;
         while at < to.run.pages {
@@ -254,8 +254,8 @@ impl<H: Host> Engine<H> {
         at
     }
 
-    /// Copies the touched page once more, which the device did not give back, as often as may be of use. There is no other place where its bytes are: the program is
-    /// stopped if they don't come.
+    /// Copies the touched page once more, which the device did not give back, as often as may be of use. There is no other place where its bytes are:
+    /// the program is stopped if they don't come.
     fn fetch_owed(&self, page: VirtAddr, from: Frames, to: Frames, mut error: TransferError) {
         for _ in 1..DEVICE_TRIES {
             if error == TransferError::Lost {

@@ -1,13 +1,13 @@
 //! How warm memory is: what is known of which pages were used lately.
 //!
-//! A block has one [`Heat`], under its lock. It is told of touches by those who see them, and asked by policies, chunk by chunk ([`CHUNK_PAGES`]): what was
-//! asked is forgotten, so that an answer says what came since.
+//! A block has one [`Heat`], under its lock. It is told of touches by those who see them, and asked by policies, chunk by chunk ([`CHUNK_PAGES`]):
+//! what was asked is forgotten, so that an answer says what came since.
 //!
 //! A source of heat is who calls `Heat::touch`, with the block locked, and has a row here:
 //!
 //! | source | sees |
 //! | --- | --- |
-//! | [`Engine::fault`](crate::engine::Engine::fault) | touches that bring a page home from a frame that the program does not map |
+//! | [`Engine::fault`](crate::engine::Engine::fault) and its like, where they begin a `Cluster` | touches of pages in private frames |
 //!
 //! *Limits:* one bit a chunk: touched or not. Pages that are used where they are, in system memory or on a coherent device, show nothing.
 

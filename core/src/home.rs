@@ -1,6 +1,6 @@
 //! Home: what a page is where no frame of hetmem's holds it.
 //!
-//! Nothing else decides what depends on that:
+//! What becomes of a page for that reason is decided here alone:
 //!
 //! | question | of anonymous memory | answered by |
 //! | --- | --- | --- |
@@ -99,8 +99,8 @@ impl<H: Host> Engine<H> {
         }
     }
 
-    /// The program drops the pages of `range` (`munmap`, `MADV_DONTNEED`, guard markers), but for those that are mapped in frames which `keep` theirs: what is left
-    /// are holes.
+    /// The program drops the pages of `range` (`munmap`, `MADV_DONTNEED`, guard markers), but for those that are mapped in frames which `keep`
+    /// theirs: what is left are holes.
     pub(crate) fn discard_pages(&self, _events: &Events<'_>, range: PageRange, keep: impl Fn(Frame) -> bool) {
         for (no, block) in self.space.blocks_in(range) {
             let Some(part) = range.intersect(no.range()) else { continue };

@@ -7,8 +7,8 @@
 //! | a touch of a page in a frame with an address | that frame | tries again later, or stops the program |
 //! | a touch of a page in a private frame | frames of the pool | the same |
 //!
-//! The page itself is moved, if nobody may be reading the frame and the mapping accepts it, else copied. What is installed is settled at once: slots say where
-//! the pages are, and the references that went with the old place are let go of. Each caller interprets the rest ([`Installed`]).
+//! The page itself is moved, if nobody may be reading the frame and the mapping accepts it, else copied. What is installed is settled at once: slots
+//! say where the pages are, and the references that went with the old place are let go of. Each caller interprets the rest ([`Installed`]).
 
 use crate::engine::Engine;
 use crate::frames::{FrameRefs, Frames, Left, restate};
@@ -51,8 +51,8 @@ pub(crate) enum Installed {
     Pages(PageCount),
     /// None is. The program changed its mappings, and the event of it is unread: let go of the gate, [`Host::await_events`], look at the slots again.
     EventsPending,
-    /// None is. The program has unmapped the first, or put a guard marker in its place: its bytes are of no use to anybody, its slot says `System`, and the
-    /// outcome of its migration is this.
+    /// None is. The program has unmapped the first, or put a guard marker in its place: its bytes are of no use to anybody, its slot says `System`,
+    /// and the outcome of its migration is this.
     Discarded(KeptReason),
     /// None is, and the first can't be installed by any of the ways.
     Refused,
@@ -85,8 +85,8 @@ impl<H: Host> Engine<H> {
     ) -> Installed {
         let frames = source.refs().frames().slice(PageCount::ZERO, to.pages());
         let from = self.address(frames).expect("pages are installed from frames that have an address");
-        // A batch that has lost one of the pages to an `mremap`, and has not noticed yet, may be reading the frame, and would take the page's next stay there for its
-        // own. So the page is copied: the frame keeps its bytes until the last reference is gone.
+        // A batch that has lost one of the pages to an `mremap`, and has not noticed yet, may be reading the frame, and would take the page's next
+        // stay there for its own. So the page is copied: the frame keeps its bytes until the last reference is gone.
         let mut how = match &source {
             Source::Slots(_) if self.is_read_by_others(frames) => How::Copy,
             Source::Slots(_) | Source::Copies(_) => How::Move,

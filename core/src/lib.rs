@@ -1,4 +1,37 @@
-//! The decisions of hetmem, with no operating system in them.
+//! The decisions of hetmem, with no operating system in them. What they ask of the outside are the traits of `port`.
+//!
+//! ```text
+//! engine        what migrations, faults and events work on, in one place; its methods are in the modules below
+//! managed       what is under management, as the floors above see and change it
+//!
+//! migrate       pages to where a request sends them: collect, copy, finalize
+//! fault         a touch of a page that the program doesn't map
+//! events        what the program does to its mappings
+//! install       the one way of a page into the program
+//! transfer      copies from frames to frames
+//! exchange      another mapping takes the place of a block's
+//! strays        mapped pages that have left their device's memory
+//!
+//! space         the memory under management: regions, blocks of slots, the gate
+//! slot          where a page's bytes are
+//! home          what a page is where no frame holds it
+//! heat          which pages were used lately
+//! frames        frames of devices and of the pool, and references to them
+//! physmap       frame numbers, and whose they are
+//!
+//! mirror        where pages are and what they allow, for who mirrors them
+//! notifier      who mirrors memory is told before it changes
+//! device_table  the page table of a device that mirrors
+//!
+//! policy        which pages go where, and when
+//! port          what is asked of the floors above: a program's memory, devices
+//! outcome       what became of each page, and why
+//! stats         counters
+//! units         addresses, pages, bytes, frame numbers
+//! quantity      sizes, rates and durations as people write them
+//! range_map     values of ranges of pages
+//! sync          locks and atomics, the model checker's where it runs
+//! ```
 #![forbid(unsafe_code)]
 
 pub mod device_table;

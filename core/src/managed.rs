@@ -50,7 +50,8 @@ impl<H: Host> Engine<H> {
         self.zero_around.store(false, Relaxed);
     }
 
-    /// Puts `range` under management, whatever was said of it. The caller knows that no event of what was mapped there before is unread, or not applied.
+    /// Puts `range` under management, whatever was said of it. The caller knows that no event of what was mapped there before is unread, or not
+    /// applied.
     pub fn manage(&self, range: PageRange, region: Region) {
         self.space.add_region(range, region);
     }
@@ -118,8 +119,8 @@ impl<H: Host> Engine<H> {
         self.space.blocks_in(range).into_iter().filter_map(|(no, _)| no.range().intersect(range)).collect()
     }
 
-    /// The extents of `ranges`, in order: each region that overlaps one of them, joined with those before and behind it that touch it and have its path, as
-    /// those are one mapping to the kernel.
+    /// The extents of `ranges`, in order: each region that overlaps one of them, joined with those before and behind it that touch it and have its
+    /// path, as those are one mapping to the kernel.
     pub fn extents(&self, ranges: &[PageRange]) -> Vec<(PageRange, FaultPath)> {
         self.space.extents(ranges)
     }

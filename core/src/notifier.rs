@@ -115,7 +115,7 @@ impl Notice<'_> {
         self.range.intersect(self.subscriber.range).unwrap_or(self.range)
     }
 
-    /// Why.
+    /// What is about to change them.
     #[must_use]
     pub const fn event(&self) -> Event {
         self.event
@@ -323,7 +323,7 @@ impl fmt::Debug for Subscription {
 }
 
 impl Subscription {
-    /// The range.
+    /// The pages of whose changes it is told.
     #[must_use]
     pub fn range(&self) -> PageRange {
         self.subscriber.range

@@ -2,7 +2,8 @@
 //!
 //! The machine's frames are known by ranges, which the caller has from the firmware's map; each device adds a [`Pagemap`] of frames in a
 //! number space of its own ([`Pfn`]). `pfn_valid`, `pfn_to_page` and `page_to_pfn` hold for system, coherent and private
-//! pages alike, and not for plain MMIO, which nobody registers. [`Engine::physmap`] is that of a running engine, [`Engine::pfn_of`] says which frame a page is in.
+//! pages alike, and not for plain MMIO, which nobody registers. [`Engine::physmap`] is that of a running engine, [`Engine::pfn_of`] says which frame
+//! a page is in.
 
 use std::ops::Range;
 
@@ -32,7 +33,7 @@ impl MemoryType {
     }
 }
 
-/// Whose a device's pages are. Requests name an owner, and pages of another are never moved by them.
+/// Whose a device's pages are. A request may name an owner; then it moves no device's page of another owner.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct Owner(u64);
 
@@ -141,7 +142,8 @@ impl<H: Host> Engine<H> {
         PhysMap { system: system.into_iter().collect(), pagemaps }
     }
 
-    /// The frame of a device that `page` is in, by the books; `None` for a page in system memory, whose frame number the kernel tells nobody without privilege.
+    /// The frame of a device that `page` is in, by the books; `None` for a page in system memory, whose frame number the kernel tells nobody without
+    /// privilege.
     pub fn pfn_of(&self, page: VirtAddr) -> Option<Pfn> {
         let frame = self.slot(page).frame().filter(|frame| frame.device != SYSTEM_POOL)?;
         Some(Pfn::device(frame.device, frame.index))

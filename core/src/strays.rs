@@ -94,8 +94,8 @@ impl<H: Host> Engine<H> {
         }
     }
 
-    /// The program writes to `page`, which it shares with a forked child: the kernel makes it a copy in system memory, and what was the device's is the
-    /// child's. For a thread that serves faults.
+    /// The program writes to `page`, which it shares with a forked child: the kernel makes it a copy in system memory, and what was the device's is
+    /// the child's. For a thread that serves faults.
     pub fn copied_on_write(&self, page: VirtAddr) {
         let _notice = self.notifiers.start_if_any(PageRange::page_of(page), Event::Migrate(None), false);
         let _shared = self.space.gate.share();

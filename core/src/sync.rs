@@ -1,8 +1,8 @@
 //! The one door to synchronisation primitives.
 //!
-//! Every lock of this crate and of the crates above comes from here (but the one of the preloaded libraries' allocator), so that `--cfg loom` swaps all of them
-//! for the model checker's. The standard library's locks are futexes: taking one touches no thread-local storage and
-//! no memory but the lock itself, which is what allows their use while memory of the program may be away.
+//! Every lock of this crate and of the crates above comes from here (but the one of the preloaded libraries' allocator), so that `--cfg loom` swaps
+//! all of them for the model checker's. The standard library's locks are futexes: taking one touches no thread-local storage and no memory but the
+//! lock itself, which is what allows their use while memory of the program may be away.
 //!
 //! The order in which locks are taken is drawn in docs/rules.md (Lock order).
 

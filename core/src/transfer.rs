@@ -73,7 +73,7 @@ impl<H: Host> Engine<H> {
         copied
     }
 
-    /// The same for pages that are owed: a failure is one that nobody else tells of.
+    /// Makes one copy of pages that are owed to the program. A failure is counted here, as nobody else tells of it. Allocates nothing.
     pub(crate) fn copy_owed(&self, from: Frames, to: Frames) -> Result<(), TransferError> {
         let copied = self.copy_frames(from, to);
         if copied.is_err() {

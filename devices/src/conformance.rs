@@ -1,8 +1,8 @@
 //! What every device must do, as a suite that its tests call: `conformance::check(|capacity| …)`.
 //!
 //! The suite uses a device alone, without an engine: contents survive in frames, frames are apart from one another, may be used by several threads at
-//! once, read as zeros when they are cleared, transfers end once whether they are waited for or not, and the books are right when the device is full. Failures are assertions, so that they name their line
-//! in a test.
+//! once, read as zeros when they are cleared, transfers end once whether they are waited for or not, and the books are right when the device is full.
+//! Failures are assertions, so that they name their line in a test.
 
 use std::collections::BTreeSet;
 use std::ops::Range;

@@ -8,8 +8,9 @@
 //! | private | one by one, by copying | after they were copied home |
 //! | coherent | by whole blocks of 2 MiB, by copying | in place: the block is mapped a second time, over the program's ([`hetmem_core::exchange`]) |
 //!
-//! The kernel neither moves pages to such memory nor traps touches of it, and maps it shared only. So a coherent device takes only memory whose mappings are
-//! hetmem's own: a forked child would share the pages of other memory, and its program could not unmap, protect or drop a part of a block.
+//! The kernel neither moves pages to such memory nor traps touches of it, and maps it shared only. So a coherent device takes only memory whose
+//! mappings are hetmem's own: a forked child would share the pages of other memory, and its program could not unmap, protect or drop a part of a
+//! block.
 //!
 //! *Limits:* what the pages held stays in the device after the end. If the device is taken away, touches of it end the process
 //! (SIGBUS). A device with an alignment of more than 2 MiB is private only.
@@ -119,7 +120,7 @@ fn fits(on: &DaxDevice, memory_type: MemoryType, size: ByteLen) -> Result<(), Mi
     Ok(())
 }
 
-/// See the module.
+/// A device whose frames are a part of a DAX device's memory.
 pub struct DaxStore {
     frames: Frames,
     _slice: DaxSlice,
@@ -136,8 +137,8 @@ impl DaxStore {
         Self::on(device, owner, spec, &DaxDevice::find(path)?)
     }
 
-    /// The same on a device that is known already. Any file that can be mapped shared will do, as in tests where there is no DAX
-    /// device.
+    /// A part of the DAX device `on`, as [`DaxStore::new`] makes it of the one at a path. Any file that can be mapped shared will do
+    /// instead, as in tests where there is no DAX device.
     ///
     /// # Errors
     ///

@@ -60,7 +60,7 @@ impl Kind for EmulatedKind {
     }
 }
 
-/// See the module.
+/// A device whose frames are ordinary memory of this process.
 pub struct Emulated {
     frames: Frames,
     arena: Arena,

@@ -7,7 +7,7 @@ use hetmem_core::port::{Direction, Progress, Transfer};
 use hetmem_core::units::{DeviceId, PageCount, PageRange, VirtAddr};
 use hetmem_sys::copy::{clear_pages, copy_pages, stream_pages};
 
-/// See the module.
+/// A device's frames, as one stretch of this process's memory, with their descriptors.
 pub(crate) struct Frames {
     // Invariant: frame i of the pagemap is page i of the range, which is mapped, readable and writable as long as the backend
     // that made this lives, and nobody's but that backend's.

@@ -1,8 +1,8 @@
 //! Latency, bandwidth and failures that are injected into the copies of another device, so that ordinary memory is as slow as what it plays.
 //!
-//! The transfers of one batch wait for the latency together, as a device with a queue has them; bandwidth is shared by all that go on at a time. Short waits
-//! are spun away, as the system's sleep is too coarse for the microseconds that devices take: this models the time in which a processor waits for its own load
-//! or store. A transfer that is submitted and takes longer ends later, and whoever submitted it goes on meanwhile.
+//! The transfers of one batch wait for the latency together, as a device with a queue has them; bandwidth is shared by all that go on at a time.
+//! Short waits are spun away, as the system's sleep is too coarse for the microseconds that devices take: this models the time in which a processor
+//! waits for its own load or store. A transfer that is submitted and takes longer ends later, and whoever submitted it goes on meanwhile.
 
 use std::num::NonZeroU64;
 use std::os::fd::{AsFd as _, BorrowedFd};
@@ -23,7 +23,7 @@ use crate::spec::DeviceSpec;
 /// Up to here waits are spun away.
 const SHORT: Duration = Duration::from_micros(200);
 
-/// See the module.
+/// A device around another one, which makes the other one's copies slow, or has some of them fail.
 pub(crate) struct Injected {
     inner: Box<dyn Device>,
     latency: Duration,

@@ -102,7 +102,7 @@ impl Kind for NodeKind {
     }
 }
 
-/// See the module.
+/// A device whose frames are pages of this process on a NUMA node.
 pub struct NodeMemory {
     frames: Frames,
     arena: Arena,

@@ -17,8 +17,8 @@
 //! | `fail` | every N-th copy fails with an injected device error | never |
 //!
 //! [`parse_all`] reads the specs of a whole command line: it gives each device its name and size and checks them against
-//! one another and the machine, which is asked what nodes and DAX devices it has. A single [`DeviceSpec`] is read with [`str::parse`], and what it prints parses back to
-//! itself, which is how specs travel to the agent.
+//! one another and the machine, which is asked what nodes and DAX devices it has. A single [`DeviceSpec`] is read with [`str::parse`], and what it
+//! prints parses back to itself, which is how specs travel to the agent.
 
 use std::fmt;
 use std::num::NonZeroU64;
@@ -377,7 +377,8 @@ pub fn parse_all<S: AsRef<str>>(texts: &[S], memory: ByteLen) -> Result<Vec<Devi
     Ok(specs)
 }
 
-/// Checks that the devices can have memory of programs that don't know of them, as of those that `hetmem run` starts. What is no spec is not looked at.
+/// Checks that the devices can have memory of programs that don't know of them, as of those that `hetmem run` starts. What is no spec is not looked
+/// at.
 ///
 /// # Errors
 ///

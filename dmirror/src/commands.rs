@@ -1,9 +1,9 @@
 //! What each ioctl does.
 //!
 //! The table is an [`hetmem::accelerator`]'s. As in the kernel's driver, accesses copy what the table has, and where it has nothing a device fault on
-//! all of the rest is made. Every change of pages erases a table's entries, also those that the device itself asks for; the kernel's driver ignores the
-//! latter and enters what has moved. The result is made the same here: what a migration of the device's own leaves in place is entered again if it was in
-//! the table before.
+//! all of the rest is made. Every change of pages erases a table's entries, also those that the device itself asks for; the kernel's driver ignores
+//! the latter and enters what has moved. The result is made the same here: what a migration of the device's own leaves in place is entered again if
+//! it was in the table before.
 #![expect(unsafe_code, reason = "adopts and protects memory of the program")]
 
 use std::time::Duration;
@@ -30,8 +30,8 @@ use crate::stacks;
 const BATCH: PageCount = PageCount::new(64);
 /// How long it tries again when others change the pages.
 const PATIENCE: Duration = Duration::from_secs(1);
-/// Why pages stay that may go the next time: others change them, or the kernel has them in its hands for a moment. A hole that was filled is a page on which
-/// the kernel works.
+/// Why pages stay that may go the next time: others change them, or the kernel has them in its hands for a moment. A hole that was filled is a page
+/// on which the kernel works.
 const PASSING: [KeptReason; 6] = [
     KeptReason::Raced,
     KeptReason::Occupied,

@@ -1,7 +1,7 @@
 //! Which descriptor is an open device's.
 //!
-//! A device's descriptor is that of a file in memory, sealed and empty, so that it can be duplicated, passed on, polled and closed like any other. The
-//! open file is known by the file's identity, not by the descriptor's number: whichever way a descriptor came about, `fstat(2)` tells.
+//! A device's descriptor is that of a file in memory, sealed and empty, so that it can be duplicated, passed on, polled and closed like any other.
+//! The open file is known by the file's identity, not by the descriptor's number: whichever way a descriptor came about, `fstat(2)` tells.
 //!
 //! *Limits:* the program can tell: `fstat` says that it is a regular file, and `read` that it is empty.
 

@@ -1,7 +1,7 @@
 //! What this process has open, and the gate that everything passes which works on it.
 //!
-//! Whoever is inside ([`enter`]) runs with all signals blocked, and a fork waits for the last one. A thread that is inside and comes by again (the library
-//! calls functions of the C library that it stands in front of itself) is let through to those.
+//! Whoever is inside ([`enter`]) runs with all signals blocked, and a fork waits for the last one. A thread that is inside and comes by again (the
+//! library calls functions of the C library that it stands in front of itself) is let through to those.
 //!
 //! ```text
 //! fork:  before   the gate is closed, and everybody is outside; pages come home, tables are emptied
@@ -38,7 +38,7 @@ static INHERITED: AtomicBool = AtomicBool::new(false);
 /// Whether this process has forked while something was open: then children may share pages of the devices.
 static FORKED: AtomicBool = AtomicBool::new(false);
 
-/// See [`FORKED`]; asked by who is inside.
+/// Whether this process has forked while something was open. Asked by who is inside.
 pub(crate) fn has_forked() -> bool {
     FORKED.load(Ordering::Relaxed)
 }
@@ -134,8 +134,8 @@ impl Drop for Inside {
     }
 }
 
-/// Something of [`OPEN`], kept while it is used. It is let go of with the lock held, so that what its end brings with it is over before somebody opens
-/// a device anew.
+/// Something of [`OPEN`], kept while it is used. It is let go of with the lock held, so that what its end brings with it is over before somebody
+/// opens a device anew.
 pub(crate) struct Kept<T>(Option<Arc<T>>);
 
 impl<T> std::ops::Deref for Kept<T> {

@@ -1,9 +1,9 @@
 //! Cancellation of the program's threads ([pthreads(7)], pthread_cancel(3)) in the functions that stand in front of the C library's.
 //!
-//! The C library unwinds a thread that is cancelled: at once and at any instruction if the thread asked for that (`PTHREAD_CANCEL_ASYNCHRONOUS`), else
-//! from some of the C library's functions, hetmem's own use of which the program knows nothing of. Code that the compiler has given something to do while it is
-//! unwound (a "landing pad") can be unwound through from where it calls others only: elsewhere the thread's personality routine ends the program. So
-//! a function that stands in front of another holds nothing that must be dropped, and does everything that may by [`uncancelled`].
+//! The C library unwinds a thread that is cancelled: at once and at any instruction if the thread asked for that (`PTHREAD_CANCEL_ASYNCHRONOUS`),
+//! else from some of the C library's functions, hetmem's own use of which the program knows nothing of. Code that the compiler has given something to
+//! do while it is unwound (a "landing pad") can be unwound through from where it calls others only: elsewhere the thread's personality routine ends
+//! the program. So a function that stands in front of another holds nothing that must be dropped, and does everything that may by [`uncancelled`].
 //!
 //! [pthreads(7)]: https://man7.org/linux/man-pages/man7/pthreads.7.html
 #![expect(unsafe_code, reason = "calls the C library")]
@@ -75,8 +75,8 @@ pub(crate) fn defer() -> c_int {
     kind
 }
 
-/// Ends what [`defer`] began. A thread that was cancelled meanwhile is unwound from here: unlike `pthread_setcancelstate` of glibc 2.36, this function
-/// sets what `pthread_join` returns then.
+/// Ends what [`defer`] began. A thread that was cancelled meanwhile is unwound from here: unlike `pthread_setcancelstate` of glibc 2.36, this
+/// function sets what `pthread_join` returns then.
 #[inline(always)]
 pub(crate) fn undefer(kind: c_int) {
     if kind != DEFERRED {

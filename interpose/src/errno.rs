@@ -3,7 +3,7 @@
 
 use std::ffi::c_int;
 
-/// Its value.
+/// The value of `errno`.
 #[must_use]
 pub fn errno() -> c_int {
     // SAFETY: asks nothing of the caller.
@@ -12,7 +12,7 @@ pub fn errno() -> c_int {
     unsafe { location.read() }
 }
 
-/// Sets it.
+/// Sets `errno`.
 pub fn set_errno(errno: c_int) {
     // SAFETY: asks nothing of the caller.
     let location = unsafe { libc::__errno_location() };

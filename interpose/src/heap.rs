@@ -4,7 +4,8 @@
 //! The algorithm is `dlmalloc`'s; its memory comes from one arena. A forked child leaves what its parent used as it is, as a thread
 //! that the child does not have may have been half-way through a change, and goes on in the rest of the arena.
 //!
-//! The program's threads allocate with signals blocked: a handler that does so, too, would find the heap locked by the thread that it has interrupted.
+//! The program's threads allocate with signals blocked: a handler that does so, too, would find the heap locked by the thread that it has
+//! interrupted.
 //!
 //! *Limits:* the arena's size, 4 GiB of address space, or a sixteenth of what `RLIMIT_AS` allows; one heap for each library.
 #![expect(unsafe_code, reason = "implements GlobalAlloc")]
@@ -29,7 +30,7 @@ const STEP: usize = 256 << 10;
 /// What is open beyond what is used: a program that takes all that `RLIMIT_DATA` leaves is served on, from this.
 const AHEAD: usize = 2 << 20;
 
-/// See the module.
+/// The allocator of a preloaded library, for its `#[global_allocator]`.
 pub struct SetAside {
     heap: Mutex<Heap>,
 }

@@ -14,13 +14,13 @@ pub struct Next {
 }
 
 impl Next {
-    /// Of this name.
+    /// The function of this name; it is looked up when it is first asked for.
     #[must_use]
     pub const fn new(name: &'static CStr) -> Self {
         Self { name, found: AtomicPtr::new(std::ptr::null_mut()) }
     }
 
-    /// Its address.
+    /// The function's address. Ends the process if no library has it.
     #[must_use]
     pub fn get(&self) -> *mut c_void {
         // Relaxed: every look-up finds the same.
@@ -37,7 +37,7 @@ impl Next {
         found
     }
 
-    /// It, as a function of the type of the one that stands in front of it.
+    /// The function, with the type of the one that stands in front of it.
     ///
     /// # Safety
     ///

@@ -63,8 +63,8 @@ unsafe extern "C-unwind" fn run(routine: *mut c_void) -> *mut c_void {
     result
 }
 
-/// Runs `routine`, with what is to be done before and after. Returns what it does, and how the thread is cancelled from then on: as it begins, not at any
-/// instruction.
+/// Runs `routine`, with what is to be done before and after. Returns what it does, and how the thread is cancelled from then on: as it begins, not at
+/// any instruction.
 ///
 /// # Safety
 ///

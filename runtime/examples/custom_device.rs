@@ -57,7 +57,7 @@ impl Stored {
     }
 }
 
-/// See the module.
+/// A private device whose frames hold compressed pages.
 struct Compressed {
     pagemap: Pagemap,
     /// A lock each, as frames are used by several threads at once. It is held while no managed memory is touched.

@@ -56,7 +56,8 @@ impl Builder {
         self
     }
 
-    /// Adds a device of the program's own; see [`crate::device`]. Its id is its place, as that of [`Builder::device`].
+    /// Adds a device of the program's own; see [`crate::device`]. Its id is its place, as that of [`Builder::device`]. The owner of its pages is the
+    /// one that its pagemap names. (Of a device that is described it is a number: its place, counted from 1.)
     ///
     /// # Safety
     ///

@@ -1,7 +1,7 @@
 //! Children that were forked without anybody's having brought pages home: they get what was away, or would read zeros.
 //!
-//! A child's context comes with the fork's event, and its pages are copied in by that. From the event on the child runs, and what it does to its memory
-//! meanwhile is reported by *its* context, on which it waits, and the kernel accepts no page (`EAGAIN`) until that was read:
+//! A child's context comes with the fork's event, and its pages are copied in by that. From the event on the child runs, and what it does to its
+//! memory meanwhile is reported by *its* context, on which it waits, and the kernel accepts no page (`EAGAIN`) until that was read:
 //!
 //! | the child | its page |
 //! | --- | --- |
@@ -27,8 +27,8 @@ use crate::service::MEMORY_PATIENCE;
 /// How long the copy of one page may be put off, while everybody waits.
 const PATIENCE: Duration = MEMORY_PATIENCE;
 
-/// Gives `child` all that its parent had away at that moment. The parent can't change those pages meanwhile: they are missing, and this thread is the one
-/// that would bring them home.
+/// Gives `child` all that its parent had away at that moment. The parent can't change those pages meanwhile: they are missing, and this thread is the
+/// one that would bring them home.
 pub(crate) fn fill(inner: &Inner, events: &Events<'_>, child: Userfaultfd) {
     let host = inner.engine.host();
     let mut family = vec![Descendant { context: child, lives: true, changes: Vec::new() }];
@@ -50,8 +50,8 @@ pub(crate) fn fill(inner: &Inner, events: &Events<'_>, child: Userfaultfd) {
     if inner.engine.for_each_unmapped(events, copy).is_err() {
         host.stop_the_program(VirtAddr::default(), "a device does not give pages back that a forked child needs");
     }
-    // Closing their contexts ends their registrations: from here on they are ordinary processes. A fork of theirs that is unread has all pages: while one was,
-    // none was accepted.
+    // Closing their contexts ends their registrations: from here on they are ordinary processes. A fork of theirs that is unread has all pages: while
+    // one was, none was accepted.
     drop(family);
 }
 
@@ -84,8 +84,8 @@ fn place(changes: &[Change], page: VirtAddr) -> Option<VirtAddr> {
 fn attempt(family: &mut Vec<Descendant>, i: usize, page: VirtAddr, from: VirtAddr) -> Option<Errno> {
     let Some(to) = place(&family[i].changes, page) else { return Some(Errno::NOENT) };
     let context = &family[i].context;
-    // SAFETY: the child's page is a hole where its parent's page is away, and holds the same bytes afterwards; the source is a frame whose page can't change
-    // while the gate is held.
+    // SAFETY: the child's page is a hole where its parent's page is away, and holds the same bytes afterwards; the source is a frame whose page can't
+    // change while the gate is held.
     let copy = || unsafe { context.copy(to, from, PageCount::ONE, CopyFlags::NONE) }.stop;
     let stop = match copy() {
         // The kernel looks for changes under way, waits for them, and finds no mapping then. So it is asked once more.
@@ -122,8 +122,8 @@ fn note_changes(family: &mut Vec<Descendant>, i: usize) {
     }
 }
 
-/// Tries to `copy` a page until that succeeds, for `patience` at most. It answers why it could not, or `None` where there is nobody to copy it to. Says whether
-/// there still is.
+/// Tries to `copy` a page until that succeeds, for `patience` at most. It answers why it could not, or `None` where there is nobody to copy it to.
+/// Says whether there still is.
 fn give(
     counters: &Counters,
     patience: Duration,

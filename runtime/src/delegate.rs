@@ -17,7 +17,7 @@ use crate::inner::Inner;
 /// Faults that wait here at the same time; a handler that finds no place tries again.
 const PLACES: usize = 64;
 
-/// See the module.
+/// Touches that signal handlers have left to the handler thread.
 pub(crate) struct Delegated {
     /// Touched addresses; 0 where there is none.
     places: [AtomicU64; PLACES],

@@ -25,8 +25,8 @@ impl Runtime {
     ///
     /// # Errors
     ///
-    /// If there is no such device, or if pages could not come home. These are where they were, come home with a touch as ever, no page goes to the device, and
-    /// this may be called again.
+    /// If there is no such device, or if pages could not come home. These are where they were, come home with a touch as ever, no page goes to the
+    /// device, and this may be called again.
     pub fn remove_device(&self, device: DeviceId) -> Result<(), Error> {
         let Some(known) = self.inner.engine.device(device) else {
             return Err(Error::invalid(format!("there is no device {}", device.index())));

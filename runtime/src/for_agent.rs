@@ -1,6 +1,7 @@
 //! What the agent needs of a runtime's inside: for crate `hetmem-agent`, and for nobody else. No promise holds for it.
 //!
-//! A [`Managed`] is a runtime without threads of its own. The agent lends it one, which [serves](Managed::serve), and decides what is managed and what moves.
+//! A [`Managed`] is a runtime without threads of its own. The agent lends it one, which [serves](Managed::serve), and decides what is managed and
+//! what moves.
 
 use std::os::fd::OwnedFd;
 use std::sync::atomic::Ordering::Relaxed;
@@ -150,7 +151,7 @@ impl Managed {
         self.0.engine.exclusions()
     }
 
-    /// The same, unless somebody is about to change it.
+    /// What is excluded, in order; `None` while somebody is about to change it.
     #[must_use]
     pub fn try_exclusions(&self) -> Option<Vec<PageRange>> {
         self.0.engine.try_exclusions()
@@ -162,7 +163,7 @@ impl Managed {
         self.0.engine.removals()
     }
 
-    /// One was announced to somebody before.
+    /// A removal of `range` was announced to an earlier agent, and is not known to be over.
     pub fn add_removal(&self, range: PageRange) {
         self.0.engine.add_removal(range);
     }
@@ -187,7 +188,7 @@ impl Managed {
     ///
     /// # Errors
     ///
-    /// As the kernel says.
+    /// The kernel's.
     ///
     /// # Safety
     ///
@@ -218,7 +219,8 @@ impl Managed {
         self.bring_home_within(MEMORY_PATIENCE)
     }
 
-    /// The same before a core dump, which waits for no page that doesn't come: those that somebody works on do.
+    /// Before a core dump: brings home everything that the program doesn't map; `false` if some did not come within a second. That is long enough for
+    /// pages that somebody works on, and nobody waits for those that a device fails to give.
     #[must_use]
     pub fn bring_home_for_dump(&self) -> bool {
         self.bring_home_within(DUMP_PATIENCE)

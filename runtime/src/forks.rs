@@ -1,4 +1,5 @@
-//! Forks by the C library: what a runtime does before them and after, by a handler of `pthread_atfork`, which runs before the locks of `malloc` are taken.
+//! Forks by the C library: what a runtime does before them and after, by a handler of `pthread_atfork`, which runs before the locks of `malloc` are
+//! taken.
 //!
 //! | where | before | until it is over |
 //! | --- | --- | --- |
@@ -6,11 +7,11 @@
 //! | it does, and hetmem allocates from the heap that forks lock | the handler thread parks | it reads events, and acts on none |
 //! | a coherent DAX device | blocks come home | none is laid |
 //!
-//! *No page leaves:* who would take one out is refused and does not wait ([`hetmem_core::engine::Engine::hold_pages`]): it may hold a lock that another handler of
-//! `pthread_atfork` takes next. A page that can't come home stops the program, as the child would read zeros.
+//! *No page leaves:* who would take one out is refused and does not wait ([`hetmem_core::engine::Engine::hold_pages`]): it may hold a lock that
+//! another handler of `pthread_atfork` takes next. A page that can't come home stops the program, as the child would read zeros.
 //!
-//! *Parking.* `fork(3)` holds the locks of `malloc`, and its system call waits until the handler thread has read the fork's event. So the handler thread may
-//! neither allocate then nor wait for anybody who does. So it *parks*:
+//! *Parking.* `fork(3)` holds the locks of `malloc`, and its system call waits until the handler thread has read the fork's event. So the handler
+//! thread may neither allocate then nor wait for anybody who does. So it *parks*:
 //!
 //! ```text
 //! forking thread                          handler thread
@@ -20,10 +21,12 @@
 //! say that it is over                     acts on them, lets go of the gate
 //! ```
 //!
-//! Pages and blocks come home before any handler thread parks, as that takes more than reading. Forks of several threads come one after the other, and a child, in
-//! which no runtime of its parent's works, has none of this to do at its own forks.
+//! Pages and blocks come home before any handler thread parks, as that takes more than reading. Forks of several threads come one after the other,
+//! and a child, in which no runtime of its parent's works, has none of this to do at its own forks.
 //!
-//! *Limits:* while a fork is under way no runtime starts or ends: a handler of `pthread_atfork` that did so would wait for itself. Whoever forks holds no lock that a callback of a mirror waits for. [`ROOM`] reads of events fit into one fork; other threads go on until their next touch of a missing page or change of a mapping.
+//! *Limits:* while a fork is under way no runtime starts or ends: a handler of `pthread_atfork` that did so would wait for itself. Whoever forks
+//! holds no lock that a callback of a mirror waits for. [`ROOM`] reads of events fit into one fork; other threads go on until their next touch of a
+//! missing page or change of a mapping.
 #![expect(unsafe_code, reason = "registers functions with the C library")]
 
 use std::cell::RefCell;

@@ -67,7 +67,7 @@ impl Request {
     }
 }
 
-/// See the module.
+/// The requests for guard markers, and the bell by which the handler thread hears of them.
 pub(crate) struct Guards {
     bell: Arena,
     requests: [Request; PLACES],

@@ -136,7 +136,7 @@ impl EventCount {
     }
 }
 
-/// See the module.
+/// The program's memory through userfaultfd: what the engine asks of its host is answered here.
 pub(crate) struct UserMemory {
     pub(crate) contexts: Contexts,
     pub(crate) traps: Traps,

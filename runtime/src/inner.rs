@@ -26,7 +26,7 @@ const TRANSIT: PageCount = PageCount::new(64 * BLOCK_PAGES);
 /// How often pages are asked home that others are at work on.
 const HOME_TRIES: u32 = 1000;
 
-/// See the module.
+/// The engine, and by what a runtime's threads tell one another that there is something to do. The runtime and its handler thread share one.
 pub(crate) struct Inner {
     pub(crate) engine: Engine<UserMemory>,
     pub(crate) delegated: Delegated,

@@ -19,7 +19,7 @@ pub fn visit(visit: impl FnMut(&Mapping<'_>)) -> Result<(), Errno> {
     visit_in(&MapsFile::open()?, visit)
 }
 
-/// The same, by a file that is open.
+/// Calls `visit` with each mapping that `maps`, a file that is open, shows, in order of address.
 pub(crate) fn visit_in(maps: &MapsFile, mut visit: impl FnMut(&Mapping<'_>)) -> Result<(), Errno> {
     let mut buffer = vec![0; BUFFER];
     maps.for_each(&mut buffer, |mapping| {
@@ -53,9 +53,9 @@ pub(crate) fn mappings_in(maps: &MapsFile, extent: PageRange) -> Result<Vec<(Pag
     Ok(found)
 }
 
-/// The program's private anonymous memory in `within` that allows `needs`, without what is to be left `alone`, in order of address; none, if the mappings
-/// can't be read. The main stack is left out: the kernel reads arguments and environment there for others. So is what can be written and executed, as
-/// none of it can be moved ([`KeptReason::Executable`](crate::KeptReason::Executable)).
+/// The program's private anonymous memory in `within` that allows `needs`, without what is to be left `alone`, in order of address; none, if the
+/// mappings can't be read. The main stack is left out: the kernel reads arguments and environment there for others. So is what can be written and
+/// executed, as none of it can be moved ([`KeptReason::Executable`](crate::KeptReason::Executable)).
 #[must_use]
 pub fn eligible(within: PageRange, needs: Perms, alone: &[PageRange]) -> Vec<PageRange> {
     let mut found = Vec::new();
@@ -104,8 +104,8 @@ pub(crate) fn adoptable(maps: &MapsFile, mut alone: RangeMap<()>) -> Vec<PageRan
     found
 }
 
-/// Tells the anonymous memory right behind the mappings of a file that is not the program's own: the variables that a library has no bytes for in its file,
-/// or what else happens to be there.
+/// Tells the anonymous memory right behind the mappings of a file that is not the program's own: the variables that a library has no bytes for in its
+/// file, or what else happens to be there.
 #[derive(Default)]
 struct BehindFiles {
     program: Vec<u8>,
@@ -132,8 +132,8 @@ impl BehindFiles {
     }
 }
 
-/// The anonymous memory right behind mappings of files that are `chosen`: the variables that a library has no bytes for in its file, or what else happens
-/// to be there. All memory, if the mappings can't be read: whoever leaves alone what is here adopts nothing then.
+/// The anonymous memory right behind mappings of files that are `chosen`: the variables that a library has no bytes for in its file, or what else
+/// happens to be there. All memory, if the mappings can't be read: whoever leaves alone what is here adopts nothing then.
 #[must_use]
 pub fn behind_files(chosen: impl Fn(&Mapping<'_>) -> bool) -> Vec<PageRange> {
     let mut found = Vec::new();

@@ -114,8 +114,8 @@ impl Runtime {
         Ok(())
     }
 
-    /// The same for those parts of existing memory that are not managed yet, which are returned, in order. Of several threads that ask for the same
-    /// memory at once, one gets each page.
+    /// Puts those parts of `range` under management that are not managed yet, as [`Runtime::adopt`] does, and returns them, in order. Of several
+    /// threads that ask for the same memory at once, one gets each page.
     ///
     /// # Errors
     ///
@@ -188,7 +188,7 @@ impl Runtime {
     }
 }
 
-/// See [`Runtime::release`].
+/// Brings the pages of `range` home and ends its management, as [`Runtime::release`] says.
 pub(crate) fn release(inner: &Inner, range: PageRange) -> Result<(), Error> {
     if !inner.is_of_this_process() {
         return Err(Error::invalid(format!(
@@ -241,20 +241,20 @@ pub struct Mapping {
 }
 
 impl Mapping {
-    /// Where it is.
+    /// The mapping's pages.
     #[must_use]
     pub fn range(&self) -> PageRange {
         self.arena.range()
     }
 
-    /// Its first byte.
+    /// The mapping's first byte.
     #[must_use]
     pub fn as_ptr(&self) -> *mut u8 {
         let address = usize::try_from(self.range().start().get()).unwrap_or(0);
         std::ptr::with_exposed_provenance_mut(address)
     }
 
-    /// Its contents. Words are atomic, as other threads may use the pointer; a touch of a page that is on a private device brings
+    /// The mapping's contents. Words are atomic, as other threads may use the pointer; a touch of a page that is on a private device brings
     /// it home.
     #[must_use]
     #[expect(unsafe_code, reason = "memory named by number is lent")]
@@ -265,13 +265,13 @@ impl Mapping {
         unsafe { std::slice::from_raw_parts(first, self.len() / 8) }
     }
 
-    /// Its length in bytes.
+    /// The mapping's length in bytes.
     #[must_use]
     pub fn len(&self) -> usize {
         self.range().pages().bytes().as_usize()
     }
 
-    /// Whether it has no byte; never so.
+    /// Whether the mapping has no byte; never so.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.range().is_empty()

@@ -35,8 +35,8 @@ impl Runtime {
         self.inner.engine.residency(range)
     }
 
-    /// The number of the device's frame in which the page at `addr` is, by the books (the kernel's `page_to_pfn` of a device page); `None` while it is in system memory,
-    /// whose frame numbers the kernel tells nobody without privilege. The page may have moved when this returns.
+    /// The number of the device's frame in which the page at `addr` is, by the books (the kernel's `page_to_pfn` of a device page); `None` while it
+    /// is in system memory, whose frame numbers the kernel tells nobody without privilege. The page may have moved when this returns.
     #[must_use]
     pub fn pfn_of(&self, addr: VirtAddr) -> Option<Pfn> {
         self.inner.engine.pfn_of(addr.page_down())

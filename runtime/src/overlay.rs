@@ -1,4 +1,5 @@
-//! Blocks of a coherent DAX device over those of this process ([`hetmem_core::exchange`]): what goes before they are laid, and who must do without them.
+//! Blocks of a coherent DAX device over those of this process ([`hetmem_core::exchange`]): what goes before they are laid, and who must do without
+//! them.
 
 use hetmem_core::migrate::{Request, Target};
 use hetmem_core::outcome::{KeptReason, Outcomes, PageOutcome};

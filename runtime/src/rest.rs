@@ -26,8 +26,8 @@ pub(crate) struct Known(AtomicBool);
 impl Inner {
     /// Pages may have left frames: the handler thread hears of it, if it sleeps.
     pub(crate) fn tell_of_resting(&self) {
-        // Relaxed, here and in `Clearing::within`: whoever finds out whether frames rest takes the locks that those who put them there have held, so either
-        // this thread sees that the handler thread knows nothing any more, or that one sees the frames.
+        // Relaxed, here and in `Clearing::within`: whoever finds out whether frames rest takes the locks that those who put them there have held, so
+        // either this thread sees that the handler thread knows nothing any more, or that one sees the frames.
         if self.engine.has_resting() && !self.resting.0.swap(true, Relaxed) {
             self.delegated.wake();
         }

@@ -35,7 +35,7 @@ pub struct Runtime {
     pub(crate) inner: Arc<Running>,
 }
 
-/// See the module.
+/// A runtime that is running, as the [`Runtime`], its mappings and its accelerators share it. Its drop ends it.
 pub(crate) struct Running {
     inner: Arc<Inner>,
     stop: OwnedFd,

@@ -295,7 +295,8 @@ pub(crate) fn record_latency(counters: &Counters, took: Duration) {
     counters.fault_latency.record(u64::try_from(took.as_nanos()).unwrap_or(u64::MAX));
 }
 
-/// Whether `addr` lies in a block of a device's memory and can't be read: the device is gone, or the memory broken, and the touch would end here again and again.
+/// Whether `addr` lies in a block of a device's memory and can't be read: the device is gone, or the memory broken, and the touch would end here
+/// again and again.
 fn is_gone(engine: &Engine<UserMemory>, addr: VirtAddr) -> bool {
     if !engine.has_overlays() {
         return false;

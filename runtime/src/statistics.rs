@@ -25,12 +25,12 @@ pub struct Statistics {
     pub bytes_copied: u64,
     /// Failures that were not the program's and were survived, such as those of devices.
     pub errors: u64,
-    /// Time from the runtime's notice of a touch to the page's return, in nanoseconds: of half of the touches at most, to a sixteenth; 0 if there was
-    /// none.
+    /// Time from the runtime's notice of a touch to the page's return, in nanoseconds, that half of the touches did not exceed. Exact to one
+    /// part in 16; 0 if there was no touch.
     pub fault_latency_p50_ns: u64,
-    /// The same of 99 % of the touches.
+    /// The time that 99 % of the touches did not exceed, measured and rounded likewise.
     pub fault_latency_p99_ns: u64,
-    /// The longest, exactly.
+    /// The longest such time, exactly.
     pub fault_latency_max_ns: u64,
     /// Pages that requests left where they were, by reason; reasons that kept no page are absent.
     pub pages_kept: BTreeMap<KeptReason, u64>,

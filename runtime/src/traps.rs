@@ -23,7 +23,7 @@ use hetmem_sys::uffd::{Fill, Mode};
 
 use crate::host::Contexts;
 
-/// See the module; `free` is the absence of an entry.
+/// How a range is registered, and in which context. One that is free has no entry.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Trap {
     Watched(FaultPath),
@@ -63,15 +63,15 @@ impl Table {
     }
 }
 
-/// See the module.
+/// How each range of the program is registered at the moment, and which of them requests under way rely on.
 #[derive(Default)]
 pub(crate) struct Traps {
     table: Mutex<Table>,
 }
 
 impl Traps {
-    /// Traps the `parts` of `extent` until [`Traps::release`], and what of the rest is [`Traps::lifted`] until then; the gate is held. The parts are asked for when
-    /// the claim is made. What can't be trapped is returned, with the reason.
+    /// Traps the `parts` of `extent` until [`Traps::release`], and what of the rest is [`Traps::lifted`] until then; the gate is held. The parts are
+    /// asked for when the claim is made. What can't be trapped is returned, with the reason.
     pub(crate) fn trap(
         &self,
         contexts: &Contexts,
@@ -98,8 +98,8 @@ impl Traps {
         at.is_some_and(|at| table.spares.swap_remove(at) == range)
     }
 
-    /// Ends a request's claim on `extent`; the gate is held. If no other has one, and `away` says that nothing in it is away, the range becomes watched
-    /// if coherent frames are mapped in it or it is `mirrored`, else free.
+    /// Ends a request's claim on `extent`; the gate is held. If no other has one, and `away` says that nothing in it is away, the range becomes
+    /// watched if coherent frames are mapped in it or it is `mirrored`, else free.
     pub(crate) fn release(
         &self,
         contexts: &Contexts,
@@ -200,8 +200,8 @@ fn unregister(contexts: &Contexts, path: FaultPath, part: PageRange) -> bool {
     false
 }
 
-/// Ends the registrations of whatever is mapped in `part` now, which may be less than there was: an end that fell into the moment in which a range is free was
-/// told to nobody. Returns what was kept.
+/// Ends the registrations of whatever is mapped in `part` now, which may be less than there was: an end that fell into the moment in which a range is
+/// free was told to nobody. Returns what was kept.
 fn unregister_each(contexts: &Contexts, path: FaultPath, part: PageRange) -> Vec<PageRange> {
     if unregister(contexts, path, part) {
         return Vec::new();

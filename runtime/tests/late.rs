@@ -20,8 +20,8 @@ fn runtime() -> Runtime {
     Runtime::builder().device(spec.parse().unwrap()).start().unwrap()
 }
 
-/// One after the other they would take a hundred times the latency. That all take less than half of it, on however busy a machine, is because they wait
-/// together: as many as can be under way at a time, and then the others.
+/// One after the other they would take a hundred times the latency. That all take less than half of it, on however busy a machine, is because they
+/// wait together: as many as can be under way at a time, and then the others.
 #[test]
 fn touches_wait_together() {
     let runtime = runtime();

@@ -1,5 +1,5 @@
-//! What a program can do to pages, or to the page table's entries, that raises no event of userfaultfd, or might be thought not to: no page is lost by
-//! it, and none comes back (docs/semantics.md, "What goes unseen").
+//! What a program can do to pages, or to the page table's entries, that raises no event of userfaultfd, or might be thought not to: no page is lost
+//! by it, and none comes back (docs/semantics.md, "What goes unseen").
 #![expect(unsafe_code, reason = "tests map and touch memory by address")]
 #![expect(clippy::print_stderr, reason = "a way that this kernel does not have says so")]
 

@@ -97,7 +97,8 @@ unsafe fn byte_at<'a>(at: VirtAddr) -> &'a AtomicU8 {
 ///
 /// # Safety
 ///
-/// `call` is `process_vm_readv(2)` with a `local` that may be written, or `process_vm_writev(2)` with one that may be read and an `at` that the caller may write.
+/// `call` is `process_vm_readv(2)` with a `local` that may be written, or `process_vm_writev(2)` with one that may be read and an `at` that the
+/// caller may write.
 unsafe fn copy_checked(call: libc::c_long, local: *mut u8, at: VirtAddr, len: usize) -> Result<(), Errno> {
     let vector = |base: usize| [base, len];
     let (local, remote) = (vector(local.expose_provenance()), vector(address(at)));

@@ -1,7 +1,8 @@
-//! Signals whose default is to end the process with a core dump, and what the kernel does on them, asked and set by system calls alone: a handler that interrupts
-//! the program anywhere uses them.
+//! Signals whose default is to end the process with a core dump, and what the kernel does on them, asked and set by system calls alone: a handler
+//! that interrupts the program anywhere uses them.
 //!
-//! Sources: signal(7) for the list, sigaction(2) and the kernel's `struct sigaction` for the words, core(5) and `vfs_coredump` of fs/coredump.c for who is dumped.
+//! Sources: signal(7) for the list, sigaction(2) and the kernel's `struct sigaction` for the words, core(5) and `vfs_coredump` of fs/coredump.c for
+//! who is dumped.
 #![expect(unsafe_code, reason = "changes the dispositions of signals, and sends them")]
 
 use std::ffi::{c_int, c_void};
@@ -51,8 +52,8 @@ pub type Handler = unsafe extern "C" fn(c_int, *mut libc::siginfo_t, *mut c_void
 const RESTORER: u64 = 0x0400_0000;
 
 impl Disposition {
-    /// `handler` is called with all signals blocked, on the thread's alternate stack if it has one. A system call that it interrupts is not begun anew: a dump
-    /// shows the thread behind the call, as it does where there is no handler.
+    /// `handler` is called with all signals blocked, on the thread's alternate stack if it has one. A system call that it interrupts is not begun
+    /// anew: a dump shows the thread behind the call, as it does where there is no handler.
     #[must_use]
     pub fn call(handler: Handler) -> Self {
         let flags = u64::from((libc::SA_SIGINFO | libc::SA_ONSTACK).cast_unsigned());
@@ -117,8 +118,8 @@ unsafe extern "C" fn restore() {
     std::arch::naked_asm!(".byte 0x48, 0xc7, 0xc0, 0x0f, 0x00, 0x00, 0x00", "syscall")
 }
 
-/// Sends `signal` to the calling thread, with `info` as it was, where it is pending until it is no longer blocked; without, where a filter of system calls refuses
-/// that. An error if it refuses both.
+/// Sends `signal` to the calling thread, with `info` as it was, where it is pending until it is no longer blocked; without, where a filter of system
+/// calls refuses that. An error if it refuses both.
 ///
 /// # Safety
 ///
@@ -126,8 +127,8 @@ unsafe extern "C" fn restore() {
 pub unsafe fn send_again(signal: c_int, info: *const libc::siginfo_t) -> Result<(), Errno> {
     let (process, thread) = (std::process::id() as usize, current_tid() as usize);
     let args = [process, thread, number(signal), info.expose_provenance(), 0];
-    // SAFETY: reads the description; a signal that the thread has had already. To itself a thread may send what the kernel sends (`do_rt_tgsigqueueinfo` of
-    // kernel/signal.c).
+    // SAFETY: reads the description; a signal that the thread has had already. To itself a thread may send what the kernel sends
+    // (`do_rt_tgsigqueueinfo` of kernel/signal.c).
     if unsafe { raw::syscall5(libc::SYS_rt_tgsigqueueinfo, args) }.is_ok() {
         return Ok(());
     }

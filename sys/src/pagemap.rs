@@ -207,7 +207,7 @@ impl PagemapScanner {
         Ok(this)
     }
 
-    /// The same, as if the kernel were one that does not tell guard markers from pages in swap.
+    /// This scanner, as it is on a kernel that does not tell guard markers from pages in swap.
     #[must_use]
     pub fn without_guards(self) -> Self {
         Self { guards: Categories::SWAPPED, ..self }

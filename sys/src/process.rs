@@ -109,8 +109,8 @@ pub fn with_signals_blocked<R>(f: impl FnOnce() -> R) -> R {
     result
 }
 
-/// `rt_sigprocmask(2)`: sets the calling thread's mask, signal N as bit N-1, and returns the one before. Unlike the C library's function it blocks the
-/// C library's own signals as well.
+/// `rt_sigprocmask(2)`: sets the calling thread's mask, signal N as bit N-1, and returns the one before. Unlike the C library's function it blocks
+/// the C library's own signals as well.
 pub(crate) fn set_signal_mask(mask: u64) -> u64 {
     let mut before = 0_u64;
     let args = [
@@ -125,7 +125,8 @@ pub(crate) fn set_signal_mask(mask: u64) -> u64 {
     before
 }
 
-/// Ends the calling thread, the last of its process, so that the process ends with `status`, in the form of `wait(2)`: with an exit code, or by SIGKILL.
+/// Ends the calling thread, the last of its process, so that the process ends with `status`, in the form of `wait(2)`: with an exit code, or by
+/// SIGKILL.
 pub fn end_last_thread(status: i32) -> ! {
     const KILL: usize = libc::SIGKILL as usize;
     let code = usize::try_from(status >> 8 & 0xFF).unwrap_or(0);

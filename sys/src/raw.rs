@@ -63,7 +63,7 @@ pub unsafe fn syscall6(number: libc::c_long, args: [usize; 6]) -> Result<usize, 
 ///
 /// # Safety
 ///
-/// As there.
+/// As for [`syscall6`].
 pub(crate) unsafe fn syscall5(number: libc::c_long, args: [usize; 5]) -> Result<usize, Errno> {
     let [a, b, c, d, e] = args;
     // SAFETY: the caller's; a call of five arguments looks at no sixth.

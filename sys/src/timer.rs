@@ -8,7 +8,7 @@ use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, 
 
 use crate::errno::Errno;
 
-/// See the module.
+/// A timer that is waited for by its descriptor.
 #[derive(Debug)]
 pub struct Timer(OwnedFd);
 

@@ -14,7 +14,7 @@ use crate::span::{PhysAddr, Span};
 /// The version of the form.
 pub const FORMAT: u32 = 1;
 
-/// Everything.
+/// All that was found of a machine's memory, and which sources said so.
 #[derive(Clone, PartialEq, Debug, Serialize)]
 pub struct Topology {
     /// [`FORMAT`].
@@ -267,7 +267,7 @@ pub struct Range {
     pub firmware: Option<Firmware>,
     /// Who holds it.
     pub claim: Claim,
-    /// Its page descriptors.
+    /// Whether it has page descriptors (`struct page`), and of which kind.
     pub struct_pages: StructPages,
     /// Whether `pfn_valid` holds.
     pub pfn_valid: Known,

@@ -232,8 +232,8 @@ fn a_recorded_virtual_machine_is_understood() {
     assert!(!found.nodes[2].online);
 }
 
-/// Registers have a PCI device's name outside of all buses, too. What is not whole subsections has no descriptors of its own; what is may be registers
-/// unless the device's BARs are known, and lie elsewhere.
+/// Registers have a PCI device's name outside of all buses, too. What is not whole subsections has no descriptors of its own; what is may be
+/// registers unless the device's BARs are known, and lie elsewhere.
 #[test]
 fn registers_outside_of_all_buses_are_not_private_memory() {
     is(

@@ -1,5 +1,5 @@
-//! What `hetmem bench agent` measures: this binary once more, natively and under `hetmem run`, as a program that sleeps, works, or ends at once. It says on
-//! standard output, as JSON, what it cost; threads that others have started in it are counted.
+//! What `hetmem bench agent` measures: this binary once more, natively and under `hetmem run`, as a program that sleeps, works, or ends at once. It
+//! says on standard output, as JSON, what it cost; threads that others have started in it are counted.
 
 use std::fmt::Write as _;
 use std::hint::black_box;

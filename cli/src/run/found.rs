@@ -1,5 +1,5 @@
-//! What hetmem was started with, as it was before Rust's runtime looked at it: that opens `/dev/null` for standard streams that are closed, and ignores SIGPIPE, or
-//! has it at its default in programs that it starts. The program gets what hetmem was given.
+//! What hetmem was started with, as it was before Rust's runtime looked at it: that opens `/dev/null` for standard streams that are closed, and
+//! ignores SIGPIPE, or has it at its default in programs that it starts. The program gets what hetmem was given.
 #![expect(unsafe_code, reason = "looks before `main`, and acts between fork and exec")]
 
 use std::os::unix::process::CommandExt as _;

@@ -151,8 +151,8 @@ fn preload(library: OsString, existing: Option<OsString>) -> OsString {
     value
 }
 
-/// The value of `ASAN_OPTIONS`: a program that was built with the sanitizer ends at once if another library was loaded first, unless it is told that this is meant.
-/// (It runs unmanaged.)
+/// The value of `ASAN_OPTIONS`: a program that was built with the sanitizer ends at once if another library was loaded first, unless it is told that
+/// this is meant. (It runs unmanaged.)
 fn asan_options(existing: Option<OsString>) -> OsString {
     let mut value = OsString::from("verify_asan_link_order=0");
     if let Some(existing) = existing.filter(|existing| !existing.is_empty()) {

@@ -1,8 +1,8 @@
 //! The file that statistics are written to.
 //!
 //! That it can be written is found out before the program starts; what is in it stays until the program has ended. A
-//! regular file is replaced as a whole, by one of the same owner and mode: its successor is made beside it, with room on the disk set aside, and renamed at
-//! the end; where there can be none, it is written in place. Anything else (a pipe, `/dev/stdout`) is opened and written to.
+//! regular file is replaced as a whole, by one of the same owner and mode: its successor is made beside it, with room on the disk set aside, and
+//! renamed at the end; where there can be none, it is written in place. Anything else (a pipe, `/dev/stdout`) is opened and written to.
 //!
 //! *Limits:* if hetmem itself is killed (SIGKILL), the unfinished successor stays, as `.NAME.PID.tmp`.
 

@@ -173,8 +173,8 @@ impl fmt::Display for Summary<'_> {
 }
 
 impl Summary<'_> {
-    /// What is to be known of the core dump, if there is one: the kernel writes what is mapped, and waits for nothing that is missing (`handle_userfault` of
-    /// fs/userfaultfd.c).
+    /// What is to be known of the core dump, if there is one: the kernel writes what is mapped, and waits for nothing that is missing
+    /// (`handle_userfault` of fs/userfaultfd.c).
     fn dump(&self) -> String {
         match self.end.away.get() {
             _ if !self.end.core_dumped => String::new(),

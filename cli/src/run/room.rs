@@ -5,8 +5,8 @@ use signal_hook::consts::SIGXFSZ;
 
 use super::supervise::ignored;
 
-/// Has files that can't grow be an error that can be told, and not the end of hetmem by SIGXFSZ. Programs that are started have the signal at its default, or
-/// ignored, as hetmem was started with.
+/// Has files that can't grow be an error that can be told, and not the end of hetmem by SIGXFSZ. Programs that are started have the signal at its
+/// default, or ignored, as hetmem was started with.
 pub(crate) fn have_limits_told() {
     if ignored() >> (SIGXFSZ - 1) & 1 == 0 {
         // Where no handler can be had the signal does what it does.

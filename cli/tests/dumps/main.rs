@@ -92,7 +92,8 @@ enum Pattern {
 struct Case {
     name: &'static str,
     pattern: Pattern,
-    /// What the description of the signal says that the dump has: `si_signo` and `si_code`. With `SEGV_MAPERR` and `ILL_ILLOPN` the address is compared, too.
+    /// What the description of the signal says that the dump has: `si_signo` and `si_code`. With `SEGV_MAPERR` and `ILL_ILLOPN` the address is
+    /// compared, too.
     info: Option<(i32, i32)>,
 }
 

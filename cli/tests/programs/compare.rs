@@ -17,7 +17,8 @@ pub(crate) struct Expect {
     pub(crate) least_moved: u64,
     /// Lines in which hetmem may say why it leaves the program, or one that it executes, alone. Each is of one process.
     pub(crate) remarks: usize,
-    /// Whether memory is adopted when the program ends. What it does may end that, which the summary says, and one that ends at once may do so before any is.
+    /// Whether memory is adopted when the program ends. What it does may end that, which the summary says, and one that ends at once may do so before
+    /// any is.
     pub(crate) managed_to_the_end: bool,
 }
 
@@ -31,7 +32,8 @@ impl Expect {
     }
 }
 
-/// How often a program that ends at once is run until enough has moved: on a busy machine one that takes milliseconds may end before the agent's turn has come.
+/// How often a program that ends at once is run until enough has moved: on a busy machine one that takes milliseconds may end before the agent's turn
+/// has come.
 const RUNS: usize = 5;
 /// A run that takes longer than this has given the agent its turns.
 const AT_ONCE: Duration = Duration::from_secs(1);

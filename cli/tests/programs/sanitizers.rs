@@ -1,5 +1,5 @@
-//! Programs with a runtime that must come first, maps most of the address space, and stands in front of the C library's functions itself; and programs on
-//! a processor that knows nothing of userfaultfd. They may run unmanaged, if a line says why; what they do must be the same.
+//! Programs with a runtime that must come first, maps most of the address space, and stands in front of the C library's functions itself; and
+//! programs on a processor that knows nothing of userfaultfd. They may run unmanaged, if a line says why; what they do must be the same.
 
 use libtest_mimic::Trial;
 

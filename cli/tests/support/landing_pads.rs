@@ -1,5 +1,5 @@
-//! The functions of a library that stand in front of the C library's, and their landing pads: a thread that is cancelled asynchronously is unwound from any
-//! instruction, which a function with landing pads can't be.
+//! The functions of a library that stand in front of the C library's, and their landing pads: a thread that is cancelled asynchronously is unwound
+//! from any instruction, which a function with landing pads can't be.
 
 use std::path::Path;
 

@@ -44,8 +44,8 @@ pub(crate) fn expect(holds: bool, what: impl FnOnce() -> String) -> Checked {
     if holds { Ok(()) } else { Err(Problem::Wrong(what())) }
 }
 
-/// A thread that is cancelled is unwound through what `library` puts in front of the C library's. Functions of the interface are not to be called in a thread
-/// that may be cancelled at any time.
+/// A thread that is cancelled is unwound through what `library` puts in front of the C library's. Functions of the interface are not to be called in
+/// a thread that may be cancelled at any time.
 pub(crate) fn interposed_can_be_unwound(library: &Path) -> Checked {
     let (all, mut padded) = landing_pads::exported(library)?;
     padded.retain(|name| !name.starts_with("hetmem_"));

@@ -1,8 +1,8 @@
 //! The binary and the libraries that users get: built by the command by which users build them, in the release profile, whatever the tests'
 //! own profile is.
 //!
-//! What cargo builds for tests may be something else: the features of what only tests depend on are switched on for everybody then. So users' build is
-//! made once more before anything is run. It finds all that the two have in common, and takes the place of what the tests' build has left.
+//! What cargo builds for tests may be something else: the features of what only tests depend on are switched on for everybody then. So users' build
+//! is made once more before anything is run. It finds all that the two have in common, and takes the place of what the tests' build has left.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

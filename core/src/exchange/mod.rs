@@ -1,13 +1,13 @@
 //! Exchanges: another mapping takes the place of a block's, in one step.
 //!
 //! Whoever touches the block finds what was there before, or what is there after, or waits for a page of it: there is no moment in between
-//! ([`Host::exchange`]). A block of managed memory is backed by anonymous memory of the program's, until something else takes its place ([`Backing`]). For now
-//! that is a device's memory ([`overlay`]).
+//! ([`Host::exchange`]). A block of managed memory is backed by anonymous memory of the program's, until something else takes its place
+//! ([`Backing`]). For now that is a device's memory ([`overlay`]).
 //!
-//! An exchange is a change of the program's mappings, of which the kernel tells the handler thread as of any other and waits until it has read that. So it is
-//! made with no lock held, while the block's pages are busy. [`Engine::is_own_change`] tells it from the program's.
-//! From before that until the slots say what came of it, the block is `exchanging`: also pages that the program drops meanwhile, which are busy no longer,
-//! are left alone. A touch of one waits for the end, as what it would write now would be mapped over; no migration takes one out.
+//! An exchange is a change of the program's mappings, of which the kernel tells the handler thread as of any other and waits until it has read that.
+//! So it is made with no lock held, while the block's pages are busy. [`Engine::is_own_change`] tells it from the program's. From before that until
+//! the slots say what came of it, the block is `exchanging`: also pages that the program drops meanwhile, which are busy no longer, are left alone. A
+//! touch of one waits for the end, as what it would write now would be mapped over; no migration takes one out.
 //!
 //! ```text
 //! gate, block locked    begin_exchange: the block is claimed, and exchanging; its pages are busy
@@ -113,8 +113,8 @@ impl<H: Host> Engine<H> {
         if self.has_overlays { self.exchanges.settle(|no| no.range().overlaps(range)) } else { 0 }
     }
 
-    /// Claims the block for an exchange, with its lock held. One that is to be laid must be hetmem's alone, and touches of it served by that path; one that is to be
-    /// lifted must not be pinned, not even a part of it.
+    /// Claims the block for an exchange, with its lock held. One that is to be laid must be hetmem's alone, and touches of it served by that path;
+    /// one that is to be lifted must not be pinned, not even a part of it.
     fn begin_exchange(&self, no: BlockNo, block: &mut BlockState, lay_in: Option<FaultPath>) -> Result<(), KeptReason> {
         let mut state = self.exchanges.lock();
         match lay_in {
@@ -139,8 +139,8 @@ impl<H: Host> Engine<H> {
         Ok(())
     }
 
-    /// Exchanges the mapping of the block that was claimed. `settle` is told whether it was, has the slots say so, and says on which device the block is laid then.
-    /// The caller holds no lock.
+    /// Exchanges the mapping of the block that was claimed. `settle` is told whether it was, has the slots say so, and says on which device the block
+    /// is laid then. The caller holds no lock.
     fn exchange(
         &self,
         no: BlockNo,

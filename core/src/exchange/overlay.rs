@@ -1,7 +1,7 @@
 //! Blocks of device memory that are laid over the program's: coherent devices whose pages can be mapped, but not moved.
 //!
-//! Device-DAX memory takes no part in userfaultfd: a page of it is neither moved into the program's mappings nor out of them. But it can be mapped in their
-//! place, shared, a whole block at a time, and that is one step to whoever touches the block:
+//! Device-DAX memory takes no part in userfaultfd: a page of it is neither moved into the program's mappings nor out of them. But it can be mapped in
+//! their place, shared, a whole block at a time, and that is one step to whoever touches the block:
 //!
 //! ```text
 //!          collect, copy                 Batch::lay                         Engine::lift_for
@@ -9,19 +9,20 @@
 //!                          copies in a block of frames  in frames 0, 1, … of the block     a touch brings them home, by copying
 //! ```
 //!
-//! Whatever takes one page of a laid block out lifts the block first. Then its pages are as those of a private device. They are laid again when they are migrated
-//! to the device again, all 512, to another block of frames.
+//! Whatever takes one page of a laid block out lifts the block first. Then its pages are as those of a private device. They are laid again when they
+//! are migrated to the device again, all 512, to another block of frames.
 //!
-//! A removal can be announced when the block it began in is laid already, and what it then finds is shared memory, which keeps its bytes: it changes nothing in the
-//! slots. One that comes earlier and is carried out while the block is laid leaves zeros or the old bytes. What is written after it is never lost.
+//! A removal can be announced when the block it began in is laid already, and what it then finds is shared memory, which keeps its bytes: it changes
+//! nothing in the slots. One that comes earlier and is carried out while the block is laid leaves zeros or the old bytes. What is written after it is
+//! never lost.
 //!
-//! Nothing tells who refers to a laid page, as `EBUSY` of a MOVE does of others. So a block of which a part is pinned by advice stays laid, and who pins it waits for
-//! changes under way ([`Engine::await_exchanges`]).
+//! Nothing tells who refers to a laid page, as `EBUSY` of a MOVE does of others. So a block of which a part is pinned by advice stays laid, and who
+//! pins it waits for changes under way ([`Engine::await_exchanges`]).
 //!
 //! A child has no mapping where a block is laid: who forks lifts all first, and lays none until it is done ([`Engine::hold_overlays`]).
 //!
-//! *Limits:* nobody else may map, unmap or protect what is there ([`Region::owned`]). In a laid block `MADV_DONTNEED` keeps the bytes. To lay a block that was
-//! lifted again, the device needs a second, free block of frames.
+//! *Limits:* nobody else may map, unmap or protect what is there ([`Region::owned`]). In a laid block `MADV_DONTNEED` keeps the bytes. To lay a block
+//! that was lifted again, the device needs a second, free block of frames.
 
 use crate::engine::Engine;
 use crate::frames::{Frames, restate};

@@ -8,8 +8,8 @@ use crate::slot::{Frame, SYSTEM_POOL, Slot};
 use crate::space::BlockState;
 use crate::units::{BLOCK_PAGES, FrameIndex, PageCount, PageRange, VirtAddr};
 
-/// A run of missing pages, each in some private frame of one device. They are dealt with from the front on. It lies on the stack, or in a fixed table: faults don't
-/// allocate.
+/// A run of missing pages, each in some private frame of one device. They are dealt with from the front on. It lies on the stack, or in a fixed
+/// table: faults don't allocate.
 #[derive(Clone, Copy)]
 pub(super) struct Pages {
     start: VirtAddr,

@@ -1,4 +1,5 @@
-//! Faults whose device is at work: what is known of each until its transfers have ended, so that the thread that serves faults serves others meanwhile.
+//! Faults whose device is at work: what is known of each until its transfers have ended, so that the thread that serves faults serves others
+//! meanwhile.
 //!
 //! ```text
 //! Engine::begin_fault ── pages are busy, places of the pool are taken, Device::submit ──┬── all done: the pages are installed at once
@@ -8,8 +9,8 @@
 //!
 //! To everybody else the pages are busy, as those of a batch are: events drop or move them, further touches wait.
 //!
-//! *Limits:* [`MAX_FAULTS`] faults and [`MAX_UNDER_WAY`] transfers at a time; what comes then is told to come again ([`FaultResolution::NoRoom`]). The table is made with the
-//! engine, and only where a device may complete late, so that nothing is allocated on a fault's way.
+//! *Limits:* [`MAX_FAULTS`] faults and [`MAX_UNDER_WAY`] transfers at a time; what comes then is told to come again ([`FaultResolution::NoRoom`]).
+//! The table is made with the engine, and only where a device may complete late, so that nothing is allocated on a fault's way.
 
 use crate::engine::Engine;
 use crate::fault::cluster::{Cluster, Pages};
@@ -93,7 +94,7 @@ struct Table {
     transfers: usize,
 }
 
-/// See the module.
+/// The faults whose pages a device is about to give, in a table of fixed size.
 #[derive(Default)]
 pub(crate) struct UnderWay {
     table: Mutex<Table>,
@@ -164,8 +165,8 @@ impl<H: Host> Engine<H> {
         self.under_way.faults.load(Ordering::Relaxed)
     }
 
-    /// Looks which faults' transfers have ended, ends those faults, and calls `ended` with each. Called by the threads that begin faults, when a device's completion
-    /// descriptor is readable; at any other time, too.
+    /// Looks which faults' transfers have ended, ends those faults, and calls `ended` with each. Called by the threads that begin faults, when a
+    /// device's completion descriptor is readable; at any other time, too.
     pub fn end_faults(&self, ended: &mut dyn FnMut(Ended)) {
         for device in self.devices().iter().filter(|_| self.faults_under_way() > 0) {
             device.completions(&mut |ticket, result| {

@@ -41,8 +41,8 @@ impl Clearing {
         lock(&self.turn)
     }
 
-    /// Has `clear` clear some old frames of the set that `change` lets somebody change, unless somebody takes or waits for them just then; `false` if there is
-    /// none.
+    /// Has `clear` clear some old frames of the set that `change` lets somebody change, unless somebody takes or waits for them just then; `false` if
+    /// there is none.
     pub(crate) fn clear_old(&self, change: impl Fn(&mut dyn FnMut(&mut RunSet)), clear: impl FnOnce(FrameRun)) -> bool {
         let mut any = false;
         change(&mut |set| any = set.has_old());

@@ -2,11 +2,12 @@
 //!
 //! The pool is a stretch of address space that is never the program's. A place in it is *empty* (nothing populated: room for a page
 //! on its way out), *stocked* (a populated page with no content that matters: the destination of the next page home), or in
-//! use. Populated pages are recycled: allocation and zeroing stay off the hot path. What a page leaves in stock rests there with its bytes until it is used again or
-//! cleared ([`SystemPool::clear_old`]). The pool *grows* block by block, as more is needed: what is beyond counts as
-//! none of the process's memory.
+//! use. Populated pages are recycled: allocation and zeroing stay off the hot path. What a page leaves in stock rests there with its bytes until it
+//! is used again or cleared ([`SystemPool::clear_old`]). The pool *grows* block by block, as more is needed: what is beyond counts as none of the
+//! process's memory.
 //!
-//! *Limits:* the last [`FAULT_RESERVE`] places are kept for faults, so that a CPU touch never waits for migrations, nor for memory that the host does not give.
+//! *Limits:* the last [`FAULT_RESERVE`] places are kept for faults, so that a CPU touch never waits for migrations, nor for memory that the host does
+//! not give.
 
 use super::clearing::Clearing;
 use super::run::FrameRun;
@@ -61,8 +62,8 @@ impl SystemPool {
         Self { start, descriptors, stock_limit, sets, clearing: Clearing::default() }
     }
 
-    /// Grows by what is missing to a block, or by a block, if `open` can make that part of the address space usable; it may be asked for a part again, by
-    /// another thread too. `false` if it can't, or the pool has its capacity.
+    /// Grows by what is missing to a block, or by a block, if `open` can make that part of the address space usable; it may be asked for a part
+    /// again, by another thread too. `false` if it can't, or the pool has its capacity.
     pub fn grow(&self, open: impl FnOnce(VirtAddr, PageCount) -> bool) -> bool {
         let from = lock(&self.sets).grown;
         let to = (from.get() / BLOCK_PAGES + 1) * BLOCK_PAGES;

@@ -1,8 +1,8 @@
 //! References to frames, which their holders own.
 //!
 //! A frame is in use as long as somebody refers to it: the slot of the page that it holds, and whoever works on it. The latter's references are
-//! values ([`FrameRefs`]): cloning one counts, dropping it lets go. The former's are in the slots, eight bytes a page; they become values where a slot leaves its
-//! frame, and values become theirs where it gets one:
+//! values ([`FrameRefs`]): cloning one counts, dropping it lets go. The former's are in the slots, eight bytes a page; they become values where a
+//! slot leaves its frame, and values become theirs where it gets one:
 //!
 //! | | slots | the reference |
 //! | --- | --- | --- |

@@ -1,11 +1,11 @@
 //! A set of frame numbers that hands out runs: the free frames of a device, and both sides of the system pool.
 //!
-//! Frames are kept as bits in chunks of 512, one chunk to a huge page. A chunk that small pages have used is *divided*: its memory is mapped page by page from
-//! then on, and a huge page that is moved there is divided, too. So small pages stay among divided chunks as long as there are any, in the one that was
-//! touched last, whose memory is warm; and [`RunSet::take_whole`] gives chunks to huge pages that are not divided.
+//! Frames are kept as bits in chunks of 512, one chunk to a huge page. A chunk that small pages have used is *divided*: its memory is mapped page by
+//! page from then on, and a huge page that is moved there is divided, too. So small pages stay among divided chunks as long as there are any, in the
+//! one that was touched last, whose memory is warm; and [`RunSet::take_whole`] gives chunks to huge pages that are not divided.
 //!
-//! A frame that a page has left *rests*, with the page's bytes, until it is taken or cleared. It is cleared once it is old: once [`RunSet::age`] was called while
-//! it rested.
+//! A frame that a page has left *rests*, with the page's bytes, until it is taken or cleared. It is cleared once it is old: once [`RunSet::age`] was
+//! called while it rested.
 //!
 //! *Limits:* a run never crosses a chunk, so it is at most 512 frames long.
 
@@ -34,8 +34,9 @@ const EMPTY: Chunk = Chunk { bits: [0; WORDS], young: [0; WORDS], old: [0; WORDS
 /// Free frames, and what is known of them by chunks.
 #[derive(Clone)]
 pub struct RunSet {
-    // Invariants: each chunk's `count` is the number of its set bits; `len` is the sum of the counts; `whole` and `divided_whole` say of the chunks with
-    // all their frames what they say, and `divided` is the number of divided chunks with a frame. `young` and `old` are the numbers of frames that rest.
+    // Invariants: each chunk's `count` is the number of its set bits; `len` is the sum of the counts; `whole` and `divided_whole` say of the chunks
+    // with all their frames what they say, and `divided` is the number of divided chunks with a frame. `young` and `old` are the numbers of frames
+    // that rest.
     chunks: Vec<Chunk>,
     len: u64,
     young: u64,
@@ -197,7 +198,8 @@ impl RunSet {
         self.sweep = 0;
     }
 
-    /// Takes a run of at most `most` old frames out, to be cleared and given back by [`RunSet::give_cleared`]; `None` if there is none. Huge pages stay whole.
+    /// Takes a run of at most `most` old frames out, to be cleared and given back by [`RunSet::give_cleared`]; `None` if there is none. Huge pages
+    /// stay whole.
     pub fn claim_old(&mut self, most: PageCount) -> Option<FrameRun> {
         if self.old == 0 {
             return None;

@@ -234,8 +234,8 @@ impl FrameTable {
         }
     }
 
-    /// Lets go of a reference to each frame of `run`, in which pages are; frames without any become free, and rest. Returns how many did; `released` is
-    /// told of them before.
+    /// Lets go of a reference to each frame of `run`, in which pages are; frames without any become free, and rest. Returns how many did; `released`
+    /// is told of them before.
     pub fn release(&self, run: FrameRun, released: impl FnMut(FrameRun)) -> PageCount {
         self.release_by(run, released, RunSet::insert_resting)
     }

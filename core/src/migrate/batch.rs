@@ -113,8 +113,8 @@ impl<H: Host> Drop for Batch<'_, H> {
 }
 
 impl<H: Host> Engine<H> {
-    /// Takes pages that are still the batch's back to where they were, with the block locked and the gate held. Never fails: what can't go back stays in its
-    /// frame, no longer busy.
+    /// Takes pages that are still the batch's back to where they were, with the block locked and the gate held. Never fails: what can't go back stays
+    /// in its frame, no longer busy.
     pub(crate) fn roll_back(&self, state: &mut BlockState, path: FaultPath, mut piece: Piece<'_, H>) {
         if piece.origin != Origin::Unmapped && piece.bytes.address().is_some() {
             // Whatever stands in the way of the rest, a touch tries again.

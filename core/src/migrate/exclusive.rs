@@ -1,9 +1,9 @@
 //! Pages for one device alone, and pages found by their frame.
 //!
-//! **Exclusive access** ([`Engine::make_exclusive`], the kernel's `make_device_exclusive`): a device that can't do atomic operations on pages that others
-//! map has a page for itself for a while. The page is taken out, as at the beginning of a migration, and stays where it then is: a frame of the
-//! pool, or the page's own frame of a coherent device, both of which have an address that the device can use. A touch moves it back in, after
-//! the device was told ([`Event::Exclusive`] of nobody). The bytes never move.
+//! **Exclusive access** ([`Engine::make_exclusive`], the kernel's `make_device_exclusive`): a device that can't do atomic operations on pages that
+//! others map has a page for itself for a while. The page is taken out, as at the beginning of a migration, and stays where it then is: a frame of
+//! the pool, or the page's own frame of a coherent device, both of which have an address that the device can use. A touch moves it back in, after the
+//! device was told ([`Event::Exclusive`] of nobody). The bytes never move.
 //!
 //! **Eviction** ([`Engine::pages_in`]): a frame's descriptor says which page it holds, so a device's frames can be emptied without
 //! knowing an address; what the descriptor says is checked against the slots, which are searched where it is wrong.
@@ -34,7 +34,8 @@ impl<H: Host> Engine<H> {
     ///
     /// # Errors
     ///
-    /// Why not: the page is a hole, in a frame that has no address ([`KeptReason::NotSelected`]), or can't be taken out. A touch for writing may help.
+    /// Why not: the page is a hole, in a frame that has no address ([`KeptReason::NotSelected`]), or can't be taken out. A touch for writing may
+    /// help.
     pub fn make_exclusive(&self, page: VirtAddr, owner: Owner) -> Result<VirtAddr, KeptReason> {
         let one = PageRange::page_of(page);
         let (_, region) = self.space.region_at(page).ok_or(KeptReason::Unmanaged)?;

@@ -97,7 +97,8 @@ impl<H: Host> Engine<H> {
         self.migrate_all(&[range], request).pop().unwrap_or_default()
     }
 
-    /// Migrates what `request` selects of several ranges in one go, and says what became of each page, by ranges. Those of one block that follow one another share a batch.
+    /// Migrates what `request` selects of several ranges in one go, and says what became of each page, by ranges. Those of one block that follow one
+    /// another share a batch.
     pub fn migrate_all(&self, ranges: &[PageRange], request: Request) -> Vec<Outcomes> {
         let mut all: Vec<Outcomes> =
             ranges.iter().map(|range| Outcomes::all_kept(range.pages(), KeptReason::Unmanaged)).collect();

@@ -5,7 +5,7 @@ use super::{Move, Plan, Policy, Random, View};
 use crate::migrate::{Select, Target};
 use crate::units::{PAGE_SIZE, PageCount, PageRange};
 
-/// See [`Entry`].
+/// `chaos`, as the table of policies has it.
 pub(super) const ENTRY: Entry = Entry {
     name: "chaos",
     argument: Argument::Drawn("SEED"),

@@ -11,7 +11,7 @@ use crate::migrate::{Select, Target};
 use crate::quantity::{self, Exact};
 use crate::units::{PAGE_SIZE, PageCount, PageRange, VirtAddr};
 
-/// See [`Entry`].
+/// `limit`, as the table of policies has it.
 pub(super) const ENTRY: Entry = Entry {
     name: "limit",
     argument: Argument::Needed("SIZE"),
@@ -66,7 +66,8 @@ struct Limit {
     limit: PageCount,
     clock: Clock,
     round: Option<Round>,
-    /// What the program showed when nothing of it could leave: the devices are full, or pages are kept. That is not asked again while nothing happens.
+    /// What the program showed when nothing of it could leave: the devices are full, or pages are kept. That is not asked again while nothing
+    /// happens.
     futile: Option<Signs>,
 }
 

@@ -3,7 +3,7 @@
 use super::registry::{Argument, Entry};
 use super::{Plan, Policy, View};
 
-/// See [`Entry`].
+/// `manual`, as the table of policies has it.
 pub(super) const ENTRY: Entry = Entry {
     name: "manual",
     argument: Argument::None,

@@ -1,7 +1,7 @@
 //! Policies: which pages go where, and when.
 //!
-//! A policy is shown what there is ([`View`]) and plans what is to move ([`Plan`]); only migration acts. None of them knows an operating system, a clock or a
-//! thread, so what they decide can be tested, and run again, without a program.
+//! A policy is shown what there is ([`View`]) and plans what is to move ([`Plan`]); only migration acts. None of them knows an operating system, a
+//! clock or a thread, so what they decide can be tested, and run again, without a program.
 //!
 //! ```text
 //! mechanism                              policy
@@ -44,8 +44,8 @@ pub use view::{DeviceState, Signs, View};
 
 /// Decides what moves.
 pub trait Policy: fmt::Debug + Send {
-    /// Says what is to move now, the most urgent first, by adding it to `plan`. Who adds nothing is asked again when the mechanism has rested, so whatever is
-    /// asked of `view` until it is known that nothing is to be done is asked all the time.
+    /// Says what is to move now, the most urgent first, by adding it to `plan`. Who adds nothing is asked again when the mechanism has rested, so
+    /// whatever is asked of `view` until it is known that nothing is to be done is asked all the time.
     ///
     /// What is in the plan already was not carried out when it was planned before, as something else was more urgent; it may be kept, or cleared.
     fn plan(&mut self, view: &mut dyn View, plan: &mut Plan);
@@ -55,8 +55,8 @@ pub trait Policy: fmt::Debug + Send {
         None
     }
 
-    /// Plans that are carried out without a rest after which the program's mappings are looked at again, whatever that costs; `None` if they are looked at as
-    /// often as costs nothing that shows.
+    /// Plans that are carried out without a rest after which the program's mappings are looked at again, whatever that costs; `None` if they are
+    /// looked at as often as costs nothing that shows.
     fn plans_a_look(&self) -> Option<u32> {
         None
     }

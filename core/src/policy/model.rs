@@ -13,7 +13,7 @@ pub(super) fn range(page: u64, pages: u64) -> PageRange {
     PageRange::new(VirtAddr::new(page * PAGE_SIZE), PageCount::new(pages)).unwrap()
 }
 
-/// See the module.
+/// A program without a process: where each of its pages is, what devices it has, and what a policy has asked of it.
 pub(super) struct Model {
     ranges: Vec<PageRange>,
     /// Where each page is; holes are nowhere.

@@ -18,8 +18,8 @@ pub struct Move {
 
 /// Moves, the most urgent first.
 ///
-/// A policy adds moves while there [is room](Plan::has_room); the mechanism carries them out in order, as far as it gets before something else is more urgent,
-/// and asks the policy again. What was not carried out is still in the plan then.
+/// A policy adds moves while there [is room](Plan::has_room); the mechanism carries them out in order, as far as it gets before something else is
+/// more urgent, and asks the policy again. What was not carried out is still in the plan then.
 #[derive(Debug)]
 pub struct Plan {
     moves: VecDeque<Move>,

@@ -26,14 +26,14 @@ impl Resident {
         PageCount::new(now.saturating_sub(counted.signs.anonymous.get())).min(signs.anonymous)
     }
 
-    /// Whether nothing has happened since they were counted. What was counted is an estimate from the next thing on that the program does, and what it did while
-    /// pages left is not known at all.
+    /// Whether nothing has happened since they were counted. What was counted is an estimate from the next thing on that the program does, and what
+    /// it did while pages left is not known at all.
     #[must_use]
     pub fn is_exact(&self, signs: Signs) -> bool {
         self.0.is_some_and(|counted| counted.exact && counted.signs == signs)
     }
 
-    /// They were counted.
+    /// The pages in system memory were counted: there are `pages`, while the program shows `signs`.
     pub fn count(&mut self, pages: PageCount, signs: Signs) {
         self.0 = Some(Counted { pages, signs, exact: true });
     }

@@ -8,7 +8,7 @@
 //!         └── completions() says which have ended, once completion_descriptor() is readable
 //! ```
 //!
-//! A device that copies by itself while it is asked implements [`Device::transfer`] alone.
+//! A device that copies by itself while it is asked implements [`Device::transfer`], and leaves the other two as they are.
 
 use std::os::fd::BorrowedFd;
 
@@ -19,11 +19,11 @@ use crate::units::{PageCount, PageRange, VirtAddr};
 /// How the program and migrations reach the frames of a device.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Reach {
-    /// They are anonymous pages of this process, all frames in order from this address on while the program doesn't map them. They are moved into the program and
-    /// used in place.
+    /// They are anonymous pages of this process, all frames in order from this address on while the program doesn't map them. They are moved into the
+    /// program and used in place.
     Movable(VirtAddr),
-    /// They are memory of this process that is mapped shared, all frames in order from this address on, whose pages can't be moved: blocks of it are laid over the
-    /// program's and used in place.
+    /// They are memory of this process that is mapped shared, all frames in order from this address on, whose pages can't be moved: blocks of it are
+    /// laid over the program's and used in place.
     Laid(VirtAddr),
     /// Only transfers reach them. The program doesn't: a touch brings the page home.
     Copied,
@@ -117,7 +117,7 @@ impl Transfer {
         Self { direction, frames, memory, ticket: Ticket::new(0), progress: Progress::Waiting }
     }
 
-    /// The same, known by `ticket`.
+    /// This transfer, known by `ticket`.
     #[must_use]
     pub const fn with_ticket(self, ticket: Ticket) -> Self {
         Self { ticket, ..self }
@@ -157,7 +157,7 @@ pub enum TransferError {
     /// The device has frames left, but no room for what is in the pages. Only of [`Direction::In`].
     #[error("the device has no room for the page's contents")]
     Full,
-    /// The same may succeed when it is tried again.
+    /// The transfer may succeed when it is tried again.
     #[error("the device reported an error while it copied")]
     Transient,
     /// The frames' contents are lost: it is of no use to try again.
@@ -206,12 +206,13 @@ pub trait Device: Send + Sync {
         Ok(PageCount::ZERO)
     }
 
-    /// Carries out all of `batch`, and returns when every one is [`Progress::Done`]. Each is for itself: one that fails changes nothing for the others. The caller
-    /// holds no lock that a fault needs.
+    /// Carries out all of `batch`, and returns when every one is [`Progress::Done`]. Each is for itself: one that fails changes nothing for the
+    /// others. The caller holds no lock that a fault needs.
     fn transfer(&self, batch: &mut [Transfer]);
 
-    /// Begins all of `batch`, and leaves each [`Progress::Done`] or [`Progress::UnderWay`]. Called by the thread that serves faults, for pages that somebody waits
-    /// for; it doesn't wait for the device, and neither allocates nor blocks. At most [`MAX_UNDER_WAY`](crate::fault::MAX_UNDER_WAY) are under way at a time.
+    /// Begins all of `batch`, and leaves each [`Progress::Done`] or [`Progress::UnderWay`]. Called by the thread that serves faults, for pages that
+    /// somebody waits for; it doesn't wait for the device, and neither allocates nor blocks. At most [`MAX_UNDER_WAY`](crate::fault::MAX_UNDER_WAY)
+    /// are under way at a time.
     fn submit(&self, batch: &mut [Transfer]) {
         self.transfer(batch);
     }
@@ -227,15 +228,15 @@ pub trait Device: Send + Sync {
         None
     }
 
-    /// Nobody refers to the frames of `run` any more, and their contents are of no use: a device that keeps something for them lets go of it. Called once
-    /// for each time that a frame was allocated, before it can be allocated again, and with locks held: the device is quick, and takes none that it holds elsewhere
-    /// while it waits for anything.
+    /// Nobody refers to the frames of `run` any more, and their contents are of no use: a device that keeps something for them lets go of it. Called
+    /// once for each time that a frame was allocated, before it can be allocated again, and with locks held: the device is quick, and takes none that
+    /// it holds elsewhere while it waits for anything.
     fn released(&self, run: FrameRun) {
         let _ = run;
     }
 
-    /// Makes the frames of `run`, which nobody uses, read as zeros: nothing of a page is left where it was. Called some time after [`Device::released`],
-    /// for frames that were not allocated again meanwhile.
+    /// Makes the frames of `run`, which nobody uses, read as zeros: nothing of a page is left where it was. Called some time after
+    /// [`Device::released`], for frames that were not allocated again meanwhile.
     fn clear(&self, run: FrameRun);
 
     /// Calls `visit` with each page of `range`, all mapped by the program from frames of this device, that is not in the device's memory

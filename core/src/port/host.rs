@@ -84,8 +84,8 @@ pub trait Host: Send + Sync {
     /// The reason why the first page must stay.
     fn trapped(&self, path: FaultPath, range: PageRange) -> Result<PageCount, KeptReason>;
 
-    /// Makes sure that the `pages` places from `at` on, by which the pool would grow, can be used: `false` if the process may have no more memory now, or
-    /// the program should have it. Asked twice is the same as once.
+    /// Makes sure that the `pages` places from `at` on, by which the pool would grow, can be used: `false` if the process may have no more memory
+    /// now, or the program should have it. Asked twice is the same as once.
     fn open_places(&self, _at: VirtAddr, _pages: PageCount) -> bool {
         true
     }
@@ -112,8 +112,8 @@ pub trait Host: Send + Sync {
     /// Makes pages that are not the program's read as zeros, and populates holes among them.
     fn clear(&self, at: VirtAddr, pages: PageCount);
 
-    /// Gives the memory of pages that are not the program's back to the host; they read as zeros afterwards. `false` if that can't be done: pages of locked memory
-    /// stay. The caller holds no lock.
+    /// Gives the memory of pages that are not the program's back to the host; they read as zeros afterwards. `false` if that can't be done: pages of
+    /// locked memory stay. The caller holds no lock.
     fn discard(&self, at: VirtAddr, pages: PageCount) -> bool;
 
     /// Returns after an event that was pending at the call has been read, or after a bounded while. The caller holds no lock.
@@ -137,8 +137,8 @@ pub trait Host: Send + Sync {
     /// Whether a `MADV_DONTNEED` of `range`, announced before, is known to be over. `looks` counts the questions before.
     fn removal_is_over(&self, range: PageRange, looks: u32) -> bool;
 
-    /// Maps `backing` in place of `block`, in one step: a touch finds what was there before, or waits, and finds or waits for what is there after. All pages of the
-    /// block are missing before, or mapped from frames that stay; touches of it are served by `path`. The caller holds no lock.
+    /// Maps `backing` in place of `block`, in one step: a touch finds what was there before, or waits, and finds or waits for what is there after.
+    /// All pages of the block are missing before, or mapped from frames that stay; touches of it are served by `path`. The caller holds no lock.
     ///
     /// # Errors
     ///

@@ -70,7 +70,8 @@ impl MirrorHost for ModelHost {
 }
 
 impl Model {
-    /// A mirror looks at the pages: it is told nothing of those that are laid and by the slots the system's, as nobody will tell it when that changes.
+    /// A mirror looks at the pages: it is told nothing of those that are laid and by the slots the system's, as nobody will tell it when that
+    /// changes.
     pub(crate) fn look(&self, range: PageRange) {
         let engine = self.engine();
         let mut out = vec![MirrorPage::default(); range.pages().as_usize()];

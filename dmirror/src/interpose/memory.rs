@@ -35,7 +35,7 @@ fn announced<R: Copy>(ranges: [Option<PageRange>; 2], event: Event, change: impl
     announced_to(ranges, event, |_| change())
 }
 
-/// The same for a change that asks something of the devices' runtime.
+/// Makes a `change` of `ranges`, of which devices are told before. It is given the devices, as it asks something of their runtime.
 fn announced_to<R: Copy>(
     ranges: [Option<PageRange>; 2],
     event: Event,

@@ -11,12 +11,12 @@ use hetmem_interpose::cancel::uncancelled;
 use super::failure::{Answer, Failure, answer};
 use super::pointers::{Out, borrow_mut, take, text};
 
-/// See the module.
+/// What `hetmem_config` points to: the devices and the options that were asked for.
 #[derive(Default)]
 pub(crate) struct Config {
     /// As written: names and sizes that are not given depend on the whole list.
     texts: Vec<String>,
-    /// The same, complete.
+    /// The devices that the texts describe, each with its name and size.
     pub(crate) devices: Vec<DeviceSpec>,
     pub(crate) stock: Option<ByteLen>,
     pub(crate) sigbus: bool,

@@ -19,7 +19,7 @@ use super::config::Config;
 use super::failure::{Answer, Failure, answer};
 use super::pointers::{Out, borrow, take};
 
-/// See the module.
+/// A runtime of a C program, with the specs of its devices and the number of its process.
 pub(crate) struct Instance {
     runtime: ManuallyDrop<Runtime>,
     pub(crate) devices: Vec<DeviceSpec>,

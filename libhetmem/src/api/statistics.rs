@@ -1,7 +1,7 @@
 //! `hetmem_statistics_get` and `hetmem_device_statistics_get`.
 //!
-//! The caller says how large its struct is: fields are only ever added at the end, so an older program gets those that it knows, and a newer one zeros
-//! for those that this library doesn't have.
+//! The caller says how large its struct is: fields are only ever added at the end, so an older program gets those that it knows, and a newer one
+//! zeros for those that this library doesn't have.
 #![expect(unsafe_code, reason = "exports C functions")]
 
 use runtime::{KeptReason, Statistics};

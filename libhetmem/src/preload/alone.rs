@@ -32,7 +32,8 @@ pub(super) fn without_agent<R: Copy>(call: impl FnOnce() -> R) -> R {
     })
 }
 
-/// The agent leaves, and does not come back. `true` if there was one. Nothing is left to be done after the call that this is for: a filter may forbid it.
+/// The agent leaves, and does not come back. `true` if there was one. Nothing is left to be done after the call that this is for: a filter may forbid
+/// it.
 pub(super) fn leave_for_good() -> bool {
     uncancelled(|| {
         fatal::disarm();

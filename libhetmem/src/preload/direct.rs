@@ -1,7 +1,7 @@
 //! `syscall(2)` of the C library: what a program asks the kernel for by number is what it asks for by name.
 //!
-//! The function is written in assembly, as some system calls return on another stack than they were made on: it asks [`before`] whether the call is one
-//! of those below, and else makes it with nothing of its own on the stack.
+//! The function is written in assembly, as some system calls return on another stack than they were made on: it asks [`before`] whether the call is
+//! one of those below, and else makes it with nothing of its own on the stack.
 //!
 //! *Limits:* a program that makes system calls by instructions of its own goes past this.
 

@@ -1,7 +1,7 @@
 //! Signals that end the program with a core dump: what the dump would miss comes home before.
 //!
-//! Where the kernel would end the program by default, a handler of hetmem's stands: it has everything brought home (`agent::dump`), puts the default back,
-//! and sends the signal again, as it was. The kernel delivers it as the handler returns, at the instruction that was interrupted:
+//! Where the kernel would end the program by default, a handler of hetmem's stands: it has everything brought home (`agent::dump`), puts the default
+//! back, and sends the signal again, as it was. The kernel delivers it as the handler returns, at the instruction that was interrupted:
 //!
 //! ```text
 //! program's thread           kernel                           agent's worker
@@ -12,16 +12,17 @@
 //! returns ─────────────────► delivers at the fault: dumps, ends
 //! ```
 //!
-//! The program is not told: who asks what is done on such a signal hears of the default that it last set ([`translate`]), and where it sets the default the
-//! handler is put in its place again ([`cover`]). So does the kernel where a handler of the program's is called once (`SA_RESETHAND`): before such a one
-//! comes [`on_once`]. Each is done by single calls of the kernel's that swap, and no lock: `sigaction` may be called anywhere.
+//! The program is not told: who asks what is done on such a signal hears of the default that it last set ([`translate`]), and where it sets the
+//! default the handler is put in its place again ([`cover`]). So does the kernel where a handler of the program's is called once (`SA_RESETHAND`):
+//! before such a one comes [`on_once`]. Each is done by single calls of the kernel's that swap, and no lock: `sigaction` may be called anywhere.
 //!
-//! A handler that is the program's own is none of hetmem's business, nor is a signal that it ignores. Left alone, too, are a process whose calls a filter decides on
-//! ([`disarm`]), and the first of a process namespace, which no signal ends by default. The kernel itself puts the default back in a program that is executed.
+//! A handler that is the program's own is none of hetmem's business, nor is a signal that it ignores. Left alone, too, are a process whose calls a
+//! filter decides on ([`disarm`]), and the first of a process namespace, which no signal ends by default. The kernel itself puts the default back in
+//! a program that is executed.
 //!
-//! *Limits:* none of this where a thread faults that has the signal blocked, or has no room on its stack for a handler and no alternate one (sigaltstack(2)): the
-//! kernel then ends the process at once. Nor after what passes these functions by: a default that is set by an instruction of the program's own, or by abort(3)
-//! once a handler has returned to it; nor in the moment that setting a default takes.
+//! *Limits:* none of this where a thread faults that has the signal blocked, or has no room on its stack for a handler and no alternate one
+//! (sigaltstack(2)): the kernel then ends the process at once. Nor after what passes these functions by: a default that is set by an instruction of
+//! the program's own, or by abort(3) once a handler has returned to it; nor in the moment that setting a default takes.
 
 use std::ffi::{c_int, c_void};
 use std::sync::atomic::Ordering::Relaxed;
@@ -137,7 +138,8 @@ fn is_first_of_namespace() -> bool {
     std::process::id() == 1
 }
 
-/// Puts what the program has set in the handlers' place, for good: the agent leaves for good, or a filter is about to decide on the calls that [`on_fatal`] makes.
+/// Puts what the program has set in the handlers' place, for good: the agent leaves for good, or a filter is about to decide on the calls that
+/// [`on_fatal`] makes.
 pub(super) fn disarm() {
     if !ARMED.load(Relaxed) {
         return;
@@ -155,8 +157,8 @@ pub(super) fn disarm() {
     }
 }
 
-/// Sets `new` on `signal`, unless another thread has set meanwhile what is not `expected`, which is set again: `false` then. The call has an error only where
-/// a filter makes one.
+/// Sets `new` on `signal`, unless another thread has set meanwhile what is not `expected`, which is set again: `false` then. The call has an error
+/// only where a filter makes one.
 fn replace(signal: c_int, new: Disposition, expected: impl Fn(Disposition) -> bool) -> Result<bool, Errno> {
     let before = new.set(signal)?;
     let as_expected = expected(before);
@@ -217,8 +219,8 @@ unsafe extern "C" fn on_fatal(signal: c_int, info: *mut libc::siginfo_t, _contex
     set_errno(left);
 }
 
-/// After a call that asked, or set, what is done on `signal`, and was successful: `old` is where it has written what was done before, `set` whether it has set
-/// anything.
+/// After a call that asked, or set, what is done on `signal`, and was successful: `old` is where it has written what was done before, `set` whether
+/// it has set anything.
 fn attend(signal: c_int, old: *mut libc::sigaction, set: bool) {
     if !old.is_null() {
         // SAFETY: written by the call.

@@ -1,8 +1,8 @@
 //! The C library's functions that this library has for itself.
 //!
-//! The agent's code calls them while memory of the program is away. The program may have others of these names, that touch its memory: the runtime of a sanitizer,
-//! for one. So what the compiler and Rust's library call is found in here, and shown to nobody (`.hidden`). `clock_gettime` is a system call, as the
-//! program may have moved the code that the kernel provides for it (vDSO).
+//! The agent's code calls them while memory of the program is away. The program may have others of these names, that touch its memory: the runtime of
+//! a sanitizer, for one. So what the compiler and Rust's library call is found in here, and shown to nobody (`.hidden`). `clock_gettime` is a system
+//! call, as the program may have moved the code that the kernel provides for it (vDSO).
 //!
 //! What else this library takes from others is listed, with a reason, in `.ci/imports`, and compared by `.ci/run`.
 
@@ -198,8 +198,8 @@ unsafe extern "C" {
     safe fn strerrordesc_np(number: c_int) -> *const c_char;
 }
 
-/// `strerror_r(3)`, of POSIX. The C library's looks for a translation under a lock that knows its owner by a number which the agent's threads don't have: it would
-/// never be free again.
+/// `strerror_r(3)`, of POSIX. The C library's looks for a translation under a lock that knows its owner by a number which the agent's threads don't
+/// have: it would never be free again.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn __xpg_strerror_r(number: c_int, text: *mut c_char, size: usize) -> c_int {
     let words = strerrordesc_np(number);

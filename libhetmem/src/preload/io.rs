@@ -82,8 +82,9 @@ unsafe extern "C-unwind" fn sendmmsg(
     referred.settle(unsafe { next(fd, messages, count, flags) })
 }
 
-/// Buffers that the kernel may come to refer to by a call under way; kept in place until it has failed, or else for good: nobody says when the kernel has
-/// let go of them. Null if there are none. Nothing to be dropped: a thread that is cancelled in the call leaves it, and what it names stays in place.
+/// Buffers that the kernel may come to refer to by a call under way; kept in place until it has failed, or else for good: nobody says when the kernel
+/// has let go of them. Null if there are none. Nothing to be dropped: a thread that is cancelled in the call leaves it, and what it names stays in
+/// place.
 #[derive(Clone, Copy)]
 pub(super) struct Referred(*mut Vec<PageRange>);
 

@@ -20,8 +20,8 @@
 //! | `syscall` | the same, where the program asks the kernel through it; `seccomp` for all threads: the agent leaves for good | `direct` |
 //!
 //! `.ci/sources.py` checks the table. All of them may be unwound through, at any instruction: the C library does so where a thread ends by
-//! `pthread_exit(3)` or is cancelled. So each is `C-unwind`, holds nothing that must be dropped, and does what is hetmem's own by [`uncancelled`]. Memory that the caller names is read as the kernel
-//! would: what can't be read is the kernel's to refuse.
+//! `pthread_exit(3)` or is cancelled. So each is `C-unwind`, holds nothing that must be dropped, and does what is hetmem's own by [`uncancelled`].
+//! Memory that the caller names is read as the kernel would: what can't be read is the kernel's to refuse.
 //!
 //! Forks that the C library makes itself pass through the handlers of `pthread_atfork`; those that a program makes by an instruction of its own
 //! are noticed by userfaultfd's fork event, where the privilege for it is there.

@@ -36,8 +36,9 @@ pub(super) fn obstacle() -> Option<String> {
     on_valgrind().then(|| "ran unmanaged: it is run by valgrind".to_owned())
 }
 
-/// Whether there is a mapping of such a size as only shadow memory has: the runtime of a sanitizer may be a part of the executable, which need not export
-/// its names (GCC's `-static-libasan`), and it begins before any library does, by `DT_PREINIT_ARRAY`. Without `/proc` there is nothing to tell by.
+/// Whether there is a mapping of such a size as only shadow memory has: the runtime of a sanitizer may be a part of the executable, which need not
+/// export its names (GCC's `-static-libasan`), and it begins before any library does, by `DT_PREINIT_ARRAY`. Without `/proc` there is nothing to tell
+/// by.
 fn address_space_is_taken() -> bool {
     const SHADOW_BYTES: u64 = 1 << 40;
     let mut is_taken = false;
@@ -85,8 +86,8 @@ fn on_valgrind() -> bool {
     answer != 0
 }
 
-/// Tells the supervisor that there is no agent here. The program that it started does not run then; any other goes on unmanaged: a child, and a program
-/// that the first one has executed in its place, perhaps with less privilege.
+/// Tells the supervisor that there is no agent here. The program that it started does not run then; any other goes on unmanaged: a child, and a
+/// program that the first one has executed in its place, perhaps with less privilege.
 pub(super) fn refuse(config: &Config, message: &str, is_first: bool) {
     agent::note(config, &format!("could not be managed: {message}"));
     if std::os::unix::process::parent_id() == config.supervisor && is_first {

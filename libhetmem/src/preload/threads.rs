@@ -73,8 +73,8 @@ unsafe extern "C-unwind" fn run_child(child: *mut c_void) -> c_int {
     unsafe { run(arg) }
 }
 
-/// Runs `make`, which makes a thread and returns its number, with the `word` in place that the kernel clears at the thread's end: it does not wait for a
-/// page then.
+/// Runs `make`, which makes a thread and returns its number, with the `word` in place that the kernel clears at the thread's end: it does not wait
+/// for a page then.
 pub(super) fn with_word_in_place(word: Option<*mut c_void>, make: impl FnOnce() -> isize) -> isize {
     let Some(page) = word.and_then(|word| pages_of(word, size_of::<c_int>())) else { return make() };
     uncancelled(|| agent::begin_thread(page));
@@ -83,8 +83,8 @@ pub(super) fn with_word_in_place(word: Option<*mut c_void>, make: impl FnOnce() 
     made
 }
 
-/// `pthread_mutex_init(3)`. The kernel itself looks at the word of a mutex that is robust (when its owner ends) or inherits priorities (in the system call that
-/// waits for it), and does not wait for a page.
+/// `pthread_mutex_init(3)`. The kernel itself looks at the word of a mutex that is robust (when its owner ends) or inherits priorities (in the system
+/// call that waits for it), and does not wait for a page.
 #[unsafe(no_mangle)]
 unsafe extern "C-unwind" fn pthread_mutex_init(
     mutex: *mut libc::pthread_mutex_t,

@@ -165,7 +165,8 @@ impl Mirror {
     }
 }
 
-/// See the module. As long as it lives the runtime does, too.
+/// An emulated accelerator: it runs kernels on worker threads, which use the program's memory through a page table of its own. As long as it lives
+/// the runtime does, too.
 #[must_use]
 pub struct Accelerator {
     // Ends first: it would be told of the runtime's end.
@@ -198,8 +199,8 @@ impl Runtime {
     /// # Safety
     ///
     /// Kernels read and write the program's memory by address, as threads do that have pointers to it: what they access must be
-    /// memory that may be accessed so, and that no Rust reference forbids. With [`InPlace::Direct`], mappings that kernels may be using are changed only as is
-    /// said there.
+    /// memory that may be accessed so, and that no Rust reference forbids. With [`InPlace::Direct`], mappings that kernels may be using are changed
+    /// only as is said there.
     #[expect(unsafe_code, reason = "the promise can only be the caller's")]
     pub unsafe fn accelerator(
         &self,

@@ -144,7 +144,7 @@ impl<'a> View<'a> {
         self.read_or(Missing::Fault, addr, out)
     }
 
-    /// The same without a device fault.
+    /// Copies the bytes from `addr` on to `out`, as far as the table has their pages: no device fault is made.
     ///
     /// # Errors
     ///
@@ -174,7 +174,7 @@ impl<'a> View<'a> {
         self.write_or(Missing::Fault, addr, from)
     }
 
-    /// The same without a device fault.
+    /// Copies `from` to the bytes from `addr` on, as far as the table has their pages for writing: no device fault is made.
     ///
     /// # Errors
     ///

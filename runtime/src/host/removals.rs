@@ -1,7 +1,7 @@
 //! Which announced removals are over (`MADV_DONTNEED` and its like).
 //!
-//! The kernel announces a removal before the pages go, and does not say when they are gone. It is over once every thread that may have been in the call was
-//! seen outside: at rest, gone, or coming back from a call that is interposed. One that enters it later announces itself anew.
+//! The kernel announces a removal before the pages go, and does not say when they are gone. It is over once every thread that may have been in the
+//! call was seen outside: at rest, gone, or coming back from a call that is interposed. One that enters it later announces itself anew.
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
@@ -51,7 +51,7 @@ impl Returns {
     }
 }
 
-/// See the module.
+/// Announced removals that are not known to be over, each with the threads that may still be at it.
 pub(crate) struct Removals {
     pending: Mutex<Vec<Pending>>,
     returns: &'static Returns,
@@ -64,8 +64,8 @@ impl Default for Removals {
 }
 
 impl Removals {
-    /// Whether the removal that was announced for `range` is known to be over. `looks` counts the questions before; `threads` lists all threads but the caller, if that
-    /// is possible, and `is_at_rest` looks at one.
+    /// Whether the removal that was announced for `range` is known to be over. `looks` counts the questions before; `threads` lists all threads but
+    /// the caller, if that is possible, and `is_at_rest` looks at one.
     pub(super) fn is_over(
         &self,
         range: PageRange,

@@ -80,8 +80,8 @@ fn what_was_in_the_way_and_is_gone_was_a_guard() {
     }
 }
 
-/// After a `chroot` to an empty folder nobody can see which threads are in the middle of a removal. The test is run again in a process of its own, as a
-/// process has one root.
+/// After a `chroot` to an empty folder nobody can see which threads are in the middle of a removal. The test is run again in a process of its own, as
+/// a process has one root.
 #[test]
 fn without_proc_no_removal_is_over() {
     const CHILD: &str = "HETMEM_TEST_WITHOUT_PROC";

@@ -1,5 +1,5 @@
-//! A coherent DAX device used by a program that knows of it: on this machine's own device if there is one, and everywhere on memory of a file that plays
-//! it, which is mapped and exchanged in the same way.
+//! A coherent DAX device used by a program that knows of it: on this machine's own device if there is one, and everywhere on memory of a file that
+//! plays it, which is mapped and exchanged in the same way.
 #![expect(unsafe_code, reason = "tests fork, and touch memory that is not there")]
 
 mod kernels;

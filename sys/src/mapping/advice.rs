@@ -51,8 +51,8 @@ pub fn forbid_huge_pages(range: PageRange) -> Result<(), Errno> {
     }
 }
 
-/// Whether the page of private anonymous memory at `page` is locked (`mlock(2)`): the kernel takes no advice then that it is cold. Elsewhere the page counts as
-/// a little older afterwards.
+/// Whether the page of private anonymous memory at `page` is locked (`mlock(2)`): the kernel takes no advice then that it is cold. Elsewhere the page
+/// counts as a little older afterwards.
 #[must_use]
 pub fn is_locked(page: VirtAddr) -> bool {
     // SAFETY: the contents stay as they are.

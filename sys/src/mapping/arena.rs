@@ -5,8 +5,8 @@
 //!   │ NONE  │ READ|WRITE, starts on a 2 MiB boundary │ NONE  │
 //! ```
 //!
-//! Address space is counted, and looked through: what can be written counts against `RLIMIT_DATA`, is populated by `mlockall(2)`, and is read by who reads all
-//! of his memory. So an arena may be reserved without access and opened block by block, as it is used ([`Access::AsOpened`]).
+//! Address space is counted, and looked through: what can be written counts against `RLIMIT_DATA`, is populated by `mlockall(2)`, and is read by who
+//! reads all of his memory. So an arena may be reserved without access and opened block by block, as it is used ([`Access::AsOpened`]).
 //!
 //! The guards keep the kernel from merging the arena with a neighbouring mapping of the program, and turn a run past
 //! either end into a fault.
@@ -192,8 +192,8 @@ impl Arena {
     }
 
     /// Has all of the arena be of one kind to the kernel, so that blocks that are opened in any order become one mapping where they touch: the kernel
-    /// joins no two mappings that got their pages apart (`mm/vma.c`, `is_mergeable_anon_vma`), and moves pages within one only. So it gets a page while
-    /// it is one mapping: the guard in front, as a page that was in a block leaves a page table there, which no huge page takes the place of.
+    /// joins no two mappings that got their pages apart (`mm/vma.c`, `is_mergeable_anon_vma`), and moves pages within one only. So it gets a page
+    /// while it is one mapping: the guard in front, as a page that was in a block leaves a page table there, which no huge page takes the place of.
     fn prepare_to_open(&mut self) -> Result<(), Errno> {
         let first = PageRange::page_of(self.guarded.start());
         set_access(first, MprotectFlags::READ | MprotectFlags::WRITE)?;
@@ -206,7 +206,8 @@ impl Arena {
         Ok(())
     }
 
-    /// Makes sure that `part` can be read and written, `EINVAL` if it is not a part of the arena, `ENOMEM` where the process may have no more such memory.
+    /// Makes sure that `part` can be read and written, `EINVAL` if it is not a part of the arena, `ENOMEM` where the process may have no more such
+    /// memory.
     pub fn open(&self, part: PageRange) -> Result<(), Errno> {
         if !self.range.contains_range(part) {
             return Err(Errno::INVAL);
@@ -269,8 +270,8 @@ impl Drop for Arena {
     }
 }
 
-/// Lets `range`, of an arena that was made [`Access::AsAllowed`], be read and written; `EINVAL` if it is not in hetmem's memory, `ENOMEM` where the process
-/// may have no more such memory.
+/// Lets `range`, of an arena that was made [`Access::AsAllowed`], be read and written; `EINVAL` if it is not in hetmem's memory, `ENOMEM` where the
+/// process may have no more such memory.
 pub fn allow_access(range: PageRange) -> Result<(), Errno> {
     if !super::set_aside().any(|arena| arena.contains_range(range)) {
         return Err(Errno::INVAL);

@@ -1,7 +1,7 @@
 //! One mapping in place of another, in one step.
 //!
-//! Both ways are a single `mremap(2)`, which holds the lock of the address space from the end of the old mapping to the beginning of the new: a touch finds what
-//! was there before, or what is there after. Where a mapping is registered with events, the call returns when these were read.
+//! Both ways are a single `mremap(2)`, which holds the lock of the address space from the end of the old mapping to the beginning of the new: a touch
+//! finds what was there before, or what is there after. Where a mapping is registered with events, the call returns when these were read.
 //!
 //! *Limits:* a call that fails has in rare cases (no memory for the kernel's own structures) removed the old mapping already;
 //! [`is_mapped`](super::is_mapped) tells.
@@ -76,8 +76,8 @@ impl Spare {
         self.range
     }
 
-    /// Takes the place of what is mapped at `over`. What is registered with userfaultfd and `EVENT_REMAP` stays registered; the events are that of the move, and
-    /// with `EVENT_UNMAP` then that of the end of the old address.
+    /// Takes the place of what is mapped at `over`. What is registered with userfaultfd and `EVENT_REMAP` stays registered; the events are that of
+    /// the move, and with `EVENT_UNMAP` then that of the end of the old address.
     ///
     /// `ENOMEM` if there are too many mappings (`vm.max_map_count`). The spare is handed back then.
     ///

@@ -1,7 +1,8 @@
 //! What a thread of the agent's gives up, for good, once it has opened what it works with.
 //!
-//! It shares the program's memory: whoever takes the program over may have the agent's threads do what he likes. So none of them may do what the program
-//! could give up, be it later: other ids, capabilities, files, the start of programs. All of it is per thread, and the program's own threads keep what they have.
+//! It shares the program's memory: whoever takes the program over may have the agent's threads do what he likes. So none of them may do what the
+//! program could give up, be it later: other ids, capabilities, files, the start of programs. All of it is per thread, and the program's own threads
+//! keep what they have.
 //!
 //! *Limits:* a thread without a privilege that lets it change its ids keeps them, and with them the files of that user that may be read.
 #![expect(unsafe_code, reason = "system calls that rustix does not make for one thread alone")]
@@ -9,7 +10,8 @@
 use crate::errno::Errno;
 use crate::raw;
 
-/// The first of the ids of which one is taken, and how many there are: the end of the range, which is given to nobody (the last two mean "none" and "not mapped").
+/// The first of the ids of which one is taken, and how many there are: the end of the range, which is given to nobody (the last two mean "none" and
+/// "not mapped").
 const FIRST_ID: u32 = 0xFFF0_0000;
 const IDS: u32 = 0x000F_FFF0;
 /// `_LINUX_CAPABILITY_VERSION_3`.
@@ -24,7 +26,8 @@ fn prctl(option: libc::c_int, args: [usize; 2]) -> Result<usize, Errno> {
     call(libc::SYS_prctl, [usize::try_from(option).unwrap_or(0), args[0], args[1], 0, 0])
 }
 
-/// A user and group id that no process has, at random. Not "nobody": whoever has the ids of a thread may read and write its process's memory, and send it signals.
+/// A user and group id that no process has, at random. Not "nobody": whoever has the ids of a thread may read and write its process's memory, and
+/// send it signals.
 #[must_use]
 pub fn unused_id() -> u32 {
     let mut bytes = [0; 4];
@@ -39,8 +42,8 @@ pub fn is_dumpable() -> bool {
     prctl(libc::PR_GET_DUMPABLE, [0; 2]) == Ok(1)
 }
 
-/// Gives up ids, groups and capabilities of the calling thread, as far as it has any that it can give up: its ids become `id`, if it may change them. The process
-/// stays `dumpable`, if it was before any of its threads did this.
+/// Gives up ids, groups and capabilities of the calling thread, as far as it has any that it can give up: its ids become `id`, if it may change them.
+/// The process stays `dumpable`, if it was before any of its threads did this.
 pub fn give_up_privileges(id: u32, dumpable: bool) {
     let id = id as usize;
     // Errors below mean that there is nothing to give up, or no right to: then the thread can't take it back either.
@@ -142,8 +145,8 @@ const EXACT: &[(libc::c_long, usize, u32)] = &[
     (libc::SYS_tgkill, 2, 0),
 ];
 
-/// Filters the calling thread's system calls, for good, so that it can do no more than an agent does: work on memory, and read. Any other ends the process
-/// by SIGSYS. `ENOSYS` or `EINVAL` where the kernel has no filters.
+/// Filters the calling thread's system calls, for good, so that it can do no more than an agent does: work on memory, and read. Any other ends the
+/// process by SIGSYS. `ENOSYS` or `EINVAL` where the kernel has no filters.
 pub fn confine() -> Result<(), Errno> {
     const LENGTH: usize = 5 + 2 * ALLOWED.len() + 5 * (RESTRICTED.len() + EXACT.len());
     let mut filter = [instruction(RETURN, END, 0, 0); LENGTH];

@@ -1,7 +1,8 @@
 //! Threads of which the C library knows nothing, and their descriptor tables.
 //!
 //! A thread from `pthread_create(3)` counts: a program whose last thread returns goes on for its sake, `setuid(3)` has it change its ids and aborts
-//! if it can't, and it answers to nobody but the C library. So an agent's thread is made by `clone(2)`. Its thread-local storage is [`tls`](super::tls)'s.
+//! if it can't, and it answers to nobody but the C library. So an agent's thread is made by `clone(2)`. Its thread-local storage is
+//! [`tls`](super::tls)'s.
 //!
 //! *Limits:* on such a thread no function of the C library may be called that allocates, locks what the program's threads lock, or asks who the
 //! calling thread is. Functions that are their arguments' alone (`memcpy`) and system calls are right.
@@ -236,8 +237,8 @@ pub unsafe fn unshare_files(keep: Option<std::os::fd::BorrowedFd<'_>>) -> Result
     if keep > 0 { close(0, keep - 1) } else { Ok(()) }
 }
 
-/// Gives the calling thread a working and a root directory of its own: what the program's threads do to theirs (`chroot(2)`, `setns(2)`, which is refused
-/// to who shares them) does not concern it.
+/// Gives the calling thread a working and a root directory of its own: what the program's threads do to theirs (`chroot(2)`, `setns(2)`, which is
+/// refused to who shares them) does not concern it.
 pub fn unshare_directories() -> Result<(), Errno> {
     // SAFETY: the thread's directories are what they were.
     unsafe { raw::syscall5(libc::SYS_unshare, [libc::CLONE_FS.cast_unsigned() as usize, 0, 0, 0, 0]) }.map(|_| ())

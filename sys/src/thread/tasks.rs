@@ -12,7 +12,7 @@ use crate::errno::Errno;
 /// Room for `/proc/PID/stat`: 52 numbers of up to 20 digits, and a name of up to 64 bytes.
 const STAT: usize = 1200;
 
-/// See the module.
+/// The list of this process's threads, and what each of them is doing.
 #[derive(Debug)]
 pub struct Tasks {
     tasks: OwnedFd,

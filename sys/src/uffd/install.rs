@@ -118,7 +118,8 @@ impl Userfaultfd {
     }
 
     /// [`Self::move_pages`], with the erratum made good: whether a page has moved that the kernel reports as refused is told by the
-    /// side that is the caller's `own`, where nothing but this call puts or takes pages. The other may have lost the page again, or have been given another.
+    /// side that is the caller's `own`, where nothing but this call puts or takes pages. The other may have lost the page again, or have been given
+    /// another.
     ///
     /// # Safety
     ///

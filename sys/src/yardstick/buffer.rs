@@ -22,7 +22,7 @@ pub struct CopyRun {
 }
 
 impl CopyRun {
-    /// The same pages the other way.
+    /// The copy that brings these pages back.
     #[must_use]
     pub const fn back(self) -> Self {
         Self { from: self.to, to: self.from, pages: self.pages }

@@ -174,8 +174,8 @@ const E820_COUNT: usize = 0x1e8;
 const E820_TABLE: usize = 0x2d0;
 const E820_ENTRY: usize = 20;
 const E820_MOST: usize = 128;
-/// Where what a boot loader hands over besides is shown, each with its type and data (`arch/x86/kernel/ksysfs.c`), and the type of those that hold the
-/// entries for which `struct boot_params` has no room (`SETUP_E820_EXT`).
+/// Where what a boot loader hands over besides is shown, each with its type and data (`arch/x86/kernel/ksysfs.c`), and the type of those that hold
+/// the entries for which `struct boot_params` has no room (`SETUP_E820_EXT`).
 const SETUP_DATA: &str = "/sys/kernel/boot_params/setup_data";
 const SETUP_E820_EXT: u64 = 1;
 

@@ -121,8 +121,8 @@ fn by_resource(facts: &Facts, at: Span, path: &[String]) -> Option<Claim> {
     path.first().map(|name| claim(ClaimKind::Platform, Some(name.clone())))
 }
 
-/// Whether the firmware made special-purpose memory of `at`: a CXL window in it is not free. `around` are the resources around; from Linux 7.0 on none of them
-/// says so.
+/// Whether the firmware made special-purpose memory of `at`: a CXL window in it is not free. `around` are the resources around; from Linux 7.0 on
+/// none of them says so.
 fn is_soft_reserved(facts: &Facts, at: Span, around: &[String]) -> bool {
     around.iter().any(|outer| outer == SOFT_RESERVED) || firmware_type(facts, at) == Some(FirmwareType::SoftReserved)
 }

@@ -71,7 +71,8 @@ fn for_devices_alone(found: &Performance) -> bool {
     found.from_processors == Known::No
 }
 
-/// What HMAT says of the memory of `node`: from processors, if there is a figure of some; from the initiator that it is attached to, else from the quickest.
+/// What HMAT says of the memory of `node`: from processors, if there is a figure of some; from the initiator that it is attached to, else from the
+/// quickest.
 fn by_hmat(facts: &Facts, domains: &Domains, node: u32) -> Option<Performance> {
     let mut from: BTreeMap<u32, Performance> = BTreeMap::new();
     for figure in facts.hmat.figures.iter().filter(|figure| domains.node(figure.target) == Some(node)) {

@@ -67,7 +67,8 @@ fn a_chunk_that_is_cleared_piece_by_piece_stays_whole() {
 }
 
 proptest! {
-    /// Against a plain set of numbers: what is taken was in the set and is consecutive, what rests is cleared once it is old, and nothing else changes.
+    /// Against a plain set of numbers: what is taken was in the set and is consecutive, what rests is cleared once it is old, and nothing else
+    /// changes.
     #[test]
     fn behaves_like_a_set(cap in 1u64..1500, ops in prop::collection::vec((any::<bool>(), 1u64..600), 1..200)) {
         let mut set = RunSet::full(PageCount::new(cap));
