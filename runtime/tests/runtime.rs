@@ -332,12 +332,22 @@ fn many_threads_on_the_same_pages_see_every_write() {
 
 #[test]
 fn an_address_that_is_mapped_again_at_once_keeps_its_new_pages() {
+    map_again_at_once(5_000);
+}
+
+#[test]
+#[ignore = "takes half a minute; a command of its own runs it (CONTRIBUTING.md)"]
+fn an_address_that_is_mapped_again_at_once_keeps_its_new_pages_for_long() {
+    map_again_at_once(20_000);
+}
+
+fn map_again_at_once(rounds: u32) {
     let runtime = runtime();
     std::thread::scope(|scope| {
         for worker in 0..4 {
             let runtime = &runtime;
             scope.spawn(move || {
-                for round in 0..20_000 {
+                for round in 0..rounds {
                     // Small ones, so that the kernel gives the place that another thread has just left.
                     let mapping = runtime.map(ByteLen::new(64 << 10), FaultPath::Thread).unwrap();
                     fill(&mapping);
