@@ -79,10 +79,12 @@ impl Kind for DaxKind {
     }
 
     fn make(&self, id: DeviceId, owner: Owner, spec: &DeviceSpec) -> Result<Box<dyn Device>, MakeError> {
-        Ok(Box::new(
-            DaxStore::new(id, owner, spec, spec.backend.argument())
-                .map_err(|problem| MakeError::Unsuitable(problem.to_string()))?,
-        ))
+        let unsuitable = |error: &dyn std::error::Error| MakeError::Unsuitable(error.to_string());
+        let device = DaxDevice::find(spec.backend.argument()).map_err(|error| unsuitable(&error))?;
+        // Else the kernel would say that something is wrong, and not what.
+        fits(&device, spec.memory_type, spec.size).map_err(|error| unsuitable(&error))?;
+        let store = DaxStore::on(id, owner, spec, &device).map_err(|error| unsuitable(&error))?;
+        Ok(Box::new(store))
     }
 }
 
@@ -127,22 +129,12 @@ pub struct DaxStore {
 }
 
 impl DaxStore {
-    /// A part of the device at `path` as the device that `spec` describes, with `device` as its id and `owner` as the owner of
-    /// its pages.
+    /// A part of the DAX device `on` as the device that `spec` describes, with `device` as its id and `owner` as the owner of its pages. Any file that
+    /// can be mapped shared will do, as in tests where there is no DAX device.
     ///
     /// # Errors
     ///
-    /// If it is no DAX device, or can't be opened or mapped, or nothing of it is free.
-    pub fn new(device: DeviceId, owner: Owner, spec: &DeviceSpec, path: &str) -> Result<Self, DaxError> {
-        Self::on(device, owner, spec, &DaxDevice::find(path)?)
-    }
-
-    /// A part of the DAX device `on`, as [`DaxStore::new`] makes it of the one at a path. Any file that can be mapped shared will do
-    /// instead, as in tests where there is no DAX device.
-    ///
-    /// # Errors
-    ///
-    /// As [`DaxStore::new`].
+    /// If it can't be opened or mapped, or nothing of it is free.
     pub fn on(device: DeviceId, owner: Owner, spec: &DeviceSpec, on: &DaxDevice) -> Result<Self, DaxError> {
         let slice = DaxSlice::claim(on, spec.size)?;
         Ok(Self { frames: Frames::new(device, owner, spec.memory_type, slice.range()), _slice: slice })
