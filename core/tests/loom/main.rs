@@ -81,7 +81,7 @@ fn a_frame_belongs_to_one_page_at_a_time() {
             let Some(run) = table.0.allocate(PageCount::ONE, PAGE) else { return };
             assert_eq!(table.1.swap(1, Ordering::Relaxed), 0, "nobody else has it");
             table.1.store(0, Ordering::Relaxed);
-            assert_eq!(table.0.release(run), PageCount::ONE);
+            assert_eq!(table.0.release(run, |_| {}), PageCount::ONE);
         };
         let other = {
             let table = Arc::clone(&table);
@@ -101,7 +101,7 @@ fn a_frame_that_is_being_cleared_is_not_missed() {
         let table = Arc::new((FrameTable::new(PageCount::ONE), AtomicU64::new(0)));
         let run = table.0.allocate(PageCount::ONE, PAGE).unwrap();
         table.1.store(1, Ordering::Relaxed);
-        assert_eq!(table.0.release(run), PageCount::ONE);
+        assert_eq!(table.0.release(run, |_| {}), PageCount::ONE);
         table.0.age();
         let clearer = {
             let table = Arc::clone(&table);
@@ -116,7 +116,7 @@ fn a_frame_that_is_being_cleared_is_not_missed() {
         };
         let run = table.0.allocate(PageCount::ONE, PAGE).expect("it is free, being cleared or not");
         let found = table.1.swap(2, Ordering::Relaxed);
-        assert_eq!(table.0.release_empty(run), PageCount::ONE);
+        assert_eq!(table.0.release_empty(run, |_| {}), PageCount::ONE);
         let cleared = clearer.join().unwrap();
         assert_eq!((found, table.1.load(Ordering::Relaxed)), (u64::from(!cleared), 2));
         assert!(!table.0.has_resting());
