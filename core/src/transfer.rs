@@ -34,23 +34,27 @@ enum Way {
 impl<H: Host> Engine<H> {
     /// Makes all of `copies`. No device waits for another's answer to begin with its own, and each is asked once.
     pub(crate) fn copy_all(&self, copies: &mut [FrameCopy]) {
-        let mut by_device: Vec<(DeviceId, Transfer, usize)> = Vec::with_capacity(copies.len());
-        for (i, copy) in copies.iter_mut().enumerate() {
+        let mut batch: Vec<Transfer> = Vec::with_capacity(copies.len());
+        for device in self.devices() {
+            let id = device.pagemap().device;
+            let of_device = |copy: &FrameCopy| match self.way(copy.from, copy.to) {
+                Way::Device(of, transfer) if of == id => Some(transfer),
+                Way::Device(..) | Way::Host { .. } | Way::Bounce => None,
+            };
+            batch.clear();
+            batch.extend(copies.iter().filter_map(of_device));
+            if batch.is_empty() {
+                continue;
+            }
+            device.transfer(&mut batch);
+            let own = copies.iter_mut().filter(|copy| of_device(copy).is_some());
+            own.zip(&batch).for_each(|(copy, done)| copy.result = done.result());
+        }
+        for copy in copies.iter_mut() {
             match self.way(copy.from, copy.to) {
-                Way::Device(device, transfer) => by_device.push((device, transfer, i)),
+                Way::Device(..) => {}
                 Way::Host { from, to } => self.host.copy(from, to, copy.from.run.pages),
                 Way::Bounce => copy.result = self.bounce(copy.from, copy.to),
-            }
-        }
-        // Stable: a device gets its transfers in the order of the pages.
-        by_device.sort_by_key(|(device, ..)| device.index());
-        let mut batch = Vec::with_capacity(by_device.len());
-        for of_one in by_device.chunk_by(|(a, ..), (b, ..)| a == b) {
-            batch.clear();
-            batch.extend(of_one.iter().map(|(_, transfer, _)| *transfer));
-            self.device_of(of_one[0].0).transfer(&mut batch);
-            for ((.., i), done) in of_one.iter().zip(&batch) {
-                copies[*i].result = done.result();
             }
         }
         let copied: PageCount = copies.iter().filter(|copy| copy.result.is_ok()).map(|copy| copy.from.run.pages).sum();
