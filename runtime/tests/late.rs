@@ -8,7 +8,7 @@ use std::sync::{Barrier, Mutex};
 use std::time::{Duration, Instant};
 
 use common::{PRIVATE, WORDS, fill, map, to, verify};
-use hetmem::{FaultPath, PageCount, Residency, Runtime};
+use hetmem::{FaultPath, PageCount, Request, Residency, Runtime, Target};
 
 const LATENCY: Duration = Duration::from_millis(50);
 const TOUCHERS: u32 = 100;
@@ -54,6 +54,8 @@ fn touches_wait_together() {
         let expected = if page % 2 == 0 { Residency::System } else { Residency::Device(PRIVATE) };
         assert_eq!(*at, expected, "page {page}");
     }
+    // All at once, or each of the others would be waited for by itself.
+    assert_eq!(runtime.migrate(mapping.range(), Request::all_to(Target::System)).moved().get(), PAGES / 2);
     verify(&mapping);
     runtime.check();
 }
@@ -86,6 +88,8 @@ fn who_needs_no_device_does_not_wait_for_it() {
         let filled = filled.count();
         assert!(filled > TOUCHES, "{filled} holes were filled while {TOUCHES} touches waited for the device");
     });
+    let home = runtime.migrate(away.range(), Request::all_to(Target::System)).moved();
+    assert!(home.get() < PAGES, "touches brought some home");
     verify(&away);
     assert_eq!(sparse.words()[0].load(Relaxed), 1);
     runtime.check();
