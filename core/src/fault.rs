@@ -122,13 +122,18 @@ impl<H: Host> Engine<H> {
                 if has_address {
                     return Ok(self.install_touched(&block, &mut state, path, page, frame));
                 }
-                let cluster = Cluster::begin(self, &mut state, page);
+                // Who was told is told the end, too, which is when this returns.
+                let token = token.filter(|_| told.is_none() && self.completes_late(frame.device));
+                if token.is_some() && self.is_full() {
+                    return Ok(FaultResolution::NoRoom);
+                }
+                // Large, so it stays where it is: those who work on it borrow it.
+                let mut cluster = Cluster::begin(self, &mut state, page);
                 drop(state);
                 drop(shared);
-                // Who was told is told the end, too, which is when this returns.
-                match token.filter(|_| told.is_none() && self.completes_late(frame.device)) {
+                match token {
                     Some(token) => Ok(self.set_out(block, addr, token, cluster)),
-                    None => Ok(self.bring_home(&block, path, cluster)),
+                    None => Ok(self.bring_home(&block, path, &mut cluster)),
                 }
             }
             Slot::Mapped(_) => Ok(self.fill_dropped(&mut state, path, page)),
@@ -170,7 +175,7 @@ impl<H: Host> Engine<H> {
     }
 
     /// Copies the pages of `cluster` out of their private frames and installs them.
-    fn bring_home(&self, block: &Block, path: FaultPath, mut cluster: Cluster<'_, H>) -> FaultResolution {
+    fn bring_home(&self, block: &Block, path: FaultPath, cluster: &mut Cluster<'_, H>) -> FaultResolution {
         let all = cluster.rest();
         let mut result = FaultResolution::Home(PageCount::ZERO);
         while !cluster.is_empty() {
@@ -178,7 +183,7 @@ impl<H: Host> Engine<H> {
                 result = FaultResolution::NoMemory;
                 break;
             };
-            let fetched = self.fetch(&cluster, places.frames());
+            let fetched = self.fetch(cluster, places.frames());
             if fetched.is_zero() {
                 // Neighbours, as the touched page comes or the program stops.
                 break;
@@ -187,7 +192,7 @@ impl<H: Host> Engine<H> {
             drop(places);
             let _shared = self.space.gate.share();
             let mut state = block.lock();
-            if let Some(stop) = self.install_cluster(&mut state, path, &mut cluster, copies) {
+            if let Some(stop) = self.install_cluster(&mut state, path, cluster, copies) {
                 result = stop;
                 break;
             }
@@ -203,7 +208,7 @@ impl<H: Host> Engine<H> {
         &self,
         block: &Block,
         path: FaultPath,
-        cluster: Cluster<'_, H>,
+        cluster: &mut Cluster<'_, H>,
         all: PageRange,
         result: FaultResolution,
     ) -> FaultResolution {
@@ -221,7 +226,7 @@ impl<H: Host> Engine<H> {
     }
 
     /// What did not come home of the pages `all` is no longer busy; the waiter of the touched page itself, if that is among them, tries again.
-    fn give_up(&self, block: &Block, path: FaultPath, mut cluster: Cluster<'_, H>, all: PageRange) {
+    fn give_up(&self, block: &Block, path: FaultPath, cluster: &mut Cluster<'_, H>, all: PageRange) {
         let _shared = self.space.gate.share();
         let mut state = block.lock();
         while !cluster.is_empty() {

@@ -56,12 +56,14 @@ pub enum Slot {
 
 impl Slot {
     /// Whether a migration or a fault works on the page.
+    #[inline]
     #[must_use]
     pub const fn is_busy(self) -> bool {
         matches!(self, Self::Unmapped { busy: true, .. })
     }
 
     /// Where the page's bytes are, unless that is the system's business.
+    #[inline]
     #[must_use]
     pub const fn frame(self) -> Option<Frame> {
         match self {
@@ -71,6 +73,7 @@ impl Slot {
     }
 
     /// Whether the table of the module lists the change from this state to `next`.
+    #[inline]
     #[must_use]
     pub fn may_become(self, next: Self) -> bool {
         match (self, next) {
@@ -100,6 +103,7 @@ const TAG_BUSY: u64 = 3;
 
 impl SlotWord {
     /// Packs `slot`.
+    #[inline]
     #[must_use]
     pub fn new(slot: Slot) -> Self {
         let word = |tag, frame: Frame| tag | (frame.device.index() as u64) << 8 | u64::from(frame.index.get()) << 32;
@@ -112,6 +116,7 @@ impl SlotWord {
     }
 
     /// Unpacks the slot.
+    #[inline]
     #[must_use]
     #[expect(clippy::cast_possible_truncation, reason = "the fields are cut out of the word on purpose")]
     pub const fn get(self) -> Slot {

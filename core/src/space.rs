@@ -146,6 +146,7 @@ impl Block {
 
 impl BlockState {
     /// The state of page `index` (0 to 511).
+    #[inline]
     #[must_use]
     pub fn slot(&self, index: usize) -> Slot {
         self.slots[index].get()
@@ -156,6 +157,7 @@ impl BlockState {
     /// # Panics
     ///
     /// If the page may not come from its state to that one: a page would be lost or doubled ([`Slot::may_become`]).
+    #[inline]
     pub fn set(&mut self, index: usize, slot: Slot) {
         let was = self.slots[index].get();
         assert!(was.may_become(slot), "a page that is {was:?} does not become {slot:?}");
@@ -179,11 +181,13 @@ impl BlockState {
     }
 
     /// Notes that a thread waits for a busy page.
+    #[inline]
     pub fn note_waiter(&mut self) {
         self.waited = true;
     }
 
     /// Whether somebody may wait for pages that were busy; forgotten once no page is, and none waits for an exchange.
+    #[inline]
     pub fn take_waited(&mut self) -> bool {
         let waited = self.waited;
         if self.busy == 0 && !self.exchanging {
@@ -193,12 +197,14 @@ impl BlockState {
     }
 
     /// Pages whose bytes lie in a frame that the program doesn't map.
+    #[inline]
     #[must_use]
     pub const fn unmapped(&self) -> u16 {
         self.unmapped
     }
 
     /// Pages that lie in a mapped frame of a coherent device.
+    #[inline]
     #[must_use]
     pub const fn mapped(&self) -> u16 {
         self.mapped

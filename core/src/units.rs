@@ -48,12 +48,14 @@ unit! {
 
 impl VirtAddr {
     /// The first byte of the page that holds this address.
+    #[inline]
     #[must_use]
     pub const fn page_down(self) -> Self {
         Self(self.0 & !(PAGE_SIZE - 1))
     }
 
     /// The first page boundary at or above this address; `None` past the end of the address space.
+    #[inline]
     #[must_use]
     pub const fn page_up(self) -> Option<Self> {
         match self.0.checked_add(PAGE_SIZE - 1) {
@@ -63,30 +65,35 @@ impl VirtAddr {
     }
 
     /// Whether the address is a multiple of the page.
+    #[inline]
     #[must_use]
     pub const fn is_page_aligned(self) -> bool {
         self.0 & (PAGE_SIZE - 1) == 0
     }
 
     /// The number of the 2 MiB block that holds this address.
+    #[inline]
     #[must_use]
     pub const fn block(self) -> BlockNo {
         BlockNo(self.0 / BLOCK_SIZE)
     }
 
     /// The index of this address's page inside its block, 0 to 511.
+    #[inline]
     #[must_use]
     pub const fn index_in_block(self) -> usize {
         ((self.0 >> PAGE_SHIFT) & (BLOCK_PAGES - 1)) as usize
     }
 
     /// The address `pages` further on.
+    #[inline]
     #[must_use]
     pub fn add_pages(self, pages: PageCount) -> Self {
         Self(self.0.checked_add(pages.bytes().get()).expect("address stays inside the address space"))
     }
 
     /// The distance from `from` up to this address in whole pages.
+    #[inline]
     #[must_use]
     pub fn pages_since(self, from: Self) -> PageCount {
         PageCount((self.0 - from.0) >> PAGE_SHIFT)
@@ -113,18 +120,21 @@ unit! {
 
 impl BlockNo {
     /// The next block.
+    #[inline]
     #[must_use]
     pub const fn after(self) -> Self {
         Self(self.0 + 1)
     }
 
     /// The block's first byte.
+    #[inline]
     #[must_use]
     pub const fn start(self) -> VirtAddr {
         VirtAddr(self.0 * BLOCK_SIZE)
     }
 
     /// The whole block as a range.
+    #[inline]
     #[must_use]
     pub fn range(self) -> PageRange {
         PageRange { start: self.start(), pages: PageCount(BLOCK_PAGES) }
@@ -146,6 +156,7 @@ impl PageCount {
     pub const BLOCK: Self = Self(BLOCK_PAGES);
 
     /// The count as an index or a slice length.
+    #[inline]
     #[must_use]
     #[expect(clippy::cast_possible_truncation, reason = "hetmem runs on 64-bit machines only")]
     pub const fn as_usize(self) -> usize {
@@ -153,12 +164,14 @@ impl PageCount {
     }
 
     /// How many bytes those are.
+    #[inline]
     #[must_use]
     pub const fn bytes(self) -> ByteLen {
         ByteLen(self.0 * PAGE_SIZE)
     }
 
     /// Whether there is no page.
+    #[inline]
     #[must_use]
     pub const fn is_zero(self) -> bool {
         self.0 == 0
@@ -167,12 +180,14 @@ impl PageCount {
 
 impl std::ops::Add for PageCount {
     type Output = Self;
+    #[inline]
     fn add(self, other: Self) -> Self {
         Self(self.0.checked_add(other.0).expect("page count fits"))
     }
 }
 
 impl std::ops::AddAssign for PageCount {
+    #[inline]
     fn add_assign(&mut self, other: Self) {
         *self = *self + other;
     }
@@ -180,12 +195,14 @@ impl std::ops::AddAssign for PageCount {
 
 impl std::ops::Sub for PageCount {
     type Output = Self;
+    #[inline]
     fn sub(self, other: Self) -> Self {
         Self(self.0.checked_sub(other.0).expect("page count stays positive"))
     }
 }
 
 impl std::iter::Sum for PageCount {
+    #[inline]
     fn sum<I: Iterator<Item = Self>>(iter: I) -> Self {
         iter.fold(Self::ZERO, |a, b| a + b)
     }
@@ -199,6 +216,7 @@ unit! {
 
 impl ByteLen {
     /// The length as a slice length.
+    #[inline]
     #[must_use]
     #[expect(clippy::cast_possible_truncation, reason = "hetmem runs on 64-bit machines only")]
     pub const fn as_usize(self) -> usize {
@@ -206,6 +224,7 @@ impl ByteLen {
     }
 
     /// The length in pages, if it is a multiple of the page.
+    #[inline]
     #[must_use]
     pub const fn whole_pages(self) -> Option<PageCount> {
         if self.0 & (PAGE_SIZE - 1) == 0 { Some(PageCount(self.0 >> PAGE_SHIFT)) } else { None }
@@ -237,6 +256,7 @@ impl PageRange {
     pub const ALL: Self = Self { start: VirtAddr(0), pages: PageCount((1 << (64 - PAGE_SHIFT)) - 1) };
 
     /// `pages` pages from `start`; `None` if `start` is not a multiple of the page or the end overflows.
+    #[inline]
     #[must_use]
     pub fn new(start: VirtAddr, pages: PageCount) -> Option<Self> {
         let bytes = pages.get().checked_mul(PAGE_SIZE)?;
@@ -245,6 +265,7 @@ impl PageRange {
     }
 
     /// The pages from `start` up to but without `end`; `None` unless both are page boundaries and in order.
+    #[inline]
     #[must_use]
     pub fn between(start: VirtAddr, end: VirtAddr) -> Option<Self> {
         let bytes = end.get().checked_sub(start.get())?;
@@ -252,48 +273,56 @@ impl PageRange {
     }
 
     /// The single page that holds `addr`.
+    #[inline]
     #[must_use]
     pub const fn page_of(addr: VirtAddr) -> Self {
         Self { start: addr.page_down(), pages: PageCount::ONE }
     }
 
     /// The first address.
+    #[inline]
     #[must_use]
     pub const fn start(self) -> VirtAddr {
         self.start
     }
 
     /// The first address after the range.
+    #[inline]
     #[must_use]
     pub const fn end(self) -> VirtAddr {
         VirtAddr(self.start.0 + self.pages.0 * PAGE_SIZE)
     }
 
     /// The number of pages.
+    #[inline]
     #[must_use]
     pub const fn pages(self) -> PageCount {
         self.pages
     }
 
     /// Whether the range holds no page.
+    #[inline]
     #[must_use]
     pub const fn is_empty(self) -> bool {
         self.pages.0 == 0
     }
 
     /// Whether `addr` lies in the range.
+    #[inline]
     #[must_use]
     pub const fn contains(self, addr: VirtAddr) -> bool {
         self.start.0 <= addr.0 && addr.0 < self.end().0
     }
 
     /// Whether all of `other` lies in the range.
+    #[inline]
     #[must_use]
     pub const fn contains_range(self, other: Self) -> bool {
         self.start.0 <= other.start.0 && other.end().0 <= self.end().0
     }
 
     /// What both ranges hold; `None` if that is nothing.
+    #[inline]
     #[must_use]
     pub fn intersect(self, other: Self) -> Option<Self> {
         let start = self.start.max(other.start);
@@ -302,12 +331,14 @@ impl PageRange {
     }
 
     /// Whether the ranges share a page.
+    #[inline]
     #[must_use]
     pub fn overlaps(self, other: Self) -> bool {
         self.intersect(other).is_some()
     }
 
     /// The part of the range from page `skip` on, at most `take` pages long.
+    #[inline]
     #[must_use]
     pub fn slice(self, skip: PageCount, take: PageCount) -> Self {
         let skip = skip.min(self.pages);
@@ -315,6 +346,7 @@ impl PageRange {
     }
 
     /// The parts of the range that lie in one block each, in order.
+    #[inline]
     pub fn by_block(self) -> impl Iterator<Item = (BlockNo, Self)> {
         let mut rest = self;
         std::iter::from_fn(move || {
@@ -329,6 +361,7 @@ impl PageRange {
     }
 
     /// The address of each page, in order.
+    #[inline]
     pub fn iter(self) -> impl Iterator<Item = VirtAddr> {
         (0..self.pages.0).map(move |i| VirtAddr(self.start.0 + i * PAGE_SIZE))
     }
@@ -354,6 +387,7 @@ unit! {
 
 impl DeviceId {
     /// The number, as an index.
+    #[inline]
     #[must_use]
     pub const fn index(self) -> usize {
         self.0 as usize
@@ -368,6 +402,7 @@ unit! {
 
 impl FrameIndex {
     /// The number, as an index.
+    #[inline]
     #[must_use]
     pub const fn index(self) -> usize {
         self.0 as usize
@@ -385,18 +420,21 @@ const PFN_MACHINE_LIMIT: u64 = 1 << 40;
 
 impl Pfn {
     /// A frame of the machine; `None` above what 52 physical address bits can name.
+    #[inline]
     #[must_use]
     pub const fn machine(raw: u64) -> Option<Self> {
         if raw < PFN_MACHINE_LIMIT { Some(Self(raw)) } else { None }
     }
 
     /// A frame of a device.
+    #[inline]
     #[must_use]
     pub const fn device(device: DeviceId, frame: FrameIndex) -> Self {
         Self(PFN_DEVICE | (device.0 as u64) << 32 | frame.0 as u64)
     }
 
     /// The device and frame, if this is a device's.
+    #[inline]
     #[must_use]
     #[expect(clippy::cast_possible_truncation, reason = "the fields are cut out of the word on purpose")]
     pub const fn as_device(self) -> Option<(DeviceId, FrameIndex)> {
@@ -407,6 +445,7 @@ impl Pfn {
     }
 
     /// The machine's frame number, if this is the machine's.
+    #[inline]
     #[must_use]
     pub const fn as_machine(self) -> Option<u64> {
         if self.0 & PFN_DEVICE == 0 { Some(self.0) } else { None }

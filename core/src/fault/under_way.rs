@@ -55,7 +55,8 @@ impl Places {
         let mut this = Self { len: 0, index: [FrameIndex::new(0); MAX_AROUND as usize] };
         while this.len < want.as_usize() {
             let left = PageCount::new((want.as_usize() - this.len) as u64);
-            let Some(places) = engine.take_stocked(left, page, Purpose::Fault) else { break };
+            let next = page.add_pages(PageCount::new(this.len as u64));
+            let Some(places) = engine.take_stocked(left, next, Purpose::Fault) else { break };
             for index in places.into_counted().run.iter() {
                 this.index[this.len] = index;
                 this.len += 1;
@@ -182,7 +183,14 @@ impl<H: Host> Engine<H> {
         self.device_of(device).completion_descriptor().is_some()
     }
 
+    /// Whether there is no room for another fault.
+    pub(super) fn is_full(&self) -> bool {
+        self.faults_under_way() == MAX_FAULTS
+    }
+
     /// Has the device copy the pages of `cluster`, all in frames of one device.
+    // Its arrays are large, and faults that are served at once have none of them on their stack.
+    #[inline(never)]
     pub(super) fn set_out(
         &self,
         block: Arc<Block>,
@@ -194,12 +202,12 @@ impl<H: Host> Engine<H> {
         let all = cluster.rest();
         let places = Places::take(self, cluster.pages(), all.start());
         if places.len == 0 {
-            self.give_up(&block, path, cluster, all);
+            self.give_up(&block, path, &mut cluster, all);
             return FaultResolution::NoMemory;
         }
-        let beyond = cluster.split_off(PageCount::new(places.len as u64));
+        let mut beyond = cluster.split_off(PageCount::new(places.len as u64));
         if !beyond.is_empty() {
-            self.give_up(&block, path, beyond, all);
+            self.give_up(&block, path, &mut beyond, all);
         }
         let device = cluster.frame(PageCount::ZERO).device;
         let (mut batch, n) = transfers(self, &cluster, &places);
@@ -217,8 +225,8 @@ impl<H: Host> Engine<H> {
         let mut fault = Some(fault);
         let added = self.under_way.add(&mut fault);
         if let Some(fault) = fault {
-            let cluster = self.let_go_of_places(&fault, 0);
-            self.give_up(&block, path, cluster, all);
+            let mut cluster = self.let_go_of_places(&fault, 0);
+            self.give_up(&block, path, &mut cluster, all);
         }
         let Some(number) = added else { return FaultResolution::NoRoom };
         for transfer in &mut batch[..n] {
@@ -282,7 +290,7 @@ impl<H: Host> Engine<H> {
                 self.release_waiters(&block, &mut state, path, all);
             }
         }
-        self.came_home(&block, path, cluster, all, result)
+        self.came_home(&block, path, &mut cluster, all, result)
     }
 }
 

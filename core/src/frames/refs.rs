@@ -26,31 +26,38 @@ pub(crate) struct Frames {
 }
 
 impl Frames {
+    #[inline]
     pub(crate) fn new(first: Frame, pages: PageCount) -> Self {
         Self { device: first.device, run: FrameRun { first: first.index, pages } }
     }
 
+    #[inline]
     pub(crate) fn single(frame: Frame) -> Self {
         Self::new(frame, PageCount::ONE)
     }
 
+    #[inline]
     pub(crate) fn slice(self, skip: PageCount, take: PageCount) -> Self {
         Self { device: self.device, run: self.run.slice(skip, take) }
     }
 
+    #[inline]
     pub(crate) fn frame(self, offset: PageCount) -> Frame {
         Frame { device: self.device, index: self.run.frame(offset) }
     }
 
+    #[inline]
     pub(crate) fn iter(self) -> impl Iterator<Item = Frame> {
         self.run.iter().map(move |index| Frame { device: self.device, index })
     }
 
+    #[inline]
     pub(crate) const fn is_pool(self) -> bool {
         self.device.index() == SYSTEM_POOL.index()
     }
 
     /// Whether `frame` comes after the last of them.
+    #[inline]
     pub(crate) fn goes_on_with(self, frame: Frame) -> bool {
         let next = u64::from(self.run.first.get()) + self.run.pages.get();
         self.device == frame.device && next == u64::from(frame.index.get())
@@ -80,14 +87,17 @@ impl<'e, H: Host> FrameRefs<'e, H> {
         Self { engine, frames }
     }
 
+    #[inline]
     pub(crate) const fn frames(&self) -> Frames {
         self.frames
     }
 
+    #[inline]
     pub(crate) const fn pages(&self) -> PageCount {
         self.frames.run.pages
     }
 
+    #[inline]
     pub(crate) fn frame(&self, offset: PageCount) -> Frame {
         self.frames.frame(offset)
     }
@@ -145,11 +155,13 @@ pub(crate) struct Leaving<'e, H: Host> {
 }
 
 impl<'e, H: Host> Leaving<'e, H> {
+    #[inline]
     pub(crate) const fn new(engine: &'e Engine<H>, left: Left) -> Self {
         Self { engine, left, run: None }
     }
 
     /// Lets go of a reference to `frame` that was counted.
+    #[inline]
     pub(crate) fn add(&mut self, frame: Frame) {
         match &mut self.run {
             Some(run) if run.goes_on_with(frame) => run.run.pages += PageCount::ONE,

@@ -13,6 +13,7 @@ pub struct FrameRun {
 
 impl FrameRun {
     /// The run of one frame.
+    #[inline]
     #[must_use]
     pub const fn single(first: FrameIndex) -> Self {
         Self { first, pages: PageCount::ONE }
@@ -23,6 +24,7 @@ impl FrameRun {
     /// # Panics
     ///
     /// If the run is not that long.
+    #[inline]
     #[must_use]
     pub fn frame(self, offset: PageCount) -> FrameIndex {
         assert!(offset < self.pages, "offset lies inside the run");
@@ -34,6 +36,7 @@ impl FrameRun {
     /// # Panics
     ///
     /// If the run does not hold that part.
+    #[inline]
     #[must_use]
     pub fn slice(self, skip: PageCount, take: PageCount) -> Self {
         assert!(skip + take <= self.pages, "the slice lies inside the run");
@@ -41,12 +44,14 @@ impl FrameRun {
     }
 
     /// Whether `frame` is one of them.
+    #[inline]
     #[must_use]
     pub fn contains(self, frame: FrameIndex) -> bool {
         frame.get().checked_sub(self.first.get()).is_some_and(|offset| u64::from(offset) < self.pages.get())
     }
 
     /// The frames, in order.
+    #[inline]
     pub fn iter(self) -> impl Iterator<Item = FrameIndex> {
         (0..self.pages.get()).map(move |i| self.frame(PageCount::new(i)))
     }

@@ -53,6 +53,7 @@ impl FrameDescriptor {
     /// # Panics
     ///
     /// If the frame is in use: the free set and the descriptors disagree.
+    #[inline]
     pub fn allocate(&self, page: VirtAddr) {
         let word = page.get() >> PAGE_SHIFT << COUNT_BITS | 1;
         // Acquire pairs with the Release in `release`: what the last holder did to the frame is done before its next use.
@@ -61,6 +62,7 @@ impl FrameDescriptor {
     }
 
     /// Takes another reference; `false` if the frame is free.
+    #[inline]
     #[must_use]
     pub fn acquire(&self) -> bool {
         self.0
@@ -77,6 +79,7 @@ impl FrameDescriptor {
     /// # Panics
     ///
     /// If there is none.
+    #[inline]
     pub fn release(&self) -> Released {
         // Release pairs with the Acquire in `allocate`; Acquire makes the last `release` see the work of all the others.
         let was = self.0.fetch_sub(1, Ordering::AcqRel) & COUNT_MASK;
@@ -85,17 +88,20 @@ impl FrameDescriptor {
     }
 
     /// The number of references; what holders who have left did with the frame is done.
+    #[inline]
     pub(crate) fn references(&self) -> u64 {
         // Acquire pairs with the Release in `release`.
         self.0.load(Ordering::Acquire) & COUNT_MASK
     }
 
     /// The number of references.
+    #[inline]
     pub fn count(&self) -> u64 {
         self.0.load(Ordering::Relaxed) & COUNT_MASK
     }
 
     /// The page that the frame was last said to hold. A hint, as in the kernel: `mremap` can move a page at any time.
+    #[inline]
     pub fn page(&self) -> VirtAddr {
         VirtAddr::new(self.0.load(Ordering::Relaxed) >> COUNT_BITS << PAGE_SHIFT)
     }
@@ -151,6 +157,7 @@ impl FrameTable {
     }
 
     /// Whether the device has a frame numbered `frame`.
+    #[inline]
     #[must_use]
     pub fn contains(&self, frame: FrameIndex) -> bool {
         (frame.index() as u64) < self.capacity.get()
@@ -161,6 +168,7 @@ impl FrameTable {
     /// # Panics
     ///
     /// If the device has no such frame.
+    #[inline]
     #[doc(hidden)]
     #[must_use]
     pub fn descriptor(&self, frame: FrameIndex) -> &FrameDescriptor {
@@ -177,6 +185,7 @@ impl FrameTable {
     }
 
     /// Takes a run of at most `want` free frames for the pages from `page` on, each with one reference.
+    #[inline]
     #[must_use]
     pub fn allocate(&self, want: PageCount, page: VirtAddr) -> Option<FrameRun> {
         self.allocate_by(page, |free| free.take(want))
@@ -228,6 +237,7 @@ impl FrameTable {
     /// # Panics
     ///
     /// If one of them is free.
+    #[inline]
     pub fn acquire(&self, run: FrameRun) {
         for frame in run.iter() {
             assert!(self.descriptor(frame).acquire(), "the frame is in use");
@@ -236,6 +246,7 @@ impl FrameTable {
 
     /// Lets go of a reference to each frame of `run`, in which pages are; frames without any become free, and rest. Returns how many did; `released`
     /// is told of them before.
+    #[inline]
     pub fn release(&self, run: FrameRun, released: impl FnMut(FrameRun)) -> PageCount {
         self.release_by(run, released, RunSet::insert_resting)
     }

@@ -31,6 +31,7 @@ pub enum Reach {
 
 impl Reach {
     /// Where the frames lie, if they can be moved.
+    #[inline]
     #[must_use]
     pub const fn movable(self) -> Option<VirtAddr> {
         match self {
@@ -40,6 +41,7 @@ impl Reach {
     }
 
     /// Where the frames lie, if they are laid over the program's pages.
+    #[inline]
     #[must_use]
     pub const fn laid(self) -> Option<VirtAddr> {
         match self {
@@ -49,6 +51,7 @@ impl Reach {
     }
 
     /// Where the frames lie, if the program uses them in place.
+    #[inline]
     #[must_use]
     pub const fn in_place(self) -> Option<VirtAddr> {
         match self {
@@ -73,12 +76,14 @@ pub struct Ticket(u64);
 
 impl Ticket {
     /// The ticket `raw`.
+    #[inline]
     #[must_use]
     pub const fn new(raw: u64) -> Self {
         Self(raw)
     }
 
     /// The number that it was made of.
+    #[inline]
     #[must_use]
     pub const fn get(self) -> u64 {
         self.0
@@ -102,22 +107,26 @@ pub struct Transfer {
 
 impl Transfer {
     /// Has the frames of `to` filled from the pages from `from` on.
+    #[inline]
     #[must_use]
     pub const fn into_frames(to: FrameRun, from: VirtAddr) -> Self {
         Self::new(Direction::In, to, from)
     }
 
     /// Has the pages from `to` on filled from the frames of `from`.
+    #[inline]
     #[must_use]
     pub const fn out_of_frames(from: FrameRun, to: VirtAddr) -> Self {
         Self::new(Direction::Out, from, to)
     }
 
+    #[inline]
     const fn new(direction: Direction, frames: FrameRun, memory: VirtAddr) -> Self {
         Self { direction, frames, memory, ticket: Ticket::new(0), progress: Progress::Waiting }
     }
 
     /// This transfer, known by `ticket`.
+    #[inline]
     #[must_use]
     pub const fn with_ticket(self, ticket: Ticket) -> Self {
         Self { ticket, ..self }
@@ -132,6 +141,7 @@ impl Transfer {
     /// # Panics
     ///
     /// If the device has not done it, though it said it had.
+    #[inline]
     pub fn result(&self) -> Result<(), TransferError> {
         match self.progress {
             Progress::Done(result) => result,
