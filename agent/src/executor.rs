@@ -121,9 +121,12 @@ impl View for Program<'_> {
     }
 
     fn resident(&mut self, signs: Signs) -> PageCount {
-        if !self.resident.is_exact(signs) && self.counts.is_due(Instant::now(), true) {
-            let (managed, ranges) = (self.managed, &self.ranges);
-            self.resident.count(self.counts.run(|| managed.count_resident(ranges)), signs);
+        if !self.resident.is_exact(signs) {
+            self.counts.something_happened();
+            if self.counts.is_due(Instant::now()) {
+                let (managed, ranges) = (self.managed, &self.ranges);
+                self.resident.count(self.counts.run(|| managed.count_resident(ranges)), signs);
+            }
         }
         self.resident.pages(signs)
     }

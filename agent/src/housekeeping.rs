@@ -58,9 +58,14 @@ impl<'a> Housekeeping<'a> {
         Self { managed, stacks, kept_alone: Vec::new(), looks: Paced::new(), audited: None }
     }
 
-    /// Whether it costs nothing that shows to look now, at a program that is `busy` or not.
-    pub(super) fn is_due(&self, busy: bool) -> bool {
-        self.looks.is_due(Instant::now(), busy)
+    /// The program has shown that it has done something.
+    pub(super) const fn program_was_busy(&mut self) {
+        self.looks.something_happened();
+    }
+
+    /// Whether it costs nothing that shows to look now.
+    pub(super) fn is_due(&self) -> bool {
+        self.looks.is_due(Instant::now())
     }
 
     /// Brings everything up to date; what is managed now, in order of address.

@@ -4,32 +4,39 @@
 //! | what | how long until the next |
 //! | --- | --- |
 //! | a nap | [`SHORTEST`] after the program did something, then twice as long each time, to [`LONGEST`] |
-//! | a look at the mappings, a count of pages | what the last one took, times [`BUSY`] while the program does something, times [`IDLE`] while not |
+//! | a look at the mappings | the processor's time of the last one, times [`BUSY`] if the program has done something since, times [`IDLE`] if not |
+//! | a count of pages | the processor's time of the last one, times [`BUSY`] |
 //!
 //! So a program that sleeps is left alone however much memory it has. What it does is seen cheaply: by how much memory it has (`/proc/PID/statm`),
 //! how many of its faults were served, and whether it asked for anything.
 
 use std::time::{Duration, Instant};
 
+use rustix::time::{ClockId, clock_gettime};
+
 /// The first nap after something has happened.
 const SHORTEST: Duration = Duration::from_millis(10);
 /// The longest: how late it may be noticed that the program goes on, or that its last thread has ended.
 const LONGEST: Duration = Duration::from_millis(250);
-/// At most 0.5 % of a processor, for each kind of look, while the program runs.
-const BUSY: u32 = 200;
+/// At most 0.4 % of a processor, for each kind of look, while the program runs.
+const BUSY: u32 = 250;
 /// At most 0.02 % while it sleeps.
 const IDLE: u32 = 5000;
 
 /// Something that takes time, and is not to be done too often.
 #[derive(Debug)]
 pub(super) struct Paced {
+    /// Of a processor. The time that passes on a busy machine is longer by whatever else runs there: who goes by that may look at a program again when
+    /// it has ended.
     took: Duration,
     done: Option<Instant>,
+    /// Whether there is something new to see. It stays so until it is seen: who did it may do nothing more.
+    new: bool,
 }
 
 impl Paced {
     pub(super) const fn new() -> Self {
-        Self { took: Duration::ZERO, done: None }
+        Self { took: Duration::ZERO, done: None, new: true }
     }
 
     /// Whether it was ever done.
@@ -37,21 +44,32 @@ impl Paced {
         self.done.is_some()
     }
 
+    /// The program has done something.
+    pub(super) const fn something_happened(&mut self) {
+        self.new = true;
+    }
+
     /// Whether it is time for the next.
-    pub(super) fn is_due(&self, now: Instant, busy: bool) -> bool {
-        let times = if busy { BUSY } else { IDLE };
+    pub(super) fn is_due(&self, now: Instant) -> bool {
+        let times = if self.new { BUSY } else { IDLE };
         self.done.is_none_or(|done| now.saturating_duration_since(done) >= self.took.saturating_mul(times))
     }
 
     /// Does it.
     pub(super) fn run<R>(&mut self, work: impl FnOnce() -> R) -> R {
-        let began = Instant::now();
+        // What happens while it is done, it may have missed.
+        self.new = false;
+        let began = processor_time();
         let result = work();
-        let ended = Instant::now();
-        self.took = ended.saturating_duration_since(began);
-        self.done = Some(ended);
+        self.took = processor_time().saturating_sub(began);
+        self.done = Some(Instant::now());
         result
     }
+}
+
+/// What this thread has had of a processor.
+fn processor_time() -> Duration {
+    Duration::try_from(clock_gettime(ClockId::ThreadCPUTime)).unwrap_or_default()
 }
 
 /// How long the worker sleeps.
@@ -88,13 +106,30 @@ mod tests {
     #[test]
     fn what_takes_long_is_done_seldom() {
         let mut look = Paced::new();
-        let began = Instant::now();
-        assert!(look.is_due(began, false));
-        look.run(|| while began.elapsed() < Duration::from_millis(1) {});
+        assert!(look.is_due(Instant::now()));
+        look.run(|| use_processor(Duration::from_millis(1)));
         let ended = look.done.unwrap();
-        assert!(!look.is_due(ended + Duration::from_millis(199), true));
-        assert!(!look.is_due(ended + look.took * BUSY, false));
-        assert!(look.is_due(ended + look.took * BUSY, true));
-        assert!(look.is_due(ended + look.took * IDLE, false));
+        assert!(!look.is_due(ended + look.took * BUSY));
+        assert!(look.is_due(ended + look.took * IDLE));
+        look.something_happened();
+        assert!(!look.is_due(ended + Duration::from_millis(249)));
+        assert!(
+            look.is_due(ended + look.took * BUSY),
+            "what happened once is seen soon, though nothing happens after it"
+        );
+        look.run(|| ());
+        assert!(!look.new);
+    }
+
+    #[test]
+    fn what_others_do_meanwhile_delays_nothing() {
+        let mut look = Paced::new();
+        look.run(|| std::thread::spawn(|| use_processor(Duration::from_millis(20))).join().unwrap());
+        assert!(look.took < Duration::from_millis(10), "{:?}", look.took);
+    }
+
+    fn use_processor(time: Duration) {
+        let began = processor_time();
+        while processor_time() - began < time {}
     }
 }

@@ -26,13 +26,13 @@ pub(super) fn run(agent: &Agent) -> Departure {
     let mut executor = Executor::new(policy, managed, &agent.memory);
     let mut house = Housekeeping::new(managed, &agent.stacks);
     let mut nap = Nap::new();
-    // Whether the program has done something lately, and what it showed then.
-    let (mut busy, mut last) = (true, Signs::default());
+    // What the program showed last.
+    let mut last = Signs::default();
     loop {
         if mailbox.answer(managed, &agent.memory, &mut house) {
             return Departure::Asked;
         }
-        if executor.wants_a_look().unwrap_or_else(|| house.is_due(busy)) {
+        if executor.wants_a_look().unwrap_or_else(|| house.is_due()) {
             if let Some(status) = managed.ended_but(OWN_THREADS) {
                 return Departure::Alone(status);
             }
@@ -43,8 +43,11 @@ pub(super) fn run(agent: &Agent) -> Departure {
                 return Departure::Alone(status);
             }
             let signs = executor.signs();
-            busy = signs != last;
+            let busy = signs != last;
             last = signs;
+            if busy {
+                house.program_was_busy();
+            }
             mailbox.wait(nap.next(busy));
         }
     }
