@@ -12,7 +12,7 @@
 
 use std::time::{Duration, Instant};
 
-use rustix::time::{ClockId, clock_gettime};
+use hetmem_sys::thread::processor_time;
 
 /// The first nap after something has happened.
 const SHORTEST: Duration = Duration::from_millis(10);
@@ -65,11 +65,6 @@ impl Paced {
         self.done = Some(Instant::now());
         result
     }
-}
-
-/// What this thread has had of a processor.
-fn processor_time() -> Duration {
-    Duration::try_from(clock_gettime(ClockId::ThreadCPUTime)).unwrap_or_default()
 }
 
 /// How long the worker sleeps.

@@ -18,11 +18,11 @@ use hetmem_core::units::{ByteLen, PageCount};
 use hetmem_sys::errno::Errno;
 use hetmem_sys::mapping::HugePages;
 use hetmem_sys::numa::{self, Place};
+use hetmem_sys::thread::processor_time;
 use hetmem_sys::yardstick::Buffer;
 use hetmem_topology::Topology;
 use hetmem_topology::model::{FigureSource, Known, Node, Performance};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
-use rustix::time::{ClockId, clock_gettime};
 
 use super::figures::size;
 
@@ -174,17 +174,12 @@ struct Stopwatch {
 
 impl Stopwatch {
     fn start() -> Self {
-        Self { thread: Self::thread_time(), wall: Instant::now() }
-    }
-
-    fn thread_time() -> Duration {
-        let time = clock_gettime(ClockId::ThreadCPUTime);
-        Duration::new(time.tv_sec.unsigned_abs(), u32::try_from(time.tv_nsec).unwrap_or(0))
+        Self { thread: processor_time(), wall: Instant::now() }
     }
 
     /// The time run, if it is `enough` or others have had the processor for too long.
     fn past(&self, enough: Duration) -> Option<Duration> {
-        let took = Self::thread_time().saturating_sub(self.thread);
+        let took = processor_time().saturating_sub(self.thread);
         (took >= enough || self.wall.elapsed() >= enough * PATIENCE).then_some(took)
     }
 }

@@ -22,4 +22,4 @@ pub use privilege::{confine, give_up_privileges, is_dumpable, unused_id};
 pub use spawn::{Stack, next_symbol, unshare_directories, unshare_files};
 pub use tasks::Tasks;
 pub use tls::control_block;
-pub use wait::{backoff_sleep, current_tid, futex_wait, futex_wake, thread_exists, yield_now};
+pub use wait::{backoff_sleep, current_tid, futex_wait, futex_wake, processor_time, thread_exists, yield_now};
