@@ -180,6 +180,15 @@ impl<H: Host> Engine<H> {
         Some(start.add_pages(PageCount::new(u64::from(frames.run.first.get()))))
     }
 
+    /// Where the frames of a private device can be read without a transfer.
+    pub(crate) fn readable(&self, frames: Frames) -> Option<VirtAddr> {
+        if frames.is_pool() {
+            return None;
+        }
+        let start = self.device_of(frames.device).readable()?;
+        Some(start.add_pages(PageCount::new(u64::from(frames.run.first.get()))))
+    }
+
     pub(crate) fn descriptor(&self, frame: Frame) -> &FrameDescriptor {
         if frame.device == SYSTEM_POOL {
             self.pool.descriptor(frame.index)

@@ -19,14 +19,17 @@ use crate::notifier::Invalidation;
 use crate::port::{FaultPath, Host, TransferError};
 use crate::slot::{Frame, Slot};
 use crate::space::{Block, BlockState};
-use crate::units::{PageCount, PageRange, VirtAddr};
-use cluster::Cluster;
+use crate::units::{DeviceId, PageCount, PageRange, VirtAddr};
+use cluster::{Around, Cluster};
 use notify::Notify;
 pub(crate) use under_way::UnderWay;
 pub use under_way::{Ended, MAX_FAULTS, MAX_UNDER_WAY};
 
 /// Pages that one fault brings home at most.
 pub const MAX_AROUND: u16 = 64;
+/// As many pages are copied into the program one by one. A move has each processor forget where the page was, which a copy does not, but for that a move
+/// of many costs less than copies of them.
+const MAX_COPIED: u16 = 16;
 /// How often a device may fail to give a page back that is owed, before the program is stopped.
 pub(crate) const DEVICE_TRIES: u32 = 8;
 
@@ -122,13 +125,17 @@ impl<H: Host> Engine<H> {
                 if has_address {
                     return Ok(self.install_touched(&block, &mut state, path, page, frame));
                 }
+                let around = Around::of(self, &state, page);
+                if let Some(resolution) = self.copy_touched(&mut state, path, around, frame.device) {
+                    return Ok(resolution);
+                }
                 // Who was told is told the end, too, which is when this returns.
                 let token = token.filter(|_| told.is_none() && self.completes_late(frame.device));
                 if token.is_some() && self.is_full() {
                     return Ok(FaultResolution::NoRoom);
                 }
                 // Large, so it stays where it is: those who work on it borrow it.
-                let mut cluster = Cluster::begin(self, &mut state, page);
+                let mut cluster = Cluster::begin(self, &mut state, around);
                 drop(state);
                 drop(shared);
                 match token {
@@ -172,6 +179,45 @@ impl<H: Host> Engine<H> {
             block.notify_settled();
         }
         result
+    }
+
+    /// Copies a page, and neighbours of it, into the program from where their private frames can be read. `None` where another way is better, or the only
+    /// one.
+    fn copy_touched(
+        &self,
+        state: &mut BlockState,
+        path: FaultPath,
+        around: Around,
+        device: DeviceId,
+    ) -> Option<FaultResolution> {
+        let Around { pages, window } = around;
+        if window > MAX_COPIED || self.device_of(device).readable().is_none() {
+            return None;
+        }
+        let mut done = PageCount::ZERO;
+        while done < pages.pages() {
+            let rest = pages.slice(done, pages.pages());
+            let Some(frames) = state.resting_run(rest).filter(|frames| frames.device == device) else { break };
+            let to = rest.slice(PageCount::ZERO, frames.run.pages);
+            let mut refs = self.refer_to(frames);
+            match self.install(state, path, to, Source::Slots(&mut refs), Ways::MoveOrCopy) {
+                Installed::Pages(pages) => done += pages,
+                Installed::Occupied => self.is_there_twice(to.start()),
+                // A neighbour is not owed.
+                _ if !done.is_zero() => break,
+                Installed::Discarded(_) => {
+                    self.host.wake(path, PageRange::page_of(pages.start()));
+                    self.counters.cpu_faults.fetch_add(1, Relaxed);
+                    return Some(FaultResolution::Present);
+                }
+                Installed::EventsPending => return Some(FaultResolution::EventsPending),
+                Installed::Refused | Installed::NoMemory => return None,
+            }
+        }
+        self.counters.bytes_copied.fetch_add(done.bytes().get(), Relaxed);
+        let came = pages.slice(PageCount::ZERO, done);
+        state.note_touch(came, window);
+        Some(self.served(came.end(), done, window))
     }
 
     /// Copies the pages of `cluster` out of their private frames and installs them.
@@ -219,10 +265,15 @@ impl<H: Host> Engine<H> {
         if done.is_zero() {
             return result;
         }
+        self.served(all.start().add_pages(done), done, window)
+    }
+
+    /// A fault has brought `pages` pages home, which end at `end`.
+    fn served(&self, end: VirtAddr, pages: PageCount, window: u16) -> FaultResolution {
         self.counters.cpu_faults.fetch_add(1, Relaxed);
-        self.counters.pages_migrated_to_system.fetch_add(done.get(), Relaxed);
-        self.continue_stream(all.start().add_pages(done), window);
-        FaultResolution::Home(done)
+        self.counters.pages_migrated_to_system.fetch_add(pages.get(), Relaxed);
+        self.continue_stream(end, window);
+        FaultResolution::Home(pages)
     }
 
     /// What did not come home of the pages `all` is no longer busy; the waiter of the touched page itself, if that is among them, tries again.

@@ -7,7 +7,7 @@
 //!
 //! | source | sees |
 //! | --- | --- |
-//! | [`Engine::fault`](crate::engine::Engine::fault) and its like, where they begin a `Cluster` | touches of pages in private frames |
+//! | [`Engine::fault`](crate::engine::Engine::fault) and its like, by `BlockState::note_touch` | touches of pages in private frames |
 //!
 //! *Limits:* one bit a chunk: touched or not. Pages that are used where they are, in system memory or on a coherent device, show nothing.
 

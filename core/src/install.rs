@@ -5,9 +5,10 @@
 //! | `migrate::finalize` | frames of the target, or the pool | keeps it, and rolls back |
 //! | `migrate::Batch::roll_back` | the frames where the page was taken out to | leaves it there: a touch tries again |
 //! | a touch of a page in a frame with an address | that frame | tries again later, or stops the program |
-//! | a touch of a page in a private frame | frames of the pool | the same |
+//! | a touch of a page in a private frame | that frame, where it can be read | takes the next way |
+//! | | frames of the pool | tries again later, or stops the program |
 //!
-//! The page itself is moved, if nobody may be reading the frame and the mapping accepts it, else copied. What is installed is settled at once: slots
+//! The page itself is moved, if nobody may be reading the frame and the mapping accepts it, else copied. From a private frame it is always copied. What is installed is settled at once: slots
 //! say where the pages are, and the references that went with the old place are let go of. Each caller interprets the rest ([`Installed`]).
 
 use crate::engine::Engine;
@@ -84,12 +85,14 @@ impl<H: Host> Engine<H> {
         ways: Ways,
     ) -> Installed {
         let frames = source.refs().frames().slice(PageCount::ZERO, to.pages());
-        let from = self.address(frames).expect("pages are installed from frames that have an address");
         // A batch that has lost one of the pages to an `mremap`, and has not noticed yet, may be reading the frame, and would take the page's next
         // stay there for its own. So the page is copied: the frame keeps its bytes until the last reference is gone.
-        let mut how = match &source {
-            Source::Slots(_) if self.is_read_by_others(frames) => How::Copy,
-            Source::Slots(_) | Source::Copies(_) => How::Move,
+        let (from, mut how) = match (self.address(frames), &source) {
+            (Some(from), Source::Slots(_)) if self.is_read_by_others(frames) => (from, How::Copy),
+            (Some(from), Source::Slots(_) | Source::Copies(_)) => (from, How::Move),
+            (None, _) => {
+                (self.readable(frames).expect("pages are installed from frames that have an address"), How::Fetch)
+            }
         };
         if how == How::Copy && ways == Ways::Move {
             return Installed::Refused;
@@ -139,7 +142,7 @@ impl<H: Host> Engine<H> {
                 self.vacate(state, at, Left::Page);
                 refs.release(Left::Nothing);
             }
-            (How::Copy, Source::Slots(_) | Source::Copies(_)) => self.vacate(state, at, Left::Page),
+            (How::Copy | How::Fetch, Source::Slots(_) | Source::Copies(_)) => self.vacate(state, at, Left::Page),
         }
     }
 

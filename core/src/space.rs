@@ -24,6 +24,7 @@ mod kept;
 use std::collections::BTreeMap;
 use std::ops::Bound;
 
+use crate::frames::Frames;
 use crate::heat::Heat;
 use crate::home::Home;
 use crate::migrate::Target;
@@ -178,6 +179,29 @@ impl BlockState {
             }
         }
         self.slots[index] = SlotWord::new(slot);
+    }
+
+    /// Notes that a touch has brought `pages` home, or is about to, of which there might have been `window`.
+    pub(crate) fn note_touch(&mut self, pages: PageRange, window: u16) {
+        let first = pages.start().index_in_block();
+        self.heat.touch(first);
+        let next = u16::try_from(first + pages.pages().as_usize()).expect("a block has 512 pages");
+        self.stream = Stream { next, window };
+    }
+
+    /// The frames of the pages `range` from the first on that rest in frames which follow one another, not in the program.
+    pub(crate) fn resting_run(&self, range: PageRange) -> Option<Frames> {
+        let at_rest = |page: VirtAddr| match self.slot(page.index_in_block()) {
+            Slot::Unmapped { frame, busy: false } => Some(frame),
+            Slot::Unmapped { .. } | Slot::Mapped(_) | Slot::System => None,
+        };
+        let mut frames = range.iter().map_while(at_rest);
+        let first = frames.next()?;
+        let mut run = Frames::single(first);
+        while frames.next().is_some_and(|frame| run.goes_on_with(frame)) {
+            run = Frames::new(first, run.run.pages + PageCount::ONE);
+        }
+        Some(run)
     }
 
     /// Notes that a thread waits for a busy page.

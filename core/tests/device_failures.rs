@@ -11,7 +11,7 @@ use hetmem_core::slot::Slot;
 use hetmem_core::units::{PageCount, PageRange};
 
 use crate::fail_each_step::{CAPACITY, COUNT, batch, residency_at, world};
-use crate::model::{Action, COHERENT, Failure, PRIVATE, PRIVATE_B, STOPPED, StepKind, World};
+use crate::model::{Action, COHERENT, Failure, Gives, PRIVATE, PRIVATE_B, STOPPED, StepKind, World};
 
 #[test]
 fn a_device_that_never_gives_a_page_back_stops_the_program() {
@@ -26,10 +26,10 @@ fn a_device_that_never_gives_a_page_back_stops_the_program() {
 /// It is asked once for what it says it has lost, and again for what it may have yet.
 #[test]
 fn what_a_device_has_lost_is_not_asked_for_again() {
-    for late in [false, true] {
+    for gives in [Gives::AtOnce, Gives::Late] {
         for (error, asked) in [(TransferError::Lost, 1), (TransferError::Transient, 8)] {
             let world = world(Target::Device(PRIVATE));
-            world.model.lock().completes_late = late;
+            world.model.lock().gives = gives;
             world.model.lock().fail_at(0, Failure::Device(error), usize::MAX);
             let page = batch(&world).start();
             let stopped = catch_unwind(AssertUnwindSafe(|| world.model.touch(page)));

@@ -11,7 +11,9 @@ use hetmem_core::physmap::Owner;
 use hetmem_core::port::{FaultPath, InstallStop};
 use hetmem_core::units::{DeviceId, PageCount, PageRange};
 
-use crate::model::{Action, COHERENT, COHERENT_B, Failure, ModelHost, PRIVATE, PRIVATE_B, STOPPED, StepKind, World};
+use crate::model::{
+    Action, COHERENT, COHERENT_B, Failure, Gives, ModelHost, PRIVATE, PRIVATE_B, STOPPED, StepKind, World,
+};
 
 /// The batch ends one block and begins the next.
 const FIRST: u64 = 506;
@@ -152,16 +154,18 @@ fn a_failure_is_named_in_the_outcome_of_its_page() {
 fn a_fault_survives_each_failure() {
     for place in EVERYWHERE {
         let touch = |world: &World| world.model.touch(batch(world).start());
-        fail_each_step(&SOME, || away(place), touch, |_, got| assert!(got.is_some()));
-        fail_each_step(&SOME, || away(place).late(), touch, |_, got| assert!(got.is_some()));
+        for gives in Gives::ALL {
+            fail_each_step(&SOME, || away(place).giving(gives), touch, |_, got| assert!(got.is_some()));
+        }
     }
 }
 
 #[test]
 fn a_stream_of_faults_survives_each_failure() {
     for place in EVERYWHERE {
-        fail_each_step(&SOME, || away(place), |world| world.model.read_all(), |_, ()| {});
-        fail_each_step(&SOME, || away(place).late(), |world| world.model.read_all(), |_, ()| {});
+        for gives in Gives::ALL {
+            fail_each_step(&SOME, || away(place).giving(gives), |world| world.model.read_all(), |_, ()| {});
+        }
     }
 }
 

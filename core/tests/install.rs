@@ -1,6 +1,6 @@
 //! The four who install pages (finalize, rollback, and the two kinds of touches), and each answer that the host can give them.
 
-use crate::model::{Action, COHERENT, Done, Failure, ModelHost, PRIVATE, PRIVATE_B, StepKind, World};
+use crate::model::{Action, COHERENT, Done, Failure, Gives, ModelHost, PRIVATE, PRIVATE_B, StepKind, World};
 use hetmem_core::migrate::{Collected, Request, Target};
 use hetmem_core::port::InstallStop;
 use hetmem_core::units::{DeviceId, PageCount, PageRange};
@@ -47,7 +47,7 @@ struct Caller {
     work: fn(&World),
 }
 
-const CALLERS: [Caller; 8] = [
+const CALLERS: [Caller; 9] = [
     Caller {
         name: "finalize, home from a private device",
         setup: || world(Target::Device(PRIVATE)),
@@ -88,7 +88,35 @@ const CALLERS: [Caller; 8] = [
         setup: || world(Target::Device(PRIVATE_B)),
         work: |world| batch(world).iter().for_each(|page| _ = world.model.touch(page)),
     },
+    Caller {
+        name: "touches of what is on a private device that can be read",
+        setup: || world(Target::Device(PRIVATE)).giving(Gives::Read),
+        work: |world| batch(world).iter().for_each(|page| _ = world.model.touch(page)),
+    },
 ];
+
+/// Where a device can be read, a touch is one copy, of few pages: nothing passes through the pool. Those of many are moved, as that is faster.
+#[test]
+fn few_pages_come_straight_from_a_device_that_can_be_read() {
+    let world = World::new(128).with_pages(0, 100).giving(Gives::Read);
+    world.place(world.at(0, 100), Target::Device(PRIVATE));
+    let mut came = Vec::new();
+    let mut at = 0;
+    while at < 85 {
+        world.model.lock().calm();
+        assert!(world.model.touch(world.at(at, 1).start()).is_some());
+        let away = world.engine.away_in(world.at(0, 100)).0.get();
+        came.push((100 - away - at, world.model.lock().steps().to_vec()));
+        at = 100 - away;
+    }
+    let counts: Vec<u64> = came.iter().map(|(pages, _)| *pages).collect();
+    assert_eq!(counts, [1, 4, 16, 64]);
+    for (pages, steps) in &came[..3] {
+        assert_eq!(steps, &[StepKind::Install], "{pages} pages");
+    }
+    assert!(came[3].1.contains(&StepKind::CopyOut));
+    world.verify();
+}
 
 /// The steps at which `caller` installs.
 fn installs(caller: &Caller) -> Vec<usize> {

@@ -9,7 +9,7 @@ use hetmem_core::space::Region;
 use hetmem_core::units::{DeviceId, PageCount, PageRange};
 use proptest::prelude::*;
 
-use crate::model::{Action, Chaos, World};
+use crate::model::{Action, Chaos, Gives, World};
 
 /// The program's address space: three blocks, of which stretches around the borders are used.
 const SPACE: u64 = 3 * 512;
@@ -273,10 +273,10 @@ impl Run {
     }
 }
 
-fn run(ops: &[Op], chaos: Option<Chaos>, late: bool) {
+fn run(ops: &[Op], chaos: Option<Chaos>, gives: Gives) {
     let world = World::new(24).with_pages(0, 24).with_pages(500, 40).with_pages(1000, 60);
     let model = std::sync::Arc::clone(&world.model);
-    model.lock().completes_late = late;
+    model.lock().gives = gives;
     let mut run = Run { world, calm: true };
     for op in ops {
         model.lock().set_chaos(chaos);
@@ -292,16 +292,20 @@ fn run(ops: &[Op], chaos: Option<Chaos>, late: bool) {
     run.world.verify();
 }
 
+fn gives() -> impl Strategy<Value = Gives> {
+    prop::sample::select(&Gives::ALL)
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn contents_are_what_the_program_wrote(ops in prop::collection::vec(op(), 1..60), late: bool) {
-        run(&ops, None, late);
+    fn contents_are_what_the_program_wrote(ops in prop::collection::vec(op(), 1..60), gives in gives()) {
+        run(&ops, None, gives);
     }
 
     #[test]
-    fn contents_survive_failures_at_random_steps(ops in prop::collection::vec(op(), 1..60), seed: u64, late: bool) {
-        run(&ops, Some(Chaos { seed, one_in: 8 }), late);
+    fn contents_survive_failures_at_random_steps(ops in prop::collection::vec(op(), 1..60), seed: u64, gives in gives()) {
+        run(&ops, Some(Chaos { seed, one_in: 8 }), gives);
     }
 }

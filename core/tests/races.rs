@@ -9,7 +9,7 @@ use hetmem_core::port::FaultPath;
 use hetmem_core::space::Region;
 use hetmem_core::units::{DeviceId, PageCount, PageRange};
 
-use crate::model::{Action, COHERENT, COHERENT_B, PRIVATE, PRIVATE_B, World, ZERO};
+use crate::model::{Action, COHERENT, COHERENT_B, Gives, PRIVATE, PRIVATE_B, World, ZERO};
 
 /// Pages of the program: the end of one block and the start of the next.
 const FIRST: u64 = 509;
@@ -110,7 +110,9 @@ fn the_program_acts_at_every_step_of_a_fault() {
         at_every_step(|| world(place), |world| touch(world, FIRST));
     }
     for place in [PRIVATE, PRIVATE_B] {
-        at_every_step(|| world(Target::Device(place)).late(), |world| touch(world, FIRST));
+        for gives in [Gives::Late, Gives::Read] {
+            at_every_step(|| world(Target::Device(place)).giving(gives), |world| touch(world, FIRST));
+        }
     }
 }
 
@@ -158,8 +160,9 @@ fn mirror(world: &World, want: Want, owner: Option<Owner>) {
 #[test]
 fn the_program_acts_at_every_step_of_a_stream_of_faults() {
     let stream = |world: &World| (FIRST..FIRST + COUNT).for_each(|page| touch(world, page));
-    at_every_step(|| world(Target::Device(PRIVATE)), stream);
-    at_every_step(|| world(Target::Device(PRIVATE)).late(), stream);
+    for gives in Gives::ALL {
+        at_every_step(|| world(Target::Device(PRIVATE)).giving(gives), stream);
+    }
 }
 
 #[test]

@@ -7,7 +7,7 @@ use hetmem_core::migrate::{Request, Target};
 use hetmem_core::space::Region;
 use hetmem_core::units::{DeviceId, PageCount, PageRange};
 
-use crate::model::{OVERLAY, OVERLAY_B, StepKind, Token, World, ZERO};
+use crate::model::{Gives, OVERLAY, OVERLAY_B, StepKind, Token, World, ZERO};
 
 /// Rounds of each thread of the program.
 const ROUNDS: u64 = 500;
@@ -136,7 +136,12 @@ fn no_page_is_lost_and_no_thread_left_asleep() {
 
 #[test]
 fn no_page_is_lost_and_no_thread_left_asleep_where_devices_complete_late() {
-    stress(World::threaded(40).late());
+    stress(World::threaded(40).giving(Gives::Late));
+}
+
+#[test]
+fn no_page_is_lost_and_no_thread_left_asleep_where_devices_can_be_read() {
+    stress(World::threaded(40).giving(Gives::Read));
 }
 
 fn stress(world: World) {

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering::Relaxed;
 
-use crate::model::{PRIVATE, World};
+use crate::model::{Gives, PRIVATE, World};
 use hetmem_core::engine::Residency;
 use hetmem_core::fault::{FaultResolution, MAX_FAULTS};
 use hetmem_core::migrate::{Request, Target};
@@ -12,7 +12,7 @@ const COUNT: u64 = MAX_FAULTS as u64 + 1;
 
 /// All pages are on a private device that completes late; [`World::at`] finds them from page 0 on.
 fn away() -> World {
-    let world = World::new(128).with_pages(0, COUNT).late();
+    let world = World::new(128).with_pages(0, COUNT).giving(Gives::Late);
     world.place(world.at(0, COUNT), Target::Device(PRIVATE));
     world.model.lock().calm();
     world

@@ -154,6 +154,10 @@ impl Device for DaxStore {
         }
     }
 
+    fn readable(&self) -> Option<VirtAddr> {
+        Some(self.frames.start())
+    }
+
     fn device_side(&self) -> Option<VirtAddr> {
         Some(self.frames.start())
     }

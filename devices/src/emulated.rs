@@ -112,6 +112,10 @@ impl Device for Emulated {
         Ok(PageCount::ZERO)
     }
 
+    fn readable(&self) -> Option<VirtAddr> {
+        Some(self.frames.start())
+    }
+
     fn device_side(&self) -> Option<VirtAddr> {
         Some(self.frames.start())
     }

@@ -193,6 +193,10 @@ impl Device for NodeMemory {
         }
     }
 
+    fn readable(&self) -> Option<VirtAddr> {
+        Some(self.frames.start())
+    }
+
     fn device_side(&self) -> Option<VirtAddr> {
         Some(self.frames.start())
     }

@@ -247,6 +247,16 @@ impl UserMemory {
         }
     }
 
+    /// Copies up to the first guard marker: the kernel copies over them, which it takes for its own.
+    fn copy_beside_guards(&self, uffd: &Userfaultfd, to: PageRange, from: VirtAddr) -> Progress {
+        let (guarded, alike) = self.scanner.first_guarded(to);
+        if guarded {
+            return Progress { done: PageCount::ZERO, stop: Some(Errno::EXIST) };
+        }
+        // SAFETY: the source are frames that the engine has references to; the destination is pages whose bytes these are, in a trapped range.
+        unsafe { uffd.copy(to.start(), from, alike.min(to.pages()), CopyFlags::NONE) }
+    }
+
     /// Fills `to`, or its first half, quarter, and so on: the kernel fills one mapping at a time, and refuses a run that goes on into
     /// the next as a whole.
     fn in_one_mapping(&self, path: FaultPath, to: PageRange, fill: impl Fn(PageRange) -> Progress) -> Arrived {
@@ -329,15 +339,9 @@ impl Host for UserMemory {
                 if !source.iter().all(|page| self.scanner.is_there(PageRange::page_of(page)) == Ok(true)) {
                     self.stop_the_program(to.start(), "its frame has no page");
                 }
-                // The kernel copies over guard markers, which it takes for its own.
-                let (guarded, alike) = self.scanner.first_guarded(to);
-                if guarded {
-                    return Progress { done: PageCount::ZERO, stop: Some(Errno::EXIST) };
-                }
-                let pages = alike.min(to.pages());
-                // SAFETY: as above.
-                unsafe { uffd.copy(to.start(), from, pages, CopyFlags::NONE) }
+                self.copy_beside_guards(uffd, to, from)
             }
+            How::Fetch => self.copy_beside_guards(uffd, to, from),
         })
     }
 

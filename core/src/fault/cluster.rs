@@ -6,7 +6,33 @@ use crate::frames::{Frames, Leaving, Left, restate};
 use crate::port::Host;
 use crate::slot::{Frame, SYSTEM_POOL, Slot};
 use crate::space::BlockState;
-use crate::units::{BLOCK_PAGES, FrameIndex, PageCount, PageRange, VirtAddr};
+use crate::units::{FrameIndex, PageCount, PageRange, VirtAddr};
+
+/// How far a touch reaches.
+#[derive(Clone, Copy)]
+pub(super) struct Around {
+    /// The touched page, and behind it those of its region and block that may come along.
+    pub(super) pages: PageRange,
+    /// How many they would be at most.
+    pub(super) window: u16,
+}
+
+impl Around {
+    /// The page at `page` and its neighbours, as the block's stream suggests.
+    pub(super) fn of<H: Host>(engine: &Engine<H>, state: &BlockState, page: VirtAddr) -> Self {
+        let stream = state.stream;
+        let sequential = engine.fault_around && usize::from(stream.next) == page.index_in_block() && stream.window > 0;
+        if !sequential {
+            return Self { pages: PageRange::page_of(page), window: 1 };
+        }
+        let window = (stream.window * 4).min(MAX_AROUND);
+        let within = |range: PageRange| range.slice(page.pages_since(range.start()), PageCount::new(u64::from(window)));
+        let in_block = within(page.block().range());
+        // The region may have ended under the fault; the page itself is still owed.
+        let region = engine.space.region_at(page).and_then(|(region, _)| in_block.intersect(region));
+        Self { pages: region.unwrap_or(PageRange::page_of(page)), window }
+    }
+}
 
 /// A run of missing pages, each in some private frame of one device. They are dealt with from the front on. It lies on the stack, or in a fixed
 /// table: faults don't allocate.
@@ -38,37 +64,19 @@ pub(super) struct Cluster<'e, H: Host> {
 }
 
 impl<'e, H: Host> Cluster<'e, H> {
-    /// The page at `page` and its neighbours, as the block's stream suggests. They are busy on return.
-    pub(super) fn begin(engine: &'e Engine<H>, state: &mut BlockState, page: VirtAddr) -> Self {
-        let first = page.index_in_block();
-        state.heat.touch(first);
+    /// The touched page, which is in a private frame, and its neighbours, as far as they are in such frames of the same device. They are busy on return.
+    pub(super) fn begin(engine: &'e Engine<H>, state: &mut BlockState, around: Around) -> Self {
+        let Around { pages: range, window } = around;
         let none = Frame { device: SYSTEM_POOL, index: FrameIndex::new(0) };
-        let sequential = engine.fault_around && usize::from(state.stream.next) == first && state.stream.window > 0;
-        let window = if sequential { (state.stream.window * 4).min(MAX_AROUND) } else { 1 };
         let frames = [none; MAX_AROUND as usize];
-        let mut this = Self { engine, pages: Pages { start: page, len: 0, done: 0, window, frames } };
-        // The page itself needs no look at its region.
-        let region = match window {
-            1 => PageRange::page_of(page),
-            _ => engine.space.region_at(page).map_or(PageRange::page_of(page), |(range, _)| range),
-        };
-        while this.pages.len < window {
-            let index = first + usize::from(this.pages.len);
-            let next = page.add_pages(PageCount::new(u64::from(this.pages.len)));
-            if index as u64 == BLOCK_PAGES || !region.contains(next) {
-                break;
-            }
-            match state.slot(index) {
+        let mut this = Self { engine, pages: Pages { start: range.start(), len: 0, done: 0, window, frames } };
+        for page in range.iter() {
+            match state.slot(page.index_in_block()) {
                 Slot::Unmapped { frame, busy: false } if this.may_have(frame) => this.add(state, frame),
                 Slot::Unmapped { .. } | Slot::Mapped(_) | Slot::System => break,
             }
         }
-        if let (0, Slot::Unmapped { frame, .. }) = (this.pages.len, state.slot(first)) {
-            // The region ended under the fault; the page itself is still owed.
-            this.add(state, frame);
-        }
-        state.stream.next = u16::try_from(first).unwrap_or(0) + this.pages.len;
-        state.stream.window = window;
+        state.note_touch(this.rest(), window);
         this
     }
 

@@ -205,6 +205,12 @@ pub trait Device: Send + Sync {
         None
     }
 
+    /// Where frame 0 of a private device can be read by this process and its kernel, all frames in order after it, if nothing is gained by a transfer:
+    /// pages that are touched are copied into the program from there, in one step.
+    fn readable(&self) -> Option<VirtAddr> {
+        None
+    }
+
     /// Makes frames of `run`, which were just allocated, ready to be filled by whatever copies into them. The result is how many were
     /// elsewhere than on the device: somebody had moved their pages behind its back.
     ///

@@ -63,6 +63,8 @@ pub enum How {
     Move,
     /// Its bytes: afterwards it is still where it came from.
     Copy,
+    /// Its bytes, from a frame of a private device.
+    Fetch,
 }
 
 /// What a block can be backed by.

@@ -9,14 +9,14 @@ use hetmem_core::physmap::Pagemap;
 use hetmem_core::port::{Astray, Device, Direction, NoBacking, Progress, Reach, Ticket, Transfer, TransferError};
 use hetmem_core::units::{FrameIndex, PageCount, PageRange, VirtAddr};
 
-use super::{Failure, GARBAGE, Memory, Model, StepKind, Token, ZERO, nth};
+use super::{Failure, GARBAGE, Gives, Memory, Model, StepKind, Token, ZERO, nth};
 
-/// A device, private unless it has an arena or a window.
+/// A device.
 pub(crate) struct ModelDevice {
     pub(crate) pagemap: Pagemap,
-    pub(crate) arena: Option<VirtAddr>,
-    /// Where the frames lie that are laid over the program's pages.
-    pub(crate) window: Option<VirtAddr>,
+    pub(crate) reach: Reach,
+    /// Where the frames lie.
+    pub(crate) frames: VirtAddr,
     pub(crate) model: Arc<Model>,
     /// Nobody waits for it: who serves faults asks.
     pub(crate) descriptor: File,
@@ -25,22 +25,11 @@ pub(crate) struct ModelDevice {
 impl ModelDevice {
     /// The content of the run's frame `i`, which must have one.
     fn get(&self, memory: &Memory, run: FrameRun, i: u64) -> Token {
-        let frame = run.frame(PageCount::new(i));
-        match self.arena.or(self.window) {
-            Some(arena) => memory.own_content(nth(arena, u64::from(frame.get()))),
-            None => {
-                let at = (self.pagemap.device.index(), frame.get());
-                *memory.private.get(&at).expect("a frame that was never filled is read")
-            }
-        }
+        memory.own_content(nth(self.frames, u64::from(run.frame(PageCount::new(i)).get())))
     }
 
     fn set(&self, memory: &mut Memory, run: FrameRun, i: u64, content: Token) {
-        let frame = run.frame(PageCount::new(i));
-        match self.arena.or(self.window) {
-            Some(arena) => memory.own.insert(nth(arena, u64::from(frame.get())).get(), content),
-            None => memory.private.insert((self.pagemap.device.index(), frame.get()), content),
-        };
+        memory.own.insert(nth(self.frames, u64::from(run.frame(PageCount::new(i)).get())).get(), content);
     }
 }
 
@@ -87,11 +76,11 @@ impl Device for ModelDevice {
     }
 
     fn reach(&self) -> Reach {
-        match (self.arena, self.window) {
-            (Some(start), _) => Reach::Movable(start),
-            (None, Some(start)) => Reach::Laid(start),
-            (None, None) => Reach::Copied,
-        }
+        self.reach
+    }
+
+    fn readable(&self) -> Option<VirtAddr> {
+        (self.reach == Reach::Copied && self.model.lock().gives == Gives::Read).then_some(self.frames)
     }
 
     fn astray(&self, range: PageRange, visit: &mut dyn FnMut(VirtAddr, Astray)) {
@@ -106,7 +95,7 @@ impl Device for ModelDevice {
     }
 
     fn submit(&self, batch: &mut [Transfer]) {
-        if !self.model.lock().completes_late {
+        if self.model.lock().gives != Gives::Late {
             return self.transfer(batch);
         }
         let mut memory = self.model.lock();

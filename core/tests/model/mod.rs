@@ -114,19 +114,33 @@ struct Touch {
     told_to_wait: bool,
 }
 
+/// How private devices give pages to who touches them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Gives {
+    /// They copy while they are asked.
+    #[default]
+    AtOnce,
+    /// They do what is submitted when they are asked what has ended, and not before.
+    Late,
+    /// They can be read.
+    Read,
+}
+
+impl Gives {
+    pub(crate) const ALL: [Self; 3] = [Self::AtOnce, Self::Late, Self::Read];
+}
+
 /// Everything behind the model's one lock.
 #[derive(Default)]
 pub(crate) struct Memory {
     pub(crate) pages: BTreeMap<u64, Page>,
     pub(crate) truth: BTreeMap<u64, Truth>,
     pub(crate) own: BTreeMap<u64, Token>,
-    pub(crate) private: BTreeMap<(usize, u32), Token>,
     /// Frames of private devices that no copy gets out, while they are here.
     pub(crate) broken: BTreeSet<(usize, u32)>,
     /// Frames that were allocated and not released since, by device.
     pub(crate) prepared: BTreeSet<(usize, u32)>,
-    /// Whether devices do what is submitted when they are asked what has ended, and not before.
-    pub(crate) completes_late: bool,
+    pub(crate) gives: Gives,
     /// What was submitted and has not ended, by device.
     pub(crate) under_way: Vec<(usize, Transfer)>,
     /// The next copy of a device that is not told to fail panics.

@@ -5,7 +5,7 @@ use hetmem_core::slot::{SYSTEM_POOL, Slot};
 use hetmem_core::space::Region;
 use hetmem_core::units::{PageCount, PageRange, VirtAddr};
 
-use super::world::POOL;
+use super::world::{POOL, frames_of};
 use super::{Event, Fork, Memory, Model, Page, Token, Touch, Truth, ZERO, Zap, nth, run_of};
 
 impl Truth {
@@ -466,11 +466,7 @@ impl Model {
                     memory.own_content(nth(POOL, u64::from(frame.index.get())))
                 }
                 (None, Slot::Unmapped { frame, busy: false }) => {
-                    let device = engine.device(frame.device).expect("a slot names a device that exists");
-                    match device.reach().in_place() {
-                        Some(arena) => memory.own_content(nth(arena, u64::from(frame.index.get()))),
-                        None => memory.private[&(frame.device.index(), frame.index.get())],
-                    }
+                    memory.own_content(nth(frames_of(frame.device), u64::from(frame.index.get())))
                 }
                 (content, slot) => panic!("{at} is {slot:?}, and the program has {content:?} there"),
             };

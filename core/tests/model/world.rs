@@ -10,16 +10,16 @@ use hetmem_core::home::Home;
 use hetmem_core::migrate::{Request, Target};
 use hetmem_core::outcome::Outcomes;
 use hetmem_core::physmap::{MemoryType, Owner, Pagemap};
-use hetmem_core::port::{Device, FaultPath};
+use hetmem_core::port::{Device, FaultPath, Reach};
 use hetmem_core::space::Region;
 use hetmem_core::units::{BLOCK_SIZE, DeviceId, FrameIndex, PageCount, PageRange, VirtAddr};
 
-use super::{Memory, Model, ModelDevice, ModelEngine, ModelHost, ZERO, nth, pages};
+use super::{Gives, Memory, Model, ModelDevice, ModelEngine, ModelHost, ZERO, nth, pages};
 
 /// Where the pool lies.
 pub(crate) const POOL: VirtAddr = VirtAddr::new(1 << 40);
-/// Where device 0's arena would lie; the others follow.
-const ARENAS: u64 = 1 << 41;
+/// Where device 0's frames lie; the others follow.
+const FRAMES: u64 = 1 << 41;
 /// The first block of the program.
 pub(crate) const BASE: VirtAddr = VirtAddr::new(64 * BLOCK_SIZE);
 const POOL_PAGES: u64 = 256;
@@ -41,6 +41,11 @@ pub(crate) const OWNED: Region = Region {
     ending: false,
     owned: true,
 };
+
+/// Where the frames of `device` lie.
+pub(crate) fn frames_of(device: DeviceId) -> VirtAddr {
+    VirtAddr::new(FRAMES + ((device.index() as u64) << 36))
+}
 
 /// A device of a [`World`].
 #[derive(Clone, Copy)]
@@ -102,11 +107,14 @@ impl World {
                     Owner::new(kind.owner),
                     PageCount::new(kind.capacity),
                 );
-                let at = (kind.memory_type == MemoryType::DeviceCoherent)
-                    .then_some(VirtAddr::new(ARENAS + (u64::from(id) << 36)));
-                let (arena, window) = if kind.lays { (None, at) } else { (at, None) };
+                let frames = frames_of(DeviceId::new(id));
+                let reach = match kind.memory_type {
+                    MemoryType::DevicePrivate => Reach::Copied,
+                    MemoryType::DeviceCoherent if kind.lays => Reach::Laid(frames),
+                    MemoryType::DeviceCoherent => Reach::Movable(frames),
+                };
                 let descriptor = File::open("/dev/null").expect("there is /dev/null");
-                Box::new(ModelDevice { pagemap, arena, window, model: Arc::clone(&model), descriptor })
+                Box::new(ModelDevice { pagemap, reach, frames, model: Arc::clone(&model), descriptor })
                     as Box<dyn Device>
             })
             .collect();
@@ -144,9 +152,9 @@ impl World {
         world
     }
 
-    /// The same, with devices that do what is submitted when they are asked what has ended.
-    pub(crate) fn late(self) -> Self {
-        self.model.lock().completes_late = true;
+    /// The same, with private devices that give pages so.
+    pub(crate) fn giving(self, gives: Gives) -> Self {
+        self.model.lock().gives = gives;
         self
     }
 
@@ -232,13 +240,9 @@ impl World {
             let Pagemap { device: id, frames, .. } = device.pagemap();
             let all = FrameRun { first: FrameIndex::new(0), pages: frames.capacity() };
             let used: Vec<_> = frames.in_use(all).map(|(frame, _)| frame).collect();
-            let start = device.reach().in_place();
             let memory = self.model.lock();
             for frame in all.iter().filter(|frame| !used.contains(frame)) {
-                let content = match start {
-                    Some(start) => memory.own.get(&nth(start, u64::from(frame.get())).get()),
-                    None => memory.private.get(&(id.index(), frame.get())),
-                };
+                let content = memory.own.get(&nth(frames_of(*id), u64::from(frame.get())).get());
                 assert_eq!(content.copied().unwrap_or(ZERO), ZERO, "{id:?}: what is free is cleared");
             }
         }
