@@ -5,20 +5,23 @@
 //! open, and with no privilege that it does not need ([`give_up_privileges`], [`confine`]).
 //!
 //! ```text
-//! spawn      clone(2) of such a thread
-//! tls        what is behind its thread pointer
-//! privilege  what it gives up
-//! tasks      which threads the process has, and what they are at
-//! wait       futexes, sleeps, numbers of threads
+//! spawn       clone(2) of such a thread
+//! tls         what is behind its thread pointer
+//! privilege   what it gives up
+//! processors  where they run
+//! tasks       which threads the process has, and what they are at
+//! wait        futexes, sleeps, numbers of threads
 //! ```
 
 mod privilege;
+mod processors;
 mod spawn;
 mod tasks;
 mod tls;
 mod wait;
 
 pub use privilege::{confine, give_up_privileges, is_dumpable, unused_id};
+pub use processors::Processors;
 pub use spawn::{Stack, next_symbol, unshare_directories, unshare_files};
 pub use tasks::Tasks;
 pub use tls::control_block;

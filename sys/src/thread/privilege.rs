@@ -137,6 +137,8 @@ const RESTRICTED: &[(libc::c_long, usize, u32)] = &[
 
 /// What they do with one value of an argument only.
 const EXACT: &[(libc::c_long, usize, u32)] = &[
+    // Staying on a processor, themselves.
+    (libc::SYS_sched_setaffinity, 0, 0),
     // Naming memory.
     (libc::SYS_prctl, 0, 0x5356_4d41),
     // Ending the process, and asking whether a thread lives.

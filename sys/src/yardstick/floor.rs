@@ -1,15 +1,15 @@
-//! The least that a fault can cost: a handler that answers each with one `UFFDIO_MOVE`, and does nothing else.
+//! The least that a fault on private memory can cost: one `UFFDIO_COPY`, by a thread on the toucher's own processor or by the toucher itself.
 //!
 //! ```text
-//! rearm    program ──one MOVE of everything──► pool          touch   pool[next] ──one MOVE of a page──► program
+//! rearm    MADV_DONTNEED of everything          touch    device[n] ──one COPY of a page──► program[n]
 //! ```
 //!
-//! The n-th fault gets the pool's n-th page, wherever it is: contents are not kept, as the floor keeps no books.
-#![expect(unsafe_code, reason = "pages named by number are moved, some of them in a signal handler")]
+//! Handlers are as many as there are processors, one on each: of the ways that were tried to have several, the fastest. They keep no books.
+#![expect(unsafe_code, reason = "pages named by number are dropped and copied, some of them in a signal handler")]
 
 use std::ffi::{c_int, c_void};
 use std::mem::MaybeUninit;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
 use std::thread::JoinHandle;
@@ -19,89 +19,97 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, poll};
 
 use super::buffer::Buffer;
 use crate::errno::Errno;
-use crate::mapping::{Arena, ArenaOptions, HugePages};
-use crate::uffd::{Access, Event, EventBuffer, Features, Mode, MoveFlags, OpenError, Userfaultfd};
+use crate::mapping::{HugePages, discard};
+use crate::thread::Processors;
+use crate::uffd::{Access, CopyFlags, Event, EventBuffer, Features, Mode, OpenError, Userfaultfd};
 
 /// Who serves the faults.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum FloorPath {
-    /// A thread that polls and reads.
+    /// Threads that poll and read.
     Thread,
     /// The faulting thread, in a handler for SIGBUS.
     Sigbus,
 }
 
-/// What the handler uses.
+/// What the handlers use.
 #[derive(Debug)]
 struct Served {
     uffd: Userfaultfd,
     program: PageRange,
-    pool: PageRange,
-    next: AtomicU64,
+    device: PageRange,
 }
 
 impl Served {
-    /// Puts the pool's next page at `addr`; whether that worked.
+    /// Puts the device's page at `addr`; whether that worked.
     fn serve(&self, addr: VirtAddr) -> bool {
-        // Relaxed: the number is all that is shared.
-        let place = self.next.fetch_add(1, Ordering::Relaxed);
-        if !self.program.contains(addr) || place >= self.pool.pages().get() {
+        let page = addr.page_down();
+        if !self.program.contains(page) {
             return false;
         }
-        let from = self.pool.start().add_pages(PageCount::new(place));
-        // SAFETY: the page is the pool's, whose place nobody else was given; the destination is a hole of the program's
-        // buffer, which is lent as atomic words only.
-        unsafe { self.uffd.move_pages(addr.page_down(), from, PageCount::ONE, MoveFlags::NONE) }.is_complete()
+        let from = self.device.start().add_pages(page.pages_since(self.program.start()));
+        // SAFETY: the source is the floor's own, and nobody stores to it; the destination is a hole of the program's buffer, which is lent as atomic
+        // words only.
+        let copied = unsafe { self.uffd.copy(page, from, PageCount::ONE, CopyFlags::NONE) };
+        // Another handler may have come first.
+        copied.is_complete() || copied.stop == Some(Errno::EXIST)
     }
 }
 
 /// Memory whose every touch, after [`FaultFloor::rearm`], is a fault that costs as little as one can.
 pub struct FaultFloor {
     served: Arc<Served>,
-    window: Userfaultfd,
     program: Buffer,
-    _pool: Arena,
-    service: Option<(OwnedFd, JoinHandle<()>)>,
+    _device: Buffer,
+    stop: Option<OwnedFd>,
+    handlers: Vec<JoinHandle<()>>,
 }
 
 impl FaultFloor {
     /// A floor over `pages` pages, all present. On [`FloorPath::Sigbus`] it is touched during a [`SigbusTurn`] only.
     pub fn new(pages: PageCount, path: FloorPath) -> Result<Self, OpenError> {
         let features = match path {
-            FloorPath::Thread => Features::MOVE,
-            FloorPath::Sigbus => Features::MOVE | Features::SIGBUS,
+            FloorPath::Thread => Features::NONE,
+            FloorPath::Sigbus => Features::SIGBUS,
         };
         let uffd = Userfaultfd::open(features, Access::Full)?;
-        let window = Userfaultfd::open(Features::MOVE | Features::PAGEFAULT_FLAG_WP, Access::Full)?;
         let os = OpenError::Os;
         let program = Buffer::new(pages, HugePages::Never).map_err(os)?;
-        let options = ArenaOptions { huge_pages: HugePages::Never, ..ArenaOptions::default() };
-        let pool = Arena::reserve(pages, &options).map_err(os)?;
-        window.register(pool.range(), Mode::WP).map_err(os)?;
+        let device = Buffer::new(pages, HugePages::Prefer).map_err(os)?;
+        (0..).zip(device.words()).for_each(|(i, word)| word.store(i, Ordering::Relaxed));
         uffd.register(program.range(), Mode::MISSING).map_err(os)?;
-        let served = Arc::new(Served { uffd, program: program.range(), pool: pool.range(), next: AtomicU64::new(0) });
-        let service = match path {
-            FloorPath::Sigbus => None,
-            FloorPath::Thread => Some(start_service(&served).map_err(os)?),
-        };
-        Ok(Self { served, window, program, _pool: pool, service })
+        let served = Arc::new(Served { uffd, program: program.range(), device: device.range() });
+        let mut this = Self { served, program, _device: device, stop: None, handlers: Vec::new() };
+        if path == FloorPath::Thread {
+            this.start().map_err(os)?;
+        }
+        Ok(this)
     }
 
-    /// Moves every page out to the pool. All of them must be there: each was touched since the last time.
-    pub fn rearm(&mut self) -> Result<(), Errno> {
-        let (program, pool) = (self.program.range(), self.served.pool);
-        // SAFETY: touches of the program's pages are trapped until a page is back, and nobody has words of them now; the
-        // pool is this floor's own.
-        let progress =
-            unsafe { self.window.move_pages(pool.start(), program.start(), program.pages(), MoveFlags::DONT_WAKE) };
-        if let Some(errno) = progress.stop {
-            return Err(errno);
+    fn start(&mut self) -> Result<(), Errno> {
+        let os = |error: std::io::Error| Errno::from_io_error(&error).unwrap_or(Errno::IO);
+        let stop = self.stop.insert(rustix::event::eventfd(0, EventfdFlags::CLOEXEC)?);
+        let processors = Processors::of_this_thread();
+        for number in 0..processors.len() {
+            let (served, stop) = (Arc::clone(&self.served), stop.try_clone().map_err(os)?);
+            let handler = move || {
+                // One that may not stay there serves from elsewhere.
+                let _ = processors.stay_on(number);
+                run(&served, &stop);
+            };
+            self.handlers.push(std::thread::Builder::new().name("floor".to_owned()).spawn(handler).map_err(os)?);
         }
-        self.served.next.store(0, Ordering::Relaxed);
         Ok(())
     }
 
-    /// Its contents. A touch of a page that is out costs the floor of a fault, or the process if nobody serves it.
+    /// Has every page leave the program.
+    pub fn rearm(&mut self) -> Result<(), Errno> {
+        // SAFETY: nobody has words of the program's pages now, and their contents are the device's from here on.
+        unsafe { discard(self.program.range()) }
+    }
+
+    /// Its contents: after the first [`FaultFloor::rearm`] each word is its own number. A touch of a page that is away costs the floor of a fault, or
+    /// the process if nobody serves it.
     #[must_use]
     pub fn words(&self) -> &[AtomicU64] {
         self.program.words()
@@ -110,29 +118,20 @@ impl FaultFloor {
 
 impl Drop for FaultFloor {
     fn drop(&mut self) {
-        if let Some((stop, service)) = self.service.take() {
+        if let Some(stop) = &self.stop {
             // An eventfd takes eight bytes at a time and is never full of ones.
-            let _ = rustix::io::write(&stop, &1u64.to_ne_bytes());
-            // A panic of the thread has been reported by itself.
-            let _ = service.join();
+            let _ = rustix::io::write(stop, &1u64.to_ne_bytes());
         }
+        // A panic of a handler has been reported by itself.
+        self.handlers.drain(..).for_each(|handler| _ = handler.join());
     }
 }
 
-fn start_service(served: &Arc<Served>) -> Result<(OwnedFd, JoinHandle<()>), Errno> {
-    let stop = rustix::event::eventfd(0, EventfdFlags::CLOEXEC)?;
-    let os = |error: std::io::Error| Errno::from_io_error(&error).unwrap_or(Errno::IO);
-    let (stopped, served) = (stop.try_clone().map_err(os)?, Arc::clone(served));
-    let service =
-        std::thread::Builder::new().name("floor".to_owned()).spawn(move || run(&served, &stopped)).map_err(os)?;
-    Ok((stop, service))
-}
-
-/// The bare handler: poll, read, move.
+/// The bare handler: poll, read, copy.
 fn run(served: &Served, stop: &OwnedFd) {
     let mut buffer = EventBuffer::new();
+    let mut fds = [served.uffd.as_fd(), stop.as_fd()].map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN));
     loop {
-        let mut fds = [PollFd::new(&served.uffd, PollFlags::IN), PollFd::new(stop, PollFlags::IN)];
         if poll(&mut fds, None).is_err() {
             continue;
         }
@@ -205,7 +204,7 @@ impl Drop for SigbusTurn<'_> {
     }
 }
 
-/// The bare handler: one move.
+/// The bare handler: one copy.
 extern "C" fn on_sigbus(_: c_int, info: *mut libc::siginfo_t, _: *mut c_void) {
     // SAFETY: the kernel passes the description of the signal, which lives until the handler returns.
     let info = unsafe { &*info };
@@ -222,24 +221,19 @@ extern "C" fn on_sigbus(_: c_int, info: *mut libc::siginfo_t, _: *mut c_void) {
 mod tests {
     use super::*;
 
-    const PAGES: usize = 64;
-
-    fn touch_all(words: &[AtomicU64]) -> u64 {
-        words.chunks(512).map(|page| page[0].load(Ordering::Relaxed)).sum()
-    }
-
     #[test]
     fn every_page_comes_back_on_either_path() {
         for path in [FloorPath::Thread, FloorPath::Sigbus] {
-            let mut floor = FaultFloor::new(PageCount::new(PAGES as u64), path).unwrap();
-            floor.words().chunks(512).for_each(|page| page[0].store(3, Ordering::Relaxed));
+            let mut floor = FaultFloor::new(PageCount::new(64), path).unwrap();
+            let touch_all = |words: &[AtomicU64]| {
+                assert!((0..).zip(words).all(|(i, word)| word.load(Ordering::Relaxed) == i));
+            };
             for _ in 0..3 {
                 floor.rearm().unwrap();
-                let sum = match path {
+                match path {
                     FloorPath::Thread => touch_all(floor.words()),
                     FloorPath::Sigbus => touch_all(SigbusTurn::begin(&floor).unwrap().words()),
-                };
-                assert_eq!(sum, 3 * PAGES as u64);
+                }
             }
         }
     }

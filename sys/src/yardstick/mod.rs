@@ -4,7 +4,7 @@
 //! ```text
 //! Buffer      populated memory, and copies between two of them         the floor of a migration: memcpy
 //! PlainMover  UFFDIO_COPY in, copy and MADV_DONTNEED out               what other user-space movers do
-//! FaultFloor  a handler that answers each fault with one UFFDIO_MOVE   the floor of a fault, on either path
+//! FaultFloor  handlers that answer each fault with one UFFDIO_COPY      the floor of a fault, on either path
 //! NodeMover   move_pages(2), mbind(2)                                  the kernel's own migration between nodes
 //! heap_bytes  what the C library's allocator has given out             the size of the books
 //! ```
