@@ -216,6 +216,11 @@ impl Mailbox {
             self.changed.notify_all();
             return home;
         }
+        if home && !for_dumps && !managed.has_room_for_forks() {
+            drop(wants);
+            managed.unregister(PageRange::ALL);
+            wants = lock(&self.wants);
+        }
         // Whoever else asks while a dump is waited for waits for the end.
         let quiet = home || (managed.hears_of_forks() && !for_dumps);
         if !quiet && !for_dumps {

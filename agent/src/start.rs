@@ -1,18 +1,19 @@
 //! The agent's life: it starts in the program's first moment and in a forked child, leaves when the program needs to be alone, and may come back.
 //!
 //! ```text
-//! program's thread            handler thread                worker
-//! ----------------            --------------                ------
+//! program's thread            handler thread                worker, helpers
+//! ----------------            --------------                ---------------
 //! start() ──────────────────► own descriptors, directories
 //! waits                       opens userfaultfd, ledger, …
 //!                             makes devices and pool
 //!                             gives up its privileges
-//!                             starts ─────────────────────► (shares what the handler has)
+//!                             starts ─────────────────────► (share what the handler has)
 //!          ◄───────────────── ready, confined               confined
 //! main() runs                 serves faults                 adopts, carries out the policy
 //!
 //! leave(), waits ─────────────────────────────────────────► brings everything home
 //!                             reads its last events ◄────── stops it, ends
+//!                             waits for its helpers
 //!                             gives memory back, ends
 //! goes on alone
 //! ```
@@ -45,12 +46,12 @@ use super::notes::{PID, is_this_process, last_word, ledger};
 use super::presence::{self, Changing, Closed};
 use super::removal::thread_is_known;
 use super::work::{self, Departure};
-use hetmem::for_agent::Managed;
+use hetmem::for_agent::{MOST_HELPERS, Managed, useful_helpers};
 
 /// Pages of each of the agent's stacks.
 const STACK: PageCount = PageCount::new(128);
 
-/// What the agent's two threads share, and what the program's threads ask it by.
+/// What the agent's threads share, and what the program's threads ask it by.
 pub(super) struct Agent {
     pub(super) managed: Managed,
     pub(super) mailbox: Mailbox,
@@ -61,19 +62,29 @@ pub(super) struct Agent {
     id: u32,
     /// Whether the process was dumpable before that.
     dumpable: bool,
-    /// 1 once the worker has given up its privileges. Who asks not to be dumped waits until then.
+    /// How many of the threads that the handler has started have given up their privileges. Who asks not to be dumped waits until all have.
     renounced: AtomicU32,
+    /// How many helpers the handler has started, and how many of them have their number.
+    helpers: AtomicU32,
+    places: AtomicU32,
     /// How the process is to end, whose program has no thread left; `i32::MAX` while it has.
     alone: AtomicI32,
     /// Readable when the handler is to end. A descriptor of the agent's table, as all of an agent's are.
     stop: OwnedFd,
 }
 
-/// The stacks of the handler and of the worker: made once, and used again by whatever agent comes next, also in a forked child.
-static THREADS: [AtomicPtr<Stack>; 2] = [const { AtomicPtr::new(ptr::null_mut()) }; 2];
+/// The stacks of the handler, of the worker and of the helpers: made once, and used again by whatever agent comes next, also in a forked child.
+static THREADS: [AtomicPtr<Stack>; FIRST_HELPER + MOST_HELPERS] =
+    [const { AtomicPtr::new(ptr::null_mut()) }; FIRST_HELPER + MOST_HELPERS];
+const HANDLER: usize = 0;
+const WORKER: usize = 1;
+const FIRST_HELPER: usize = 2;
+
 /// What the handler thread tells the thread that started it.
 struct Startup {
     config: &'static Config,
+    /// How many helpers there may be.
+    helpers: usize,
     /// The control block of the thread that waits.
     control: Option<PageRange>,
     result: Mutex<Option<Result<(), String>>>,
@@ -129,11 +140,13 @@ pub fn start(config: &'static Config) -> Result<(), String> {
     }
     thread_is_known();
     let no_memory = |errno: Errno| format!("the agent's memory can't be set up: {errno}");
-    let [handler, worker] = [0, 1].map(stack);
-    let (handler, _worker) = (handler.map_err(no_memory)?, worker.map_err(no_memory)?);
+    let helpers = useful_helpers();
+    let handler = stack(HANDLER).map_err(no_memory)?;
+    (WORKER..FIRST_HELPER + helpers).try_for_each(|which| stack(which).map(drop)).map_err(no_memory)?;
     presence::make_words().map_err(no_memory)?;
     let startup = Box::leak(Box::new(Startup {
         config,
+        helpers,
         control: control_block(),
         result: Mutex::default(),
         told: Condvar::new(),
@@ -152,7 +165,7 @@ pub fn start(config: &'static Config) -> Result<(), String> {
     }
 }
 
-/// The stack of the handler (0) or the worker (1).
+/// The stack of the handler, the worker, or a helper.
 fn stack(which: usize) -> Result<&'static Stack, Errno> {
     // SAFETY: null, or a leaked stack. Relaxed: written before the process has any thread that asks.
     if let Some(stack) = unsafe { THREADS[which].load(Ordering::Relaxed).as_ref() } {
@@ -173,9 +186,8 @@ extern "C" fn serve(arg: *mut c_void) {
     };
     startup.tell(Ok(()));
     agent.managed.serve(&agent.stop);
-    if let Ok(worker) = stack(1) {
-        worker.wait_ended();
-    }
+    let others = (WORKER..FIRST_HELPER + agent.helpers()).filter_map(|which| stack(which).ok());
+    others.for_each(Stack::wait_ended);
     let alone = agent.alone.load(Ordering::Acquire);
     if alone != i32::MAX {
         hetmem_sys::process::end_last_thread(alone);
@@ -222,19 +234,34 @@ fn prepare(startup: &Startup) -> Result<&'static Agent, String> {
         id: unused_id(),
         dumpable: is_dumpable(),
         renounced: AtomicU32::new(0),
+        helpers: AtomicU32::new(0),
+        places: AtomicU32::new(0),
         alone: AtomicI32::new(i32::MAX),
         stop,
     };
     let agent: &'static Agent = Box::leak(Box::new(agent));
-    let worker = stack(1).map_err(|errno| format!("the agent's memory can't be set up: {errno}"))?;
+    let worker = stack(WORKER).map_err(|errno| format!("the agent's memory can't be set up: {errno}"))?;
     let arg = ptr::from_ref(agent).cast_mut().cast();
     // SAFETY: `worker_main` takes a leaked agent, which the handler does not free before the worker has ended.
     unsafe { worker.start(worker_main, arg) }
         .map_err(|errno| format!("the agent's second thread can't be started: {errno}"))?;
+    for number in 0..startup.helpers {
+        let Ok(helper) = stack(FIRST_HELPER + number) else { break };
+        // SAFETY: as above. Without it the others serve what it would have.
+        if unsafe { helper.start(helper_main, arg) }.is_err() {
+            break;
+        }
+        agent.helpers.fetch_add(1, Ordering::Relaxed);
+    }
     give_up_privileges(agent.id, agent.dumpable);
-    while agent.renounced.load(Ordering::Acquire) == 0 {
+    let started = 1 + agent.helpers.load(Ordering::Relaxed);
+    loop {
+        let renounced = agent.renounced.load(Ordering::Acquire);
+        if renounced == started {
+            break;
+        }
         // Woken or not, it is looked at again.
-        let _ = futex_wait(&agent.renounced, 0, None);
+        let _ = futex_wait(&agent.renounced, renounced, None);
     }
     confine_thread();
     presence::come(agent);
@@ -257,17 +284,42 @@ fn confine_thread() {
 extern "C" fn worker_main(arg: *mut c_void) {
     // SAFETY: `prepare` passes a leaked agent.
     let agent = unsafe { &*arg.cast_const().cast::<Agent>() };
-    give_up_privileges(agent.id, agent.dumpable);
-    agent.renounced.store(1, Ordering::Release);
-    // The only error is a bad address.
-    let _ = futex_wake(&agent.renounced, 1);
-    confine_thread();
+    agent.renounce();
     if let Departure::Alone(first) = work::run(agent) {
         // Before the handler is stopped, which looks at it.
         agent.alone.store(ends::status(first), Ordering::Release);
     }
     // An eventfd takes eight bytes at a time and is never full of ones.
     let _ = rustix::io::write(&agent.stop, &1u64.to_ne_bytes());
+}
+
+/// A helper.
+extern "C" fn helper_main(arg: *mut c_void) {
+    // SAFETY: `prepare` passes a leaked agent.
+    let agent = unsafe { &*arg.cast_const().cast::<Agent>() };
+    let number = agent.places.fetch_add(1, Ordering::Relaxed) + 1;
+    agent.renounce();
+    agent.managed.help(number as usize);
+}
+
+impl Agent {
+    /// How many threads it has.
+    pub(super) fn threads(&self) -> usize {
+        FIRST_HELPER + self.helpers()
+    }
+
+    fn helpers(&self) -> usize {
+        self.helpers.load(Ordering::Relaxed) as usize
+    }
+
+    /// The calling thread, which the handler has started, gives up what it does not need.
+    fn renounce(&self) {
+        give_up_privileges(self.id, self.dumpable);
+        self.renounced.fetch_add(1, Ordering::Release);
+        // The only error is a bad address.
+        let _ = futex_wake(&self.renounced, 1);
+        confine_thread();
+    }
 }
 
 /// Ends the agent: everything is home, nothing registered, its threads have ended and its memory is given back. `None` if there is none, or if
@@ -289,7 +341,7 @@ fn leave_alone() -> bool {
     let granted = leaving.mailbox.leave();
     if granted {
         leaving.end();
-        if let Ok(handler) = stack(0) {
+        if let Ok(handler) = stack(HANDLER) {
             handler.wait_ended();
         }
     }

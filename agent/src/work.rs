@@ -1,4 +1,4 @@
-//! The agent's second thread: carries out the policy, keeps house, and does what the program's threads ask for between two moves.
+//! The agent's worker: carries out the policy, keeps house, and does what the program's threads ask for between two moves.
 
 use hetmem_core::policy::Signs;
 
@@ -6,9 +6,6 @@ use super::executor::{Executor, Pace};
 use super::housekeeping::Housekeeping;
 use super::pace::Nap;
 use super::start::Agent;
-
-/// The agent's threads.
-const OWN_THREADS: usize = 2;
 
 /// Why the worker has ended.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -33,13 +30,13 @@ pub(super) fn run(agent: &Agent) -> Departure {
             return Departure::Asked;
         }
         if executor.wants_a_look().unwrap_or_else(|| house.is_due()) {
-            if let Some(status) = managed.ended_but(OWN_THREADS) {
+            if let Some(status) = managed.ended_but(agent.threads()) {
                 return Departure::Alone(status);
             }
             executor.set_ranges(house.look());
         }
         if executor.step(|| !mailbox.is_empty()) == Pace::Rest {
-            if let Some(status) = managed.ended_but(OWN_THREADS) {
+            if let Some(status) = managed.ended_but(agent.threads()) {
                 return Departure::Alone(status);
             }
             let signs = executor.signs();

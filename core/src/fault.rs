@@ -127,6 +127,13 @@ impl<H: Host> Engine<H> {
                 }
                 let around = Around::of(self, &state, page);
                 if let Some(resolution) = self.copy_touched(&mut state, path, around, frame.device) {
+                    drop(state);
+                    drop(shared);
+                    // Who is woken may run at once in place of this thread, which others would wait for if it had the locks still. Nobody else waits
+                    // where touches are served by who touches.
+                    if let (FaultPath::Thread, FaultResolution::Home(pages)) = (path, resolution) {
+                        self.host.wake(path, around.pages.slice(PageCount::ZERO, pages));
+                    }
                     return Ok(resolution);
                 }
                 // Who was told is told the end, too, which is when this returns.
@@ -181,8 +188,8 @@ impl<H: Host> Engine<H> {
         result
     }
 
-    /// Copies a page, and neighbours of it, into the program from where their private frames can be read. `None` where another way is better, or the only
-    /// one.
+    /// Copies a page, and neighbours of it, into the program from where their private frames can be read; whoever waits for those that came home is to be
+    /// woken. `None` where another way is better, or the only one.
     fn copy_touched(
         &self,
         state: &mut BlockState,
@@ -200,7 +207,8 @@ impl<H: Host> Engine<H> {
             let Some(frames) = state.resting_run(rest).filter(|frames| frames.device == device) else { break };
             let to = rest.slice(PageCount::ZERO, frames.run.pages);
             let mut refs = self.refer_to(frames);
-            match self.install(state, path, to, Source::Slots(&mut refs), Ways::MoveOrCopy) {
+            let ways = if window == 1 { Ways::Touched } else { Ways::MoveOrCopy };
+            match self.install(state, path, to, Source::Slots(&mut refs), ways) {
                 Installed::Pages(pages) => done += pages,
                 Installed::Occupied => self.is_there_twice(to.start()),
                 // A neighbour is not owed.

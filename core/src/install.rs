@@ -42,6 +42,8 @@ pub(crate) enum Ways {
     Move,
     /// By moving, or where that can't be done by copying.
     MoveOrCopy,
+    /// The same, of the one page that was touched.
+    Touched,
 }
 
 /// What came of it.
@@ -91,7 +93,8 @@ impl<H: Host> Engine<H> {
             (Some(from), Source::Slots(_)) if self.is_read_by_others(frames) => (from, How::Copy),
             (Some(from), Source::Slots(_) | Source::Copies(_)) => (from, How::Move),
             (None, _) => {
-                (self.readable(frames).expect("pages are installed from frames that have an address"), How::Fetch)
+                let from = self.readable(frames).expect("pages are installed from frames that have an address");
+                (from, if ways == Ways::Touched { How::FetchTouched } else { How::Fetch })
             }
         };
         if how == How::Copy && ways == Ways::Move {
@@ -142,7 +145,9 @@ impl<H: Host> Engine<H> {
                 self.vacate(state, at, Left::Page);
                 refs.release(Left::Nothing);
             }
-            (How::Copy | How::Fetch, Source::Slots(_) | Source::Copies(_)) => self.vacate(state, at, Left::Page),
+            (How::Copy | How::Fetch | How::FetchTouched, Source::Slots(_) | Source::Copies(_)) => {
+                self.vacate(state, at, Left::Page)
+            }
         }
     }
 

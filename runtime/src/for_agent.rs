@@ -20,12 +20,14 @@ use hetmem_devices::spec::DeviceSpec;
 use hetmem_sys::errno::Errno;
 use hetmem_sys::mapping::Guard;
 use hetmem_sys::maps::MapsFile;
+use hetmem_sys::thread::Processors;
 use thiserror::Error;
 
 use crate::builder::{DEFAULT_STOCK, make_devices};
 use crate::host::Contexts;
 use crate::host::removals::RETURNED;
 use crate::inner::Inner;
+use crate::service::crew::{self, MOST};
 use crate::service::{self, MEMORY_PATIENCE};
 
 /// How long to wait, in nanoseconds, before pages that did not come home are asked again.
@@ -51,6 +53,15 @@ pub enum OpenError {
     Memory(#[source] Errno),
 }
 
+/// As many threads serve beside the first at most.
+pub const MOST_HELPERS: usize = MOST - 1;
+
+/// How many threads are of use beside the one that [serves](Managed::serve), where the calling thread may run.
+#[must_use]
+pub fn useful_helpers() -> usize {
+    crew::useful(&Processors::of_this_thread()) - 1
+}
+
 /// The memory of this process, managed.
 pub struct Managed(Inner);
 
@@ -73,6 +84,11 @@ impl Managed {
         service::run(&self.0, stop);
     }
 
+    /// Serves touches and events, as number `number` of the helpers, until [`Self::serve`] has returned.
+    pub fn help(&self, number: usize) {
+        service::help(&self.0, number);
+    }
+
     /// The calling thread can open nothing by a path from now on, if it may have that.
     pub fn enclose_caller(&self) {
         self.0.engine.host().tasks.enclose_caller();
@@ -87,7 +103,13 @@ impl Managed {
     /// Whether a fork that nobody announces is told of, so that what is away can be copied for the child.
     #[must_use]
     pub fn hears_of_forks(&self) -> bool {
-        self.0.engine.host().contexts.fork_events
+        self.0.engine.host().contexts.fork_events && self.has_room_for_forks()
+    }
+
+    /// Whether the descriptor that comes with a fork could be had now. Where it can't, a fork of what is registered never ends.
+    #[must_use]
+    pub fn has_room_for_forks(&self) -> bool {
+        self.0.engine.host().contexts.has_room_for_forks()
     }
 
     /// Stops the program; `why` says what of its memory can't be made right.

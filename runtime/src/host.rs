@@ -23,7 +23,7 @@ mod exchange;
 mod registered;
 pub(crate) mod removals;
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::time::Duration;
 
@@ -40,8 +40,11 @@ use hetmem_sys::process;
 use hetmem_sys::procmap::MappingQuery;
 use hetmem_sys::thread::Tasks;
 use hetmem_sys::uffd::{
-    Access, CopyFlags, Features, Mode, MoveFlags, OpenError, OwnSide, Progress, Userfaultfd, Wake, WriteProtect,
+    Access, CopyFlags, EventBuffer, Features, Mode, MoveFlags, OpenError, OwnSide, Progress, Userfaultfd, Wake,
+    WriteProtect,
 };
+use rustix::event::{EventfdFlags, eventfd};
+use rustix::io::fcntl_dupfd_cloexec;
 
 use crate::traps::Traps;
 use removals::Removals;
@@ -64,6 +67,9 @@ const BUSY_TRIES: u32 = 32;
 
 /// The userfaultfd contexts of a runtime.
 pub(crate) struct Contexts {
+    /// A descriptor for that which comes with a fork, if the process has no room for another. Opened first, so that its number is low: what is above
+    /// the process's limit can't be opened anew.
+    reserve: Mutex<Option<OwnedFd>>,
     pub(crate) thread: Userfaultfd,
     pub(crate) sigbus: Option<Userfaultfd>,
     /// The program's mappings, for what a context can't register as a whole.
@@ -75,13 +81,14 @@ pub(crate) struct Contexts {
 impl Contexts {
     /// Opens them; `sigbus` says whether regions will be served by SIGBUS.
     pub(crate) fn open(sigbus: bool, maps: MapsFile) -> Result<Self, OpenError> {
+        let reserve = Mutex::new(eventfd(0, EventfdFlags::CLOEXEC).ok());
         let program = |extra: Features| match Userfaultfd::open(PROGRAM | extra | Features::EVENT_FORK, Access::Full) {
             Err(OpenError::ForkEventNotPermitted) => Ok((Userfaultfd::open(PROGRAM | extra, Access::Full)?, false)),
             other => Ok((other?, true)),
         };
         let (thread, fork_events) = program(Features::NONE)?;
         let sigbus = if sigbus { Some(program(Features::SIGBUS)?.0) } else { None };
-        Ok(Self { thread, sigbus, maps, fork_events })
+        Ok(Self { reserve, thread, sigbus, maps, fork_events })
     }
 
     pub(crate) fn program(&self, path: FaultPath) -> &Userfaultfd {
@@ -93,6 +100,36 @@ impl Contexts {
 }
 
 impl Contexts {
+    /// Reads what there is of `uffd`, one of these; 0 if there is nothing. After what was read is applied, [`Contexts::keep_reserve`] is due.
+    ///
+    /// # Errors
+    ///
+    /// `EMFILE` or `ENFILE` if there is a fork's event, and no descriptor for the child's context even with that which is kept for it.
+    pub(crate) fn read_events(&self, uffd: &Userfaultfd, buffer: &mut EventBuffer) -> Result<usize, Errno> {
+        match uffd.read_events(buffer) {
+            Err(Errno::MFILE | Errno::NFILE) => {
+                drop(lock(&self.reserve).take());
+                uffd.read_events(buffer)
+            }
+            read => read,
+        }
+    }
+
+    /// Has a descriptor for the next fork, if there is room for one.
+    pub(crate) fn keep_reserve(&self) {
+        let mut reserve = lock(&self.reserve);
+        if reserve.is_none() {
+            // What it names does not matter; an agent's thread may do this, and open nothing.
+            *reserve = fcntl_dupfd_cloexec(&self.thread, 0).ok();
+        }
+    }
+
+    /// Whether the event of a fork could be read if there were one.
+    pub(crate) fn has_room_for_forks(&self) -> bool {
+        let limit = process::descriptor_limit();
+        lock(&self.reserve).as_ref().is_some_and(|fd| u64::try_from(fd.as_raw_fd()).is_ok_and(|number| number < limit))
+    }
+
     /// Whether the program is changing a mapping that is registered with the context of `path`: from before the change until
     /// the event of it was read and the changer has gone on (`mmap_changing` of the kernel's context).
     pub(crate) fn is_changing(&self, path: FaultPath) -> bool {
@@ -240,21 +277,20 @@ impl UserMemory {
                 InstallStop::Gone
             }
             _ => {
-                // Relaxed: a hint for the last word.
-                self.refusal.store(errno.raw_os_error(), Ordering::Relaxed);
+                self.note_refusal(errno);
                 InstallStop::Refused
             }
         }
     }
 
     /// Copies up to the first guard marker: the kernel copies over them, which it takes for its own.
-    fn copy_beside_guards(&self, uffd: &Userfaultfd, to: PageRange, from: VirtAddr) -> Progress {
+    fn copy_beside_guards(&self, uffd: &Userfaultfd, to: PageRange, from: VirtAddr, flags: CopyFlags) -> Progress {
         let (guarded, alike) = self.scanner.first_guarded(to);
         if guarded {
             return Progress { done: PageCount::ZERO, stop: Some(Errno::EXIST) };
         }
         // SAFETY: the source are frames that the engine has references to; the destination is pages whose bytes these are, in a trapped range.
-        unsafe { uffd.copy(to.start(), from, alike.min(to.pages()), CopyFlags::NONE) }
+        unsafe { uffd.copy(to.start(), from, alike.min(to.pages()), flags) }
     }
 
     /// Fills `to`, or its first half, quarter, and so on: the kernel fills one mapping at a time, and refuses a run that goes on into
@@ -339,9 +375,12 @@ impl Host for UserMemory {
                 if !source.iter().all(|page| self.scanner.is_there(PageRange::page_of(page)) == Ok(true)) {
                     self.stop_the_program(to.start(), "its frame has no page");
                 }
-                self.copy_beside_guards(uffd, to, from)
+                self.copy_beside_guards(uffd, to, from, CopyFlags::NONE)
             }
-            How::Fetch => self.copy_beside_guards(uffd, to, from),
+            How::Fetch => self.copy_beside_guards(uffd, to, from, CopyFlags::DONT_WAKE),
+            // The look would cost a sixth of the fault, and a marker that is put there beside the touch might be missed all the same.
+            // SAFETY: as in `copy_beside_guards`.
+            How::FetchTouched => unsafe { uffd.copy(to.start(), from, to.pages(), CopyFlags::DONT_WAKE) },
         })
     }
 
@@ -446,6 +485,12 @@ fn format_line<'a>(line: &'a mut [u8; 240], page: VirtAddr, why: &'a str, errno:
 }
 
 impl UserMemory {
+    /// What the last word names, if the program is stopped next.
+    pub(crate) fn note_refusal(&self, errno: Errno) {
+        // Relaxed: a hint for the last word.
+        self.refusal.store(errno.raw_os_error(), Ordering::Relaxed);
+    }
+
     /// The descriptors to poll: faults and events arrive on each.
     pub(crate) fn program_contexts(&self) -> impl Iterator<Item = (&Userfaultfd, FaultPath)> {
         let sigbus = self.contexts.sigbus.as_ref().map(|uffd| (uffd, FaultPath::Sigbus));

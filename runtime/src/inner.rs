@@ -18,7 +18,8 @@ use crate::forks::Forks;
 use crate::guards::Guards;
 use crate::host::{Contexts, UserMemory};
 use crate::rest;
-use crate::service::MEMORY_PATIENCE;
+use crate::service::crew::Crew;
+use crate::service::{MEMORY_PATIENCE, Start};
 
 /// Room in the pool for pages in transit, beside the stock.
 const TRANSIT: PageCount = PageCount::new(64 * BLOCK_PAGES);
@@ -33,6 +34,8 @@ pub(crate) struct Inner {
     pub(crate) forks: Forks,
     pub(crate) guards: Guards,
     pub(crate) resting: rest::Known,
+    pub(crate) crew: Crew,
+    pub(crate) started: Start,
     /// The process whose memory it is.
     process: u32,
 }
@@ -56,6 +59,8 @@ impl Inner {
             name: Some(c"hetmem:pool"),
             ..ArenaOptions::default()
         };
+        // Before anything is registered, and so ended after: memory that is registered can't be unmapped while nobody reads events.
+        let (guards, delegated, crew) = (Guards::new()?, Delegated::new()?, Crew::new()?);
         let host = UserMemory::new(contexts, Arena::reserve(capacity, &options)?, on_fatal)?;
         let places = host.pool.range();
         host.open_window(places)?;
@@ -68,16 +73,17 @@ impl Inner {
                 host.open_window(frames)?;
             }
         }
-        let guards = Guards::new()?;
         host.open_window(guards.bell())?;
         let pool = SystemPool::new(places.start(), first, capacity, stock);
         let engine = Engine::new(host, devices, pool, counters);
         Ok(Self {
             engine,
-            delegated: Delegated::new()?,
+            delegated,
             forks: Forks::default(),
             guards,
             resting: rest::Known::default(),
+            crew,
+            started: Start::begin(),
             process: std::process::id(),
         })
     }

@@ -9,7 +9,8 @@
 //!                                                          └──────────────────────────────────────────────────────────────────────┘
 //! ```
 
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::Ordering::{Relaxed, SeqCst};
+use std::sync::atomic::{AtomicBool, fence};
 use std::time::{Duration, Instant};
 
 use rustix::event::Timespec;
@@ -26,9 +27,10 @@ pub(crate) struct Known(AtomicBool);
 impl Inner {
     /// Pages may have left frames: the handler thread hears of it, if it sleeps.
     pub(crate) fn tell_of_resting(&self) {
-        // Relaxed, here and in `Clearing::within`: whoever finds out whether frames rest takes the locks that those who put them there have held, so
-        // either this thread sees that the handler thread knows nothing any more, or that one sees the frames.
-        if self.engine.has_resting() && !self.resting.0.swap(true, Relaxed) {
+        // The fences, here and in `Clearing::within`: either this thread sees that the handler thread knows nothing any more, or that one sees the
+        // frames.
+        fence(SeqCst);
+        if !self.resting.0.load(Relaxed) && self.engine.has_resting() && !self.resting.0.swap(true, Relaxed) {
             self.delegated.wake();
         }
     }
@@ -53,6 +55,7 @@ impl Clearing {
             Some(due) => due,
             None => {
                 inner.resting.0.store(false, Relaxed);
+                fence(SeqCst);
                 if !inner.engine.has_resting() {
                     return None;
                 }

@@ -40,6 +40,8 @@ pub(crate) struct Running {
     inner: Arc<Inner>,
     stop: OwnedFd,
     service: Option<JoinHandle<()>>,
+    /// The handler threads beside that one.
+    helpers: Vec<JoinHandle<()>>,
     /// Whether it serves by SIGBUS, too.
     pub(crate) sigbus: bool,
 }
@@ -94,7 +96,10 @@ impl fmt::Debug for Runtime {
 impl Running {
     fn start(inner: Arc<Inner>, sigbus: bool) -> Result<Self, Error> {
         match Self::serve(&inner, sigbus) {
-            Ok((stop, service)) => Ok(Self { inner, stop, service: Some(service), sigbus }),
+            Ok((stop, service)) => {
+                let helpers = (1..inner.crew.len()).map_while(|number| help(&inner, number)).collect();
+                Ok(Self { inner, stop, service: Some(service), helpers, sigbus })
+            }
             Err(error) => {
                 inner.forks.end();
                 sigbus::leave(&inner);
@@ -140,6 +145,17 @@ impl Running {
     }
 }
 
+/// Starts another handler thread, which ends after the first. Without it others serve what it would have.
+fn help(inner: &Arc<Inner>, number: usize) -> Option<JoinHandle<()>> {
+    let shared = Arc::clone(inner);
+    let helper = std::thread::Builder::new().name("hetmem".to_owned()).spawn(move || {
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| service::help(&shared, number))) {
+            shared.engine.host().end_after_panic("the thread that serves touches", &*panic);
+        }
+    });
+    helper.ok()
+}
+
 impl Drop for Running {
     fn drop(&mut self) {
         if !self.inner.is_of_this_process() {
@@ -160,8 +176,9 @@ impl Drop for Running {
         // An eventfd takes eight bytes at a time and is never full of ones.
         let _ = rustix::io::write(&self.stop, &1u64.to_ne_bytes());
         if let Some(service) = self.service.take() {
-            // It does not end by a panic: then the process would have.
+            // None ends by a panic: then the process would have.
             let _ = service.join();
+            self.helpers.drain(..).for_each(|helper| _ = helper.join());
         }
     }
 }

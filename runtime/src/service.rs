@@ -1,4 +1,4 @@
-//! The handler thread: reads what the kernel reports of the program's memory and serves it.
+//! The handler threads: read what the kernel reports of the program's memory and serve it.
 //!
 //! ```text
 //! poll ── gate.events(): read ──┬── fault           → queue
@@ -8,7 +8,13 @@
 //!                                      └─ events pending, no memory: back into the queue
 //! ```
 //!
-//! It touches no memory of the program but through the kernel, and takes no lock that anybody holds while doing so.
+//! There may be several ([`crew`]), each with a queue of its own, which serve at the same time. They read one after the other, as each holds the gate
+//! alone from before it reads until it has applied what it read: so whatever one of them serves, no event is read that is not in the slots. The first of
+//! them does besides what only one is needed for: it parks for forks, asks devices that complete late, clears what rests.
+//!
+//! They touch no memory of the program but through the kernel, and take no lock that anybody holds while doing so.
+
+pub(crate) mod crew;
 
 use std::time::{Duration, Instant};
 
@@ -36,21 +42,28 @@ pub(crate) const MEMORY_PATIENCE: Duration = Duration::from_secs(30);
 /// How long to wait before a fault that could not be served is tried again.
 const RETRY_AFTER: Timespec = Timespec { tv_sec: 0, tv_nsec: 200_000 };
 
+/// How long to wait, in nanoseconds, before an event is read again that could not be.
+const READ_AGAIN_AFTER: u32 = 1_000_000;
+
 #[derive(Clone, Copy)]
 struct Fault {
     addr: VirtAddr,
     write_protected: bool,
     path: FaultPath,
-    /// Nanoseconds from when this thread began until the fault was read.
+    /// Nanoseconds from [`Start`] until the fault was read.
     read_at: u64,
     yields: u8,
 }
 
-/// When this thread began.
+/// When the threads began that serve, or are about to.
 #[derive(Clone, Copy)]
-struct Start(Instant);
+pub(crate) struct Start(Instant);
 
 impl Start {
+    pub(crate) fn begin() -> Self {
+        Self(Instant::now())
+    }
+
     fn now(self) -> u64 {
         u64::try_from(self.0.elapsed().as_nanos()).unwrap_or(u64::MAX)
     }
@@ -60,49 +73,37 @@ impl Start {
     }
 }
 
-/// Serves until `stop` is readable.
+/// Serves until `stop` is readable: the first of the threads that do. The others are told to end when it returns.
 pub(crate) fn run(inner: &Inner, stop: &OwnedFd) {
-    let mut buffer = EventBuffer::new();
-    let mut queue: Vec<Fault> = Vec::with_capacity(256);
-    let mut later: Vec<Fault> = Vec::with_capacity(256);
+    let mut server = Server::new(inner);
     let mut room = Vec::new();
     let host = inner.engine.host();
-    let start = Start(Instant::now());
     let mut descriptors = Descriptors::new(inner, stop);
     let mut stopping = None;
     let mut clearing = Clearing::default();
+    inner.crew.take_place(0);
     // Whoever started this thread may fork from here on: it can read the fork's event.
     inner.engine.host().events.advance();
     loop {
         // After whatever has cleared the descriptor that is written to when one begins, and before the next wait for that.
         if inner.forks.are_under_way() {
-            park(inner, start, &mut room, &mut queue);
+            park(inner, &mut room, &mut server.queue);
         }
-        let timeout = if queue.is_empty() { clearing.within(inner) } else { Some(RETRY_AFTER) };
+        let timeout = if server.queue.is_empty() { clearing.within(inner) } else { Some(RETRY_AFTER) };
         let Woken { anything, asked_to_stop, delegated } = descriptors.wait(timeout.as_ref());
         if anything {
             // With the gate held alone, for which migrations have to wait.
-            for (uffd, path) in inner.engine.host().program_contexts() {
-                read(inner, uffd, path, start, &mut buffer, &mut queue);
+            for (uffd, path) in host.program_contexts() {
+                server.read(uffd, path);
             }
         }
         if delegated {
             Delegated::serve(inner);
         }
-        inner.engine.end_faults(&mut |Ended { addr, token, resolution }| {
-            let fault = Fault { addr, write_protected: false, path: FaultPath::Thread, read_at: token, yields: 0 };
-            later.extend(resolve(inner, start, fault, resolution));
-        });
-        for fault in queue.drain(..) {
-            later.extend(serve(inner, start, fault));
-        }
-        std::mem::swap(&mut queue, &mut later);
-        if queue.is_empty() {
+        server.end_faults();
+        server.serve_queue();
+        if server.queue.is_empty() {
             clearing.go_on(inner);
-        }
-        if queue.iter().any(|fault| fault.yields < 32) {
-            queue.iter_mut().for_each(|fault| fault.yields += 1);
-            hetmem_sys::thread::yield_now();
         }
         // What was announced before this thread ends is read, where the program does not go on announcing.
         if asked_to_stop
@@ -112,9 +113,105 @@ pub(crate) fn run(inner: &Inner, stop: &OwnedFd) {
             hetmem_sys::thread::yield_now();
             continue;
         }
-        if asked_to_stop && queue.is_empty() && inner.engine.faults_under_way() == 0 {
+        if asked_to_stop && server.queue.is_empty() && inner.engine.faults_under_way() == 0 {
             inner.forks.end();
+            inner.crew.end();
             return;
+        }
+    }
+}
+
+/// Serves beside the thread that [runs](run), as number `number` of the threads that serve, until that one has ended.
+pub(crate) fn help(inner: &Inner, number: usize) {
+    let mut server = Server::new(inner);
+    let uffd = &inner.engine.host().contexts.thread;
+    let mut descriptors =
+        [inner.crew.ended.as_fd(), uffd.as_fd()].map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN));
+    inner.crew.take_place(number);
+    loop {
+        let timeout = (!server.queue.is_empty()).then_some(RETRY_AFTER);
+        let woken = poll(&mut descriptors, timeout.as_ref());
+        if woken != Ok(0) {
+            server.read(uffd, FaultPath::Thread);
+        }
+        server.serve_queue();
+        if woken.is_ok() && descriptors[0].revents().contains(PollFlags::IN) && server.queue.is_empty() {
+            return;
+        }
+    }
+}
+
+/// One of the threads that serve.
+struct Server<'a> {
+    inner: &'a Inner,
+    buffer: EventBuffer,
+    /// Faults that it has read, and has not served yet.
+    queue: Vec<Fault>,
+    /// Those of them that must wait.
+    later: Vec<Fault>,
+    /// Since when an event can't be read.
+    unreadable: Option<Instant>,
+}
+
+impl<'a> Server<'a> {
+    fn new(inner: &'a Inner) -> Self {
+        let (queue, later) = (Vec::with_capacity(256), Vec::with_capacity(256));
+        Self { inner, buffer: EventBuffer::new(), queue, later, unreadable: None }
+    }
+
+    /// Reads what is there, applies events, and queues faults.
+    fn read(&mut self, uffd: &Userfaultfd, path: FaultPath) {
+        let inner = self.inner;
+        let contexts = &inner.engine.host().contexts;
+        let events = inner.engine.events();
+        match contexts.read_events(uffd, &mut self.buffer) {
+            Ok(0) => return,
+            Ok(_) => self.unreadable = None,
+            Err(errno) => {
+                drop(events);
+                return self.wait_for_descriptors(errno);
+            }
+        }
+        let changed = apply(inner, &events, path, &mut self.buffer, &mut self.queue);
+        contexts.keep_reserve();
+        drop(events);
+        if changed {
+            inner.engine.host().events.advance();
+        }
+    }
+
+    /// An event can't be read: that of a fork, for whose descriptor the process has no room. The forking thread waits, and so do all whose pages can't be
+    /// brought while there is an event.
+    fn wait_for_descriptors(&mut self, errno: Errno) {
+        if self.unreadable.get_or_insert_with(Instant::now).elapsed() > MEMORY_PATIENCE {
+            let host = self.inner.engine.host();
+            host.note_refusal(errno);
+            host.stop_the_program(
+                VirtAddr::default(),
+                "there is no descriptor by which a forked child would get its pages",
+            );
+        }
+        hetmem_sys::thread::backoff_sleep(READ_AGAIN_AFTER);
+    }
+
+    /// Ends those faults under way whose device has done, whoever began them.
+    fn end_faults(&mut self) {
+        let (inner, later) = (self.inner, &mut self.later);
+        inner.engine.end_faults(&mut |Ended { addr, token, resolution }| {
+            let fault = Fault { addr, write_protected: false, path: FaultPath::Thread, read_at: token, yields: 0 };
+            later.extend(resolve(inner, fault, resolution));
+        });
+    }
+
+    /// Serves each fault that waits, once; lets others run if one must wait.
+    fn serve_queue(&mut self) {
+        for fault in self.queue.drain(..) {
+            self.later.extend(serve(self.inner, fault));
+        }
+        std::mem::swap(&mut self.queue, &mut self.later);
+        if self.queue.iter().any(|fault| fault.yields < 32) {
+            self.queue.iter_mut().for_each(|fault| fault.yields += 1);
+            hetmem_sys::thread::yield_now();
         }
     }
 }
@@ -148,37 +245,16 @@ impl<'a> Descriptors<'a> {
     }
 }
 
-/// Reads what is there, applies events, and queues faults.
-fn read(
-    inner: &Inner,
-    uffd: &Userfaultfd,
-    path: FaultPath,
-    start: Start,
-    buffer: &mut EventBuffer,
-    queue: &mut Vec<Fault>,
-) {
-    let events = inner.engine.events();
-    if !matches!(uffd.read_events(buffer), Ok(1..)) {
-        return;
-    }
-    let changed = apply(inner, &events, path, start, buffer, queue);
-    drop(events);
-    if changed {
-        inner.engine.host().events.advance();
-    }
-}
-
 /// Applies what was read, and queues faults. Says whether the program has changed anything.
 fn apply(
     inner: &Inner,
     events: &Events<'_>,
     path: FaultPath,
-    start: Start,
     buffer: &mut EventBuffer,
     queue: &mut Vec<Fault>,
 ) -> bool {
     let engine = &inner.engine;
-    let read_at = start.now();
+    let read_at = inner.started.now();
     let mut changed = false;
     for event in buffer.take() {
         match event {
@@ -216,7 +292,7 @@ fn apply(
 
 /// While forks are under way: reads what is there, and does no more ([`crate::forks`]). Then applies it all. The gate is held alone from before the
 /// first read to the end, so that nothing is put in or taken out between an event and its effect.
-fn park(inner: &Inner, start: Start, room: &mut Vec<(EventBuffer, FaultPath)>, queue: &mut Vec<Fault>) {
+fn park(inner: &Inner, room: &mut Vec<(EventBuffer, FaultPath)>, queue: &mut Vec<Fault>) {
     room.resize_with(forks::ROOM, || (EventBuffer::new(), FaultPath::Thread));
     let contexts = &inner.engine.host().contexts;
     let second = contexts.sigbus.as_ref().unwrap_or(&contexts.thread);
@@ -231,7 +307,7 @@ fn park(inner: &Inner, start: Start, room: &mut Vec<(EventBuffer, FaultPath)>, q
         }
         for (uffd, path) in inner.engine.host().program_contexts() {
             while let Some((buffer, of)) = room.get_mut(filled) {
-                if !matches!(uffd.read_events(buffer), Ok(1..)) {
+                if !matches!(contexts.read_events(uffd, buffer), Ok(1..)) {
                     break;
                 }
                 *of = path;
@@ -247,8 +323,9 @@ fn park(inner: &Inner, start: Start, room: &mut Vec<(EventBuffer, FaultPath)>, q
         let _ = poll(&mut fds[..n], None);
     }
     for (buffer, path) in &mut room[..filled] {
-        apply(inner, &events, *path, start, buffer, queue);
+        apply(inner, &events, *path, buffer, queue);
     }
+    contexts.keep_reserve();
     drop(events);
     inner.engine.host().events.advance();
     // Somebody else may have posted meanwhile.
@@ -256,7 +333,7 @@ fn park(inner: &Inner, start: Start, room: &mut Vec<(EventBuffer, FaultPath)>, q
 }
 
 /// Serves one fault; hands it back if it must wait.
-fn serve(inner: &Inner, start: Start, fault: Fault) -> Option<Fault> {
+fn serve(inner: &Inner, fault: Fault) -> Option<Fault> {
     let engine = &inner.engine;
     let page = PageRange::page_of(fault.addr);
     if fault.write_protected {
@@ -271,20 +348,20 @@ fn serve(inner: &Inner, start: Start, fault: Fault) -> Option<Fault> {
         FaultPath::Thread => engine.begin_fault(fault.addr, fault.read_at),
         FaultPath::Sigbus => engine.fault(fault.addr, FaultPath::Sigbus),
     };
-    resolve(inner, start, fault, resolution)
+    resolve(inner, fault, resolution)
 }
 
 /// What is to be done about a fault of which that became; hands it back if it must wait.
-fn resolve(inner: &Inner, start: Start, fault: Fault, resolution: FaultResolution) -> Option<Fault> {
+fn resolve(inner: &Inner, fault: Fault, resolution: FaultResolution) -> Option<Fault> {
     let engine = &inner.engine;
     match resolution {
         FaultResolution::Home(_) => {
-            record_latency(engine.counters(), start.since(fault.read_at));
+            record_latency(engine.counters(), inner.started.since(fault.read_at));
             None
         }
         FaultResolution::Present | FaultResolution::Waiting | FaultResolution::UnderWay => None,
         FaultResolution::EventsPending | FaultResolution::Mirrored | FaultResolution::NoRoom => Some(fault),
-        FaultResolution::NoMemory if start.since(fault.read_at) > MEMORY_PATIENCE => {
+        FaultResolution::NoMemory if inner.started.since(fault.read_at) > MEMORY_PATIENCE => {
             engine.host().stop_the_program(fault.addr.page_down(), "the host has no memory for it")
         }
         FaultResolution::NoMemory => Some(fault),

@@ -73,6 +73,12 @@ pub fn lock_limit() -> u64 {
     limit(libc::RLIMIT_MEMLOCK)
 }
 
+/// `RLIMIT_NOFILE` of the process as it is now: no descriptor of that number, or a greater one, can be opened.
+#[must_use]
+pub fn descriptor_limit() -> u64 {
+    limit(libc::RLIMIT_NOFILE)
+}
+
 /// By `getrlimit(2)` itself, as `prlimit(2)`, which the C library asks, could also set limits, and a confined thread does not make it.
 fn limit(resource: libc::__rlimit_resource_t) -> u64 {
     let mut limit = [u64::MAX; 2];

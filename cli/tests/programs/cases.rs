@@ -109,6 +109,13 @@ const PROGRAMS: &[Cases] = &[
     },
     Cases {
         program: "limits",
+        cases: &["descriptors-fork"],
+        settings: EVERY,
+        // The children have no descriptor for an agent of their own.
+        expect: Expect { remarks: 1, ..Expect::moved(100) },
+    },
+    Cases {
+        program: "limits",
         cases: &["mlockall-user"],
         settings: EVERY,
         // It ends at once, and locked memory stays where it is.
@@ -142,6 +149,13 @@ const PROGRAMS: &[Cases] = &[
         cases: &["wiped", "unmapped", "dropped"],
         settings: &[Setting::Chaos, Setting::Limit],
         expect: Expect::moved(1_000),
+    },
+    Cases {
+        program: "sharers",
+        cases: &["outlives"],
+        settings: EVERY,
+        // Each parent is left alone.
+        expect: Expect { remarks: 1, ..Expect::moved(100) },
     },
     Cases { program: "vdso", cases: &["moved"], settings: EVERY, expect: Expect::moved(100) },
 ];

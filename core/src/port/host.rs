@@ -63,8 +63,10 @@ pub enum How {
     Move,
     /// Its bytes: afterwards it is still where it came from.
     Copy,
-    /// Its bytes, from a frame of a private device.
+    /// Its bytes, from a frame of a private device. Nobody is woken: that is for the caller to do.
     Fetch,
+    /// The same of one page that somebody touches just now, where no guard marker was when he did: a host that would have to look for one may leave that.
+    FetchTouched,
 }
 
 /// What a block can be backed by.
@@ -99,7 +101,7 @@ pub trait Host: Send + Sync {
     /// change that the event tells of, and would be dropped with what was there before.
     fn take_out(&self, path: FaultPath, from: PageRange, to: VirtAddr) -> Taken;
 
-    /// Makes the bytes at `from` present at `to`, where pages are missing, and wakes who waits for them.
+    /// Makes the bytes at `from` present at `to`, where pages are missing, and wakes who waits for them, unless `how` says otherwise.
     fn install(&self, path: FaultPath, to: PageRange, from: VirtAddr, how: How) -> Arrived;
 
     /// Makes missing, never written pages of `range` read as zeros, and wakes who waits for them.

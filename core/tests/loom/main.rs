@@ -177,13 +177,15 @@ fn a_touch_during_a_migration_finds_the_page() {
 
 #[test]
 fn a_touch_by_signal_during_a_migration_finds_the_page() {
-    explore(ANY, || {
-        let world = World::on_device(PRIVATE);
-        let migration = world.spawn(|world| world.migrate(Target::System));
-        assert_eq!(world.touch_by_signal(), CONTENT);
-        migration.join().unwrap();
-        world.engine.check();
-    });
+    for is_readable in [false, true] {
+        explore(ANY, move || {
+            let world = World::on_private(is_readable);
+            let migration = world.spawn(|world| world.migrate(Target::System));
+            assert_eq!(world.touch_by_signal(), CONTENT);
+            migration.join().unwrap();
+            world.engine.check();
+        });
+    }
 }
 
 #[test]
@@ -221,14 +223,39 @@ fn a_late_fault_puts_no_zeros_where_a_page_was_taken_out() {
 
 #[test]
 fn two_touches_of_one_page_make_one_migration() {
-    explore(ANY, || {
-        let world = World::on_device(PRIVATE);
-        let other = world.spawn(World::touch);
-        assert_eq!(world.touch(), CONTENT);
-        assert_eq!(other.join().unwrap(), CONTENT);
-        assert_eq!(world.engine.counters().pages_migrated_to_system.load(Ordering::Relaxed), 1);
-        world.engine.check();
-    });
+    for is_readable in [false, true] {
+        explore(ANY, move || {
+            let world = World::on_private(is_readable);
+            let other = world.spawn(World::touch);
+            assert_eq!(world.touch(), CONTENT);
+            assert_eq!(other.join().unwrap(), CONTENT);
+            assert_eq!(world.engine.counters().pages_migrated_to_system.load(Ordering::Relaxed), 1);
+            world.engine.check();
+        });
+    }
+}
+
+/// Two threads serve: whichever reads the event, the other puts nothing where the page was.
+#[test]
+fn an_unmapping_read_by_one_thread_is_known_to_another_that_serves_a_touch() {
+    for is_readable in [false, true] {
+        explore(4, move || {
+            let world = World::on_private(is_readable);
+            let servers = [(); 2].map(|()| {
+                world.spawn(|world| {
+                    world.handle_if_any();
+                    let _ = world.engine.fault(PAGE, FaultPath::Thread);
+                })
+            });
+            world.raise(Event::Unmap(page()));
+            servers.into_iter().for_each(|server| server.join().unwrap());
+            world.handle_if_any();
+            assert_eq!(world.slot(), Slot::System);
+            assert!(lock(&world.shared.memory).present.is_empty(), "nothing is where nothing is mapped");
+            assert!(world.engine.devices().iter().all(|device| device.pagemap().frames.used().is_zero()));
+            world.engine.check();
+        });
+    }
 }
 
 #[test]
@@ -268,9 +295,11 @@ fn an_unmapping_during_a_touch_wakes_the_toucher() {
 
 #[test]
 fn a_removed_page_does_not_come_back_by_a_touch_under_way() {
-    for device in [PRIVATE, COHERENT] {
+    let places: [fn() -> World; 3] =
+        [|| World::on_private(false), || World::on_private(true), || World::on_device(COHERENT)];
+    for place in places {
         explore(3, move || {
-            let world = World::on_device(device);
+            let world = place();
             let other = world.spawn(World::touch);
             let handler = world.spawn(World::handle);
             world.raise(Event::Remove(page()));

@@ -15,12 +15,14 @@ use hetmem_core::port::{
 use hetmem_core::slot::Slot;
 use hetmem_core::space::Region;
 use hetmem_core::sync::{Arc, Condvar, Mutex, lock};
-use hetmem_core::units::{BLOCK_SIZE, DeviceId, PageCount, PageRange, VirtAddr};
+use hetmem_core::units::{BLOCK_SIZE, DeviceId, PAGE_SIZE, PageCount, PageRange, VirtAddr};
 use loom::thread;
 
 pub(crate) const PAGE: VirtAddr = VirtAddr::new(4 * BLOCK_SIZE);
 const POOL: u64 = 1 << 40;
 const ARENA: u64 = 1 << 41;
+/// Where the private device's frames can be read, if they can.
+const PRIVATE_FRAMES: u64 = 1 << 42;
 pub(crate) const PRIVATE: DeviceId = DeviceId::new(0);
 pub(crate) const COHERENT: DeviceId = DeviceId::new(1);
 
@@ -44,6 +46,7 @@ pub(crate) struct Memory {
     pub(crate) present: BTreeMap<u64, u64>,
     pub(crate) own: BTreeMap<u64, u64>,
     pub(crate) private: BTreeMap<u32, u64>,
+    pub(crate) is_readable: bool,
     pub(crate) events: VecDeque<Event>,
     pub(crate) removing: bool,
     pub(crate) waiters: BTreeSet<u64>,
@@ -58,7 +61,7 @@ pub(crate) struct Shared {
 pub(crate) struct ModelHost(Arc<Shared>);
 
 impl ModelHost {
-    fn put(&self, to: PageRange, mut content: impl FnMut(&mut Memory, u64) -> u64) -> Arrived {
+    fn put(&self, to: PageRange, wakes: bool, mut content: impl FnMut(&mut Memory, u64) -> u64) -> Arrived {
         let memory = &mut *lock(&self.0.memory);
         let mut done = 0;
         let stop = 'pages: {
@@ -74,7 +77,9 @@ impl ModelHost {
                 }
                 let content = content(memory, done);
                 memory.present.insert(page.get(), content);
-                memory.waiters.remove(&page.get());
+                if wakes {
+                    memory.waiters.remove(&page.get());
+                }
                 done += 1;
             }
             None
@@ -110,18 +115,22 @@ impl Host for ModelHost {
     }
 
     fn install(&self, _path: FaultPath, to: PageRange, from: VirtAddr, how: How) -> Arrived {
-        self.put(to, |memory, i| {
+        let wakes = !matches!(how, How::Fetch | How::FetchTouched);
+        self.put(to, wakes, |memory, i| {
             let at = from.add_pages(PageCount::new(i)).get();
             match how {
                 How::Move => memory.own.remove(&at).expect("no hole is moved in"),
                 How::Copy => memory.own[&at],
+                How::Fetch | How::FetchTouched => {
+                    memory.private[&u32::try_from((at - PRIVATE_FRAMES) / PAGE_SIZE).unwrap()]
+                }
             }
         })
     }
 
     fn zero_fill(&self, _path: FaultPath, range: PageRange) -> Arrived {
         // The neighbours are of no interest here, and not mapped.
-        self.put(range.slice(PageCount::ZERO, PageCount::ONE), |_, _| 0)
+        self.put(range.slice(PageCount::ZERO, PageCount::ONE), true, |_, _| 0)
     }
 
     fn wake(&self, _path: FaultPath, range: PageRange) {
@@ -175,6 +184,11 @@ impl Device for ModelDevice {
             MemoryType::DeviceCoherent => Reach::Movable(VirtAddr::new(ARENA)),
             MemoryType::DevicePrivate => Reach::Copied,
         }
+    }
+
+    fn readable(&self) -> Option<VirtAddr> {
+        let is_readable = self.reach() == Reach::Copied && lock(&self.shared.memory).is_readable;
+        is_readable.then_some(VirtAddr::new(PRIVATE_FRAMES))
     }
 
     fn transfer(&self, batch: &mut [Transfer]) {
@@ -243,6 +257,13 @@ impl World {
         world
     }
 
+    /// On the private device, which can be read or not.
+    pub(crate) fn on_private(is_readable: bool) -> Self {
+        let world = Self::on_device(PRIVATE);
+        lock(&world.shared.memory).is_readable = is_readable;
+        world
+    }
+
     pub(crate) fn migrate(&self, target: Target) {
         let _ = self.engine.migrate(page(), Request::all_to(target));
     }
@@ -302,6 +323,11 @@ impl World {
             memory = self.shared.changed.wait(memory).unwrap();
         }
         drop(memory);
+        self.handle_if_any();
+    }
+
+    /// The same, if there is an event.
+    pub(crate) fn handle_if_any(&self) {
         let events = self.engine.events();
         let event = lock(&self.shared.memory).events.pop_front();
         self.shared.changed.notify_all();

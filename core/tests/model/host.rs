@@ -69,7 +69,9 @@ impl Memory {
             }
             let content = content(self, i);
             self.pages.get_mut(&page.get()).expect("looked at before").content = Some(content);
-            self.waiters.remove(&page.get());
+            if !matches!(how, How::Fetch | How::FetchTouched) {
+                self.waiters.remove(&page.get());
+            }
             self.dropped.remove(&page.get());
         }
         Arrived::all(to.pages())

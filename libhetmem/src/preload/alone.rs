@@ -48,6 +48,14 @@ pub(super) fn leave_to_filters() {
     }
 }
 
+/// Before `clone(2)` with `flags` makes a process that shares this one's memory and may live longer: the agent's threads would end with this one, and
+/// what is away would be gone. One that this process waits for (`vfork`) does not live longer, but by a signal that kills this one.
+pub(super) fn leave_to_sharer(flags: c_int) {
+    if flags & (libc::CLONE_VM | libc::CLONE_THREAD | libc::CLONE_VFORK) == libc::CLONE_VM && leave_for_good() {
+        agent::last_word("is managed no longer: it makes a process that shares its memory (CLONE_VM)");
+    }
+}
+
 /// Whether `unshare(2)` with `flags` needs the process to have one thread.
 pub(super) const fn is_for_one_thread(flags: c_int) -> bool {
     flags & OF_ONE_THREAD != 0

@@ -11,7 +11,7 @@ use hetmem_interpose::cancel::uncancelled;
 use hetmem_interpose::errno::set_errno;
 use hetmem_interpose::next::pages_of;
 
-use super::alone::{is_for_one_thread, leave_to_filters, note_strict, undisturbed, without_agent};
+use super::alone::{is_for_one_thread, leave_to_filters, leave_to_sharer, note_strict, undisturbed, without_agent};
 use super::fatal;
 use super::io::Referred;
 use super::memory::{self, read};
@@ -229,8 +229,11 @@ fn attend(number: libc::c_long, args: &Arguments) -> Option<isize> {
         // A child that goes on here, with a copy of the stack.
         libc::SYS_clone if !has(0, libc::CLONE_VM) && args[1] == 0 => Some(with_all_home(call)),
         // Any other begins on a stack of its own, and returns from this function there. So its word stays for good.
-        libc::SYS_clone if has(0, libc::CLONE_CHILD_CLEARTID) => {
-            keep_word(args[CHILD_TID]);
+        libc::SYS_clone => {
+            leave_to_sharer(int(args[0]));
+            if has(0, libc::CLONE_CHILD_CLEARTID) {
+                keep_word(args[CHILD_TID]);
+            }
             None
         }
         libc::SYS_clone3 => {
@@ -239,6 +242,8 @@ fn attend(number: libc::c_long, args: &Arguments) -> Option<isize> {
             if flags & u64::from(libc::CLONE_VM.cast_unsigned()) == 0 && stack == 0 {
                 return Some(with_all_home(call));
             }
+            // Those that are looked at are in the low half.
+            leave_to_sharer(u32::try_from(flags & u64::from(u32::MAX)).unwrap_or(0).cast_signed());
             if flags & u64::from(libc::CLONE_CHILD_CLEARTID.cast_unsigned()) != 0 {
                 keep_word(usize::try_from(child_tid).unwrap_or(0));
             }

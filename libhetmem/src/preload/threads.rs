@@ -9,6 +9,7 @@ use hetmem_interpose::next;
 use hetmem_interpose::next::pages_of;
 use hetmem_interpose::thread::{self, Known, StartRoutine};
 
+use super::alone::leave_to_sharer;
 use super::with_all_home;
 
 /// `pthread_create(3)`.
@@ -53,6 +54,7 @@ unsafe extern "C-unwind" fn clone(
         allowed.restore();
         return c_int::try_from(made).unwrap_or(-1);
     }
+    leave_to_sharer(flags);
     let word = (flags & libc::CLONE_CHILD_CLEARTID != 0).then_some(child_tid.cast::<c_void>());
     with_word_in_place(word, || call(run, arg) as isize).try_into().unwrap_or(-1)
 }

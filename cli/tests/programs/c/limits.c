@@ -9,6 +9,7 @@
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
+#include <sys/syscall.h>
 
 // What hetmem's own may come to, with two devices of 64 MiB and a stock, beside the few MiB of the program.
 static const size_t BOUND = 300 * MIB;
@@ -195,6 +196,48 @@ static void limit_descriptors_late(void) {
     count_descriptors();
 }
 
+// Past what is called before forks by the C library.
+static pid_t bare_fork(void) {
+#ifdef __x86_64__
+    long child = SYS_fork;
+    __asm__ volatile("syscall" : "+a"(child) : : "rcx", "r11", "memory");
+    return (pid_t)child;
+#else
+    return fork();
+#endif
+}
+
+// The kernel makes a descriptor for each fork of what is registered, and has it wait until that is read.
+static void fork_with_few_descriptors(void) {
+    static const rlim_t FEW[] = {16, 8, 5, 3, 1, 0};
+    for (size_t i = 0; i < sizeof FEW / sizeof *FEW; i++) {
+        struct rlimit few;
+        CHECK(getrlimit(RLIMIT_NOFILE, &few) == 0);
+        few.rlim_cur = FEW[i];
+        CHECK(setrlimit(RLIMIT_NOFILE, &few) == 0);
+        for (int round = 0; round < 3; round++) {
+            use_field(2);
+            pid_t child = fork();
+            if (child == 0) {
+                check_field();
+                _exit(7);
+            }
+            CHECK(status_of(child) == 7);
+            // With fewer the program would be stopped: the child could get nothing.
+            if (FEW[i] < 3) {
+                continue;
+            }
+            child = bare_fork();
+            if (child == 0) {
+                check_field();
+                _exit(8);
+            }
+            CHECK(status_of(child) == 8);
+        }
+        check_field();
+    }
+}
+
 // Its own mappings
 
 // Reads all that the process can read, as collectors and checkpoints do. By a pipe, as a mapping may be gone when it is read.
@@ -246,6 +289,7 @@ static const struct named CASES[] = {
     {"descriptors", limit_descriptors},
     {"descriptors-left", count_descriptors},
     {"descriptors-late", limit_descriptors_late},
+    {"descriptors-fork", fork_with_few_descriptors},
     {"mappings", read_mappings},
 };
 
