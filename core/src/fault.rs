@@ -27,9 +27,9 @@ pub use under_way::{Ended, MAX_FAULTS, MAX_UNDER_WAY};
 
 /// Pages that one fault brings home at most.
 pub const MAX_AROUND: u16 = 64;
-/// As many pages are copied into the program one by one. A move has each processor forget where the page was, which a copy does not, but for that a move
-/// of many costs less than copies of them.
-const MAX_COPIED: u16 = 16;
+/// As many pages are best copied into the program. A move has each processor forget where they were, which a copy does not; but for that a move of many
+/// costs less than copies of them.
+pub(crate) const MAX_COPIED: PageCount = PageCount::new(16);
 /// How often a device may fail to give a page back that is owed, before the program is stopped.
 pub(crate) const DEVICE_TRIES: u32 = 8;
 
@@ -198,7 +198,7 @@ impl<H: Host> Engine<H> {
         device: DeviceId,
     ) -> Option<FaultResolution> {
         let Around { pages, window } = around;
-        if window > MAX_COPIED || self.device_of(device).readable().is_none() {
+        if u64::from(window) > MAX_COPIED.get() || self.device_of(device).readable().is_none() {
             return None;
         }
         let mut done = PageCount::ZERO;
@@ -222,7 +222,6 @@ impl<H: Host> Engine<H> {
                 Installed::Refused | Installed::NoMemory => return None,
             }
         }
-        self.counters.bytes_copied.fetch_add(done.bytes().get(), Relaxed);
         let came = pages.slice(PageCount::ZERO, done);
         state.note_touch(came, window);
         Some(self.served(came.end(), done, window))

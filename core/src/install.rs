@@ -11,6 +11,8 @@
 //! The page itself is moved, if nobody may be reading the frame and the mapping accepts it, else copied. From a private frame it is always copied. What is installed is settled at once: slots
 //! say where the pages are, and the references that went with the old place are let go of. Each caller interprets the rest ([`Installed`]).
 
+use std::sync::atomic::Ordering::Relaxed;
+
 use crate::engine::Engine;
 use crate::frames::{FrameRefs, Frames, Left, restate};
 use crate::outcome::KeptReason;
@@ -145,8 +147,10 @@ impl<H: Host> Engine<H> {
                 self.vacate(state, at, Left::Page);
                 refs.release(Left::Nothing);
             }
-            (How::Copy | How::Fetch | How::FetchTouched, Source::Slots(_) | Source::Copies(_)) => {
-                self.vacate(state, at, Left::Page)
+            (How::Copy, Source::Slots(_) | Source::Copies(_)) => self.vacate(state, at, Left::Page),
+            (How::Fetch | How::FetchTouched, _) => {
+                self.counters.bytes_copied.fetch_add(at.pages().bytes().get(), Relaxed);
+                self.vacate(state, at, Left::Page);
             }
         }
     }

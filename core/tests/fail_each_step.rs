@@ -122,12 +122,14 @@ fn a_migration_survives_each_failure() {
             if place == target {
                 continue;
             }
-            fail_each_step(
-                &ALL,
-                || world(place),
-                |world| world.migrate(batch(world), target),
-                |world, outcomes| agrees(world, place, target, &outcomes),
-            );
+            for gives in [Gives::AtOnce, Gives::Read] {
+                fail_each_step(
+                    &ALL,
+                    || world(place).giving(gives),
+                    |world| world.migrate(batch(world), target),
+                    |world, outcomes| agrees(world, place, target, &outcomes),
+                );
+            }
         }
     }
 }

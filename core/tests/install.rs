@@ -47,10 +47,15 @@ struct Caller {
     work: fn(&World),
 }
 
-const CALLERS: [Caller; 9] = [
+const CALLERS: [Caller; 10] = [
     Caller {
         name: "finalize, home from a private device",
         setup: || world(Target::Device(PRIVATE)),
+        work: |world| _ = world.migrate(batch(world), Target::System),
+    },
+    Caller {
+        name: "finalize, home from a private device that can be read",
+        setup: || world(Target::Device(PRIVATE)).giving(Gives::Read),
         work: |world| _ = world.migrate(batch(world), Target::System),
     },
     Caller {

@@ -99,7 +99,12 @@ fn touch(world: &World, page: u64) {
 fn the_program_acts_at_every_step_of_every_migration() {
     for place in PLACES {
         for target in TARGETS {
-            at_every_step(|| world(place), |world| drop(world.migrate(world.at(FIRST, COUNT), target)));
+            for gives in [Gives::AtOnce, Gives::Read] {
+                at_every_step(
+                    || world(place).giving(gives),
+                    |world| drop(world.migrate(world.at(FIRST, COUNT), target)),
+                );
+            }
         }
     }
 }

@@ -146,6 +146,18 @@ impl SystemPool {
         })
     }
 
+    /// Takes a run of at most `want` stocked places for a migration to copy pages into, with one reference each, if there are any.
+    #[must_use]
+    pub fn take_populated(&self, want: PageCount, page: VirtAddr) -> Option<FrameRun> {
+        self.take(page, |sets| {
+            let spare = sets.empty.len() + sets.stocked.len();
+            if spare <= FAULT_RESERVE {
+                return None;
+            }
+            sets.stocked.take(want.min(spare - FAULT_RESERVE))
+        })
+    }
+
     fn allocate(&self, run: FrameRun, page: VirtAddr) {
         for (i, frame) in (0..).zip(run.iter()) {
             self.descriptors[frame.index()].allocate(page.add_pages(PageCount::new(i)));

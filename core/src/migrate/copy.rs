@@ -2,6 +2,7 @@
 //!
 //! Frames for all pieces are allocated first, and then all are filled at once: a device with a queue works on all of them together.
 
+use crate::fault::MAX_COPIED;
 use crate::frames::{FrameRefs, Purpose};
 use crate::migrate::{Batch, Piece, Target};
 use crate::outcome::KeptReason;
@@ -9,7 +10,7 @@ use crate::port::Host;
 use crate::sync::Arc;
 use crate::transfer::FrameCopy;
 
-/// A piece and the frames that hold a copy of it; `None` where it goes home in the pool's own pages.
+/// A piece and the frames that hold a copy of it; `None` where it goes home in the pool's own pages, or is copied when it is installed.
 pub(crate) struct Filled<'e, H: Host> {
     pub(crate) piece: Piece<'e, H>,
     pub(crate) copy: Option<FrameRefs<'e, H>>,
@@ -120,13 +121,19 @@ impl<'e, H: Host> Batch<'e, H> {
         }
         match self.request.target {
             Target::Device(device) => engine.allocate_ready(device, want, page, piece.huge).ok_or(KeptReason::NoFrame),
-            Target::System => piece
-                .huge
-                .then(|| engine.pool.take_stocked_whole(page))
-                .flatten()
-                .map(|run| engine.places(run))
-                .or_else(|| engine.take_stocked(want, page, Purpose::Migration))
-                .ok_or(KeptReason::NoMemory),
+            Target::System => {
+                let whole = piece.huge.then(|| engine.pool.take_stocked_whole(page)).flatten();
+                if let Some(run) = whole {
+                    return Ok(Some(engine.places(run)));
+                }
+                if !piece.huge && engine.readable(piece.bytes.frames()).is_some() {
+                    // Populated pages are there to be used again, if there are enough at a time for a move of them to be worth it. The kernel has others
+                    // sooner than hetmem, as it need not clear what it fills.
+                    let run = (want > MAX_COPIED).then(|| engine.pool.take_populated(want, page)).flatten();
+                    return Ok(run.map(|run| engine.places(run)));
+                }
+                engine.take_stocked(want, page, Purpose::Migration).ok_or(KeptReason::NoMemory)
+            }
         }
         .map(Some)
     }

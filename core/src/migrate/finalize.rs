@@ -39,8 +39,13 @@ impl<H: Host> Drop for Copied<'_, H> {
 #[derive(PartialEq, Eq)]
 enum Step {
     Done,
+    /// Whoever waits for the gate comes first: pages were copied under it.
+    GiveWay,
     AwaitEvents,
 }
+
+/// As many pages are copied into the program, at most, before others have their turn.
+const COPIED_AT_ONCE: PageCount = PageCount::new(64);
 
 impl<'e, H: Host> Batch<'e, H> {
     fn finish(&mut self, filled: Filled<'e, H>) {
@@ -80,6 +85,8 @@ impl<'e, H: Host> Batch<'e, H> {
         n: PageCount,
     ) -> Step {
         let engine = self.engine;
+        let fetches = copy.is_none() && piece.bytes.address().is_none();
+        let n = if fetches { n.min(COPIED_AT_ONCE) } else { n };
         let to = piece.at.slice(PageCount::ZERO, n);
         let ways = match (self.request.target, &mut *copy) {
             (Target::Device(device), Some(copy)) if engine.is_private(device) => {
@@ -103,7 +110,7 @@ impl<'e, H: Host> Batch<'e, H> {
         let reason = match installed {
             Installed::Pages(_) => {
                 self.set_outcome(settled, PageOutcome::Moved);
-                return Step::Done;
+                return if fetches { Step::GiveWay } else { Step::Done };
             }
             Installed::Discarded(reason) => {
                 self.set_outcome(settled, PageOutcome::Kept(reason));
