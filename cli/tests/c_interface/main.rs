@@ -201,7 +201,11 @@ fn nobody_configures_more_privilege() -> Checked {
     expect(ledger.processes() == 0 && ledger.refusals() == 0, || "the ledger of another was written".to_owned())?;
     // It is one that root's own programs obey.
     let own = output(Command::new(&program).env(config::VARIABLE, config.encode()));
-    expect(stdout(&own) == "0 3\n" && ledger.processes() == 1, || format!("{}: {}", own.status, stdout(&own)))
+    let threads = stdout(&own).trim().strip_prefix("0 ").and_then(|threads| threads.parse::<u32>().ok());
+    // Its own, the handler, the worker, and as many helpers as are of use here.
+    expect(threads.is_some_and(|threads| threads >= 3) && ledger.processes() == 1, || {
+        format!("{}: {}", own.status, stdout(&own))
+    })
 }
 
 fn header_in_cpp() -> Checked {
