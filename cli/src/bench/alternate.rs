@@ -27,7 +27,7 @@ use hetmem::{
     BLOCK_SIZE, ByteLen, DeviceId, FaultPath, Mapping, PageCount, Request, Runtime, Target as Destination, VirtAddr,
 };
 use hetmem_sys::mapping::HugePages;
-use hetmem_sys::yardstick::{Buffer, CopyRun};
+use hetmem_sys::yardstick::{Buffer, CopyRun, CopyWay};
 
 use super::progress::Progress;
 use super::report::{Row, Section, Target};
@@ -164,9 +164,9 @@ impl Contender<'_> {
             }
             Self::Copies { host, device } => {
                 let all = CopyRun { from: PageCount::ZERO, to: PageCount::ZERO, pages: host.range().pages() };
-                host.copy_runs(device, &[all]);
+                host.copy_runs(device, &[all], CopyWay::Library);
                 change(device.words(), order);
-                device.copy_runs(host, &[all]);
+                device.copy_runs(host, &[all], CopyWay::Library);
                 change(host.words(), order);
                 Ok(2 * all.pages.bytes().get())
             }

@@ -68,7 +68,7 @@ pub(crate) struct Args {
 /// A measurement.
 #[derive(clap::ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Name {
-    /// Migration to a device and back, against memcpy and the plain way
+    /// Migration to a device and back, against the best copy and the plain way
     Migrate,
     /// CPU faults on private memory, against a bare handler
     Fault,

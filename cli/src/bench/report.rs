@@ -80,21 +80,42 @@ pub(super) enum Target {
     AtMost(f64),
 }
 
-/// A target, and whether the median meets it.
+/// A target, and whether it is met.
 #[derive(Clone, Copy, PartialEq, Debug, Serialize)]
 pub(super) struct Verdict {
     #[serde(flatten)]
     pub(super) target: Target,
-    pub(super) met: bool,
+    pub(super) outcome: Outcome,
+}
+
+/// Whether a target is met.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Outcome {
+    /// In every round.
+    Met,
+    /// The median meets it, and not all rounds do.
+    MetByTheMedian,
+    /// The median does not, and some rounds do.
+    MissedByTheMedian,
+    /// In every round.
+    Missed,
 }
 
 impl Target {
     fn judge(self, summary: Option<Summary>) -> Verdict {
-        let met = summary.is_some_and(|s| match self {
-            Self::AtLeast(least) => s.median >= least,
-            Self::AtMost(most) => s.median <= most,
-        });
-        Verdict { target: self, met }
+        let meets = |figure: f64| match self {
+            Self::AtLeast(least) => figure >= least,
+            Self::AtMost(most) => figure <= most,
+        };
+        let outcome =
+            match summary.map(|s| (meets(s.min) && meets(s.max), meets(s.median), meets(s.min) || meets(s.max))) {
+                Some((true, ..)) => Outcome::Met,
+                Some((_, true, _)) => Outcome::MetByTheMedian,
+                Some((_, _, true)) => Outcome::MissedByTheMedian,
+                Some(_) | None => Outcome::Missed,
+            };
+        Verdict { target: self, outcome }
     }
 }
 
@@ -129,16 +150,17 @@ mod tests {
     }
 
     #[test]
-    fn a_target_is_judged_by_the_median_of_the_ratios() {
-        let row = Row::new("a", "GB/s", samples(&[8.0, 9.0, 1.0])).against(
-            "b",
-            &samples(&[10.0, 10.0, 10.0]),
-            Some(Target::AtLeast(0.8)),
-        );
-        assert!(row.ratios[0].target.unwrap().met);
-        let row = row.against("c", &samples(&[10.0, 10.0, 10.0]), Some(Target::AtMost(0.7)));
-        assert!(!row.ratios[1].target.unwrap().met);
-        assert!(!Row::new("none", "B", samples(&[])).aim(Target::AtMost(1.0)).target.unwrap().met);
+    fn a_target_is_met_if_every_round_meets_it() {
+        let ten = samples(&[10.0, 10.0, 10.0]);
+        let judged = |figures: &[f64], target| {
+            Row::new("a", "GB/s", samples(figures)).against("b", &ten, Some(target)).ratios[0].target.unwrap().outcome
+        };
+        assert_eq!(judged(&[8.0, 9.0, 8.5], Target::AtLeast(0.8)), Outcome::Met);
+        assert_eq!(judged(&[8.0, 9.0, 1.0], Target::AtLeast(0.8)), Outcome::MetByTheMedian);
+        assert_eq!(judged(&[8.0, 9.0, 1.0], Target::AtMost(0.7)), Outcome::MissedByTheMedian);
+        assert_eq!(judged(&[8.0, 9.0, 7.5], Target::AtMost(0.7)), Outcome::Missed);
+        let none = Row::new("none", "B", samples(&[])).aim(Target::AtMost(1.0));
+        assert_eq!(none.target.unwrap().outcome, Outcome::Missed);
     }
 
     #[test]
@@ -146,7 +168,7 @@ mod tests {
         let row = Row::new("a", "B", samples(&[1.0])).aim(Target::AtMost(24.0));
         let json = serde_json::to_value(&row).unwrap();
         assert_eq!(json["target"]["at_most"], 24.0);
-        assert_eq!(json["target"]["met"], true);
+        assert_eq!(json["target"]["outcome"], "met");
         assert_eq!(json["median"], 1.0);
         assert_eq!(json["samples"][0], 1.0);
     }

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use super::report::{Report, Section, Target, Verdict};
+use super::report::{Outcome, Report, Section, Target, Verdict};
 use super::samples::Summary;
 
 /// What it is measured on.
@@ -60,11 +60,16 @@ fn figure(value: f64) -> String {
 }
 
 fn verdict(verdict: Option<Verdict>) -> String {
-    let Some(Verdict { target, met }) = verdict else { return String::new() };
-    let met = if met { "met" } else { "missed" };
+    let Some(Verdict { target, outcome }) = verdict else { return String::new() };
+    let outcome = match outcome {
+        Outcome::Met => "met",
+        Outcome::MetByTheMedian => "met by the median",
+        Outcome::MissedByTheMedian => "missed by the median",
+        Outcome::Missed => "missed",
+    };
     match target {
-        Target::AtLeast(least) => format!("target ≥ {least}: {met}"),
-        Target::AtMost(most) => format!("target ≤ {most}: {met}"),
+        Target::AtLeast(least) => format!("target ≥ {least}: {outcome}"),
+        Target::AtMost(most) => format!("target ≤ {most}: {outcome}"),
     }
 }
 

@@ -3,9 +3,9 @@
 
 use std::sync::atomic::AtomicU64;
 
-use hetmem_core::units::{PAGE_SIZE, PageCount, PageRange};
+use hetmem_core::units::{PAGE_SIZE, PageCount, PageRange, VirtAddr};
 
-use crate::copy::{address, copy_pages};
+use crate::copy::{address, copy_pages, stream_pages};
 use crate::errno::Errno;
 use crate::mapping::{Arena, ArenaOptions, HugePages, Prefault, populate_write};
 use crate::numa::Node;
@@ -26,6 +26,70 @@ impl CopyRun {
     #[must_use]
     pub const fn back(self) -> Self {
         Self { from: self.to, to: self.from, pages: self.pages }
+    }
+}
+
+/// A way to copy. Which is the fastest depends on the machine, and on how much is copied at a time.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum CopyWay {
+    /// The C library's `memcpy`.
+    Library,
+    /// Stores that go past the caches.
+    Streamed,
+    /// The processor's own instruction for it (`rep movsb`), where it has one.
+    Instruction,
+}
+
+impl CopyWay {
+    /// All there are.
+    pub const ALL: [Self; 3] = [Self::Library, Self::Streamed, Self::Instruction];
+
+    /// What it is called.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Library => "memcpy",
+            Self::Streamed => "streamed copy",
+            Self::Instruction => "rep movsb",
+        }
+    }
+
+    /// Copies `pages` pages.
+    ///
+    /// # Safety
+    ///
+    /// As [`copy_pages`].
+    unsafe fn copy(self, to: VirtAddr, from: VirtAddr, pages: PageCount) {
+        match self {
+            // SAFETY: the caller's.
+            Self::Library => unsafe { copy_pages(to, from, pages) },
+            // SAFETY: the caller's.
+            Self::Streamed => unsafe { stream_pages(to, from, pages) },
+            // SAFETY: the caller's.
+            Self::Instruction => unsafe { move_bytes(to, from, pages) },
+        }
+    }
+}
+
+/// # Safety
+///
+/// As [`copy_pages`].
+unsafe fn move_bytes(to: VirtAddr, from: VirtAddr, pages: PageCount) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: stores to that many bytes and loads as many, which the caller has; the direction flag is clear between instructions of Rust's.
+    unsafe {
+        std::arch::asm!(
+            "rep movsb",
+            inout("rcx") pages.bytes().as_usize() => _,
+            inout("rdi") address(to) => _,
+            inout("rsi") address(from) => _,
+            options(nostack, preserves_flags),
+        );
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    // SAFETY: the caller's.
+    unsafe {
+        copy_pages(to, from, pages);
     }
 }
 
@@ -73,17 +137,17 @@ impl Buffer {
         unsafe { std::slice::from_raw_parts(first, words) }
     }
 
-    /// Copies `runs` from this buffer to `to`, each by a call of its own.
+    /// Copies `runs` from this buffer to `to`, each by itself.
     ///
     /// # Panics
     ///
     /// If a run does not lie in both buffers.
-    pub fn copy_runs(&mut self, to: &mut Self, runs: &[CopyRun]) {
+    pub fn copy_runs(&mut self, to: &mut Self, runs: &[CopyRun], way: CopyWay) {
         for run in runs {
             let (source, target) = (self.part(run.from, run.pages), to.part(run.to, run.pages));
             // SAFETY: both are parts of buffers, which are two as they are borrowed for writing, and nobody has words of
             // them while they are.
-            unsafe { copy_pages(target.start(), source.start(), run.pages) };
+            unsafe { way.copy(target.start(), source.start(), run.pages) };
         }
     }
 

@@ -2,7 +2,7 @@
 //! kept in books.
 //!
 //! ```text
-//! Buffer      populated memory, and copies between two of them         the floor of a migration: memcpy
+//! Buffer      populated memory, and copies between two of them         the floor of a migration: the best copy
 //! PlainMover  UFFDIO_COPY in, copy and MADV_DONTNEED out               what other user-space movers do
 //! FaultFloor  handlers that answer each fault with one UFFDIO_COPY      the floor of a fault, on either path
 //! NodeMover   move_pages(2), mbind(2)                                  the kernel's own migration between nodes
@@ -20,7 +20,7 @@ mod heap;
 mod nodes;
 mod plain;
 
-pub use buffer::{Buffer, CopyRun};
+pub use buffer::{Buffer, CopyRun, CopyWay};
 pub use floor::{FaultFloor, FloorPath, SigbusTurn};
 pub use heap::heap_bytes;
 pub use nodes::{KernelWay, NodeMover, pages_on};
