@@ -182,7 +182,7 @@ impl<H: Host> Engine<H> {
 
     /// Where the frames of a private device can be read without a transfer.
     pub(crate) fn readable(&self, frames: Frames) -> Option<VirtAddr> {
-        if frames.is_pool() {
+        if !self.is_private(frames.device) {
             return None;
         }
         let start = self.device_of(frames.device).readable()?;

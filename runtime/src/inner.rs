@@ -19,6 +19,7 @@ use crate::guards::Guards;
 use crate::host::{Contexts, UserMemory};
 use crate::rest;
 use crate::service::crew::Crew;
+use crate::service::late::Moves;
 use crate::service::{MEMORY_PATIENCE, Start};
 
 /// Room in the pool for pages in transit, beside the stock.
@@ -35,6 +36,7 @@ pub(crate) struct Inner {
     pub(crate) guards: Guards,
     pub(crate) resting: rest::Known,
     pub(crate) crew: Crew,
+    pub(crate) moves: Moves,
     pub(crate) started: Start,
     /// The process whose memory it is.
     process: u32,
@@ -83,6 +85,7 @@ impl Inner {
             guards,
             resting: rest::Known::default(),
             crew,
+            moves: Moves::default(),
             started: Start::begin(),
             process: std::process::id(),
         })

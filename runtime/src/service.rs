@@ -15,6 +15,7 @@
 //! They touch no memory of the program but through the kernel, and take no lock that anybody holds while doing so.
 
 pub(crate) mod crew;
+pub(crate) mod late;
 
 use std::time::{Duration, Instant};
 
@@ -89,6 +90,7 @@ pub(crate) fn run(inner: &Inner, stop: &OwnedFd) {
         if inner.forks.are_under_way() {
             park(inner, &mut room, &mut server.queue);
         }
+        server.settle_moves();
         let timeout = if server.queue.is_empty() { clearing.within(inner) } else { Some(RETRY_AFTER) };
         let Woken { anything, asked_to_stop, delegated } = descriptors.wait(timeout.as_ref());
         if anything {
@@ -129,6 +131,7 @@ pub(crate) fn help(inner: &Inner, number: usize) {
         [inner.crew.ended.as_fd(), uffd.as_fd()].map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN));
     inner.crew.take_place(number);
     loop {
+        server.settle_moves();
         let timeout = (!server.queue.is_empty()).then_some(RETRY_AFTER);
         let woken = poll(&mut descriptors, timeout.as_ref());
         if woken != Ok(0) {
@@ -165,8 +168,12 @@ impl<'a> Server<'a> {
         let contexts = &inner.engine.host().contexts;
         let events = inner.engine.events();
         match contexts.read_events(uffd, &mut self.buffer) {
-            Ok(0) => return,
-            Ok(_) => self.unreadable = None,
+            Ok(read) => {
+                self.unreadable = None;
+                if read == 0 {
+                    return;
+                }
+            }
             Err(errno) => {
                 drop(events);
                 return self.wait_for_descriptors(errno);
@@ -194,6 +201,19 @@ impl<'a> Server<'a> {
         hetmem_sys::thread::backoff_sleep(READ_AGAIN_AFTER);
     }
 
+    /// Forgets moves whose unmappings were read, or will never be.
+    fn settle_moves(&self) {
+        if self.inner.moves.is_empty() {
+            return;
+        }
+        // So that nobody has read an unmapping and not looked for its move.
+        let _events = self.inner.engine.events();
+        let host = self.inner.engine.host();
+        if host.program_contexts().all(|(_, path)| !host.contexts.is_changing(path)) {
+            self.inner.moves.settle();
+        }
+    }
+
     /// Ends those faults under way whose device has done, whoever began them.
     fn end_faults(&mut self) {
         let (inner, later) = (self.inner, &mut self.later);
@@ -210,7 +230,7 @@ impl<'a> Server<'a> {
         }
         std::mem::swap(&mut self.queue, &mut self.later);
         if self.queue.iter().any(|fault| fault.yields < 32) {
-            self.queue.iter_mut().for_each(|fault| fault.yields += 1);
+            self.queue.iter_mut().for_each(|fault| fault.yields = fault.yields.saturating_add(1));
             hetmem_sys::thread::yield_now();
         }
     }
@@ -268,15 +288,22 @@ fn apply(
             // The end of the address that a lifted block came from: nothing was there, and somebody's mapping may be by now.
             Event::Unmap { range } if engine.host().traps.was_spare(range) => {}
             Event::Unmap { range } => {
-                engine.unmapped(events, range);
-                engine.host().traps.unmapped(range);
+                for part in inner.moves.unmapped(range) {
+                    engine.unmapped(events, part);
+                    engine.host().traps.unmapped(part);
+                }
             }
             Event::Remap { from, to, len } => {
                 if let Some(from) = len.whole_pages().and_then(|pages| PageRange::new(from, pages)) {
                     engine.remapped(events, from, to);
                     match PageRange::new(to, from.pages()).filter(|to| engine.is_own_change(*to)) {
                         Some(lifted) => engine.host().traps.lifted(from, lifted, path),
-                        None => engine.host().traps.remapped(from, to),
+                        None => {
+                            engine.host().traps.remapped(from, to);
+                            if let Some(to) = PageRange::new(to, from.pages()) {
+                                inner.moves.moved(from, to);
+                            }
+                        }
                     }
                 }
             }

@@ -150,6 +150,7 @@ const PROGRAMS: &[Cases] = &[
         settings: &[Setting::Chaos, Setting::Limit],
         expect: Expect::moved(1_000),
     },
+    Cases { program: "movers", cases: &["about"], settings: EVERY, expect: Expect::moved(1_000) },
     Cases {
         program: "sharers",
         cases: &["outlives"],
