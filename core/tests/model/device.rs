@@ -80,7 +80,8 @@ impl Device for ModelDevice {
     }
 
     fn readable(&self) -> Option<VirtAddr> {
-        (self.reach == Reach::Copied && self.model.lock().gives == Gives::Read).then_some(self.frames)
+        // Those of coherent devices can be read, too, and nobody copies from there what can be moved.
+        (self.model.lock().gives == Gives::Read).then_some(self.frames)
     }
 
     fn astray(&self, range: PageRange, visit: &mut dyn FnMut(VirtAddr, Astray)) {
