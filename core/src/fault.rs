@@ -198,7 +198,10 @@ impl<H: Host> Engine<H> {
         device: DeviceId,
     ) -> Option<FaultResolution> {
         let Around { pages, window } = around;
-        if u64::from(window) > MAX_COPIED.get() || self.device_of(device).readable().is_none() {
+        if u64::from(window) > MAX_COPIED.get()
+            || !self.is_private(device)
+            || self.device_of(device).readable().is_none()
+        {
             return None;
         }
         let mut done = PageCount::ZERO;

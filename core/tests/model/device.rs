@@ -81,7 +81,8 @@ impl Device for ModelDevice {
 
     fn readable(&self) -> Option<VirtAddr> {
         // Those of coherent devices can be read, too, and nobody copies from there what can be moved.
-        (self.model.lock().gives == Gives::Read).then_some(self.frames)
+        let is_laid = matches!(self.reach, Reach::Laid(_));
+        (is_laid || self.model.lock().gives == Gives::Read).then_some(self.frames)
     }
 
     fn astray(&self, range: PageRange, visit: &mut dyn FnMut(VirtAddr, Astray)) {
