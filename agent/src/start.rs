@@ -140,9 +140,10 @@ pub fn start(config: &'static Config) -> Result<(), String> {
     }
     thread_is_known();
     let no_memory = |errno: Errno| format!("the agent's memory can't be set up: {errno}");
-    let helpers = useful_helpers();
-    let handler = stack(HANDLER).map_err(no_memory)?;
-    (WORKER..FIRST_HELPER + helpers).try_for_each(|which| stack(which).map(drop)).map_err(no_memory)?;
+    let [handler, worker] = [HANDLER, WORKER].map(stack);
+    let (handler, _worker) = (handler.map_err(no_memory)?, worker.map_err(no_memory)?);
+    // Without room for them the others serve what they would have.
+    let helpers = (0..useful_helpers()).take_while(|number| stack(FIRST_HELPER + number).is_ok()).count();
     presence::make_words().map_err(no_memory)?;
     let startup = Box::leak(Box::new(Startup {
         config,
@@ -247,7 +248,7 @@ fn prepare(startup: &Startup) -> Result<&'static Agent, String> {
         .map_err(|errno| format!("the agent's second thread can't be started: {errno}"))?;
     for number in 0..startup.helpers {
         let Ok(helper) = stack(FIRST_HELPER + number) else { break };
-        // SAFETY: as above. Without it the others serve what it would have.
+        // SAFETY: as above.
         if unsafe { helper.start(helper_main, arg) }.is_err() {
             break;
         }

@@ -19,7 +19,7 @@ use crate::notifier::Invalidation;
 use crate::port::{FaultPath, Host, TransferError};
 use crate::slot::{Frame, Slot};
 use crate::space::{Block, BlockState};
-use crate::units::{DeviceId, PageCount, PageRange, VirtAddr};
+use crate::units::{PageCount, PageRange, VirtAddr};
 use cluster::{Around, Cluster};
 use notify::Notify;
 pub(crate) use under_way::UnderWay;
@@ -126,7 +126,7 @@ impl<H: Host> Engine<H> {
                     return Ok(self.install_touched(&block, &mut state, path, page, frame));
                 }
                 let around = Around::of(self, &state, page);
-                if let Some(resolution) = self.copy_touched(&mut state, path, around, frame.device) {
+                if let Some(resolution) = self.copy_touched(&mut state, path, around, frame) {
                     drop(state);
                     drop(shared);
                     // Who is woken may run at once in place of this thread, which others would wait for if it had the locks still. Nobody else waits
@@ -195,19 +195,16 @@ impl<H: Host> Engine<H> {
         state: &mut BlockState,
         path: FaultPath,
         around: Around,
-        device: DeviceId,
+        frame: Frame,
     ) -> Option<FaultResolution> {
         let Around { pages, window } = around;
-        if u64::from(window) > MAX_COPIED.get()
-            || !self.is_private(device)
-            || self.device_of(device).readable().is_none()
-        {
+        if u64::from(window) > MAX_COPIED.get() || self.readable(Frames::single(frame)).is_none() {
             return None;
         }
         let mut done = PageCount::ZERO;
         while done < pages.pages() {
             let rest = pages.slice(done, pages.pages());
-            let Some(frames) = state.resting_run(rest).filter(|frames| frames.device == device) else { break };
+            let Some(frames) = state.resting_run(rest).filter(|frames| frames.device == frame.device) else { break };
             let to = rest.slice(PageCount::ZERO, frames.run.pages);
             let mut refs = self.refer_to(frames);
             let ways = if window == 1 { Ways::Touched } else { Ways::MoveOrCopy };

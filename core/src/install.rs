@@ -2,14 +2,15 @@
 //!
 //! | who | from | what it does where the first page is not installed |
 //! | --- | --- | --- |
-//! | `migrate::finalize` | frames of the target, or the pool | keeps it, and rolls back |
+//! | `migrate::finalize` | frames of the target, the pool, or a private device that can be read | keeps it, and rolls back |
 //! | `migrate::Batch::roll_back` | the frames where the page was taken out to | leaves it there: a touch tries again |
 //! | a touch of a page in a frame with an address | that frame | tries again later, or stops the program |
 //! | a touch of a page in a private frame | that frame, where it can be read | takes the next way |
 //! | | frames of the pool | tries again later, or stops the program |
 //!
-//! The page itself is moved, if nobody may be reading the frame and the mapping accepts it, else copied. From a private frame it is always copied. What is installed is settled at once: slots
-//! say where the pages are, and the references that went with the old place are let go of. Each caller interprets the rest ([`Installed`]).
+//! The page itself is moved, if nobody may be reading the frame and the mapping accepts it, else copied. From a private frame it is always copied.
+//! What is installed is settled at once: slots say where the pages are, and the references that went with the old place are let go of. Each caller
+//! interprets the rest ([`Installed`]).
 
 use std::sync::atomic::Ordering::Relaxed;
 

@@ -14,7 +14,7 @@ use hetmem_sys::maps::MapsFile;
 
 use crate::error::Error;
 use crate::forks;
-use crate::host::Contexts;
+use crate::host::contexts::Contexts;
 use crate::inner::Inner;
 use crate::runtime::Runtime;
 

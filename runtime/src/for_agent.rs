@@ -24,7 +24,7 @@ use hetmem_sys::thread::Processors;
 use thiserror::Error;
 
 use crate::builder::{DEFAULT_STOCK, make_devices};
-use crate::host::Contexts;
+use crate::host::contexts::Contexts;
 use crate::host::removals::RETURNED;
 use crate::inner::Inner;
 use crate::service::crew::{self, MOST};

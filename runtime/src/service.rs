@@ -90,8 +90,7 @@ pub(crate) fn run(inner: &Inner, stop: &OwnedFd) {
         if inner.forks.are_under_way() {
             park(inner, &mut room, &mut server.queue);
         }
-        server.settle_moves();
-        let timeout = if server.queue.is_empty() { clearing.within(inner) } else { Some(RETRY_AFTER) };
+        let timeout = server.retry_after().or_else(|| clearing.within(inner));
         let Woken { anything, asked_to_stop, delegated } = descriptors.wait(timeout.as_ref());
         if anything {
             // With the gate held alone, for which migrations have to wait.
@@ -131,13 +130,13 @@ pub(crate) fn help(inner: &Inner, number: usize) {
         [inner.crew.ended.as_fd(), uffd.as_fd()].map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN));
     inner.crew.take_place(number);
     loop {
-        server.settle_moves();
-        let timeout = (!server.queue.is_empty()).then_some(RETRY_AFTER);
-        let woken = poll(&mut descriptors, timeout.as_ref());
+        let woken = poll(&mut descriptors, server.retry_after().as_ref());
         if woken != Ok(0) {
             server.read(uffd, FaultPath::Thread);
         }
         server.serve_queue();
+        // The first of the threads clears what pages leave, and may be asleep.
+        inner.tell_of_resting();
         if woken.is_ok() && descriptors[0].revents().contains(PollFlags::IN) && server.queue.is_empty() {
             return;
         }
@@ -176,7 +175,7 @@ impl<'a> Server<'a> {
             }
             Err(errno) => {
                 drop(events);
-                return self.wait_for_descriptors(errno);
+                return wait_for_descriptors(inner, &mut self.unreadable, errno);
             }
         }
         let changed = apply(inner, &events, path, &mut self.buffer, &mut self.queue);
@@ -187,31 +186,24 @@ impl<'a> Server<'a> {
         }
     }
 
-    /// An event can't be read: that of a fork, for whose descriptor the process has no room. The forking thread waits, and so do all whose pages can't be
-    /// brought while there is an event.
-    fn wait_for_descriptors(&mut self, errno: Errno) {
-        if self.unreadable.get_or_insert_with(Instant::now).elapsed() > MEMORY_PATIENCE {
-            let host = self.inner.engine.host();
-            host.note_refusal(errno);
-            host.stop_the_program(
-                VirtAddr::default(),
-                "there is no descriptor by which a forked child would get its pages",
-            );
-        }
-        hetmem_sys::thread::backoff_sleep(READ_AGAIN_AFTER);
+    /// How long it may wait for something to read; `None` if there is nothing that it looks at again by itself.
+    fn retry_after(&self) -> Option<Timespec> {
+        (self.awaits_unmappings() || !self.queue.is_empty()).then_some(RETRY_AFTER)
     }
 
-    /// Forgets moves whose unmappings were read, or will never be.
-    fn settle_moves(&self) {
+    /// Whether moves are noted whose unmappings may still come. Those are forgotten of which none will.
+    fn awaits_unmappings(&self) -> bool {
         if self.inner.moves.is_empty() {
-            return;
+            return false;
         }
         // So that nobody has read an unmapping and not looked for its move.
         let _events = self.inner.engine.events();
         let host = self.inner.engine.host();
-        if host.program_contexts().all(|(_, path)| !host.contexts.is_changing(path)) {
+        let changing = host.program_contexts().any(|(_, path)| host.contexts.is_changing(path));
+        if !changing {
             self.inner.moves.settle();
         }
+        changing
     }
 
     /// Ends those faults under way whose device has done, whoever began them.
@@ -234,6 +226,20 @@ impl<'a> Server<'a> {
             hetmem_sys::thread::yield_now();
         }
     }
+}
+
+/// An event can't be read, `since` a while: that of a fork, for whose descriptor the process has no room. The forking thread waits, and so do all whose
+/// pages can't be brought while there is an event.
+fn wait_for_descriptors(inner: &Inner, since: &mut Option<Instant>, errno: Errno) {
+    if since.get_or_insert_with(Instant::now).elapsed() > MEMORY_PATIENCE {
+        let host = inner.engine.host();
+        host.note_refusal(errno);
+        host.stop_the_program(
+            VirtAddr::default(),
+            "there is no descriptor by which a forked child would get its pages",
+        );
+    }
+    hetmem_sys::thread::backoff_sleep(READ_AGAIN_AFTER);
 }
 
 /// What has woken the thread.
@@ -325,7 +331,7 @@ fn park(inner: &Inner, room: &mut Vec<(EventBuffer, FaultPath)>, queue: &mut Vec
     let second = contexts.sigbus.as_ref().unwrap_or(&contexts.thread);
     let events = inner.engine.events();
     inner.forks.park();
-    let mut filled = 0;
+    let (mut filled, mut unreadable) = (0, None);
     loop {
         // Cleared before the look, so that no end goes unnoticed.
         let _ = rustix::io::read(&inner.delegated.posted, &mut [0; 8]);
@@ -334,8 +340,13 @@ fn park(inner: &Inner, room: &mut Vec<(EventBuffer, FaultPath)>, queue: &mut Vec
         }
         for (uffd, path) in inner.engine.host().program_contexts() {
             while let Some((buffer, of)) = room.get_mut(filled) {
-                if !matches!(contexts.read_events(uffd, buffer), Ok(1..)) {
-                    break;
+                match contexts.read_events(uffd, buffer) {
+                    Ok(1..) => unreadable = None,
+                    Ok(0) => break,
+                    Err(errno) => {
+                        wait_for_descriptors(inner, &mut unreadable, errno);
+                        break;
+                    }
                 }
                 *of = path;
                 filled += 1;

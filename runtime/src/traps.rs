@@ -21,7 +21,7 @@ use hetmem_core::units::{PageCount, PageRange, VirtAddr};
 use hetmem_sys::errno::Errno;
 use hetmem_sys::uffd::{Fill, Mode};
 
-use crate::host::Contexts;
+use crate::host::contexts::Contexts;
 
 /// How a range is registered, and in which context. One that is free has no entry.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

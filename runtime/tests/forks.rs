@@ -124,6 +124,31 @@ fn forks_wait_for_nobody_who_waits_for_the_allocator() {
     children_find_everything(&runtime(), ROUNDS);
 }
 
+/// The kernel makes a descriptor for each fork of what is registered, and has it wait until that is read.
+#[test]
+fn a_fork_ends_where_there_is_no_room_for_a_descriptor() {
+    let _alone = alone();
+    let runtime = runtime();
+    let mapping = map(&runtime, 64, FaultPath::Thread);
+    fill(&mapping);
+    let resource = rustix::process::Resource::Nofile;
+    let before = rustix::process::getrlimit(resource);
+    rustix::process::setrlimit(resource, rustix::process::Rlimit { current: Some(128), ..before }).unwrap();
+    let fillers: Vec<_> = std::iter::from_fn(|| std::fs::File::open("/dev/null").ok()).collect();
+    assert!(!fillers.is_empty());
+    for _ in 0..20 {
+        assert_eq!(runtime.migrate(mapping.range(), to(PRIVATE)).moved(), mapping.range().pages());
+        let child = fork();
+        if child == 0 {
+            end(wrong_page(&mapping).is_none());
+        }
+        assert_eq!(status_of(child), 0, "the child reads what its parent wrote");
+        verify(&mapping);
+    }
+    drop(fillers);
+    rustix::process::setrlimit(resource, before).unwrap();
+}
+
 /// Touches are under way when the process forks.
 #[test]
 fn children_find_what_a_slow_device_is_about_to_give_back() {

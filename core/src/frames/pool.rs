@@ -89,12 +89,22 @@ impl SystemPool {
     /// Takes a run of at most `want` empty places, with one reference each, for pages on their way out.
     #[must_use]
     pub fn take_empty(&self, want: PageCount, page: VirtAddr) -> Option<FrameRun> {
+        self.take_spare(want, page, |sets| &mut sets.empty)
+    }
+
+    /// Takes a run of at most `want` stocked places for a migration to copy pages into, with one reference each, if there are any.
+    #[must_use]
+    pub fn take_populated(&self, want: PageCount, page: VirtAddr) -> Option<FrameRun> {
+        self.take_spare(want, page, |sets| &mut sets.stocked)
+    }
+
+    fn take_spare(&self, want: PageCount, page: VirtAddr, from: impl Fn(&mut Sets) -> &mut RunSet) -> Option<FrameRun> {
         self.take(page, |sets| {
             let spare = sets.empty.len() + sets.stocked.len();
             if spare <= FAULT_RESERVE {
                 return None;
             }
-            sets.empty.take(want.min(spare - FAULT_RESERVE))
+            from(sets).take(want.min(spare - FAULT_RESERVE))
         })
     }
 
@@ -143,18 +153,6 @@ impl SystemPool {
                 Purpose::Migration => return None,
             };
             sets.stocked.take(want).or_else(|| sets.empty.take(want))
-        })
-    }
-
-    /// Takes a run of at most `want` stocked places for a migration to copy pages into, with one reference each, if there are any.
-    #[must_use]
-    pub fn take_populated(&self, want: PageCount, page: VirtAddr) -> Option<FrameRun> {
-        self.take(page, |sets| {
-            let spare = sets.empty.len() + sets.stocked.len();
-            if spare <= FAULT_RESERVE {
-                return None;
-            }
-            sets.stocked.take(want.min(spare - FAULT_RESERVE))
         })
     }
 

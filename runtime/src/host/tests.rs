@@ -1,6 +1,7 @@
 #![expect(clippy::print_stderr, reason = "a test that is skipped says so")]
 
 use hetmem_core::units::BLOCK_SIZE;
+use hetmem_sys::maps::MapsFile;
 
 use super::*;
 

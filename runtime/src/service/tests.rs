@@ -10,6 +10,7 @@ use hetmem_core::port::{Device, Direction, Reach, Transfer};
 use hetmem_core::units::{ByteLen, DeviceId};
 use hetmem_devices::Emulated;
 use hetmem_devices::spec::DeviceSpec;
+use hetmem_sys::thread::Processors;
 
 use super::*;
 use crate::mirror::Event as MirrorEvent;
@@ -45,6 +46,35 @@ fn own_process() -> Option<String> {
     // SAFETY: whoever waits for ever is ended by another signal than the one that is expected.
     unsafe { libc::alarm(60) };
     Some(case)
+}
+
+/// The first of the threads that serve clears, and may be asleep when others have served.
+#[test]
+fn what_pages_leave_is_cleared_whoever_serves_the_touches() {
+    let device: DeviceSpec = "private:emulated,size=16M".parse().unwrap();
+    let runtime = Runtime::builder().device(device).start().unwrap();
+    let mapping = runtime.map(ByteLen::new(1 << 20), FaultPath::Thread).unwrap();
+    mapping.words().iter().for_each(|word| word.store(1, SeqCst));
+    let moved = runtime.migrate(mapping.range(), Request::all_to(Target::Device(DeviceId::new(0)))).moved();
+    assert_eq!(moved, mapping.range().pages());
+    let await_cleared = || {
+        let begun = Instant::now();
+        while runtime.inner.engine.has_resting() {
+            assert!(begun.elapsed() < Duration::from_secs(20), "nobody clears what pages have left");
+            hetmem_sys::thread::yield_now();
+        }
+    };
+    await_cleared();
+    let processors = Processors::of_this_thread();
+    for (nth, page) in (0..processors.len()).rev().zip(mapping.words().chunks(512).step_by(7)) {
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                processors.stay_on(nth).unwrap();
+                assert_eq!(page[0].load(SeqCst), 1);
+            });
+        });
+        await_cleared();
+    }
 }
 
 /// Touchers would wait for ever for a thread that is no more.
