@@ -12,6 +12,8 @@
 //! What the last of these speaks of is not what is there. So each move is noted until its unmapping was read, with what came to its old place meanwhile.
 //! A move that leaves its old place mapped (`MREMAP_DONTUNMAP`) is not told apart, and nothing unmaps its old place: notes are dropped when the kernel
 //! says that no change is under way.
+//!
+//! *Limits:* the unmapping of a `munmap(2)` may be announced late, too, and is not told from one of what has moved there.
 
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
