@@ -21,8 +21,8 @@ managed() {
     # shellcheck disable=SC2086
     hetmem run --quiet --stats /tmp/stats.$$ --policy "chaos=$SEED" $devices -- "$@" >/tmp/managed.$$ 2>&1
     status=$?
-    [ "$status" = "$native" ] || fail "exit status $status and not $native: $(cat /tmp/managed.$$)"
-    cmp /tmp/native.$$ /tmp/managed.$$ || fail "other output: $(cat /tmp/managed.$$)"
+    [ "$status" = "$native" ] || fail "exit status $status and not $native: $(cat /tmp/managed.$$), and natively $(cat /tmp/native.$$)"
+    cmp /tmp/native.$$ /tmp/managed.$$ || fail "other output: $(cat /tmp/managed.$$), and natively $(cat /tmp/native.$$)"
     look_at_statistics
     [ -n "$copies" ] || [ $((strays * 100)) -le "$moved" ] || fail "$strays of $moved pages were not on their node"
 }

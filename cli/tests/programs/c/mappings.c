@@ -6,6 +6,7 @@
 #include "common.h"
 
 #include <fcntl.h>
+#include <inttypes.h>
 #include <setjmp.h>
 #include <signal.h>
 
@@ -18,8 +19,6 @@ enum { MOST_REGIONS = 24, MOST_PAGES = 1024, BYSTANDERS = 2, BYSTANDER_PAGES = 2
 struct region {
     unsigned char *base;
     size_t pages;
-    // Part of it was mapped anew, so the kernel may hold it as several mappings, which mremap can refuse.
-    bool patched;
     uint64_t seeds[MOST_PAGES];
 };
 
@@ -111,7 +110,6 @@ static void forget_part(struct part part) {
 static void create(struct region *region) {
     region->pages = 1 + below(below(4) == 0 ? MOST_PAGES : 128);
     region->base = map_pages(region->pages);
-    region->patched = false;
     forget_part(whole(region));
     if (below(4) == 0) {
         // EINVAL where the kernel has no huge pages: nothing to test then.
@@ -129,10 +127,44 @@ static void destroy(struct region *region) {
     region->pages = 0;
 }
 
+// Whether the kernel holds the region as several mappings: what an advice, a lock or a protection has split is joined again only if it can be.
+static bool is_in_pieces(const struct region *region) {
+    uintptr_t base = (uintptr_t)region->base;
+    FILE *maps = fopen("/proc/self/maps", "re");
+    CHECK(maps != NULL);
+    char line[512];
+    bool whole = false;
+    while (fgets(line, sizeof line, maps) != NULL) {
+        uintptr_t from = 0, to = 0;
+        if (sscanf(line, "%" SCNxPTR "-%" SCNxPTR, &from, &to) == 2) {
+            whole |= from <= base && base + region->pages * PAGE <= to;
+        }
+    }
+    CHECK(fclose(maps) == 0);
+    return !whole;
+}
+
+// mremap, or what comes to the same where it refuses a region because it is several mappings.
+static unsigned char *move(const struct region *region, size_t pages, int flags) {
+    size_t bytes = region->pages * PAGE;
+    unsigned char *there = mremap(region->base, bytes, pages * PAGE, MREMAP_MAYMOVE | flags, NULL);
+    if (there != MAP_FAILED) {
+        return there;
+    }
+    CHECK(errno == EFAULT && is_in_pieces(region));
+    there = map_pages(pages);
+    memcpy(there, region->base, (pages < region->pages ? pages : region->pages) * PAGE);
+    if (flags & MREMAP_DONTUNMAP) {
+        CHECK(madvise(region->base, bytes, MADV_DONTNEED) == 0);
+    } else {
+        CHECK(munmap(region->base, bytes) == 0);
+    }
+    return there;
+}
+
 static void resize(struct region *region) {
     size_t pages = 1 + below(MOST_PAGES);
-    unsigned char *base = mremap(region->base, region->pages * PAGE, pages * PAGE, MREMAP_MAYMOVE);
-    CHECK(base != MAP_FAILED);
+    unsigned char *base = move(region, pages, 0);
     if (pages > region->pages) {
         memset(&region->seeds[region->pages], 0, (pages - region->pages) * sizeof(uint64_t));
     }
@@ -143,7 +175,7 @@ static void resize(struct region *region) {
     }
 }
 
-// Moves the region onto a place that is already mapped, and written to or not.
+// Moves the region onto a place that is already mapped, and written to or not, if the kernel can.
 static void move_onto(struct region *region) {
     unsigned char *there = map_pages(region->pages);
     if (below(2) == 0) {
@@ -151,9 +183,13 @@ static void move_onto(struct region *region) {
     }
     unsigned char *from = region->base;
     size_t bytes = region->pages * PAGE;
-    CHECK(mremap(from, bytes, bytes, MREMAP_MAYMOVE | MREMAP_FIXED, there) == there);
-    region->base = there;
-    expect_fault(from, WRITE, SEGV_MAPERR);
+    if (mremap(from, bytes, bytes, MREMAP_MAYMOVE | MREMAP_FIXED, there) == MAP_FAILED) {
+        CHECK(errno == EFAULT && is_in_pieces(region));
+        CHECK(munmap(there, bytes) == 0);
+    } else {
+        region->base = there;
+        expect_fault(from, WRITE, SEGV_MAPERR);
+    }
     check_part(some_part(region));
 }
 
@@ -161,9 +197,7 @@ static void move_onto(struct region *region) {
 static void move_out_of(struct region *region) {
     size_t bytes = region->pages * PAGE;
     unsigned char *left = region->base;
-    unsigned char *there = mremap(left, bytes, bytes, MREMAP_MAYMOVE | MREMAP_DONTUNMAP, NULL);
-    CHECK(there != MAP_FAILED);
-    region->base = there;
+    region->base = move(region, region->pages, MREMAP_DONTUNMAP);
     for (size_t i = 0; i < region->pages; i++) {
         CHECK_PAGE(left + i * PAGE, 0);
     }
@@ -232,7 +266,6 @@ static void cut(struct region *region) {
 static void map_over(struct part part) {
     void *at = mmap(part.base, part.pages * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
     CHECK(at == part.base);
-    part.of->patched = true;
     forget_part(part);
     check_part(part);
 }
@@ -301,9 +334,13 @@ static void expect_refusals(void) {
 
 static _Atomic bool stop;
 
+// Mapped before the first step: nothing may come where a region has been.
+static unsigned char *bystanders[BYSTANDERS];
+
 static void *stand_by(void *argument_of_body) {
-    uint64_t self = (uint64_t)(uintptr_t)argument_of_body;
-    unsigned char *own = map_pages(BYSTANDER_PAGES);
+    size_t number = (size_t)(uintptr_t)argument_of_body;
+    uint64_t self = (uint64_t)(number + 1) << 40;
+    unsigned char *own = bystanders[number];
     uint64_t written[64] = {0};
     for (uint64_t i = 0; i < BYSTANDER_PAGES; i++) {
         fill_page(own + i * PAGE, self + i);
@@ -326,12 +363,7 @@ static void step_once(void) {
         create(region);
         return;
     }
-    size_t what = below(18);
-    // mremap takes one mapping at a time.
-    if (region->patched && (what == 2 || what == 3 || what == 4)) {
-        what = 16;
-    }
-    switch (what) {
+    switch (below(18)) {
     case 0:
     case 1: write_part(some_part(region)); break;
     case 2: resize(region); break;
@@ -366,7 +398,8 @@ int main(int argc, char **argv) {
     CHECK(sigaction(SIGSEGV, &action, NULL) == 0);
     pthread_t ids[BYSTANDERS];
     for (size_t i = 0; i < BYSTANDERS; i++) {
-        start_thread(&ids[i], stand_by, (void *)(uintptr_t)((i + 1) << 40));
+        bystanders[i] = map_pages(BYSTANDER_PAGES);
+        start_thread(&ids[i], stand_by, (void *)(uintptr_t)i);
     }
     for (size_t i = 0; i < steps; i++) {
         step_once();
