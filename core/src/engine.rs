@@ -10,7 +10,7 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use crate::exchange::Exchanges;
 use crate::fault::UnderWay;
-use crate::frames::{FrameDescriptor, FrameRefs, FrameRun, Frames, Left, Purpose, SystemPool};
+use crate::frames::{FrameDescriptor, FrameRefs, FrameRun, Frames, Keep, Left, Purpose, SystemPool};
 use crate::notifier::{EmptyRange, Event, Invalidation, Notice, Notifiers, Subscription};
 use crate::port::{Device, Host, NoBacking, Reach};
 use crate::slot::{Frame, SYSTEM_POOL, Slot};
@@ -233,10 +233,14 @@ impl<H: Host> Engine<H> {
     }
 
     /// Places of the pool, which grows while `take` finds none, as far as the host lets it.
-    pub(crate) fn take_places(&self, take: impl Fn(&SystemPool) -> Option<FrameRun>) -> Option<FrameRefs<'_, H>> {
+    pub(crate) fn take_places(
+        &self,
+        purpose: Purpose,
+        take: impl Fn(&SystemPool) -> Option<FrameRun>,
+    ) -> Option<FrameRefs<'_, H>> {
         loop {
             let taken = take(&self.pool);
-            if taken.is_some() || !self.grow_pool() {
+            if taken.is_some() || !self.grow_pool(purpose) {
                 return taken.map(|run| self.places(run));
             }
         }
@@ -247,27 +251,33 @@ impl<H: Host> Engine<H> {
         FrameRefs::counted(self, Frames { device: SYSTEM_POOL, run })
     }
 
-    fn grow_pool(&self) -> bool {
-        self.pool.grow(|at, pages| self.host.open_places(at, pages))
+    fn grow_pool(&self, purpose: Purpose) -> bool {
+        self.pool.grow(purpose, |at, pages| self.host.open_places(at, pages))
     }
 
     /// Takes places of the pool to copy pages into.
     pub(crate) fn take_stocked(&self, want: PageCount, page: VirtAddr, purpose: Purpose) -> Option<FrameRefs<'_, H>> {
-        self.take_places(|pool| pool.take_stocked(want, page, purpose))
+        self.take_places(purpose, |pool| pool.take_stocked(want, page, purpose))
     }
 
-    /// Gives stocked system pages above the pool's limit back to the host.
-    pub fn trim_pool(&self) {
-        while let Some(run) = self.pool.take_surplus() {
-            if !self.discard(self.places(run)) {
-                break;
-            }
-        }
+    /// Gives stocked system pages beyond what is kept back to the host.
+    pub fn trim_pool(&self, keep: Keep) {
+        while self.give_back(keep) {}
+    }
+
+    /// Gives some back; `false` if there are no more, or they can't be.
+    fn give_back(&self, keep: Keep) -> bool {
+        self.pool.take_surplus(keep).is_some_and(|run| self.discard(self.places(run)))
+    }
+
+    /// So many system pages that others have left may stay, beyond the stock, while migrations go on.
+    pub fn keep_warm(&self, pages: PageCount) {
+        self.pool.keep_warm(pages);
     }
 
     /// Makes room in the pool for `pages` pages in transit: it grows, and where it can't, the stock gives way to them.
     pub(crate) fn make_room(&self, pages: PageCount) {
-        while self.pool.empty() < pages && self.grow_pool() {}
+        while self.pool.empty() < pages && self.grow_pool(Purpose::Migration) {}
         while let Some(run) = self.pool.take_for_room(pages) {
             if !self.discard(self.places(run)) {
                 break;
@@ -284,10 +294,18 @@ impl<H: Host> Engine<H> {
         discarded
     }
 
-    /// Whether somewhere a page's bytes rest in a frame that it has left.
+    /// Whether somewhere a page's bytes rest in a frame that it has left, or system pages wait to be given back.
     #[must_use]
     pub fn has_resting(&self) -> bool {
-        self.pool.has_resting() || self.devices.iter().any(|device| device.pagemap().frames.has_resting())
+        self.pool.has_resting()
+            || self.pool.has_surplus()
+            || self.devices.iter().any(|device| device.pagemap().frames.has_resting())
+    }
+
+    /// Looks whether pages come and go. Called from time to time: what was kept beyond the stock is given back by [`Engine::clear_old`] if none has
+    /// from one call to the next.
+    pub fn look(&self) {
+        self.pool.look();
     }
 
     /// All that rests is old from now on. Called again and again, with [`Engine::clear_old`] until it says `false` before each call: then nothing
@@ -297,9 +315,10 @@ impl<H: Host> Engine<H> {
         self.devices.iter().for_each(|device| device.pagemap().frames.age());
     }
 
-    /// Clears some of the frames that are old; `false` if there is none. The caller holds no lock.
+    /// Clears some of the frames that are old, or gives some back; `false` if there is none. The caller holds no lock.
     pub fn clear_old(&self) -> bool {
-        self.pool.clear_old(|run| self.host.clear(self.pool.address(run), run.pages))
+        self.give_back(Keep::Warm)
+            || self.pool.clear_old(|run| self.host.clear(self.pool.address(run), run.pages))
             || self.devices.iter().any(|device| device.pagemap().frames.clear_old(|run| device.clear(run)))
     }
 

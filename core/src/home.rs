@@ -14,7 +14,7 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use crate::engine::Engine;
 use crate::fault::{DEVICE_TRIES, FaultResolution};
-use crate::frames::{Frames, Left, Purpose};
+use crate::frames::{Frames, Keep, Left, Purpose};
 use crate::migrate::{Request, Target};
 use crate::outcome::KeptReason;
 use crate::port::{Arrived, FaultPath, Host, InstallStop, TransferError};
@@ -193,7 +193,7 @@ impl<H: Host> Engine<H> {
                 }
             }
         }
-        self.trim_pool();
+        self.trim_pool(Keep::Warm);
         left
     }
 }

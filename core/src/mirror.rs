@@ -10,6 +10,7 @@
 //! SPECIFICATION.md.
 
 use crate::engine::Engine;
+use crate::frames::Keep;
 use crate::notifier::{Seq, Subscription};
 use crate::physmap::Owner;
 use crate::port::{Access, FaultPath, MirrorHost, Present};
@@ -313,7 +314,7 @@ impl<H: MirrorHost> Engine<H> {
                 Home(pages) if !pages.is_zero() => return,
                 Present => return,
                 NoMemory => {
-                    self.trim_pool();
+                    self.trim_pool(Keep::Limit);
                     self.host.await_events();
                 }
                 Home(_) | Waiting | EventsPending | Mirrored | NoRoom | UnderWay => self.host.await_events(),

@@ -223,6 +223,13 @@ impl ByteLen {
         self.0 as usize
     }
 
+    /// The whole pages in it.
+    #[inline]
+    #[must_use]
+    pub const fn pages_down(self) -> PageCount {
+        PageCount(self.0 >> PAGE_SHIFT)
+    }
+
     /// The length in pages, if it is a multiple of the page.
     #[inline]
     #[must_use]

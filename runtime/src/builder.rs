@@ -11,11 +11,13 @@ use hetmem_core::units::{BLOCK_PAGES, ByteLen, DeviceId, PAGE_SIZE, PageRange};
 use hetmem_devices::kind::{self, MakeError};
 use hetmem_devices::spec::DeviceSpec;
 use hetmem_sys::maps::MapsFile;
+use hetmem_sys::room::Room;
 
 use crate::error::Error;
 use crate::forks;
 use crate::host::contexts::Contexts;
 use crate::inner::Inner;
+use crate::rest::Warmth;
 use crate::runtime::Runtime;
 
 /// The stock of populated system pages unless said otherwise.
@@ -42,6 +44,7 @@ impl fmt::Debug for Wanted {
 pub struct Builder {
     devices: Vec<Wanted>,
     stock: Option<ByteLen>,
+    strict_stock: bool,
     sigbus: bool,
     single_faults: bool,
     own_allocator: bool,
@@ -71,8 +74,17 @@ impl Builder {
 
     /// Keeps at most `len` of populated system pages in stock for pages on their way home (64 MiB unless said otherwise). More makes
     /// large migrations home faster, and uses as much memory.
+    ///
+    /// While migrations go on, up to 1 GiB more of what pages have left may stay, and at most a quarter of what the machine and the control group
+    /// have left; half a second after the last one it is given back. [`Builder::strict_stock`] gives it back at once.
     pub fn stock(mut self, len: ByteLen) -> Self {
         self.stock = Some(len);
+        self
+    }
+
+    /// Gives system memory that pages have left back at once, as far as it is beyond the stock.
+    pub fn strict_stock(mut self) -> Self {
+        self.strict_stock = true;
         self
     }
 
@@ -124,7 +136,8 @@ impl Builder {
             return Err(Error::invalid(format!("a stock of {stock} is not a multiple of the page, {PAGE_SIZE} B")));
         }
         let counters = CountersAt::Own(Box::default());
-        let mut inner = Inner::new(contexts, devices, stock, counters, print_fatal)
+        let warmth = if self.strict_stock { Warmth::Strict } else { Warmth::InUse(Room::open()) };
+        let mut inner = Inner::new(contexts, devices, stock, warmth, counters, print_fatal)
             .map_err(|errno| Error::os("the runtime's memory can't be set up", errno))?;
         inner.engine.set_fault_around(!self.single_faults);
         let inner = Arc::new(inner);

@@ -27,6 +27,7 @@ use crate::builder::{DEFAULT_STOCK, make_devices};
 use crate::host::contexts::Contexts;
 use crate::host::removals::RETURNED;
 use crate::inner::Inner;
+use crate::rest::Warmth;
 use crate::service::crew::{self, MOST};
 use crate::service::{self, MEMORY_PATIENCE};
 
@@ -76,7 +77,9 @@ impl Managed {
         let maps = MapsFile::open().map_err(OpenError::Proc)?;
         let contexts = Contexts::open(false, maps)?;
         let devices = make_devices(devices)?;
-        Inner::new(contexts, devices, DEFAULT_STOCK, counters, on_fatal).map(Self).map_err(OpenError::Memory)
+        Inner::new(contexts, devices, DEFAULT_STOCK, Warmth::Strict, counters, on_fatal)
+            .map(Self)
+            .map_err(OpenError::Memory)
     }
 
     /// Serves touches and events until `stop` is readable.

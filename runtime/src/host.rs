@@ -323,8 +323,15 @@ impl Host for UserMemory {
 
     fn discard(&self, at: VirtAddr, pages: PageCount) -> bool {
         let Some(range) = PageRange::new(at, pages) else { return false };
+        // Of a registered range it would be announced: whoever asks would wait until a handler thread, which may be who asks, has read that, and no
+        // page would move meanwhile.
+        if self.contexts.thread.unregister(range).is_err() {
+            return false;
+        }
         // SAFETY: the pages are hetmem's own and hold nothing that matters.
-        unsafe { discard(range) }.is_ok()
+        let discarded = unsafe { discard(range) }.is_ok();
+        // Where that fails, places have no page to be copied to, which comes to the same, and no page can be moved there.
+        self.contexts.thread.register(range, Mode::WP).is_ok() && discarded
     }
 
     fn open_places(&self, at: VirtAddr, pages: PageCount) -> bool {

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use hetmem_core::engine::{CountersAt, Engine};
-use hetmem_core::frames::SystemPool;
+use hetmem_core::frames::{PoolSize, SystemPool};
 use hetmem_core::migrate::{Request, Target};
 use hetmem_core::notifier::{Notice, Subscription};
 use hetmem_core::outcome::{KeptReason, Outcomes, PageOutcome};
@@ -12,13 +12,14 @@ use hetmem_core::units::{BLOCK_PAGES, ByteLen, PageCount, PageRange};
 use hetmem_sys::errno::Errno;
 use hetmem_sys::mapping::{Access, Arena, ArenaOptions, HugePages, OnDump, OnFork};
 
+use crate::builder::DEFAULT_STOCK;
 use crate::delegate::Delegated;
 use crate::error::Error;
 use crate::forks::Forks;
 use crate::guards::Guards;
 use crate::host::UserMemory;
 use crate::host::contexts::Contexts;
-use crate::rest;
+use crate::rest::{self, Warmth};
 use crate::service::crew::Crew;
 use crate::service::late::Moves;
 use crate::service::{MEMORY_PATIENCE, Start};
@@ -36,6 +37,7 @@ pub(crate) struct Inner {
     pub(crate) forks: Forks,
     pub(crate) guards: Guards,
     pub(crate) resting: rest::Known,
+    pub(crate) warmth: Warmth,
     pub(crate) crew: Crew,
     pub(crate) moves: Moves,
     pub(crate) started: Start,
@@ -48,11 +50,14 @@ impl Inner {
         contexts: Contexts,
         devices: Vec<Box<dyn Device>>,
         stock_limit: ByteLen,
+        warmth: Warmth,
         counters: CountersAt,
         on_fatal: fn(&str),
     ) -> Result<Self, Errno> {
         let stock = stock_limit.whole_pages().ok_or(Errno::INVAL)?;
-        let capacity = PageCount::new((stock + TRANSIT).get().next_multiple_of(BLOCK_PAGES));
+        let blocks = |pages: PageCount| PageCount::new(pages.get().next_multiple_of(BLOCK_PAGES));
+        let ready = blocks(stock.min(DEFAULT_STOCK.pages_down()) + TRANSIT);
+        let capacity = blocks(stock + warmth.most() + TRANSIT);
         // Pages get huge by coming from huge mappings; a touch of one place must not populate its neighbours.
         let options = ArenaOptions {
             huge_pages: HugePages::Never,
@@ -77,7 +82,8 @@ impl Inner {
             }
         }
         host.open_window(guards.bell())?;
-        let pool = SystemPool::new(places.start(), first, capacity, stock);
+        let pool = SystemPool::new(places.start(), PoolSize { grown: first, ready, capacity }, stock);
+        pool.keep_warm(warmth.now());
         let engine = Engine::new(host, devices, pool, counters);
         Ok(Self {
             engine,
@@ -85,6 +91,7 @@ impl Inner {
             forks: Forks::default(),
             guards,
             resting: rest::Known::default(),
+            warmth,
             crew,
             moves: Moves::default(),
             started: Start::begin(),

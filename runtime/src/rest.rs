@@ -3,6 +3,9 @@
 //! Not at once: most are used again soon, and clearing each first made bulk migration a quarter slower. So a frame rests, and the handler thread
 //! clears it, in small pieces and between touches, when it has rested for [`REST`] to twice that.
 //!
+//! System memory that is kept beyond the stock while pages come and go is given back at the same times, once none has from one to the next. How much
+//! that may be is asked anew each time ([`Warmth`]): others may need the machine's memory more.
+//!
 //! ```text
 //! a page leaves its frame ── Inner::tell_of_resting ──> the handler thread waits no longer than REST ──> age, clear what was old ──┐
 //!                                                          ^── frames rest                                                         │
@@ -13,12 +16,47 @@ use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::sync::atomic::{AtomicBool, fence};
 use std::time::{Duration, Instant};
 
+use hetmem_core::units::{ByteLen, PageCount};
+use hetmem_sys::room::Room;
 use rustix::event::Timespec;
 
 use crate::inner::Inner;
 
 /// How long frames rest at least before they are cleared.
 const REST: Duration = Duration::from_millis(250);
+
+/// System memory that pages have left may stay populated for a while, beyond the stock: at most this, ...
+const WARMEST: ByteLen = ByteLen::new(1 << 30);
+/// ... and at most one part of so many of what the machine, and the control group, have left.
+const SHARE: u64 = 4;
+
+/// Whether system memory may stay populated beyond the stock.
+pub(crate) enum Warmth {
+    /// While pages come and go, as far as there is room.
+    InUse(Room),
+    /// Never.
+    Strict,
+}
+
+impl Warmth {
+    /// How much there may ever be.
+    pub(crate) const fn most(&self) -> PageCount {
+        match self {
+            Self::InUse(_) => WARMEST.pages_down(),
+            Self::Strict => PageCount::ZERO,
+        }
+    }
+
+    /// How much there may be now. Nothing where nobody says what is left.
+    pub(crate) fn now(&self) -> PageCount {
+        match self {
+            Self::InUse(room) => room
+                .left()
+                .map_or(PageCount::ZERO, |left| ByteLen::new(left.get() / SHARE).pages_down().min(self.most())),
+            Self::Strict => PageCount::ZERO,
+        }
+    }
+}
 
 /// Whether the handler thread knows that frames rest.
 #[derive(Default)]
@@ -72,6 +110,8 @@ impl Clearing {
         if self.due.is_some_and(|due| due <= Instant::now()) {
             self.due = None;
             self.begun = true;
+            inner.engine.look();
+            inner.engine.keep_warm(inner.warmth.now());
         }
         if self.begun && !inner.engine.clear_old() {
             inner.engine.age();

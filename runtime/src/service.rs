@@ -21,6 +21,7 @@ use std::time::{Duration, Instant};
 
 use hetmem_core::engine::Engine;
 use hetmem_core::fault::{Ended, FaultResolution};
+use hetmem_core::frames::Keep;
 use hetmem_core::port::{FaultPath, Host};
 use hetmem_core::space::Events;
 use hetmem_core::stats::Counters;
@@ -468,7 +469,7 @@ pub(crate) fn serve_sigbus(inner: &Inner, addr: VirtAddr) -> bool {
                 engine.host().stop_the_program(addr.page_down(), "the host has no memory for it")
             }
             FaultResolution::NoMemory => {
-                engine.trim_pool();
+                engine.trim_pool(Keep::Limit);
                 engine.host().await_events();
             }
         }

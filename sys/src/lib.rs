@@ -17,6 +17,7 @@
 //! copy     page copies that race with nobody
 //! dax      memory that is a character device
 //! process  this process: its limits, its signals, its end
+//! room     how much memory there is left
 //! timer    a timer that is a descriptor
 //! thread   threads on given stacks, with signals blocked and descriptors of their own; futexes
 //! raw      system calls by number
@@ -49,6 +50,7 @@ pub mod probe;
 pub mod process;
 pub mod procmap;
 pub mod raw;
+pub mod room;
 pub mod sigbus;
 pub mod thread;
 pub mod timer;

@@ -6,13 +6,17 @@
 //! is used again or cleared ([`SystemPool::clear_old`]). The pool *grows* block by block, as more is needed: what is beyond counts as none of the
 //! process's memory.
 //!
+//! The stock has a *limit*, up to which it is kept for good. Beyond it so many pages as are said to stay *warm* ([`SystemPool::keep_warm`]) are kept
+//! while pages come and go: memory that is given back has to be allocated and zeroed again, which costs more than to migrate it. When the pool has
+//! been left alone for a while ([`SystemPool::look`]), they are given back.
+//!
 //! *Limits:* the last [`FAULT_RESERVE`] places are kept for faults, so that a CPU touch never waits for migrations, nor for memory that the host does
-//! not give.
+//! not give. Beyond [`PoolSize::ready`] places there are books only as migrations need them, and faults, which allocate nothing, do not go there.
 
 use super::clearing::Clearing;
+use super::descriptor::{Descriptors, FrameDescriptor, Released};
 use super::run::FrameRun;
 use super::run_set::RunSet;
-use super::table::{FrameDescriptor, Released};
 use crate::sync::{Mutex, lock};
 use crate::units::{BLOCK_PAGES, BLOCK_SIZE, FrameIndex, PageCount, VirtAddr};
 
@@ -28,17 +32,52 @@ pub enum Purpose {
     Migration,
 }
 
+/// How large a pool is, and may become.
+#[derive(Clone, Copy, Debug)]
+pub struct PoolSize {
+    /// Places that are there at the start.
+    pub grown: PageCount,
+    /// Places whose books are there at the start.
+    pub ready: PageCount,
+    /// Places that there may be.
+    pub capacity: PageCount,
+}
+
+/// What is kept of the stock.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Keep {
+    /// As much as is kept for good.
+    Limit,
+    /// What is warm besides.
+    Warm,
+}
+
 struct Sets {
     empty: RunSet,
     stocked: RunSet,
     /// Places below this are there.
     grown: PageCount,
+    /// Pages beyond the limit of the stock that may stay for a while.
+    warm: PageCount,
+    use_: Use,
+}
+
+/// Whether pages come and go.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Use {
+    /// Some have since somebody looked.
+    Used,
+    /// None has since.
+    Looked,
+    /// None has from one look to the next, nor since.
+    Idle,
 }
 
 /// System pages at rest, and room for pages in transit.
 pub struct SystemPool {
     start: VirtAddr,
-    descriptors: Box<[FrameDescriptor]>,
+    descriptors: Descriptors,
+    ready: PageCount,
     stock_limit: PageCount,
     sets: Mutex<Sets>,
     /// Of the stock.
@@ -46,31 +85,41 @@ pub struct SystemPool {
 }
 
 impl SystemPool {
-    /// A pool from `start` on of `grown` empty places, which may become `capacity`, and which keeps at most `stock_limit` populated pages in stock.
+    /// A pool from `start` on, of empty places, which keeps at most `stock_limit` populated pages in stock for good.
     ///
     /// # Panics
     ///
     /// If `start` is not a multiple of 2 MiB (huge pages could not pass whole) or the pool is smaller than twice its reserve.
     #[must_use]
-    pub fn new(start: VirtAddr, grown: PageCount, capacity: PageCount, stock_limit: PageCount) -> Self {
+    pub fn new(start: VirtAddr, size: PoolSize, stock_limit: PageCount) -> Self {
+        let PoolSize { grown, ready, capacity } = size;
         assert!(start.get().is_multiple_of(BLOCK_SIZE), "the pool starts at a 2 MiB boundary");
         assert!(grown.get() >= 2 * FAULT_RESERVE.get(), "the pool is larger than its reserve");
-        let descriptors = (0..capacity.get()).map(|_| FrameDescriptor::default()).collect();
+        assert!(grown <= ready && ready <= capacity, "what is there has books, and room");
+        let descriptors = Descriptors::new(capacity);
+        descriptors.make(PageCount::ZERO, ready);
         let mut empty = RunSet::empty(capacity);
         empty.insert_all(PageCount::ZERO, grown);
-        let sets = Mutex::new(Sets { empty, stocked: RunSet::empty(capacity), grown });
-        Self { start, descriptors, stock_limit, sets, clearing: Clearing::default() }
+        let stocked = RunSet::empty(capacity);
+        let sets = Mutex::new(Sets { empty, stocked, grown, warm: PageCount::ZERO, use_: Use::Looked });
+        Self { start, descriptors, ready, stock_limit, sets, clearing: Clearing::default() }
     }
 
     /// Grows by what is missing to a block, or by a block, if `open` can make that part of the address space usable; it may be asked for a part
-    /// again, by another thread too. `false` if it can't, or the pool has its capacity.
-    pub fn grow(&self, open: impl FnOnce(VirtAddr, PageCount) -> bool) -> bool {
+    /// again, by another thread too. `false` if it can't, or the pool has what there may be for that purpose.
+    pub fn grow(&self, purpose: Purpose, open: impl FnOnce(VirtAddr, PageCount) -> bool) -> bool {
         let from = lock(&self.sets).grown;
-        let to = (from.get() / BLOCK_PAGES + 1) * BLOCK_PAGES;
-        let to = PageCount::new(to.min(self.descriptors.len() as u64));
+        let most = match purpose {
+            Purpose::Fault => self.ready.max(from),
+            Purpose::Migration => self.descriptors.capacity(),
+        };
+        let to = PageCount::new((from.get() / BLOCK_PAGES + 1) * BLOCK_PAGES).min(most);
         // Without the lock, as the host may have to wait.
         if from == to || !open(self.start.add_pages(from), to - from) {
             return false;
+        }
+        if to > self.ready {
+            self.descriptors.make(from, to);
         }
         let mut sets = lock(&self.sets);
         if sets.grown == from {
@@ -134,6 +183,7 @@ impl SystemPool {
         let take = || {
             let mut sets = lock(&self.sets);
             let taken = from(&mut sets);
+            sets.use_ = Use::Used;
             (taken, sets.stocked.has_claimed())
         };
         let run = self.clearing.or_once_back(take)?;
@@ -158,12 +208,12 @@ impl SystemPool {
 
     fn allocate(&self, run: FrameRun, page: VirtAddr) {
         for (i, frame) in (0..).zip(run.iter()) {
-            self.descriptors[frame.index()].allocate(page.add_pages(PageCount::new(i)));
+            self.descriptors.of(frame).allocate(page.add_pages(PageCount::new(i)));
         }
     }
 
     pub(crate) fn descriptor(&self, place: FrameIndex) -> &FrameDescriptor {
-        &self.descriptors[place.index()]
+        self.descriptors.of(place)
     }
 
     /// Takes another reference to each place of `run`, which the caller knows to be in use.
@@ -173,7 +223,7 @@ impl SystemPool {
     /// If one of them is not.
     pub fn acquire(&self, run: FrameRun) {
         for frame in run.iter() {
-            assert!(self.descriptors[frame.index()].acquire(), "the place is in use");
+            assert!(self.descriptors.of(frame).acquire(), "the place is in use");
         }
     }
 
@@ -197,7 +247,7 @@ impl SystemPool {
         let mut start = None;
         for offset in 0..=run.pages.get() {
             let offset = PageCount::new(offset);
-            let last = offset < run.pages && self.descriptors[run.frame(offset).index()].release() == Released::Last;
+            let last = offset < run.pages && self.descriptors.of(run.frame(offset)).release() == Released::Last;
             match (last, start) {
                 (true, None) => start = Some(offset),
                 (false, Some(from)) => {
@@ -209,12 +259,34 @@ impl SystemPool {
         }
     }
 
-    /// Takes a run of stocked pages above the limit out of the stock, to be discarded and given back with
-    /// [`SystemPool::release_empty`]; `None` if the stock is within its limit.
-    #[must_use]
-    pub fn take_surplus(&self) -> Option<FrameRun> {
+    /// So many populated pages beyond the limit of the stock may stay while the pool is used.
+    pub fn keep_warm(&self, pages: PageCount) {
+        lock(&self.sets).warm = pages;
+    }
+
+    /// Says whether the pool is used. Called again and again, from time to time: if from one call to the next nobody took a place, the pool is idle,
+    /// until somebody does.
+    pub fn look(&self) {
         let mut sets = lock(&self.sets);
-        let surplus = sets.stocked.len().get().checked_sub(self.stock_limit.get()).filter(|s| *s > 0)?;
+        sets.use_ = if sets.use_ == Use::Used { Use::Looked } else { Use::Idle };
+    }
+
+    /// Whether more is in stock than is kept for good.
+    #[must_use]
+    pub fn has_surplus(&self) -> bool {
+        self.stocked() > self.stock_limit
+    }
+
+    /// Takes a run of what is in stock beyond what is kept out of it, to be discarded and given back with [`SystemPool::release_empty`]; `None` if
+    /// there is no more.
+    #[must_use]
+    pub fn take_surplus(&self, keep: Keep) -> Option<FrameRun> {
+        let mut sets = lock(&self.sets);
+        let kept = match keep {
+            Keep::Warm if sets.use_ != Use::Idle => self.stock_limit + sets.warm,
+            Keep::Warm | Keep::Limit => self.stock_limit,
+        };
+        let surplus = sets.stocked.len().get().checked_sub(kept.get()).filter(|s| *s > 0)?;
         let run = sets.stocked.take(PageCount::new(surplus))?;
         drop(sets);
         self.allocate(run, VirtAddr::default());
@@ -278,11 +350,10 @@ impl SystemPool {
     pub fn check(&self) {
         let _all_back = self.clearing.all_back();
         let sets = lock(&self.sets);
-        let grown = &self.descriptors[..sets.grown.as_usize()];
-        let unreferenced = grown.iter().filter(|d| d.count() == 0).count() as u64;
         sets.empty.check();
         sets.stocked.check();
-        assert_eq!((sets.empty.len() + sets.stocked.len()).get(), unreferenced, "places without references are free");
+        let free = sets.empty.len() + sets.stocked.len();
+        assert_eq!(free + self.descriptors.used(), sets.grown, "places without references are free");
     }
 }
 
@@ -300,20 +371,58 @@ mod tests {
     #[test]
     fn a_pool_that_may_not_grow_serves_faults_from_its_reserve() {
         let (block, capacity) = (PageCount::new(BLOCK_PAGES), PageCount::new(3 * BLOCK_PAGES));
-        let pool = SystemPool::new(VirtAddr::new(BLOCK_SIZE), block, capacity, block);
-        assert!(!pool.grow(|at, pages| {
+        let pool = SystemPool::new(
+            VirtAddr::new(BLOCK_SIZE),
+            PoolSize { grown: block, ready: block + block, capacity },
+            block,
+        );
+        assert!(!pool.grow(Purpose::Fault, |at, pages| {
             assert_eq!((at.get(), pages), (2 * BLOCK_SIZE, block));
             false
         }));
         assert_eq!(take_all(&pool, Purpose::Migration), block - FAULT_RESERVE);
         assert_eq!(take_all(&pool, Purpose::Fault), FAULT_RESERVE);
         // Another thread grows it meanwhile: by one block, not by two.
-        assert!(pool.grow(|_, _| pool.grow(|_, _| true)));
+        assert!(pool.grow(Purpose::Fault, |_, _| pool.grow(Purpose::Fault, |_, _| true)));
         assert_eq!(pool.empty(), block);
         assert_eq!(take_all(&pool, Purpose::Fault), block);
-        assert!(pool.grow(|_, _| true));
-        assert!(!pool.grow(|_, _| panic!("it has its capacity")));
+        assert!(!pool.grow(Purpose::Fault, |_, _| panic!("there are no books for more")));
+        assert!(pool.grow(Purpose::Migration, |_, _| true));
+        assert!(!pool.grow(Purpose::Migration, |_, _| panic!("it has its capacity")));
+        assert!(!pool.grow(Purpose::Fault, |_, _| panic!("it has its capacity")));
         assert_eq!(pool.in_use(), block + block);
+        pool.check();
+    }
+
+    #[test]
+    fn what_is_warm_stays_while_pages_come_and_go() {
+        let all = PageCount::new(3 * BLOCK_PAGES);
+        let size = PoolSize { grown: all, ready: all, capacity: all };
+        let pool = SystemPool::new(VirtAddr::new(BLOCK_SIZE), size, PageCount::new(10));
+        let surplus = |keep| {
+            let all: Vec<FrameRun> = std::iter::from_fn(|| pool.take_surplus(keep)).collect();
+            all.iter().for_each(|run| pool.release_empty(*run));
+            all.iter().map(|run| run.pages.get()).sum::<u64>()
+        };
+        let put_in = || {
+            let run = pool.take_empty(PageCount::new(100), PAGE).expect("there are empty places");
+            pool.release(run);
+        };
+        put_in();
+        assert_eq!(surplus(Keep::Warm), 90, "nothing is warm that nobody said is");
+        pool.keep_warm(PageCount::new(50));
+        put_in();
+        assert_eq!((surplus(Keep::Warm), pool.has_surplus()), (50, true));
+        pool.look();
+        assert_eq!(surplus(Keep::Warm), 0);
+        let run = pool.take_populated(PageCount::new(20), PAGE).expect("there is a stock");
+        pool.look();
+        pool.release(run);
+        assert_eq!(surplus(Keep::Warm), 0, "it was used between two looks");
+        pool.look();
+        assert_eq!((surplus(Keep::Warm), pool.has_surplus()), (50, false), "it was not");
+        put_in();
+        assert_eq!((surplus(Keep::Warm), surplus(Keep::Limit)), (50, 50), "it is in use again");
         pool.check();
     }
 }

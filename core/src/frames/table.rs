@@ -15,113 +15,18 @@
 //! *Limits:* 2^32 frames a device (16 TiB), 2^16 − 1 references a frame.
 
 use std::fmt;
-use std::sync::OnceLock;
 
 use super::clearing::Clearing;
+use super::descriptor::{Descriptors, FrameDescriptor, Released};
 use super::run::FrameRun;
 use super::run_set::RunSet;
-use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::{Mutex, lock};
-use crate::units::{FrameIndex, PAGE_SHIFT, PageCount, VirtAddr};
-
-/// What [`FrameDescriptor::release`] left behind.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[must_use]
-pub enum Released {
-    /// Others still refer to the frame.
-    StillReferenced,
-    /// That was the last reference.
-    Last,
-}
-
-const COUNT_BITS: u32 = 16;
-const COUNT_MASK: u64 = (1 << COUNT_BITS) - 1;
-
-/// One descriptor: the reference count in the low 16 bits, the page number above.
-#[derive(Debug)]
-pub struct FrameDescriptor(AtomicU64);
-
-impl Default for FrameDescriptor {
-    fn default() -> Self {
-        Self(AtomicU64::new(0))
-    }
-}
-
-impl FrameDescriptor {
-    /// Takes the free frame into use, with one reference.
-    ///
-    /// # Panics
-    ///
-    /// If the frame is in use: the free set and the descriptors disagree.
-    #[inline]
-    pub fn allocate(&self, page: VirtAddr) {
-        let word = page.get() >> PAGE_SHIFT << COUNT_BITS | 1;
-        // Acquire pairs with the Release in `release`: what the last holder did to the frame is done before its next use.
-        let was = self.0.swap(word, Ordering::Acquire);
-        assert_eq!(was & COUNT_MASK, 0, "a frame in use is not in the free set");
-    }
-
-    /// Takes another reference; `false` if the frame is free.
-    #[inline]
-    #[must_use]
-    pub fn acquire(&self) -> bool {
-        self.0
-            .fetch_update(Ordering::Acquire, Ordering::Relaxed, |w| {
-                let count = w & COUNT_MASK;
-                assert_ne!(count, COUNT_MASK, "references of a frame fit 16 bits");
-                (count != 0).then_some(w + 1)
-            })
-            .is_ok()
-    }
-
-    /// Lets go of a reference.
-    ///
-    /// # Panics
-    ///
-    /// If there is none.
-    #[inline]
-    pub fn release(&self) -> Released {
-        // Release pairs with the Acquire in `allocate`; Acquire makes the last `release` see the work of all the others.
-        let was = self.0.fetch_sub(1, Ordering::AcqRel) & COUNT_MASK;
-        assert_ne!(was, 0, "a reference is let go of once");
-        if was == 1 { Released::Last } else { Released::StillReferenced }
-    }
-
-    /// The number of references; what holders who have left did with the frame is done.
-    #[inline]
-    pub(crate) fn references(&self) -> u64 {
-        // Acquire pairs with the Release in `release`.
-        self.0.load(Ordering::Acquire) & COUNT_MASK
-    }
-
-    /// The number of references.
-    #[inline]
-    pub fn count(&self) -> u64 {
-        self.0.load(Ordering::Relaxed) & COUNT_MASK
-    }
-
-    /// The page that the frame was last said to hold. A hint, as in the kernel: `mremap` can move a page at any time.
-    #[inline]
-    pub fn page(&self) -> VirtAddr {
-        VirtAddr::new(self.0.load(Ordering::Relaxed) >> COUNT_BITS << PAGE_SHIFT)
-    }
-
-    /// Says that the frame now holds `page`.
-    pub fn set_page(&self, page: VirtAddr) {
-        let _ = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |w| {
-            Some(page.get() >> PAGE_SHIFT << COUNT_BITS | w & COUNT_MASK)
-        });
-    }
-}
-
-/// Frames whose descriptors are made together: those of 2 MiB, and few in the tiny devices that the model checker can bear.
-const CHUNK: usize = if cfg!(loom) { 4 } else { PageCount::BLOCK.as_usize() };
+use crate::units::{FrameIndex, PageCount, VirtAddr};
 
 /// The descriptors of a device's frames and the set of free ones. hetmem keeps these books; a device only makes them.
 pub struct FrameTable {
-    /// By chunks of 2 MiB, each made when a frame of it is first allocated: a device that is not used costs no books.
-    descriptors: Box<[OnceLock<Box<[FrameDescriptor]>>]>,
-    capacity: PageCount,
+    descriptors: Descriptors,
     free: Mutex<RunSet>,
     clearing: Clearing,
     /// No frame is taken into use any more.
@@ -131,7 +36,7 @@ pub struct FrameTable {
 impl fmt::Debug for FrameTable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // What is locked is left out: whoever prints may hold it.
-        f.debug_struct("FrameTable").field("capacity", &self.capacity).finish_non_exhaustive()
+        f.debug_struct("FrameTable").field("capacity", &self.capacity()).finish_non_exhaustive()
     }
 }
 
@@ -139,15 +44,14 @@ impl FrameTable {
     /// A table of `capacity` free frames.
     #[must_use]
     pub fn new(capacity: PageCount) -> Self {
-        let descriptors = (0..capacity.get().div_ceil(CHUNK as u64)).map(|_| OnceLock::new()).collect();
-        let free = Mutex::new(RunSet::full(capacity));
-        Self { descriptors, capacity, free, clearing: Clearing::default(), closed: AtomicBool::new(false) }
+        let (descriptors, free) = (Descriptors::new(capacity), Mutex::new(RunSet::full(capacity)));
+        Self { descriptors, free, clearing: Clearing::default(), closed: AtomicBool::new(false) }
     }
 
     /// How many frames the device has.
     #[must_use]
     pub fn capacity(&self) -> PageCount {
-        self.capacity
+        self.descriptors.capacity()
     }
 
     /// How many frames are in use.
@@ -160,7 +64,7 @@ impl FrameTable {
     #[inline]
     #[must_use]
     pub fn contains(&self, frame: FrameIndex) -> bool {
-        (frame.index() as u64) < self.capacity.get()
+        (frame.index() as u64) < self.capacity().get()
     }
 
     /// The descriptor of `frame`.
@@ -173,15 +77,7 @@ impl FrameTable {
     #[must_use]
     pub fn descriptor(&self, frame: FrameIndex) -> &FrameDescriptor {
         assert!(self.contains(frame), "the device has the frame");
-        let chunk = self.descriptors[frame.index() / CHUNK]
-            .get_or_init(|| (0..CHUNK).map(|_| FrameDescriptor::default()).collect());
-        &chunk[frame.index() % CHUNK]
-    }
-
-    /// Whether somebody refers to the frame; nothing is made for it.
-    fn is_used(&self, frame: FrameIndex) -> bool {
-        let chunk = self.descriptors.get(frame.index() / CHUNK).and_then(OnceLock::get);
-        chunk.is_some_and(|chunk| chunk[frame.index() % CHUNK].count() > 0)
+        self.descriptors.of(frame)
     }
 
     /// Takes a run of at most `want` free frames for the pages from `page` on, each with one reference.
@@ -229,7 +125,7 @@ impl FrameTable {
     /// The frames in use among `frames`, each with the page that it was last said to hold.
     pub fn in_use(&self, frames: FrameRun) -> impl Iterator<Item = (FrameIndex, VirtAddr)> {
         let known = frames.iter().filter(|frame| self.contains(*frame));
-        known.filter(|frame| self.is_used(*frame)).map(|frame| (frame, self.descriptor(frame).page()))
+        known.filter(|frame| self.descriptors.is_used(*frame)).map(|frame| (frame, self.descriptor(frame).page()))
     }
 
     /// Takes another reference to each frame of `run`, which the caller knows to be in use.
@@ -307,8 +203,7 @@ impl FrameTable {
         let _all_back = self.clearing.all_back();
         let free = lock(&self.free);
         free.check();
-        let made = self.descriptors.iter().filter_map(OnceLock::get);
-        let referenced = made.flat_map(|chunk| chunk.iter()).filter(|d| d.count() > 0).count() as u64;
-        assert_eq!(self.capacity.get() - free.len().get(), referenced, "free frames are those without references");
+        let used = self.capacity() - free.len();
+        assert_eq!(used, self.descriptors.used(), "free frames are those without references");
     }
 }

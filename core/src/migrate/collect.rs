@@ -1,7 +1,7 @@
 //! Collect: decide for each page, and take out those that will move.
 
 use crate::engine::Engine;
-use crate::frames::{Frames, Left, restate};
+use crate::frames::{Frames, Left, Purpose, restate};
 use crate::migrate::exclusive::OUT;
 use crate::migrate::{Batch, Copied, Origin, Piece, Request, Select, Target};
 use crate::outcome::{KeptReason, Outcomes, PageOutcome};
@@ -257,8 +257,9 @@ fn take_system<H: Host>(batch: &mut Batch<'_, H>, state: &mut BlockState, run: P
     let huge = run.pages() == PageCount::BLOCK && engine.host.is_huge(run);
     let mut rest = run;
     while !rest.is_empty() {
-        let whole = (huge && rest == run).then(|| engine.take_places(|pool| pool.take_empty_whole(rest.start())));
-        let small = || engine.take_places(|pool| pool.take_empty(rest.pages(), rest.start()));
+        let whole = (huge && rest == run)
+            .then(|| engine.take_places(Purpose::Migration, |pool| pool.take_empty_whole(rest.start())));
+        let small = || engine.take_places(Purpose::Migration, |pool| pool.take_empty(rest.pages(), rest.start()));
         let Some(mut place) = whole.flatten().or_else(small) else {
             return batch.set_outcome(rest, PageOutcome::Kept(KeptReason::NoMemory));
         };

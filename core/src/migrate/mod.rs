@@ -27,6 +27,7 @@ pub use copy::Copied;
 use std::sync::atomic::Ordering::Relaxed;
 
 use crate::engine::Engine;
+use crate::frames::Keep;
 use crate::outcome::{KeptReason, Outcomes, PageOutcome};
 use crate::physmap::Owner;
 use crate::port::{FaultPath, Host};
@@ -135,7 +136,6 @@ impl<H: Host> Engine<H> {
             Target::System => self.counters.pages_migrated_to_system.fetch_add(moved.get(), Relaxed),
             Target::Device(_) => self.counters.pages_migrated_to_device.fetch_add(moved.get(), Relaxed),
         };
-        self.trim_pool();
         all
     }
 
@@ -184,6 +184,7 @@ impl<H: Host> Engine<H> {
             Ok(copied) => copied.finalize(),
             Err((collected, why)) => collected.all_kept(why),
         };
+        self.trim_pool(Keep::Warm);
         for (part, i) in batch.drain(..) {
             let at = part.start().pages_since(ranges[i].start()).as_usize();
             let skip = part.start().pages_since(hull.start()).as_usize();

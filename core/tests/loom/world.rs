@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use hetmem_core::engine::{CountersAt, Engine, Residency};
 use hetmem_core::fault::FaultResolution;
 use hetmem_core::frames::FrameRun;
-use hetmem_core::frames::SystemPool;
+use hetmem_core::frames::{PoolSize, SystemPool};
 use hetmem_core::migrate::{Request, Target};
 use hetmem_core::outcome::KeptReason;
 use hetmem_core::physmap::{MemoryType, Owner, Pagemap};
@@ -243,7 +243,9 @@ impl World {
             Box::new(ModelDevice { pagemap, shared: Arc::clone(&shared) }) as Box<dyn Device>
         };
         let devices = kinds.into_iter().map(device).collect();
-        let pool = SystemPool::new(VirtAddr::new(POOL), PageCount::new(3), PageCount::new(3), PageCount::ONE);
+        let places = PageCount::new(3);
+        let size = PoolSize { grown: places, ready: places, capacity: places };
+        let pool = SystemPool::new(VirtAddr::new(POOL), size, PageCount::ONE);
         let host = ModelHost(Arc::clone(&shared));
         let engine = Engine::new(host, devices, pool, CountersAt::Own(Box::default()));
         engine.manage(page(), Region::default());

@@ -1,6 +1,7 @@
 //! What the program does, and what the handler thread does about it.
 
 use hetmem_core::fault::{Ended, FaultResolution};
+use hetmem_core::frames::Keep;
 use hetmem_core::slot::{SYSTEM_POOL, Slot};
 use hetmem_core::space::Region;
 use hetmem_core::units::{PageCount, PageRange, VirtAddr};
@@ -379,7 +380,7 @@ impl Model {
             }
             FaultResolution::Mirrored => panic!("only a signal handler is told so"),
             FaultResolution::NoRoom => panic!("there is room for more faults than the model has"),
-            FaultResolution::NoMemory => self.engine().trim_pool(),
+            FaultResolution::NoMemory => self.engine().trim_pool(Keep::Limit),
             FaultResolution::Home(_) | FaultResolution::Present => {
                 let sleeps = self.lock().waiters.contains(&page);
                 assert!(!sleeps, "the touch of {page:#x} ended as {resolution:?}, and nobody woke it");

@@ -5,7 +5,7 @@ use std::sync::{Arc, Condvar, Mutex, OnceLock};
 
 use hetmem_core::engine::{CountersAt, Engine, Residency};
 use hetmem_core::frames::FrameRun;
-use hetmem_core::frames::{Purpose, SystemPool};
+use hetmem_core::frames::{PoolSize, Purpose, SystemPool};
 use hetmem_core::home::Home;
 use hetmem_core::migrate::{Request, Target};
 use hetmem_core::outcome::Outcomes;
@@ -119,8 +119,13 @@ impl World {
             })
             .collect();
         // It grows on the way, where a test says that the host refuses it, too.
-        let pool =
-            SystemPool::new(POOL, PageCount::new(pool_pages.min(256)), PageCount::new(pool_pages), PageCount::new(8));
+        let size = PoolSize {
+            grown: PageCount::new(pool_pages.min(256)),
+            ready: PageCount::new(pool_pages),
+            capacity: PageCount::new(pool_pages),
+        };
+        let pool = SystemPool::new(POOL, size, PageCount::new(8));
+        pool.keep_warm(PageCount::new(24));
         let host = ModelHost(Arc::clone(&model));
         let engine = Arc::new(Engine::new(host, devices, pool, CountersAt::Own(Box::default())));
         assert!(model.engine.set(Arc::downgrade(&engine)).is_ok(), "the model has one engine");
@@ -181,7 +186,7 @@ impl World {
     /// Uses the pool up, down to `left` places; the runs are to be given back.
     pub(crate) fn hog_pool(&self, left: u64) -> Vec<FrameRun> {
         let pool = self.engine.pool();
-        while pool.grow(|_, _| true) {}
+        while pool.grow(Purpose::Migration, |_, _| true) {}
         let mut hogged = Vec::new();
         loop {
             let spare = self.pool_pages - pool.in_use().get();
@@ -223,6 +228,9 @@ impl World {
     fn check_cleared(&self) {
         let pool = self.engine.pool();
         self.engine.age();
+        // Idle from here on: what was kept warm goes, too.
+        self.engine.look();
+        self.engine.look();
         while self.engine.clear_old() {}
         assert!(!self.engine.has_resting());
         let free = std::iter::from_fn(|| pool.take_stocked(PageCount::new(256), VirtAddr::default(), Purpose::Fault));
