@@ -115,11 +115,15 @@ hetmem_error *hetmem_config_add_device(hetmem_config *config, const char *spec);
 
 /*
  * Keeps at most this many bytes of populated system pages in stock for pages on their way home; 64 MiB unless said otherwise. More makes
- * large migrations home faster, and uses as much memory.
+ * large migrations home faster, and uses as much memory. While migrations go on, up to 1 GiB more of what pages have left may stay, and at most
+ * a quarter of what the machine and the control group have left; half a second after the last one it is given back.
  *
  * HETMEM_INVALID_INPUT: not a multiple of the page, or more than this machine's memory.
  */
 hetmem_error *hetmem_config_set_stock(hetmem_config *config, uint64_t bytes);
+
+/* Gives system memory that pages have left back at once, as far as it is beyond the stock. */
+hetmem_error *hetmem_config_strict_stock(hetmem_config *config);
 
 /*
  * Allows memory with HETMEM_FAULT_SIGBUS: the runtime installs a handler for SIGBUS, which passes on what is not hetmem's. The program

@@ -8,6 +8,7 @@ use std::fmt;
 use std::path::PathBuf;
 
 use hetmem_core::policy::{PolicyError, PolicySpec};
+use hetmem_core::units::ByteLen;
 use hetmem_devices::spec::{DeviceSpec, SpecError};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -16,7 +17,7 @@ use thiserror::Error;
 pub const VARIABLE: &str = "HETMEM_AGENT";
 
 /// Changes whenever an older agent would misread the configuration or the statistics memory.
-const VERSION: u32 = 3;
+const VERSION: u32 = 4;
 
 /// Everything that the agent is told.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -25,6 +26,8 @@ pub struct Config {
     pub devices: Vec<DeviceSpec>,
     /// Which pages go where, and when.
     pub policy: PolicySpec,
+    /// How much populated system memory is kept for pages on their way home, in each process.
+    pub stock: ByteLen,
     /// The statistics memory: a path that the process opens and maps, of the form `/proc/PID/fd/N`.
     pub ledger: PathBuf,
     /// The process id of the supervising `hetmem run`. Its direct child is the program itself; a process with another
@@ -65,6 +68,7 @@ impl Config {
             version: VERSION,
             devices: self.devices.iter().map(DeviceSpec::to_string).collect(),
             policy: self.policy.to_string(),
+            stock: self.stock.get(),
             ledger: self.ledger.clone(),
             supervisor: self.supervisor,
         };
@@ -87,6 +91,7 @@ impl Config {
         Ok(Self {
             devices: wire.devices.iter().map(|spec| spec.parse()).collect::<Result<_, _>>()?,
             policy,
+            stock: ByteLen::new(wire.stock),
             ledger: wire.ledger,
             supervisor: wire.supervisor,
         })
@@ -99,7 +104,7 @@ impl fmt::Display for Config {
         for device in &self.devices {
             write!(f, "--device {device} ")?;
         }
-        write!(f, "--policy {}", self.policy)
+        write!(f, "--policy {} --stock {}", self.policy, self.stock.get())
     }
 }
 
@@ -114,6 +119,7 @@ struct Wire {
     version: u32,
     devices: Vec<String>,
     policy: String,
+    stock: u64,
     ledger: PathBuf,
     supervisor: u32,
 }
@@ -129,6 +135,7 @@ mod tests {
                 "private:emulated,size=64M,latency=2us,fail=9".parse().unwrap(),
             ],
             policy: policy.parse().unwrap(),
+            stock: ByteLen::new(1 << 20),
             ledger: "/proc/12/fd/3".into(),
             supervisor: 12,
         }
@@ -160,7 +167,7 @@ mod tests {
         assert_eq!(
             config("limit=1M").to_string(),
             "--device coherent:emulated,size=64M,name=c \
-             --device private:emulated,size=64M,name=private0,latency=2us,fail=9 --policy limit=1M"
+             --device private:emulated,size=64M,name=private0,latency=2us,fail=9 --policy limit=1M --stock 1048576"
         );
     }
 }

@@ -128,7 +128,7 @@ impl View for Program<'_> {
                 self.resident.count(self.counts.run(|| managed.count_resident(ranges)), signs);
             }
         }
-        self.resident.pages(signs)
+        self.resident.pages(signs) + self.managed.stocked()
     }
 
     fn devices(&self) -> Vec<DeviceState> {

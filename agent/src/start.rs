@@ -211,7 +211,7 @@ fn prepare(startup: &Startup) -> Result<&'static Agent, String> {
         // The supervisor has ended, or the program has changed its user: it is managed, and nobody counts.
         None => CountersAt::Own(Box::default()),
     };
-    let managed = Managed::open(&config.devices, counters, last_word).map_err(|error| whole(&error))?;
+    let managed = Managed::open(&config.devices, config.stock, counters, last_word).map_err(|error| whole(&error))?;
     // In a forked child a thread that is not here may have it.
     if let Ok(heritage) = HERITAGE.try_lock() {
         heritage.iter().for_each(|range| managed.exclude_for_good(*range));

@@ -52,6 +52,10 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "SIZE", value_parser = quantity::size)]
     pub(crate) system_limit: Option<ByteLen>,
 
+    /// How much populated system memory each process keeps for pages on their way home; counts against the limit [default: 64M, or an eighth of the limit if that is less]
+    #[arg(long, value_name = "SIZE", value_parser = quantity::size)]
+    pub(crate) stock: Option<ByteLen>,
+
     /// Write statistics to this file, as JSON, when the program has ended
     ///
     /// A regular file is replaced as a whole at the end, and left as it is if the program is not started. /dev/stdout, pipes

@@ -15,7 +15,7 @@ use hetmem_core::policy::DeviceState;
 use hetmem_core::port::{FaultPath, Host as _};
 use hetmem_core::range_map::RangeMap;
 use hetmem_core::space::Region;
-use hetmem_core::units::{BlockNo, DeviceId, PageCount, PageRange, VirtAddr};
+use hetmem_core::units::{BlockNo, ByteLen, DeviceId, PageCount, PageRange, VirtAddr};
 use hetmem_devices::spec::DeviceSpec;
 use hetmem_sys::errno::Errno;
 use hetmem_sys::mapping::Guard;
@@ -23,7 +23,7 @@ use hetmem_sys::maps::MapsFile;
 use hetmem_sys::thread::Processors;
 use thiserror::Error;
 
-use crate::builder::{DEFAULT_STOCK, make_devices};
+use crate::builder::make_devices;
 use crate::host::contexts::Contexts;
 use crate::host::removals::RETURNED;
 use crate::inner::Inner;
@@ -68,18 +68,22 @@ pub struct Managed(Inner);
 
 /// The beginning, the threads, the end.
 impl Managed {
-    /// Opens all that it takes, in the calling thread's table of descriptors. `on_fatal` is told, in a line, why the program is stopped.
+    /// Opens all that it takes, in the calling thread's table of descriptors. At most `stock`, a multiple of the page, of populated system memory is
+    /// kept for pages on their way home. `on_fatal` is told, in a line, why the program is stopped.
     ///
     /// # Errors
     ///
     /// What is missing.
-    pub fn open(devices: &[DeviceSpec], counters: CountersAt, on_fatal: fn(&str)) -> Result<Self, OpenError> {
+    pub fn open(
+        devices: &[DeviceSpec],
+        stock: ByteLen,
+        counters: CountersAt,
+        on_fatal: fn(&str),
+    ) -> Result<Self, OpenError> {
         let maps = MapsFile::open().map_err(OpenError::Proc)?;
         let contexts = Contexts::open(false, maps)?;
         let devices = make_devices(devices)?;
-        Inner::new(contexts, devices, DEFAULT_STOCK, Warmth::Strict, counters, on_fatal)
-            .map(Self)
-            .map_err(OpenError::Memory)
+        Inner::new(contexts, devices, stock, Warmth::Strict, counters, on_fatal).map(Self).map_err(OpenError::Memory)
     }
 
     /// Serves touches and events until `stop` is readable.
@@ -331,6 +335,12 @@ impl Managed {
     #[must_use]
     pub fn count_resident(&self, ranges: &[PageRange]) -> PageCount {
         self.0.resident(ranges)
+    }
+
+    /// Populated system pages that are kept for pages on their way home.
+    #[must_use]
+    pub fn stocked(&self) -> PageCount {
+        self.0.engine.pool().stocked()
     }
 
     /// Pages that have come home.

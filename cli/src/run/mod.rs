@@ -29,7 +29,7 @@ use hetmem_agent::config::{self, Config};
 use hetmem_agent::ledger::Ledger;
 use hetmem_core::policy::PolicySpec;
 use hetmem_core::quantity;
-use hetmem_core::units::ByteLen;
+use hetmem_core::units::{ByteLen, PAGE_SIZE};
 use hetmem_devices::spec::{self, DeviceSpec};
 use hetmem_sys::probe::Capabilities;
 
@@ -43,6 +43,10 @@ use supervise::{Ended, NotStarted};
 
 /// The device when none is asked for.
 const DEFAULT_DEVICE: &str = "coherent:emulated";
+/// How much populated memory is kept if nobody says.
+const STOCK: ByteLen = ByteLen::new(64 << 20);
+/// Where there is a limit it is at most one part of so many.
+const LIMIT_SHARE: u64 = 8;
 /// The policy that `--system-limit` belongs to.
 const LIMIT: &str = "limit";
 /// The variable that names libraries to preload.
@@ -59,6 +63,7 @@ pub(crate) fn run(args: &RunArgs) -> Result<u8, Failure> {
     let memory = host::memory()?;
     let devices = devices(&args.devices, memory)?;
     let policy = policy(&args.policy, args.system_limit, memory)?;
+    let stock = stock(args.stock, limit_of(&policy), memory)?;
     let program = program::resolve(name)?;
     if let Some(obstacle) = host::obstacle(&Capabilities::probe()) {
         return Err(Failure::Host(format!("{obstacle}; see also `hetmem doctor`")));
@@ -73,7 +78,8 @@ pub(crate) fn run(args: &RunArgs) -> Result<u8, Failure> {
     let mut command = command(&program, arguments);
     command.env(PRELOAD, preload(library.into_os_string(), std::env::var_os(PRELOAD)));
     command.env(ASAN_OPTIONS, asan_options(std::env::var_os(ASAN_OPTIONS)));
-    let config = Config { devices, policy, ledger: ledger.path().unwrap_or_default(), supervisor: std::process::id() };
+    let supervisor = std::process::id();
+    let config = Config { devices, policy, stock, ledger: ledger.path().unwrap_or_default(), supervisor };
     command.env(config::VARIABLE, config.encode());
     let running = supervise::start(&mut command).map_err(|source| cannot_start(&program, source))?;
     let waiting =
@@ -125,13 +131,37 @@ fn policy(given: &PolicySpec, limit: Option<ByteLen>, memory: ByteLen) -> Result
         (None, _) => given.clone().complete(|| RandomState::new().hash_one(std::process::id())),
     };
     let spec = spec.map_err(|error| Failure::Usage(error.to_string()))?;
-    if is_limit
-        && let Some(limit) = spec.argument().and_then(|limit| quantity::size(limit).ok())
-        && limit > memory
-    {
-        return usage(format!("the limit {limit} is larger than this machine's memory ({memory})"));
+    match limit_of(&spec) {
+        Some(limit) if limit > memory => {
+            usage(format!("the limit {limit} is larger than this machine's memory ({memory})"))
+        }
+        _ => Ok(spec),
     }
-    Ok(spec)
+}
+
+/// How much memory the policy leaves in system memory, if it is [`LIMIT`].
+fn limit_of(policy: &PolicySpec) -> Option<ByteLen> {
+    let limit = policy.argument().filter(|_| policy.name() == LIMIT)?;
+    quantity::size(limit).ok()
+}
+
+/// How much populated memory is kept, if `given` doesn't say: not much of a limit against which it counts.
+fn stock(given: Option<ByteLen>, limit: Option<ByteLen>, memory: ByteLen) -> Result<ByteLen, Failure> {
+    let Some(stock) = given else {
+        let share = limit.map_or(STOCK, |limit| ByteLen::new(limit.get() / LIMIT_SHARE));
+        return Ok(share.pages_down().bytes().min(STOCK));
+    };
+    let usage = |message: String| Err(Failure::Usage(message));
+    match limit {
+        _ if stock.whole_pages().is_none() => {
+            usage(format!("a stock of {stock} is not a multiple of the page, {PAGE_SIZE} B"))
+        }
+        _ if stock > memory => usage(format!("a stock of {stock} is larger than this machine's memory ({memory})")),
+        Some(limit) if stock >= limit => {
+            usage(format!("a stock of {stock} leaves nothing of the limit {limit}; it must be less"))
+        }
+        _ => Ok(stock),
+    }
 }
 
 fn command(program: &Program, arguments: &[OsString]) -> Command {
@@ -200,8 +230,6 @@ fn report_agents(ledger: &Ledger, name: &str, ended: &Ended) -> bool {
 mod tests {
     use super::*;
 
-    use hetmem_core::units::PAGE_SIZE;
-
     const MEMORY: ByteLen = ByteLen::new(1 << 30);
 
     #[test]
@@ -229,6 +257,26 @@ mod tests {
             ("chaos", page),
         ] {
             assert!(matches!(chosen(name, limit), Err(Failure::Usage(_))), "{name} {limit:?}");
+        }
+    }
+
+    #[test]
+    fn the_stock_is_a_part_of_the_limit() {
+        let size = |text: &str| quantity::size(text).unwrap();
+        let chosen = |given: Option<&str>, limit: Option<&str>| stock(given.map(size), limit.map(size), MEMORY);
+        for (given, limit, stock) in [
+            (None, None, "64M"),
+            (None, Some("1G"), "64M"),
+            (None, Some("80M"), "10M"),
+            (None, Some("4K"), "0"),
+            (Some("0"), None, "0"),
+            (Some("512M"), None, "512M"),
+            (Some("12M"), Some("16M"), "12M"),
+        ] {
+            assert_eq!(chosen(given, limit).unwrap(), size(stock), "{given:?} of {limit:?}");
+        }
+        for (given, limit) in [("5000", None), ("2G", None), ("16M", Some("16M"))] {
+            assert!(matches!(chosen(Some(given), limit), Err(Failure::Usage(_))), "{given} of {limit:?}");
         }
     }
 

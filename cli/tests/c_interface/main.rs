@@ -21,6 +21,7 @@ use std::sync::Once;
 use hetmem_agent::config::{self, Config};
 use hetmem_agent::ledger::Ledger;
 use hetmem_core::policy::PolicySpec;
+use hetmem_core::units::ByteLen;
 use hetmem_devices::spec::SpecError;
 use libtest_mimic::{Arguments, Trial};
 use support::{built, hetmem, output, status, stderr, stdout};
@@ -187,6 +188,7 @@ fn nobody_configures_more_privilege() -> Checked {
     let config = Config {
         devices: vec!["private:emulated,size=16M".parse().map_err(|error: SpecError| error.to_string())?],
         policy: PolicySpec::default(),
+        stock: ByteLen::new(64 << 20),
         ledger: ledger.path().ok_or_else(|| "the ledger has no path".to_owned())?,
         supervisor: std::process::id(),
     };

@@ -13,8 +13,8 @@ pub trait View {
     /// The managed ranges, in order of address. Costs nothing.
     fn ranges(&self) -> &[PageRange];
 
-    /// How many of their pages are in system memory, as far as is known while the program shows `signs`, and never more than [`Signs::anonymous`].
-    /// Pages may be counted for it, which costs far more than anything else here: it is asked when it decides something.
+    /// How much system memory they take: their pages that are there, as far as is known while the program shows `signs`, and never more than
+    /// [`Signs::anonymous`], and what is kept populated for others to come home. Pages may be counted for it, which costs far more than anything else here: it is asked when it decides something.
     fn resident(&mut self, signs: Signs) -> PageCount;
 
     /// The devices, in the order of their ids. Costs a few words.

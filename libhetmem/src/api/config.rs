@@ -19,6 +19,7 @@ pub(crate) struct Config {
     /// The devices that the texts describe, each with its name and size.
     pub(crate) devices: Vec<DeviceSpec>,
     pub(crate) stock: Option<ByteLen>,
+    pub(crate) strict_stock: bool,
     pub(crate) sigbus: bool,
     pub(crate) forks_exec_at_once: bool,
 }
@@ -89,6 +90,12 @@ unsafe extern "C" fn hetmem_config_add_device(config: *mut Config, spec: *const 
 unsafe extern "C" fn hetmem_config_set_stock(config: *mut Config, bytes: u64) -> Answer {
     // SAFETY: the header's contract.
     answer(unsafe { borrow_mut(config, "config") }.and_then(|config| config.set_stock(ByteLen::new(bytes))))
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn hetmem_config_strict_stock(config: *mut Config) -> Answer {
+    // SAFETY: the header's contract.
+    answer(unsafe { borrow_mut(config, "config") }.map(|config| config.strict_stock = true))
 }
 
 #[unsafe(no_mangle)]

@@ -49,6 +49,9 @@ impl Instance {
         if let Some(stock) = config.stock {
             builder = builder.stock(stock);
         }
+        if config.strict_stock {
+            builder = builder.strict_stock();
+        }
         if config.forks_exec_at_once {
             builder = builder.forks_exec_at_once();
         }
