@@ -286,6 +286,8 @@ extern "C" fn worker_main(arg: *mut c_void) {
     // SAFETY: `prepare` passes a leaked agent.
     let agent = unsafe { &*arg.cast_const().cast::<Agent>() };
     agent.renounce();
+    // Pages that it moves are waited for.
+    let _ = hetmem_sys::thread::ask_for_short_slices();
     if let Departure::Alone(first) = work::run(agent) {
         // Before the handler is stopped, which looks at it.
         agent.alone.store(ends::status(first), Ordering::Release);

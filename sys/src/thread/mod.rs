@@ -9,12 +9,14 @@
 //! tls         what is behind its thread pointer
 //! privilege   what it gives up
 //! processors  where they run
+//! slice       how soon they run
 //! tasks       which threads the process has, and what they are at
 //! wait        futexes, sleeps, numbers of threads
 //! ```
 
 mod privilege;
 mod processors;
+mod slice;
 mod spawn;
 mod tasks;
 mod tls;
@@ -22,6 +24,7 @@ mod wait;
 
 pub use privilege::{confine, give_up_privileges, is_dumpable, unused_id};
 pub use processors::Processors;
+pub use slice::ask_for_short_slices;
 pub use spawn::{Stack, next_symbol, unshare_directories, unshare_files};
 pub use tasks::Tasks;
 pub use tls::control_block;

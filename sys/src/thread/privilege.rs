@@ -139,6 +139,9 @@ const RESTRICTED: &[(libc::c_long, usize, u32)] = &[
 const EXACT: &[(libc::c_long, usize, u32)] = &[
     // Staying on a processor, themselves.
     (libc::SYS_sched_setaffinity, 0, 0),
+    // Running for a short time at once, themselves.
+    (libc::SYS_sched_getattr, 0, 0),
+    (libc::SYS_sched_setattr, 0, 0),
     // Naming memory.
     (libc::SYS_prctl, 0, 0x5356_4d41),
     // Ending the process, and asking whether a thread lives.
