@@ -17,7 +17,7 @@ use crate::slot::{Frame, SYSTEM_POOL, Slot};
 use crate::space::{Shared, Space};
 use crate::stats::Counters;
 use crate::sync::atomic::AtomicU32;
-use crate::units::{DeviceId, PageCount, PageRange, VirtAddr};
+use crate::units::{BLOCK_PAGES, DeviceId, PageCount, PageRange, VirtAddr};
 
 /// Counters of the engine's own, or of a supervisor.
 pub enum CountersAt {
@@ -36,6 +36,9 @@ impl Deref for CountersAt {
         }
     }
 }
+
+/// As many pages of the stock are emptied together, at most: 32 MiB, as few as matter to a process whose pages are on the move.
+const DISCARDED_AT_ONCE: PageCount = PageCount::new(16 * BLOCK_PAGES);
 
 /// Where one page is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -258,29 +261,43 @@ impl<H: Host> Engine<H> {
 
     /// Gives stocked system pages above the pool's limit back to the host.
     pub fn trim_pool(&self) {
-        while let Some(run) = self.pool.take_surplus() {
-            if !self.discard(self.places(run)) {
-                break;
-            }
-        }
+        while self.discard_some(|_| self.pool.take_surplus()) {}
     }
 
     /// Makes room in the pool for `pages` pages in transit: it grows, and where it can't, the stock gives way to them.
     pub(crate) fn make_room(&self, pages: PageCount) {
         while self.pool.empty() < pages && self.grow_pool() {}
-        while let Some(run) = self.pool.take_for_room(pages) {
-            if !self.discard(self.places(run)) {
-                break;
+        while self.discard_some(|taken| self.pool.take_for_room(pages, taken, DISCARDED_AT_ONCE)) {}
+    }
+
+    /// Empties places that `take` takes out of the stock, which is told how many it has given. Those that follow one another are emptied at once, as
+    /// nothing moves meanwhile: the host has to tell itself of it each time. `false` if there is none, or some can't be emptied. Allocates nothing.
+    fn discard_some(&self, take: impl Fn(PageCount) -> Option<FrameRun>) -> bool {
+        let Some(first) = take(PageCount::ZERO) else { return false };
+        let (mut places, mut taken) = (self.places(first), first.pages);
+        let mut all = true;
+        while taken < DISCARDED_AT_ONCE
+            && let Some(run) = take(taken)
+        {
+            taken += run.pages;
+            if let Err(next) = places.append(self.places(run)) {
+                all &= self.discard(std::mem::replace(&mut places, next));
             }
         }
+        self.discard(places) && all
     }
 
     /// Empties places that were taken out of the stock. `false` if they can't be: then they are in stock again, as a place that is not empty must
     /// never be taken for one that is.
-    fn discard(&self, places: FrameRefs<'_, H>) -> bool {
+    fn discard(&self, mut places: FrameRefs<'_, H>) -> bool {
         let Frames { run, .. } = places.frames();
         let discarded = self.host.discard(self.pool.address(run), run.pages);
-        places.release(if discarded { Left::Nothing } else { Left::Page });
+        // By blocks, as they were taken.
+        while !places.pages().is_zero() {
+            let in_block = BLOCK_PAGES - u64::from(places.frames().run.first.get()) % BLOCK_PAGES;
+            let part = places.take_front(places.pages().min(PageCount::new(in_block)));
+            part.release(if discarded { Left::Nothing } else { Left::Page });
+        }
         discarded
     }
 

@@ -10,6 +10,7 @@ mod oracle;
 mod overlay;
 mod overlay_oracle;
 mod overlay_races;
+mod pool;
 mod races;
 mod range_fault;
 mod regions;

@@ -181,9 +181,12 @@ impl SystemPool {
     pub fn release(&self, run: FrameRun) {
         self.release_by(run, |sets, run| {
             sets.stocked.insert_resting(run);
-            // Small pages came to the chunk while it was empty.
             if sets.empty.is_divided(run.first) {
+                // Small pages came to the chunk while it was empty.
                 sets.stocked.divide(run.first);
+            } else if run.pages == PageCount::BLOCK {
+                // A huge page, whatever was in stock there before.
+                sets.stocked.unite(run.first);
             }
         });
     }
@@ -222,14 +225,16 @@ impl SystemPool {
     }
 
     /// Takes a run of stocked pages out of the stock if fewer than `room` places are empty, to be discarded and given back with
-    /// [`SystemPool::release_empty`].
+    /// [`SystemPool::release_empty`]; not counted are `taken` that are on their way there. Once room is needed the stock gives more than that, of what
+    /// is above its limit, up to `at_once` in all.
     #[must_use]
-    pub fn take_for_room(&self, room: PageCount) -> Option<FrameRun> {
+    pub fn take_for_room(&self, room: PageCount, taken: PageCount, at_once: PageCount) -> Option<FrameRun> {
         let mut sets = lock(&self.sets);
-        if sets.empty.len() >= room {
-            return None;
-        }
-        let run = sets.stocked.take(room)?;
+        let needed = room.get().checked_sub(sets.empty.len().get()).filter(|needed| *needed > 0)?;
+        let surplus = sets.stocked.len().get().saturating_sub(self.stock_limit.get());
+        let spare = surplus.min(at_once.get().saturating_sub(taken.get()));
+        let want = needed.saturating_sub(taken.get()).max(spare);
+        let run = Some(want).filter(|want| *want > 0).and_then(|want| sets.stocked.take(PageCount::new(want)))?;
         drop(sets);
         self.allocate(run, VirtAddr::default());
         Some(run)
@@ -295,6 +300,42 @@ mod tests {
     fn take_all(pool: &SystemPool, purpose: Purpose) -> PageCount {
         let all = std::iter::from_fn(|| pool.take_stocked(PageCount::new(BLOCK_PAGES), PAGE, purpose));
         PageCount::new(all.map(|run| run.pages.get()).sum())
+    }
+
+    #[test]
+    fn a_huge_page_of_the_stock_is_one_again_whatever_was_taken_of_its_place_before() {
+        let block = PageCount::new(BLOCK_PAGES);
+        let pool = SystemPool::new(VirtAddr::new(BLOCK_SIZE), block + block, block + block, PageCount::ZERO);
+        for _ in 0..2 {
+            let place = pool.take_empty_whole(PAGE).unwrap();
+            pool.release(place);
+            let surplus = pool.take_surplus().unwrap();
+            assert_eq!(surplus, place);
+            pool.release_empty(surplus);
+        }
+        pool.release(pool.take_empty_whole(PAGE).unwrap());
+        assert!(pool.take_stocked_whole(PAGE).is_some());
+    }
+
+    #[test]
+    fn once_room_is_needed_the_stock_gives_what_is_beyond_its_limit_but_no_more_than_is_asked_for_at_once() {
+        let (block, at_once) = (PageCount::new(BLOCK_PAGES), PageCount::new(2 * BLOCK_PAGES));
+        let capacity = PageCount::new(4 * BLOCK_PAGES);
+        let pool = SystemPool::new(VirtAddr::new(BLOCK_SIZE), capacity, capacity, block);
+        let given = |room: PageCount| {
+            let mut given = PageCount::ZERO;
+            while let Some(run) = pool.take_for_room(room, given, at_once) {
+                given += run.pages;
+            }
+            given
+        };
+        let taken: Vec<FrameRun> = std::iter::from_fn(|| pool.take_empty_whole(PAGE)).collect();
+        taken.iter().for_each(|run| pool.release(*run));
+        assert_eq!((taken.len(), pool.empty()), (3, block), "one is the reserve for faults");
+        assert_eq!(given(block), PageCount::ZERO, "there is room");
+        assert_eq!(given(block + PageCount::ONE), at_once);
+        // What is asked for is given whatever the limit.
+        assert_eq!((pool.stocked(), given(block + block)), (block, block));
     }
 
     #[test]

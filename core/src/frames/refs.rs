@@ -114,6 +114,15 @@ impl<'e, H: Host> FrameRefs<'e, H> {
         Self { engine: self.engine, frames: front }
     }
 
+    /// Adds those of `next`, if its frames come right after these; else hands it back.
+    pub(crate) fn append(&mut self, next: Self) -> Result<(), Self> {
+        if !self.frames.goes_on_with(next.frame(PageCount::ZERO)) {
+            return Err(next);
+        }
+        self.frames.run.pages += next.into_counted().run.pages;
+        Ok(())
+    }
+
     /// Says in the descriptor of the first frame that it holds `page` now.
     pub(crate) fn set_page(&self, page: VirtAddr) {
         self.engine.descriptor(self.frame(PageCount::ZERO)).set_page(page);

@@ -7,7 +7,7 @@ use crate::units::{FrameIndex, PageCount};
 pub struct FrameRun {
     /// The lowest frame.
     pub first: FrameIndex,
-    /// How many frames, 1 to 512.
+    /// How many frames: 1 to 512, as long as they are of one block.
     pub pages: PageCount,
 }
 
