@@ -75,6 +75,37 @@ impl<T: Clone> RangeMap<T> {
     }
 }
 
+/// How often each page was raised, and not lowered again: claims, exclusions. [`u32::MAX`] stays.
+impl RangeMap<u32> {
+    /// Adds one for each page of `range`.
+    pub fn raise(&mut self, range: PageRange) {
+        let mut at = range.start();
+        for (part, count) in self.remove(range) {
+            self.extend(at, part.start(), 1);
+            at = part.end();
+            self.insert(part, count.saturating_add(1));
+        }
+        self.extend(at, range.end(), 1);
+    }
+
+    /// Takes one from each page of `range` that has any.
+    pub fn lower(&mut self, range: PageRange) {
+        for (part, count) in self.remove(range) {
+            match count {
+                u32::MAX => self.insert(part, count),
+                0 | 1 => {}
+                _ => self.insert(part, count - 1),
+            }
+        }
+    }
+
+    fn extend(&mut self, from: VirtAddr, to: VirtAddr, count: u32) {
+        if let Some(gap) = PageRange::between(from, to) {
+            self.insert(gap, count);
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -86,6 +117,24 @@ mod tests {
     }
 
     proptest! {
+        /// Against an array with one cell a page.
+        #[test]
+        fn counts_like_an_array(ops in prop::collection::vec((any::<bool>(), 0u64..60, 0u64..20), 1..80)) {
+            let mut map = RangeMap::default();
+            let mut oracle = [0u32; 80];
+            for (raise, start, pages) in ops {
+                if raise { map.raise(range(start, pages)); } else { map.lower(range(start, pages)); }
+                for p in start..start + pages {
+                    let cell = &mut oracle[usize::try_from(p).unwrap()];
+                    *cell = if raise { *cell + 1 } else { cell.saturating_sub(1) };
+                }
+                for (p, cell) in oracle.iter().enumerate() {
+                    let got = map.get(VirtAddr::new(p as u64 * PAGE_SIZE)).map_or(0, |(_, n)| *n);
+                    prop_assert_eq!(got, *cell);
+                }
+            }
+        }
+
         /// Against an array with one cell a page.
         #[test]
         fn behaves_like_an_array(ops in prop::collection::vec((any::<bool>(), 0u64..60, 0u64..20, any::<u8>()), 1..80)) {

@@ -321,6 +321,11 @@ impl Host for UserMemory {
         unsafe { clear_pages(at, pages) };
     }
 
+    fn populate_huge(&self, block: PageRange) {
+        // What is not populated is when it is written.
+        let _ = hetmem_sys::mapping::populate_huge(block);
+    }
+
     fn discard(&self, at: VirtAddr, pages: PageCount) -> bool {
         let Some(range) = PageRange::new(at, pages) else { return false };
         // Of a registered range it would be announced: whoever asks would wait until a handler thread, which may be who asks, has read that, and no

@@ -33,13 +33,18 @@ enum Trap {
 #[derive(Default)]
 struct Table {
     traps: RangeMap<Trap>,
-    /// Extents that requests under way rely on.
-    active: Vec<PageRange>,
+    /// What requests under way rely on, and how many each.
+    active: RangeMap<u32>,
     /// Where mappings were that are a lifted block's now, until their end there is told.
     spares: Vec<PageRange>,
 }
 
 impl Table {
+    /// Whether a request relies on a part of `extent`.
+    fn is_active(&self, extent: PageRange) -> bool {
+        self.active.overlapping(extent).next().is_some()
+    }
+
     fn trap(&mut self, contexts: &Contexts, extent: PageRange, path: FaultPath) -> Vec<(PageRange, KeptReason)> {
         if is_trapped(&self.traps, extent, path) {
             return Vec::new();
@@ -80,7 +85,7 @@ impl Traps {
         parts: impl FnOnce() -> Vec<PageRange>,
     ) -> Vec<(PageRange, KeptReason)> {
         let mut table = lock(&self.table);
-        table.active.push(extent);
+        table.active.raise(extent);
         parts().into_iter().flat_map(|part| table.trap(contexts, part, path)).collect()
     }
 
@@ -108,10 +113,8 @@ impl Traps {
         away: impl FnOnce() -> (PageCount, PageCount),
     ) {
         let mut table = lock(&self.table);
-        if let Some(at) = table.active.iter().position(|a| *a == extent) {
-            table.active.swap_remove(at);
-        }
-        if table.active.iter().any(|a| a.overlaps(extent)) {
+        table.active.lower(extent);
+        if table.is_active(extent) {
             return;
         }
         let (unmapped, mapped) = away();
@@ -174,7 +177,7 @@ impl Traps {
     pub(crate) fn idle(&self) -> Vec<PageRange> {
         let table = lock(&self.table);
         let trapped = table.traps.iter().filter(|(_, t)| matches!(t, Trap::Trapped(..)));
-        trapped.map(|(r, _)| r).filter(|r| !table.active.iter().any(|a| a.overlaps(*r))).collect()
+        trapped.map(|(r, _)| r).filter(|r| !table.is_active(*r)).collect()
     }
 }
 

@@ -55,3 +55,25 @@ fn huge_pages_stay_whole_where_small_ones_are_migrated_too() {
     }
     runtime.check();
 }
+
+/// What comes home beyond the stock has to be populated anew.
+#[test]
+fn huge_pages_come_home_as_such_though_none_is_in_stock() {
+    let spec = parse_all(&["coherent:emulated,size=64M"], ByteLen::new(1 << 40)).unwrap().remove(0);
+    let runtime = Runtime::builder().device(spec).stock(ByteLen::new(0)).start().unwrap();
+    let mapping = runtime.map(ByteLen::new(BLOCKS << 21), FaultPath::Thread).unwrap();
+    populate_write(mapping.range()).unwrap();
+    mapping.words().iter().enumerate().step_by(509).for_each(|(i, word)| word.store(i as u64, Relaxed));
+    if huge(&mapping) < BLOCKS {
+        return skip("the machine gives no huge pages");
+    }
+    for round in 0..3 {
+        for target in [Target::Device(DeviceId::new(0)), Target::System] {
+            assert_eq!(runtime.migrate(mapping.range(), Request::all_to(target)).moved(), mapping.range().pages());
+            // The kernel may have none for one or two.
+            assert!(huge(&mapping) + 2 >= BLOCKS, "{} in round {round}, {target:?}", huge(&mapping));
+        }
+    }
+    assert!(mapping.words().iter().enumerate().step_by(509).all(|(i, word)| word.load(Relaxed) == i as u64));
+    runtime.check();
+}

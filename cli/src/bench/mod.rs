@@ -8,6 +8,7 @@
 //!        bookkeeping │                             machine (what it was measured on), progress
 //!        alternate │
 //!        mirror   │
+//!        scale    │
 //!        kernel   │
 //!        agent ───┘ ── target (the program that it measures)
 //! ```
@@ -30,6 +31,7 @@ mod progress;
 mod report;
 mod rounds;
 mod samples;
+mod scale;
 mod setup;
 mod steady;
 mod table;
@@ -82,6 +84,8 @@ pub(crate) enum Name {
     Alternate,
     /// Range faults against PAGEMAP_SCAN, and hits in a device's page table
     Mirror,
+    /// How the time of a migration grows with the size, the number of mappings, and the threads that migrate at once
+    Scale,
     /// Migration between two NUMA nodes, against move_pages(2) and mbind(2)
     Kernel,
     /// What the agent costs a program that gives it nothing to do, asleep and at work
@@ -89,7 +93,7 @@ pub(crate) enum Name {
 }
 
 impl Name {
-    const ALL: [Self; 9] = [
+    const ALL: [Self; 10] = [
         Self::Migrate,
         Self::Fault,
         Self::Touch,
@@ -97,6 +101,7 @@ impl Name {
         Self::Bookkeeping,
         Self::Alternate,
         Self::Mirror,
+        Self::Scale,
         Self::Kernel,
         Self::Agent,
     ];
@@ -110,6 +115,7 @@ impl Name {
             Self::Bookkeeping => bookkeeping::run(plan, progress),
             Self::Alternate => alternate::run(plan, progress),
             Self::Mirror => mirror::run(plan, progress),
+            Self::Scale => scale::run(plan, progress),
             Self::Kernel => kernel::run(plan, progress),
             Self::Agent => agent::run(plan, progress),
         }

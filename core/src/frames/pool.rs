@@ -231,9 +231,12 @@ impl SystemPool {
     pub fn release(&self, run: FrameRun) {
         self.release_by(run, |sets, run| {
             sets.stocked.insert_resting(run);
-            // Small pages came to the chunk while it was empty.
             if sets.empty.is_divided(run.first) {
+                // Small pages came to the chunk while it was empty.
                 sets.stocked.divide(run.first);
+            } else if run.pages == PageCount::BLOCK {
+                // A huge page, whatever was in stock there before.
+                sets.stocked.unite(run.first);
             }
         });
     }
@@ -366,6 +369,22 @@ mod tests {
     fn take_all(pool: &SystemPool, purpose: Purpose) -> PageCount {
         let all = std::iter::from_fn(|| pool.take_stocked(PageCount::new(BLOCK_PAGES), PAGE, purpose));
         PageCount::new(all.map(|run| run.pages.get()).sum())
+    }
+
+    #[test]
+    fn a_huge_page_of_the_stock_is_one_again_whatever_was_taken_of_its_place_before() {
+        let block = PageCount::new(BLOCK_PAGES);
+        let size = PoolSize { grown: block + block, ready: block + block, capacity: block + block };
+        let pool = SystemPool::new(VirtAddr::new(BLOCK_SIZE), size, PageCount::ZERO);
+        for _ in 0..2 {
+            let place = pool.take_empty_whole(PAGE).unwrap();
+            pool.release(place);
+            let surplus = pool.take_surplus(Keep::Limit).unwrap();
+            assert_eq!(surplus, place);
+            pool.release_empty(surplus);
+        }
+        pool.release(pool.take_empty_whole(PAGE).unwrap());
+        assert!(pool.take_stocked_whole(PAGE).is_some());
     }
 
     #[test]

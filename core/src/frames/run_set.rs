@@ -268,6 +268,11 @@ impl RunSet {
         self.change(frame.index() / CHUNK as usize, |c| c.divided = true);
     }
 
+    /// Says that small pages have not used the chunk of `frame`, or that a huge page has taken their place.
+    pub fn unite(&mut self, frame: FrameIndex) {
+        self.change(frame.index() / CHUNK as usize, |c| c.divided = false);
+    }
+
     fn take_from(&mut self, chunk: usize, start: usize, n: usize) -> FrameRun {
         let first = u32::try_from(chunk * CHUNK as usize + start).expect("a device has at most 2^32 frames");
         let run = FrameRun { first: FrameIndex::new(first), pages: PageCount::new(n as u64) };

@@ -101,7 +101,7 @@ impl<'e, H: Host> Collected<'e, H> {
                 let mut first = plan(&state, range.start().add_pages(at));
                 let mut end = part_end;
                 if matches!(first, Plan::TakeSystem | Plan::TakeMapped(_)) {
-                    match trapped.ask(engine, path, range, at) {
+                    match trapped.ask(engine, path, range, at..part_end) {
                         Ok(until) => end = until.min(part_end),
                         Err(reason) => (first, end) = (Plan::Keep(reason), at + PageCount::ONE),
                     }
@@ -159,7 +159,7 @@ impl<'e, H: Host> Collected<'e, H> {
     }
 }
 
-/// How far pages of a batch can be taken out, asked once for each mapping. After a refusal the next question is further on each
+/// How far pages of a batch can be taken out, asked once for each mapping of a part: what lies behind it may be another's. After a refusal the next question is further on each
 /// time, so that a range that is refused as a whole costs little.
 #[derive(Default)]
 struct Trapped {
@@ -174,10 +174,11 @@ impl Trapped {
         engine: &Engine<H>,
         path: FaultPath,
         range: PageRange,
-        at: PageCount,
+        pages: std::ops::Range<PageCount>,
     ) -> Result<PageCount, KeptReason> {
+        let at = pages.start;
         if at >= self.until {
-            match engine.host.trapped(path, range.slice(at, range.pages())) {
+            match engine.host.trapped(path, range.slice(at, pages.end - at)) {
                 Ok(pages) => *self = Self { until: at + pages, refused: None, refusals: 0 },
                 Err(reason) => {
                     self.until = at + PageCount::new(1 << self.refusals.min(9));

@@ -2,6 +2,7 @@
 //!
 //! Frames for all pieces are allocated first, and then all are filled at once: a device with a queue works on all of them together.
 
+use crate::engine::Engine;
 use crate::fault::MAX_COPIED;
 use crate::frames::{FrameRefs, Purpose};
 use crate::migrate::{Batch, Piece, Target};
@@ -9,6 +10,7 @@ use crate::outcome::KeptReason;
 use crate::port::Host;
 use crate::sync::Arc;
 use crate::transfer::FrameCopy;
+use crate::units::{PageRange, VirtAddr};
 
 /// A piece and the frames that hold a copy of it; `None` where it goes home in the pool's own pages, or is copied when it is installed.
 pub(crate) struct Filled<'e, H: Host> {
@@ -122,9 +124,8 @@ impl<'e, H: Host> Batch<'e, H> {
         match self.request.target {
             Target::Device(device) => engine.allocate_ready(device, want, page, piece.huge).ok_or(KeptReason::NoFrame),
             Target::System => {
-                let whole = piece.huge.then(|| engine.pool.take_stocked_whole(page)).flatten();
-                if let Some(run) = whole {
-                    return Ok(Some(engine.places(run)));
+                if let Some(places) = piece.huge.then(|| engine.place_for_huge(page)).flatten() {
+                    return Ok(Some(places));
                 }
                 if !piece.huge && engine.readable(piece.bytes.frames()).is_some() {
                     // Populated pages are there to be used again, if there are enough at a time for a move of them to be worth it. The kernel has others
@@ -136,5 +137,18 @@ impl<'e, H: Host> Batch<'e, H> {
             }
         }
         .map(Some)
+    }
+}
+
+impl<H: Host> Engine<H> {
+    /// A huge page of the pool to copy that at `page` into: one of the stock, or a new one. Page by page it would take four times as long to populate, and
+    /// be 512 pages to the program from then on.
+    fn place_for_huge(&self, page: VirtAddr) -> Option<FrameRefs<'_, H>> {
+        if let Some(run) = self.pool.take_stocked_whole(page) {
+            return Some(self.places(run));
+        }
+        let places = self.take_places(Purpose::Migration, |pool| pool.take_empty_whole(page))?;
+        self.host.populate_huge(PageRange::new(places.address()?, places.pages())?);
+        Some(places)
     }
 }

@@ -116,6 +116,9 @@ pub trait Host: Send + Sync {
     /// Makes pages that are not the program's read as zeros, and populates holes among them.
     fn clear(&self, at: VirtAddr, pages: PageCount);
 
+    /// Populates `block`, which has no page and is not the program's, with a huge page if it can: what is copied there next is to be one.
+    fn populate_huge(&self, _block: PageRange) {}
+
     /// Gives the memory of pages that are not the program's back to the host; they read as zeros afterwards. `false` if that can't be done: pages of
     /// locked memory stay. The caller holds no lock.
     fn discard(&self, at: VirtAddr, pages: PageCount) -> bool;

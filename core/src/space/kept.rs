@@ -20,18 +20,7 @@ impl Space {
     /// Keeps the pages of `range` from being taken out, until [`Space::include`] has been called as often as this. On return no migration that began
     /// earlier can still take one; a page that is out already comes home with its next touch, and stays.
     pub fn exclude(&self, range: PageRange) {
-        let mut excluded = write(&self.excluded);
-        let mut at = range.start();
-        for (part, holds) in excluded.remove(range) {
-            if let Some(gap) = PageRange::between(at, part.start()) {
-                excluded.insert(gap, 1);
-            }
-            at = part.end();
-            excluded.insert(part, holds.saturating_add(1));
-        }
-        if let Some(rest) = PageRange::between(at, range.end()) {
-            excluded.insert(rest, 1);
-        }
+        write(&self.excluded).raise(range);
     }
 
     /// Keeps the pages of `range` from being taken out, for good.
@@ -41,14 +30,7 @@ impl Space {
 
     /// Ends one exclusion of `range`.
     pub fn include(&self, range: PageRange) {
-        let mut excluded = write(&self.excluded);
-        for (part, holds) in excluded.remove(range) {
-            match holds {
-                FOR_GOOD => excluded.insert(part, FOR_GOOD),
-                0 | 1 => {}
-                _ => excluded.insert(part, holds - 1),
-            }
-        }
+        write(&self.excluded).lower(range);
     }
 
     /// The excluded ranges, in order.

@@ -26,7 +26,15 @@ impl UserMemory {
             };
             probe.stop
         };
-        let mut mapped = false;
+        // A MOVE that skips holes does nothing here, and fails where nothing is mapped. What it finds can't go without an event, so the answer holds for
+        // the next question.
+        let mapped = match probe(PageCount::ONE, MoveFlags::ALLOW_SRC_HOLES) {
+            None | Some(Errno::EXIST) => true,
+            Some(Errno::NOMEM) => return Err(KeptReason::NoMemory),
+            Some(Errno::NOENT | Errno::AGAIN) => return Err(KeptReason::Raced),
+            // The mapping is no good, for a reason that is looked for below.
+            Some(_) => false,
+        };
         let mut pages = range.pages().min(PageCount::BLOCK);
         loop {
             match probe(pages, MoveFlags::NONE) {
@@ -34,13 +42,8 @@ impl UserMemory {
                 Some(Errno::EXIST) => return Ok(pages),
                 // The source is a hole: the mapping was looked at and found good.
                 Some(Errno::NOENT) if mapped => return Ok(pages),
-                // Or nothing is mapped here. A MOVE that skips holes fails then, and else does nothing. What it finds can't go
-                // without an event, so the same question has one answer next time.
-                Some(Errno::NOENT) => match probe(PageCount::ONE, MoveFlags::ALLOW_SRC_HOLES) {
-                    None | Some(Errno::EXIST) => mapped = true,
-                    Some(Errno::NOMEM) => return Err(KeptReason::NoMemory),
-                    Some(_) => return Err(KeptReason::Raced),
-                },
+                // Or nothing is mapped here any more.
+                Some(Errno::NOENT) => return Err(KeptReason::Raced),
                 Some(Errno::AGAIN) => return Err(KeptReason::Raced),
                 // Not one mapping, or not one that can be moved from.
                 Some(_) if pages > PageCount::ONE => pages = PageCount::new(pages.get() / 2),

@@ -51,6 +51,16 @@ pub fn forbid_huge_pages(range: PageRange) -> Result<(), Errno> {
     }
 }
 
+/// Populates `block`, which has no page and of which [`forbid_huge_pages`] was said, with a huge page if the kernel has one, else with small ones. The
+/// mapping around it is as before when this returns, and is several meanwhile.
+pub fn populate_huge(block: PageRange) -> Result<(), Errno> {
+    // SAFETY: the contents of the range stay as they are.
+    unsafe { advise(block, Advice::LinuxHugepage) }?;
+    let populated = populate_write(block);
+    forbid_huge_pages(block)?;
+    populated
+}
+
 /// Whether the page of private anonymous memory at `page` is locked (`mlock(2)`): the kernel takes no advice then that it is cold. Elsewhere the page
 /// counts as a little older afterwards.
 #[must_use]

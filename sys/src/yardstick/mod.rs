@@ -5,6 +5,7 @@
 //! Buffer      populated memory, and copies between two of them         the floor of a migration: the best copy
 //! PlainMover  UFFDIO_COPY in, copy and MADV_DONTNEED out               what other user-space movers do
 //! FaultFloor  handlers that answer each fault with one UFFDIO_COPY      the floor of a fault, on either path
+//! Pieces      memory in many mappings                                  what is moved one mapping at a time
 //! NodeMover   move_pages(2), mbind(2)                                  the kernel's own migration between nodes
 //! heap_bytes  what the C library's allocator has given out             the size of the books
 //! ```
@@ -18,10 +19,12 @@ mod buffer;
 mod floor;
 mod heap;
 mod nodes;
+mod pieces;
 mod plain;
 
 pub use buffer::{Buffer, CopyRun, CopyWay};
 pub use floor::{FaultFloor, FloorPath, SigbusTurn};
 pub use heap::heap_bytes;
 pub use nodes::{KernelWay, NodeMover, pages_on};
+pub use pieces::Pieces;
 pub use plain::PlainMover;
