@@ -190,27 +190,27 @@ impl MirrorRun {
         self.slice(pages, self.range.pages())
     }
 
-    /// The run of both, if `next` goes on where this one ends, and as it does.
+    /// Whether pages from `range` on, the first of which is answered by `first`, go on where this run ends, and as it does.
     #[inline]
-    fn joined(self, next: Self) -> Option<Self> {
-        let goes_on = self.range.end() == next.range.start() && self.page(self.range.pages()) == next.first;
-        let range = PageRange::between(self.range.start(), next.range.end()).filter(|_| goes_on)?;
-        Some(Self { range, ..self })
+    fn goes_on_with(&self, range: PageRange, first: MirrorPage) -> bool {
+        self.range.end() == range.start() && self.page(self.range.pages()) == first
     }
 }
 
-/// Appends `run`, if there is any, to `runs`, and joins it with what it goes on with.
+/// Appends the pages of `range`, if there are any, the first of which is answered by `first`, and joins them with what they go on with. (They are
+/// named in two parts, which the compiler hands over in registers: a range on a device may have as many runs as pages.)
 #[inline]
-pub(super) fn append(runs: &mut Vec<MirrorRun>, run: MirrorRun) {
-    if run.range.is_empty() {
+pub(super) fn append(runs: &mut Vec<MirrorRun>, range: PageRange, first: MirrorPage) {
+    if range.is_empty() {
         return;
     }
     if let Some(last) = runs.last_mut()
-        && let Some(both) = last.joined(run)
+        && last.goes_on_with(range, first)
+        && let Some(both) = PageRange::between(last.range.start(), range.end())
     {
-        *last = both;
+        last.range = both;
     } else {
-        runs.push(run);
+        runs.push(MirrorRun { range, first });
     }
 }
 
@@ -231,9 +231,10 @@ pub(super) fn truncate(runs: &mut Vec<MirrorRun>, page: VirtAddr) {
 pub(super) fn grant(runs: &mut Vec<MirrorRun>, granted: PageRange) {
     for run in runs.split_off(count_before(runs, granted.start())) {
         let inside = run.from(granted.start()).before(granted.end());
-        append(runs, run.before(granted.start()));
-        append(runs, MirrorRun { first: inside.first.granted(), ..inside });
-        append(runs, run.from(granted.end()));
+        let (before, behind) = (run.before(granted.start()), run.from(granted.end()));
+        append(runs, before.range, before.first);
+        append(runs, inside.range, inside.first.granted());
+        append(runs, behind.range, behind.first);
     }
 }
 
@@ -268,7 +269,7 @@ mod tests {
         ];
         let mut runs = Vec::new();
         for (piece, expected) in pieces {
-            append(&mut runs, piece);
+            append(&mut runs, piece.range, piece.first);
             assert_eq!(runs.len(), expected, "after {piece:?}");
         }
         let expanded = |runs: &[MirrorRun]| runs.iter().flat_map(|run| run.pages()).collect::<Vec<_>>();

@@ -3,7 +3,7 @@
 use crate::engine::Engine;
 use crate::physmap::Owner;
 use crate::port::{MirrorHost, Present};
-use crate::slot::{Frame, SYSTEM_POOL, Slot};
+use crate::slot::Slot;
 use crate::space::BlockState;
 use crate::units::{PageCount, PageRange, VirtAddr};
 
@@ -20,7 +20,7 @@ impl Told {
     /// All pages from where the last ones ended up to `end` are answered by `page`.
     fn tell(&mut self, end: VirtAddr, page: MirrorPage) {
         if let Some(range) = PageRange::between(self.at, end) {
-            append(&mut self.runs, MirrorRun { range, first: page });
+            append(&mut self.runs, range, page);
             self.at = end;
         }
     }
@@ -54,16 +54,17 @@ impl<H: MirrorHost> Engine<H> {
         let seen = self.seen_by_host(range);
         let mut runs = seen.iter();
         let mut seen = Rest { begun: runs.next().copied(), runs };
+        let owned = self.owned_by(owner);
         // The books come last: what they say of a page outdoes what was seen of it before.
         let _shared = self.space.gate.share();
         self.space.visit_blocks(range, |part, block| {
             if block.unmapped() == 0 && block.mapped() == 0 && !block.exchanging {
                 return;
             }
-            seen.take(part.start(), |run| append(out, run));
-            seen.take(part.end(), |run| self.look_up(block, run, owner, out));
+            seen.take(part.start(), |run| append(out, run.range, run.first));
+            seen.take(part.end(), |run| look_up(block, run, &owned, out));
         });
-        seen.take(range.end(), |run| append(out, run));
+        seen.take(range.end(), |run| append(out, run.range, run.first));
     }
 
     /// What the host says of the pages of `range`.
@@ -89,32 +90,6 @@ impl<H: MirrorHost> Engine<H> {
         told.runs
     }
 
-    /// Appends what the pages of `run` are by the books, which lie in `block` and are what the host has said but for that.
-    fn look_up(&self, block: &BlockState, run: MirrorRun, owner: Option<Owner>, out: &mut Vec<MirrorRun>) {
-        if run.first.is_error() {
-            return append(out, run);
-        }
-        let mut rest = run;
-        while !rest.range.is_empty() {
-            let (slot, pages) = block.slot_run(rest.range);
-            let first = self.by_slot(slot, rest.first, block.exchanging, owner);
-            append(out, MirrorRun { first, ..rest.slice(PageCount::ZERO, pages) });
-            rest = rest.slice(pages, rest.range.pages());
-        }
-    }
-
-    /// What becomes of a page's answer by its slot.
-    fn by_slot(&self, slot: Slot, seen: MirrorPage, exchanging: bool, owner: Option<Owner>) -> MirrorPage {
-        match slot {
-            Slot::Mapped(frame) if seen.is_valid() => seen.at(frame),
-            // Perhaps it is laid already, of which nobody will be told.
-            Slot::System if exchanging => seen.away(),
-            Slot::System | Slot::Mapped(_) => seen,
-            Slot::Unmapped { frame, busy: false } if self.is_private_of(frame, owner) => seen.in_private(frame),
-            Slot::Unmapped { .. } => seen.away(),
-        }
-    }
-
     /// Whether nothing was found in memory of hetmem's own, which another mapping was about to take the place of.
     pub(super) fn is_torn(&self, range: PageRange, answers: &[MirrorRun]) -> bool {
         let is_owned = |range| self.space.regions_in(range).iter().any(|(_, region)| region.is_some_and(|r| r.owned));
@@ -122,9 +97,43 @@ impl<H: MirrorHost> Engine<H> {
         self.has_overlays() && answers[count_before(answers, range.start())..].iter().any(is_lost)
     }
 
-    fn is_private_of(&self, frame: Frame, owner: Option<Owner>) -> bool {
-        frame.device != SYSTEM_POOL
-            && self.is_private(frame.device)
-            && owner == Some(self.device_of(frame.device).pagemap().owner)
+    /// The private devices whose frames are answered to `owner` as they are.
+    fn owned_by(&self, owner: Option<Owner>) -> Owned {
+        let mut owned = [false; 256];
+        for (device, owned) in self.devices().iter().zip(&mut owned) {
+            let pagemap = device.pagemap();
+            *owned = self.is_private(pagemap.device) && owner == Some(pagemap.owner);
+        }
+        owned
+    }
+}
+
+/// Of each device, whether its frames are answered as they are: asked once and not for each page. The pool is none of them.
+type Owned = [bool; 256];
+
+/// What becomes of a page's answer by its slot.
+#[inline]
+fn by_slot(slot: Slot, seen: MirrorPage, exchanging: bool, owned: &Owned) -> MirrorPage {
+    match slot {
+        Slot::Mapped(frame) if seen.is_valid() => seen.at(frame),
+        // Perhaps it is laid already, of which nobody will be told.
+        Slot::System if exchanging => seen.away(),
+        Slot::System | Slot::Mapped(_) => seen,
+        Slot::Unmapped { frame, busy: false } if owned[frame.device.index()] => seen.in_private(frame),
+        Slot::Unmapped { .. } => seen.away(),
+    }
+}
+
+/// Appends what the pages of `run` are by the books, which lie in `block` and are what the host has said but for that.
+fn look_up(block: &BlockState, run: MirrorRun, owned: &Owned, out: &mut Vec<MirrorRun>) {
+    if run.first.is_error() {
+        return append(out, run.range, run.first);
+    }
+    let mut rest = run.range;
+    while !rest.is_empty() {
+        let (slot, pages) = block.slot_run(rest);
+        let first = by_slot(slot, run.first, block.exchanging, owned);
+        append(out, rest.slice(PageCount::ZERO, pages), first);
+        rest = rest.slice(pages, rest.pages());
     }
 }

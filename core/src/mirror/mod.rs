@@ -31,10 +31,8 @@ use answer::{count_before, grant, truncate};
 
 /// Pages that are looked at at a time where nothing is faulted in: a GiB. Who changes pages may wait for that long.
 const LOOKED_AT: PageCount = PageCount::new(1 << 18);
-/// Pages that are looked at and faulted in at a time.
+/// Pages that are looked at and faulted in at a time, or whose runs are written out page by page: so many runs stay in a processor's cache.
 const WINDOW: PageCount = PageCount::new(8192);
-/// Pages whose runs are written out page by page at a time, which bounds what is needed for runs.
-const WRITTEN_OUT: PageCount = PageCount::new(1 << 16);
 /// How often a page that is gone again after it was faulted in is faulted in anew.
 const TRIES: u32 = 1000;
 
@@ -107,6 +105,7 @@ impl RangeFault<'_> {
     }
 
     /// What is asked of the page behind the first `pages`, and of how many from there on, `most` at most.
+    #[inline]
     fn want_from(&self, pages: PageCount, most: PageCount) -> (Want, PageCount) {
         let wants = self.behind(pages).wants;
         let Some(own) = wants.first() else { return (self.want, most) };
@@ -157,7 +156,7 @@ impl<H: MirrorHost> Engine<H> {
         assert_eq!(out.len() as u64, range.pages().get(), "a place for each page");
         let (mut runs, mut at) = (Vec::new(), PageCount::ZERO);
         while at < range.pages() {
-            let part = range.slice(at, WRITTEN_OUT);
+            let part = range.slice(at, WINDOW);
             let result = self.range_fault_runs(part, request.behind(at), &mut runs);
             for run in &runs {
                 let first = run.range.start().pages_since(range.start()).as_usize();
@@ -210,6 +209,9 @@ impl<H: MirrorHost> Engine<H> {
             if torn < TRIES && self.is_torn(rest, out) && self.await_exchanges(rest) != exchanges {
                 torn += 1;
                 continue;
+            }
+            if request.want == Want::Snapshot && request.wants.is_empty() {
+                return Ok(());
             }
             // Faulted in for writing a moment ago, whatever the host can say of it.
             granted.into_iter().for_each(|granted| grant(out, granted));

@@ -23,6 +23,7 @@ impl BlockState {
     }
 
     /// How many of the `pages` pages from index `first` on are one run.
+    #[inline]
     fn run_in(&self, first: usize, pages: PageCount) -> PageCount {
         let slots = &self.slots[first..][..pages.as_usize()];
         let going_on = slots.windows(2).take_while(|pair| pair[0].goes_on_with(pair[1])).count();
