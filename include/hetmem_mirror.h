@@ -169,6 +169,30 @@ typedef struct hetmem_mirror_page {
 hetmem_error *hetmem_range_fault(hetmem_runtime *runtime, const void *address, size_t length,
                                  const hetmem_fault_request *request, hetmem_mirror_page *pages, size_t count);
 
+/* Pages that follow one another and are answered alike, in all but their frames. */
+typedef struct hetmem_mirror_run {
+    /* The first of them. */
+    void *address;
+    /* Their length in bytes. */
+    size_t length;
+    /* The first one's answer. If it is in a device's frame (`first.place` is not HETMEM_SYSTEM), so are the others, each in the frame behind that of the
+     * one before it. Else theirs is the same. */
+    hetmem_mirror_page first;
+} hetmem_mirror_run;
+
+/*
+ * Answers as hetmem_range_fault() does, by runs: much faster where most pages are alike, as huge pages and pages in frames that follow one another are.
+ * `runs` has room for `room` of them, one at least. Those that are told, `*found`, cover the range from its first page on, in order. If they end
+ * before it does there was no room for more: then call again, for the rest. (Pages behind them may have been faulted in.) Two that
+ * follow one another may be alike.
+ *
+ * Errors as for hetmem_range_fault(), and HETMEM_INVALID_INPUT: there is room for none. With those that are not HETMEM_INVALID_INPUT the runs
+ * end before the page in the message.
+ */
+hetmem_error *hetmem_range_fault_runs(hetmem_runtime *runtime, const void *address, size_t length,
+                                      const hetmem_fault_request *request, hetmem_mirror_run *runs, size_t room,
+                                      size_t *found);
+
 #ifdef __cplusplus
 }
 #endif

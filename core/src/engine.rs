@@ -304,8 +304,8 @@ impl<H: Host> Engine<H> {
 
     /// Looks whether pages come and go. Called from time to time: what was kept beyond the stock is given back by [`Engine::clear_old`] if none has
     /// from one call to the next.
-    pub fn look(&self) {
-        self.pool.look();
+    pub fn look_for_use(&self) {
+        self.pool.look_for_use();
     }
 
     /// All that rests is old from now on. Called again and again, with [`Engine::clear_old`] until it says `false` before each call: then nothing

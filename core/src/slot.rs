@@ -115,6 +115,17 @@ impl SlotWord {
         })
     }
 
+    /// Whether `next` may be the slot of the page behind this one's in a run of pages that are alike: both are the system's, or in frames that
+    /// follow one another.
+    #[inline]
+    #[must_use]
+    pub fn goes_on_with(self, next: Self) -> bool {
+        match self.0 {
+            0 => next.0 == 0,
+            word => word.checked_add(1 << 32) == Some(next.0),
+        }
+    }
+
     /// Unpacks the slot.
     #[inline]
     #[must_use]
@@ -144,6 +155,32 @@ mod tests {
             Slot::Unmapped { frame, busy: true },
         ] {
             assert_eq!(SlotWord::new(slot).get(), slot);
+        }
+    }
+
+    #[test]
+    fn a_run_goes_on_in_the_next_frame_of_the_same_device_in_the_same_state() {
+        let frame = |device, index| Frame { device: DeviceId::new(device), index: FrameIndex::new(index) };
+        let states = |frame| {
+            let unmapped = |busy| Slot::Unmapped { frame, busy };
+            [Slot::Mapped(frame), unmapped(false), unmapped(true)]
+        };
+        let frames = [frame(1, 4), frame(1, 5), frame(1, 6), frame(2, 5), frame(1, u32::MAX), frame(2, 0), frame(1, 0)];
+        let mut slots: Vec<Slot> = frames.into_iter().flat_map(states).collect();
+        slots.push(Slot::System);
+        for slot in &slots {
+            for next in &slots {
+                let follows = match (slot.frame(), next.frame()) {
+                    (None, None) => true,
+                    (Some(a), Some(b)) => {
+                        let ends_before = u64::from(a.index.get()) + 1 == u64::from(b.index.get());
+                        let alike = std::mem::discriminant(slot) == std::mem::discriminant(next);
+                        a.device == b.device && ends_before && alike && slot.is_busy() == next.is_busy()
+                    }
+                    (None, Some(_)) | (Some(_), None) => false,
+                };
+                assert_eq!(SlotWord::new(*slot).goes_on_with(SlotWord::new(*next)), follows, "{slot:?}, then {next:?}");
+            }
         }
     }
 }

@@ -20,11 +20,11 @@
 //! *Limits:* a block, once made, stays as long as its memory is managed (4 KiB for each 2 MiB of which anything was migrated).
 
 mod kept;
+mod runs;
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
 
-use crate::frames::Frames;
 use crate::heat::Heat;
 use crate::home::Home;
 use crate::migrate::Target;
@@ -95,6 +95,8 @@ pub struct BlockState {
     busy: u16,
     unmapped: u16,
     mapped: u16,
+    /// Pages whose slots do not go on where those before them end ([`SlotWord::goes_on_with`]): with none, the block is one run.
+    breaks: u16,
     /// How warm its pages are.
     pub(crate) heat: Heat,
     /// Where the last fault's run ended, and how long the next one may be: the fault-around's memory.
@@ -120,6 +122,7 @@ impl Default for Block {
             busy: 0,
             unmapped: 0,
             mapped: 0,
+            breaks: 0,
             heat: Heat::default(),
             stream: Stream::default(),
         };
@@ -129,6 +132,7 @@ impl Default for Block {
 
 impl Block {
     /// Locks the block.
+    #[inline]
     pub fn lock(&self) -> MutexGuard<'_, BlockState> {
         lock(&self.state)
     }
@@ -178,7 +182,9 @@ impl BlockState {
                 self.busy += u16::from(busy);
             }
         }
+        self.breaks -= self.breaks_around(index);
         self.slots[index] = SlotWord::new(slot);
+        self.breaks += self.breaks_around(index);
     }
 
     /// Notes that a touch has brought `pages` home, or is about to, of which there might have been `window`.
@@ -187,21 +193,6 @@ impl BlockState {
         self.heat.touch(first);
         let next = u16::try_from(first + pages.pages().as_usize()).expect("a block has 512 pages");
         self.stream = Stream { next, window };
-    }
-
-    /// The frames of the pages `range` from the first on that rest in frames which follow one another, not in the program.
-    pub(crate) fn resting_run(&self, range: PageRange) -> Option<Frames> {
-        let at_rest = |page: VirtAddr| match self.slot(page.index_in_block()) {
-            Slot::Unmapped { frame, busy: false } => Some(frame),
-            Slot::Unmapped { .. } | Slot::Mapped(_) | Slot::System => None,
-        };
-        let mut frames = range.iter().map_while(at_rest);
-        let first = frames.next()?;
-        let mut run = Frames::single(first);
-        while frames.next().is_some_and(|frame| run.goes_on_with(frame)) {
-            run = Frames::new(first, run.run.pages + PageCount::ONE);
-        }
-        Some(run)
     }
 
     /// Notes that a thread waits for a busy page.
@@ -252,6 +243,8 @@ impl BlockState {
             }
         }
         assert_eq!((self.busy, self.unmapped, self.mapped), (busy_n, unmapped, mapped), "counts match the slots");
+        let breaks = self.slots.windows(2).filter(|pair| !pair[0].goes_on_with(pair[1])).count();
+        assert_eq!(usize::from(self.breaks), breaks, "so do the runs");
     }
 }
 
@@ -296,6 +289,15 @@ impl Space {
         }
         let last = range.slice(range.pages() - PageCount::ONE, range.pages()).start().block();
         read(&self.index).range(range.start().block()..=last).map(|(no, b)| (*no, Arc::clone(b))).collect()
+    }
+
+    /// Calls `visit` with each existing block that overlaps `range`, locked, and the part of it that `range` has, in order. No block is made meanwhile.
+    pub(crate) fn visit_blocks(&self, range: PageRange, mut visit: impl FnMut(PageRange, &BlockState)) {
+        let index = read(&self.index);
+        for (no, block) in index.range(range.start().block()..) {
+            let Some(part) = range.intersect(no.range()) else { break };
+            visit(part, &block.lock());
+        }
     }
 
     /// The first existing block after the one numbered `after`, or of all.

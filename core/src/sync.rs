@@ -14,6 +14,7 @@ pub use std::sync::{Arc, Condvar, Mutex, MutexGuard, RwLock, RwLockReadGuard, Rw
 
 /// Locks `mutex`. A poisoned lock means that a thread panicked while it changed what the lock guards; no page may be
 /// moved on the strength of that state, so the panic goes on.
+#[inline]
 #[track_caller]
 pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().expect("no thread panicked while it held this lock")

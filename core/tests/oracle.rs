@@ -2,7 +2,7 @@
 
 use hetmem_core::engine::Residency;
 use hetmem_core::migrate::{Request, Select, Target};
-use hetmem_core::mirror::{MirrorPage, RangeFault, Want};
+use hetmem_core::mirror::{RangeFault, Want};
 use hetmem_core::outcome::{KeptReason, PageOutcome};
 use hetmem_core::physmap::{MemoryType, Owner};
 use hetmem_core::space::Region;
@@ -233,11 +233,12 @@ impl Run {
     }
 
     fn range_fault(&self, range: PageRange, want: Want, owner: Option<Owner>) {
-        let mut out = vec![MirrorPage::default(); range.pages().as_usize()];
         let request = RangeFault { want, owner, ..RangeFault::default() };
-        let result = self.world.engine.range_fault(range, request, &mut out);
         if self.calm {
+            let (result, out) = self.world.ask(range, request);
             self.world.judge(range, want, owner, result, &out);
+        } else {
+            let _whatever = self.world.ask_by_runs(range, request);
         }
     }
 

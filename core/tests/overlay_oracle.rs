@@ -3,7 +3,7 @@
 use hetmem_core::engine::Residency;
 use hetmem_core::frames::FrameRun;
 use hetmem_core::migrate::{Request, Target};
-use hetmem_core::mirror::{MirrorPage, RangeFault, Want};
+use hetmem_core::mirror::{RangeFault, Want};
 use hetmem_core::outcome::{KeptReason, PageOutcome};
 use hetmem_core::physmap::Owner;
 use hetmem_core::space::Region;
@@ -158,11 +158,12 @@ impl Run {
     }
 
     fn range_fault(&self, range: PageRange, want: Want, owner: Option<Owner>) {
-        let mut out = vec![MirrorPage::default(); range.pages().as_usize()];
         let request = RangeFault { want, owner, ..RangeFault::default() };
-        let result = self.world.engine.range_fault(range, request, &mut out);
         if self.calm {
+            let (result, out) = self.world.ask(range, request);
             self.world.judge(range, want, owner, result, &out);
+        } else {
+            let _whatever = self.world.ask_by_runs(range, request);
         }
     }
 

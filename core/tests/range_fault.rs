@@ -58,9 +58,7 @@ fn ask(
     want: Want,
     owner: Option<Owner>,
 ) -> (Result<(), RangeFaultError>, Vec<MirrorPage>) {
-    let mut out = vec![MirrorPage::default(); range.pages().as_usize()];
-    let result = world.engine.range_fault(range, RangeFault { want, owner, ..RangeFault::default() }, &mut out);
-    (result, out)
+    world.ask(range, RangeFault { want, owner, ..RangeFault::default() })
 }
 
 fn each(test: impl Fn(&dyn Fn() -> World, Want, Option<Owner>)) {
@@ -111,9 +109,9 @@ fn each_page_may_be_asked_for_something_of_its_own() {
         let refused =
             (0..).zip(range.iter()).find_map(|(i, page)| world.refusal(PageRange::page_of(page), effective(i), owner));
         let before: Vec<Answer> = range.iter().map(|page| world.looked_at(page, owner)).collect();
-        let mut out = vec![MirrorPage::default(); 18];
         let request = RangeFault { want, wants: &wants, owner, ..RangeFault::default() };
-        assert_eq!(world.engine.range_fault(range, request, &mut out).err(), refused);
+        let (result, out) = world.ask(range, request);
+        assert_eq!(result.err(), refused);
         if refused.is_none() {
             for (i, page) in (0..).zip(range.iter()) {
                 let one = PageRange::page_of(page);
@@ -125,4 +123,39 @@ fn each_page_may_be_asked_for_something_of_its_own() {
         }
         world.verify();
     });
+}
+
+/// Pages are faulted in by windows of 8192, and looked at by windows of a GiB.
+#[test]
+fn long_ranges_are_answered_as_short_ones() {
+    const PAGES: u64 = 3 * 8192 + 100;
+    for want in WANTS {
+        let setup = || {
+            let world = World::new(64).with_nothing_in(0, PAGES);
+            // Answers change often, also where a window begins, and before.
+            for first in (0..PAGES).step_by(700).chain([1, 8190, 8192, 16_384]) {
+                world.model.read(world.at(first, 1).start());
+                world.model.write_present(world.at(first, 1).start());
+            }
+            world.model.lock().calm();
+            world
+        };
+        let world = setup();
+        let range = world.at(0, PAGES);
+        let (result, out) = world.ask(range, RangeFault { want, ..RangeFault::default() });
+        world.judge(range, want, None, result, &out);
+        // What each page is wanted for need not be the same, and the last window has a page that is refused.
+        let world = setup();
+        world.model.protect(world.at(PAGES - 50, 1), true);
+        let wants: Vec<Want> = (0..PAGES).map(|i| WANTS[usize::try_from(i / 600 % 3).unwrap()]).collect();
+        let request = RangeFault { want, wants: &wants, ..RangeFault::default() };
+        let effective =
+            |page: hetmem_core::units::VirtAddr| want.max(wants[page.pages_since(range.start()).as_usize()]);
+        let refused = range.iter().find_map(|page| world.refusal(PageRange::page_of(page), effective(page), None));
+        let (result, out) = world.ask(range, request);
+        assert_eq!(result.err(), refused, "{want:?}");
+        for (page, answer) in range.iter().zip(&out).take(usize::try_from(PAGES - 50).unwrap()) {
+            world.judge(PageRange::page_of(page), effective(page), None, Ok(()), std::slice::from_ref(answer));
+        }
+    }
 }

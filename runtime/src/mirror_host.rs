@@ -17,23 +17,24 @@ const HUGE_ORDER: u8 = 9;
 
 impl MirrorHost for UserMemory {
     fn mapping_from(&self, addr: VirtAddr) -> Option<MappedRange> {
-        let describe = |range, perms: Perms, page_size: u64| MappedRange {
+        let describe = |range, perms: Perms, page_size: u64, anonymous| MappedRange {
             range,
             readable: perms.contains(Perms::READ),
             writable: perms.contains(Perms::WRITE),
             shared: perms.contains(Perms::SHARED),
+            anonymous,
             order: u8::try_from(page_size.checked_ilog2().unwrap_or(0).saturating_sub(PAGE_SHIFT)).unwrap_or(0),
         };
         if let Some(query) = &self.mappings {
             let found = query.find(addr).ok()??;
-            return Some(describe(found.range, found.perms, found.page_size));
+            return Some(describe(found.range, found.perms, found.page_size, found.anonymous));
         }
         let mut found = None;
         let look = |mapping: &Mapping<'_>| {
             if mapping.range.end() <= addr {
                 return ControlFlow::Continue(());
             }
-            found = Some(describe(mapping.range, mapping.perms, 0));
+            found = Some(describe(mapping.range, mapping.perms, 0, mapping.is_anonymous()));
             ControlFlow::Break(())
         };
         for_each_mapping(&mut [0; hetmem_sys::maps::BUFFER_SIZE], look).ok()?;
@@ -41,9 +42,13 @@ impl MirrorHost for UserMemory {
     }
 
     fn presence(&self, mapping: &MappedRange, range: PageRange, visit: &mut dyn FnMut(Present)) {
+        // A private mapping shows a file's page until it is written. To tell such pages the kernel looks at the descriptor of each, which takes
+        // longer than all else: it is asked only where there may be some.
+        let may_show = mapping.writable && !mapping.shared && !mapping.anonymous;
+        let file = if may_show { Categories::FILE } else { Categories::NONE };
         let query = ScanQuery {
             any_of: Categories::PRESENT,
-            report: Categories::PRESENT | Categories::FILE | Categories::PFNZERO | Categories::HUGE,
+            report: Categories::PRESENT | Categories::PFNZERO | Categories::HUGE | file,
             ..ScanQuery::default()
         };
         let mut found = [Scanned::default(); RUNS];
@@ -57,8 +62,7 @@ impl MirrorHost for UserMemory {
                 let huge = if is(Categories::HUGE) { HUGE_ORDER } else { 0 };
                 visit(Present {
                     range: run.range(),
-                    // A private mapping shows a file's page until it is written.
-                    writable: mapping.writable && !zero && (mapping.shared || !is(Categories::FILE)),
+                    writable: mapping.writable && !zero && !is(Categories::FILE),
                     zero,
                     order: mapping.order.max(huge),
                 });

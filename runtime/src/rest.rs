@@ -110,7 +110,7 @@ impl Clearing {
         if self.due.is_some_and(|due| due <= Instant::now()) {
             self.due = None;
             self.begun = true;
-            inner.engine.look();
+            inner.engine.look_for_use();
             inner.engine.keep_warm(inner.warmth.now());
         }
         if self.begun && !inner.engine.clear_old() {

@@ -76,6 +76,12 @@ impl<'a> Mapping<'a> {
         };
         Some(Self { range, perms, offset, device: DeviceNumber { major, minor }, inode, name })
     }
+
+    /// Whether it is of no file. (Shared memory is of one, whose number may be 0.)
+    #[must_use]
+    pub const fn is_anonymous(&self) -> bool {
+        self.inode == 0 && self.device.major == 0 && self.device.minor == 0
+    }
 }
 
 struct Cursor<'a> {

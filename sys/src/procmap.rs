@@ -76,6 +76,8 @@ pub struct Found {
     pub perms: Perms,
     /// The bytes that one of its pages has at least: more than 4096 for hugetlb.
     pub page_size: u64,
+    /// Whether it is of no file.
+    pub anonymous: bool,
 }
 
 /// Asks for mappings of this process.
@@ -109,7 +111,12 @@ impl MappingQuery {
         }
         let range = PageRange::between(VirtAddr::new(query.vma_start), VirtAddr::new(query.vma_end));
         let range = range.ok_or(Errno::INVAL)?;
-        Ok(Some(Found { range, perms: Perms::from_bits(query.vma_flags & PERMS), page_size: query.vma_page_size }))
+        Ok(Some(Found {
+            range,
+            perms: Perms::from_bits(query.vma_flags & PERMS),
+            page_size: query.vma_page_size,
+            anonymous: (query.inode, query.dev_major, query.dev_minor) == (0, 0, 0),
+        }))
     }
 }
 
@@ -126,19 +133,24 @@ mod tests {
             Err(Errno::NOTTY) => return eprintln!("skipped: PROCMAP_QUERY needs Linux 6.11"),
             Err(errno) => panic!("{errno}"),
         };
-        let here = VirtAddr::new((says_the_same_as_the_list as fn()) as usize as u64);
-        let mut listed = None;
-        crate::maps::for_each_mapping(&mut [0; 4096], |mapping| {
-            if mapping.range.contains(here) {
-                listed = Some((mapping.range, mapping.perms));
-                return ControlFlow::Break(());
-            }
-            ControlFlow::Continue(())
-        })
-        .unwrap();
-        let found = query.find(here).unwrap().unwrap();
-        assert_eq!(Some((found.range, found.perms)), listed);
-        assert_eq!(found.page_size, 4096);
+        let on_the_stack = 0u8;
+        let places =
+            [(says_the_same_as_the_list as fn()) as usize, std::ptr::from_ref(&on_the_stack).expose_provenance()];
+        for (place, anonymous) in places.into_iter().zip([false, true]) {
+            let here = VirtAddr::new(place as u64);
+            let mut listed = None;
+            crate::maps::for_each_mapping(&mut [0; 4096], |mapping| {
+                if mapping.range.contains(here) {
+                    listed = Some((mapping.range, mapping.perms, mapping.is_anonymous()));
+                    return ControlFlow::Break(());
+                }
+                ControlFlow::Continue(())
+            })
+            .unwrap();
+            let found = query.find(here).unwrap().unwrap();
+            assert_eq!(Some((found.range, found.perms, found.anonymous)), listed);
+            assert_eq!((found.page_size, found.anonymous), (4096, anonymous));
+        }
         assert_eq!(query.find(VirtAddr::new(1 << 62)).unwrap(), None);
     }
 }

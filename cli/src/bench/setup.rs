@@ -56,7 +56,12 @@ pub(super) fn moved_and_kept(outcomes: &[Outcomes]) -> (u64, u64) {
 
 /// Moves all of `range` to device 0; none may be left behind.
 pub(super) fn send_out(runtime: &Runtime, range: PageRange) -> Result<(), Failure> {
-    let (_, kept) = moved_and_kept(&[runtime.migrate(range, to_device(0))]);
+    send(runtime, range, DeviceId::new(0))
+}
+
+/// Moves all of `range` to `device`; none may be left behind.
+pub(super) fn send(runtime: &Runtime, range: PageRange, device: DeviceId) -> Result<(), Failure> {
+    let (_, kept) = moved_and_kept(&[runtime.migrate(range, Request::all_to(Target::Device(device)))]);
     if kept == 0 { Ok(()) } else { Err(Failure::Bench(format!("{kept} pages did not move to the device"))) }
 }
 

@@ -269,7 +269,7 @@ impl SystemPool {
 
     /// Says whether the pool is used. Called again and again, from time to time: if from one call to the next nobody took a place, the pool is idle,
     /// until somebody does.
-    pub fn look(&self) {
+    pub fn look_for_use(&self) {
         let mut sets = lock(&self.sets);
         sets.use_ = if sets.use_ == Use::Used { Use::Looked } else { Use::Idle };
     }
@@ -432,13 +432,13 @@ mod tests {
         pool.keep_warm(PageCount::new(50));
         put_in();
         assert_eq!((surplus(Keep::Warm), pool.has_surplus()), (50, true));
-        pool.look();
+        pool.look_for_use();
         assert_eq!(surplus(Keep::Warm), 0);
         let run = pool.take_populated(PageCount::new(20), PAGE).expect("there is a stock");
-        pool.look();
+        pool.look_for_use();
         pool.release(run);
         assert_eq!(surplus(Keep::Warm), 0, "it was used between two looks");
-        pool.look();
+        pool.look_for_use();
         assert_eq!((surplus(Keep::Warm), pool.has_surplus()), (50, false), "it was not");
         put_in();
         assert_eq!((surplus(Keep::Warm), surplus(Keep::Limit)), (50, 50), "it is in use again");

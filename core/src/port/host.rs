@@ -169,6 +169,8 @@ pub struct MappedRange {
     pub writable: bool,
     /// Whether writes reach others who map the same.
     pub shared: bool,
+    /// Whether it is of no file, so that all its pages are the process's own or the page of zeros.
+    pub anonymous: bool,
     /// Its pages are mapped 2^order at a time, whatever is seen of them.
     pub order: u8,
 }

@@ -1,6 +1,6 @@
 //! What mirrors ask of the program's memory, and what they must be answered.
 
-use hetmem_core::mirror::{MirrorPage, Place, RangeFault, RangeFaultError, Want};
+use hetmem_core::mirror::{MirrorPage, MirrorRun, Place, RangeFault, RangeFaultError, Want};
 use hetmem_core::physmap::{MemoryType, Owner};
 use hetmem_core::port::{Access, CannotFault, MappedRange, MirrorHost, Present};
 use hetmem_core::slot::{SYSTEM_POOL, Slot};
@@ -32,7 +32,7 @@ impl MirrorHost for ModelHost {
         let first = VirtAddr::new(*memory.pages.range(addr.get()..).next()?.0);
         // No test asks for more pages at a time.
         let (read_only, range) = memory.alike(PageRange::new(first, PageCount::new(1024))?, |page| page.read_only);
-        Some(MappedRange { range, readable: true, writable: !read_only?, shared: false, order: 0 })
+        Some(MappedRange { range, readable: true, writable: !read_only?, shared: false, anonymous: true, order: 0 })
     }
 
     fn presence(&self, mapping: &MappedRange, range: PageRange, visit: &mut dyn FnMut(Present)) {
@@ -119,6 +119,41 @@ impl World {
             }
             (Slot::System | Slot::Mapped(_), None) | (Slot::Unmapped { .. }, _) => Answer::Nothing,
         }
+    }
+
+    /// Has a range fault answered by runs, which it checks, and says what they are page by page.
+    pub(crate) fn ask_by_runs(
+        &self,
+        range: PageRange,
+        request: RangeFault<'_>,
+    ) -> (Result<(), RangeFaultError>, Vec<MirrorPage>) {
+        // What was in it is of no concern.
+        let mut runs = vec![MirrorRun { range, first: MirrorPage::default() }];
+        let result = self.engine.range_fault_runs(range, request, &mut runs);
+        let pages: Vec<(VirtAddr, MirrorPage)> = runs.iter().flat_map(|run| run.pages()).collect();
+        assert!(range.iter().take(pages.len()).eq(pages.iter().map(|(page, _)| *page)), "{range}: {runs:?}");
+        assert!(result.is_err() || pages.len() as u64 == range.pages().get(), "{range}: {runs:?}");
+        for pair in runs.windows(2) {
+            assert_ne!(pair[0].page(pair[0].range.pages()), pair[1].first, "these are one run: {pair:?}");
+        }
+        (result, pages.into_iter().map(|(_, page)| page).collect())
+    }
+
+    /// Has a range fault answered page by page, with nothing else at work, and by runs, and checks that it is the same: up to the page that is
+    /// refused, where the runs end.
+    pub(crate) fn ask(
+        &self,
+        range: PageRange,
+        request: RangeFault<'_>,
+    ) -> (Result<(), RangeFaultError>, Vec<MirrorPage>) {
+        let mut out = vec![MirrorPage::default(); range.pages().as_usize()];
+        let result = self.engine.range_fault(range, request, &mut out);
+        let (again, by_runs) = self.ask_by_runs(range, request);
+        assert_eq!((again, &by_runs[..]), (result, &out[..by_runs.len()]), "{range}, {request:?}");
+        if let Some(RangeFaultError::NoMapping(page) | RangeFaultError::ReadOnly(page)) = result.err() {
+            assert_eq!(page.pages_since(range.start()).as_usize(), by_runs.len(), "the runs end before {page}");
+        }
+        (result, out)
     }
 
     /// Whether `device` is a private one of `owner`.

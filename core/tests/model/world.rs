@@ -229,8 +229,8 @@ impl World {
         let pool = self.engine.pool();
         self.engine.age();
         // Idle from here on: what was kept warm goes, too.
-        self.engine.look();
-        self.engine.look();
+        self.engine.look_for_use();
+        self.engine.look_for_use();
         while self.engine.clear_old() {}
         assert!(!self.engine.has_resting());
         let free = std::iter::from_fn(|| pool.take_stocked(PageCount::new(256), VirtAddr::default(), Purpose::Fault));

@@ -1,4 +1,4 @@
-//! `hetmem_subscribe`, what its callbacks are told, `hetmem_announce` and `hetmem_range_fault`.
+//! `hetmem_subscribe`, what its callbacks are told, `hetmem_announce`, `hetmem_range_fault` and `hetmem_range_fault_runs`.
 #![expect(unsafe_code, reason = "exports C functions")]
 
 use std::ffi::c_void;
@@ -6,7 +6,7 @@ use std::mem::ManuallyDrop;
 
 use hetmem_core::physmap::Owner;
 use hetmem_core::units::PageRange;
-use runtime::mirror::{Event, MirrorPage, Notice, Place as PageAt, RangeFault, Seq, Subscription, Want};
+use runtime::mirror::{Event, MirrorPage, MirrorRun, Notice, Place as PageAt, RangeFault, Seq, Subscription, Want};
 
 use super::failure::{Answer, Failure, answer};
 use super::instance::{Handle, Instance};
@@ -106,23 +106,31 @@ fn page(page: MirrorPage) -> PageForC {
     PageForC { place, frame, flags, order: u32::from(page.order()) }
 }
 
+/// `hetmem_mirror_run`.
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct RunForC {
+    address: *mut c_void,
+    length: usize,
+    first: PageForC,
+}
+
+fn run(run: &MirrorRun) -> RunForC {
+    let address = std::ptr::with_exposed_provenance_mut(usize::try_from(run.range.start().get()).unwrap_or(0));
+    RunForC { address, length: run.range.pages().bytes().as_usize(), first: page(run.first) }
+}
+
+/// Has `request` answered part by part; `take` is given what is told of each, also of the one that is refused, and says whether to go on.
 fn range_fault(
     instance: &Instance,
     range: PageRange,
     request: &FaultRequest,
-    mut out: Out<PageForC>,
+    mut take: impl FnMut(&[MirrorRun]) -> bool,
 ) -> Result<(), Failure> {
-    if out.left() != range.pages().as_usize() {
-        return Err(Failure::invalid(format!(
-            "there is room for {} answers, but the range has {} pages",
-            out.left(),
-            range.pages().get()
-        )));
-    }
     if request.reserved != 0 {
         return Err(Failure::invalid("reserved must be 0"));
     }
-    let count = if request.wants.is_null() { 0 } else { out.left() };
+    let count = if request.wants.is_null() { 0 } else { range.pages().as_usize() };
     // SAFETY: the header's contract: one for each page.
     let wants = unsafe { array(request.wants, count, "wants") }?;
     if let Some(bad) = wants.iter().find(|number| want(**number).is_err()) {
@@ -137,20 +145,59 @@ fn range_fault(
     let unless_changed = subscription.map(|s| (&*s.subscription, Seq::new(request.seq)));
     let owner = (request.owner != 0).then_some(Owner::new(request.owner));
     let (runtime, all) = (instance.runtime()?, want(request.want)?);
-    let mut answers = Vec::new();
+    let mut runs = Vec::new();
     for part in parts(range) {
         let skip = part.start().pages_since(range.start()).as_usize();
         let len = part.pages().as_usize();
         let wants: Vec<Want> =
             wants.iter().skip(skip).take(len).map(|number| want(*number)).collect::<Result<_, _>>()?;
-        answers.clear();
-        answers.resize(len, MirrorPage::default());
         let asked = RangeFault { want: all, wants: &wants, owner, unless_changed };
-        let result = runtime.range_fault(part, asked, &mut answers);
-        answers.iter().for_each(|answer| out.put(page(*answer)));
+        let result = runtime.range_fault_runs(part, asked, &mut runs);
+        let go_on = take(&runs);
         result?;
+        if !go_on {
+            break;
+        }
     }
     Ok(())
+}
+
+fn by_pages(
+    instance: &Instance,
+    range: PageRange,
+    request: &FaultRequest,
+    mut out: Out<PageForC>,
+) -> Result<(), Failure> {
+    if out.left() != range.pages().as_usize() {
+        return Err(Failure::invalid(format!(
+            "there is room for {} answers, but the range has {} pages",
+            out.left(),
+            range.pages().get()
+        )));
+    }
+    range_fault(instance, range, request, |runs| {
+        runs.iter().flat_map(|run| run.pages()).for_each(|(_, answer)| out.put(page(answer)));
+        true
+    })
+}
+
+fn by_runs(
+    instance: &Instance,
+    range: PageRange,
+    request: &FaultRequest,
+    mut out: Out<RunForC>,
+    mut found: Out<usize>,
+) -> Result<(), Failure> {
+    let room = out.left();
+    if room == 0 {
+        return Err(Failure::invalid("there is room for no run"));
+    }
+    let result = range_fault(instance, range, request, |runs| {
+        runs.iter().for_each(|answer| out.put(run(answer)));
+        out.left() > 0
+    });
+    found.put(room - out.left());
+    result
 }
 
 #[unsafe(no_mangle)]
@@ -291,5 +338,26 @@ unsafe extern "C" fn hetmem_range_fault(
     let request = unsafe { borrow(request, "request") };
     // SAFETY: the header's contract.
     let answers = unsafe { Out::many(answers, count, "pages") };
-    answer(instance.and_then(|instance| range_fault(instance, pages(address, len)?, request?, answers?)))
+    answer(instance.and_then(|instance| by_pages(instance, pages(address, len)?, request?, answers?)))
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn hetmem_range_fault_runs(
+    runtime: *const Handle,
+    address: *const c_void,
+    len: usize,
+    request: *const FaultRequest,
+    runs: *mut RunForC,
+    room: usize,
+    found: *mut usize,
+) -> Answer {
+    // SAFETY: the header's contract.
+    let instance = unsafe { borrow(runtime, "runtime") };
+    // SAFETY: the header's contract.
+    let request = unsafe { borrow(request, "request") };
+    // SAFETY: the header's contract.
+    let runs = unsafe { Out::many(runs, room, "runs") };
+    // SAFETY: the header's contract.
+    let found = unsafe { Out::one(found, "found") };
+    answer(instance.and_then(|instance| by_runs(instance, pages(address, len)?, request?, runs?, found?)))
 }

@@ -341,13 +341,12 @@ impl Accelerator {
         mut go_on: impl FnMut() -> bool,
     ) -> Result<(), AccessError> {
         self.mirror.faults.fetch_add(1, Ordering::Relaxed);
-        let mut out = [MirrorPage::default(); BATCH.as_usize()];
-        let out = &mut out[..range.pages().as_usize()];
+        let mut runs = Vec::new();
         while go_on() {
             let seq = self.subscription.read_begin();
             let unless_changed = Some((&self.subscription, seq));
             let request = RangeFault { want, wants, owner: Some(self.mirror.owner), unless_changed };
-            let found = self.engine().range_fault(range, request, out);
+            let found = self.engine().range_fault_runs(range, request, &mut runs);
             self.inner.tell_of_resting();
             match found {
                 Ok(()) => {}
@@ -355,16 +354,15 @@ impl Accelerator {
                 Err(_) if self.subscription.check_retry(seq) => continue,
                 Err(error) => return Err(error.into()),
             }
-            let entries =
-                range.iter().zip(out.iter()).filter_map(|(page, found)| Some((page, self.entry_for(*found)?)));
+            let found = || runs.iter().flat_map(|run| run.pages());
+            let entries = found().filter_map(|(page, found)| Some((page, self.entry_for(found)?)));
             if !self.mirror.table.program(&self.subscription, seq, entries) {
                 continue;
             }
             // A frame of the device's own is not faulted, even if the mapping does not allow what is wanted.
             let want_of = |i: usize| wants.get(i).map_or(want, |more| want.max(*more));
-            let refused = (0..).zip(out.iter()).find(|(i, found)| want_of(*i) == Want::Write && !found.is_writable());
-            let page = |i: usize| range.start().add_pages(PageCount::new(i as u64));
-            return refused.map_or(Ok(()), |(i, _)| Err(RangeFaultError::ReadOnly(page(i)).into()));
+            let refused = (0..).zip(found()).find(|(i, (_, found))| want_of(*i) == Want::Write && !found.is_writable());
+            return refused.map_or(Ok(()), |(_, (page, _))| Err(RangeFaultError::ReadOnly(page).into()));
         }
         Err(AccessError::Contended(range.start()))
     }

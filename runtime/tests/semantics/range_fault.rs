@@ -37,8 +37,15 @@ pub(crate) fn ask(
     want: Want,
     owner: Option<Owner>,
 ) -> (Result<(), RangeFaultError>, Vec<MirrorPage>) {
+    let request = RangeFault { want, owner, ..RangeFault::default() };
     let mut out = vec![MirrorPage::default(); range.pages().as_usize()];
-    let result = runtime.range_fault(range, RangeFault { want, owner, ..RangeFault::default() }, &mut out);
+    let result = runtime.range_fault(range, request, &mut out);
+    // What was said by pages is said by runs, too, up to the page that is refused.
+    let mut runs = Vec::new();
+    let again = runtime.range_fault_runs(range, request, &mut runs);
+    let by_runs: Vec<MirrorPage> = runs.iter().flat_map(|run| run.pages()).map(|(_, page)| page).collect();
+    assert_eq!((again, &by_runs[..]), (result, &out[..by_runs.len()]), "{range}, {want:?}, by {owner:?}");
+    assert!(result.is_err() || by_runs.len() == out.len(), "{range} ends in {:?}", runs.last());
     (result, out)
 }
 
