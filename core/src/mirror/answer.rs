@@ -158,14 +158,18 @@ impl MirrorRun {
         self.range.iter().zip(0..).map(move |(page, after)| (page, self.page(PageCount::new(after))))
     }
 
-    /// Writes the answers to `places`, as many as there are.
-    pub(super) fn write_to(&self, places: &mut [MirrorPage]) {
-        match self.first.step() {
-            0 => places.fill(self.first),
-            _ => {
-                for (place, after) in places.iter_mut().zip(0..self.range.pages().get()) {
-                    *place = MirrorPage(self.first.0.wrapping_add(after));
-                }
+    /// Writes the answers to the first of `places`, which has those behind them then.
+    #[inline]
+    pub(super) fn write_to(&self, places: &mut &mut [MirrorPage]) {
+        let (here, behind) = std::mem::take(places).split_at_mut(self.range.pages().as_usize());
+        *places = behind;
+        if let [one] = here {
+            *one = self.first;
+        } else if self.first.step() == 0 {
+            here.fill(self.first);
+        } else {
+            for (place, after) in here.iter_mut().zip(0..self.range.pages().get()) {
+                *place = MirrorPage(self.first.0.wrapping_add(after));
             }
         }
     }
@@ -275,11 +279,12 @@ mod tests {
         let expanded = |runs: &[MirrorRun]| runs.iter().flat_map(|run| run.pages()).collect::<Vec<_>>();
         let all: Vec<MirrorRun> = pieces.iter().map(|(piece, _)| *piece).collect();
         assert_eq!(expanded(&runs), expanded(&all));
-        for run in &runs {
-            let mut places = vec![MirrorPage::default(); run.range.pages().as_usize()];
-            run.write_to(&mut places);
-            assert!(run.pages().map(|(_, page)| page).eq(places));
-        }
+        let expected: Vec<MirrorPage> = expanded(&runs).into_iter().map(|(_, page)| page).collect();
+        let mut places = vec![MirrorPage::default(); expected.len()];
+        let mut left = &mut places[..];
+        runs.iter().for_each(|run| run.write_to(&mut left));
+        assert!(left.is_empty());
+        assert_eq!(places, expected);
     }
 
     #[test]

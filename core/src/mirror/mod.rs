@@ -159,10 +159,8 @@ impl<H: MirrorHost> Engine<H> {
         while at < range.pages() {
             let part = range.slice(at, WINDOW);
             let result = self.range_fault_runs(part, request.behind(at), &mut runs);
-            for run in &runs {
-                let first = run.range.start().pages_since(range.start()).as_usize();
-                run.write_to(&mut out[first..][..run.range.pages().as_usize()]);
-            }
+            let mut places = &mut out[at.as_usize()..];
+            runs.iter().for_each(|run| run.write_to(&mut places));
             result?;
             at += part.pages();
         }
