@@ -10,9 +10,9 @@
 //! not give.
 
 use super::clearing::Clearing;
+use super::references::{References, Released};
 use super::run::FrameRun;
 use super::run_set::RunSet;
-use super::table::{FrameDescriptor, Released};
 use crate::sync::{Mutex, lock};
 use crate::units::{BLOCK_PAGES, BLOCK_SIZE, FrameIndex, PageCount, VirtAddr};
 
@@ -38,7 +38,7 @@ struct Sets {
 /// System pages at rest, and room for pages in transit.
 pub struct SystemPool {
     start: VirtAddr,
-    descriptors: Box<[FrameDescriptor]>,
+    places: Box<[References]>,
     stock_limit: PageCount,
     sets: Mutex<Sets>,
     /// Of the stock.
@@ -55,11 +55,11 @@ impl SystemPool {
     pub fn new(start: VirtAddr, grown: PageCount, capacity: PageCount, stock_limit: PageCount) -> Self {
         assert!(start.get().is_multiple_of(BLOCK_SIZE), "the pool starts at a 2 MiB boundary");
         assert!(grown.get() >= 2 * FAULT_RESERVE.get(), "the pool is larger than its reserve");
-        let descriptors = (0..capacity.get()).map(|_| FrameDescriptor::default()).collect();
+        let places = (0..capacity.get()).map(|_| References::default()).collect();
         let mut empty = RunSet::empty(capacity);
         empty.insert_all(PageCount::ZERO, grown);
         let sets = Mutex::new(Sets { empty, stocked: RunSet::empty(capacity), grown });
-        Self { start, descriptors, stock_limit, sets, clearing: Clearing::default() }
+        Self { start, places, stock_limit, sets, clearing: Clearing::default() }
     }
 
     /// Grows by what is missing to a block, or by a block, if `open` can make that part of the address space usable; it may be asked for a part
@@ -67,7 +67,7 @@ impl SystemPool {
     pub fn grow(&self, open: impl FnOnce(VirtAddr, PageCount) -> bool) -> bool {
         let from = lock(&self.sets).grown;
         let to = (from.get() / BLOCK_PAGES + 1) * BLOCK_PAGES;
-        let to = PageCount::new(to.min(self.descriptors.len() as u64));
+        let to = PageCount::new(to.min(self.places.len() as u64));
         // Without the lock, as the host may have to wait.
         if from == to || !open(self.start.add_pages(from), to - from) {
             return false;
@@ -88,18 +88,18 @@ impl SystemPool {
 
     /// Takes a run of at most `want` empty places, with one reference each, for pages on their way out.
     #[must_use]
-    pub fn take_empty(&self, want: PageCount, page: VirtAddr) -> Option<FrameRun> {
-        self.take_spare(want, page, |sets| &mut sets.empty)
+    pub fn take_empty(&self, want: PageCount) -> Option<FrameRun> {
+        self.take_spare(want, |sets| &mut sets.empty)
     }
 
     /// Takes a run of at most `want` stocked places for a migration to copy pages into, with one reference each, if there are any.
     #[must_use]
-    pub fn take_populated(&self, want: PageCount, page: VirtAddr) -> Option<FrameRun> {
-        self.take_spare(want, page, |sets| &mut sets.stocked)
+    pub fn take_populated(&self, want: PageCount) -> Option<FrameRun> {
+        self.take_spare(want, |sets| &mut sets.stocked)
     }
 
-    fn take_spare(&self, want: PageCount, page: VirtAddr, from: impl Fn(&mut Sets) -> &mut RunSet) -> Option<FrameRun> {
-        self.take(page, |sets| {
+    fn take_spare(&self, want: PageCount, from: impl Fn(&mut Sets) -> &mut RunSet) -> Option<FrameRun> {
+        self.take(|sets| {
             let spare = sets.empty.len() + sets.stocked.len();
             if spare <= FAULT_RESERVE {
                 return None;
@@ -110,18 +110,18 @@ impl SystemPool {
 
     /// Takes a whole chunk of empty places that small pages have not used, if there is one, for a huge page on its way out.
     #[must_use]
-    pub fn take_empty_whole(&self, page: VirtAddr) -> Option<FrameRun> {
-        self.take_whole(page, |sets| &mut sets.empty)
+    pub fn take_empty_whole(&self) -> Option<FrameRun> {
+        self.take_whole(|sets| &mut sets.empty)
     }
 
     /// Takes a stocked huge page for a migration to copy one into, if there is one.
     #[must_use]
-    pub fn take_stocked_whole(&self, page: VirtAddr) -> Option<FrameRun> {
-        self.take_whole(page, |sets| &mut sets.stocked)
+    pub fn take_stocked_whole(&self) -> Option<FrameRun> {
+        self.take_whole(|sets| &mut sets.stocked)
     }
 
-    fn take_whole(&self, page: VirtAddr, from: impl Fn(&mut Sets) -> &mut RunSet) -> Option<FrameRun> {
-        self.take(page, |sets| {
+    fn take_whole(&self, from: impl Fn(&mut Sets) -> &mut RunSet) -> Option<FrameRun> {
+        self.take(|sets| {
             if sets.empty.len() + sets.stocked.len() < FAULT_RESERVE + PageCount::new(BLOCK_PAGES) {
                 return None;
             }
@@ -130,22 +130,22 @@ impl SystemPool {
     }
 
     /// Takes what `from` takes, with one reference each.
-    fn take(&self, page: VirtAddr, from: impl Fn(&mut Sets) -> Option<FrameRun>) -> Option<FrameRun> {
+    fn take(&self, from: impl Fn(&mut Sets) -> Option<FrameRun>) -> Option<FrameRun> {
         let take = || {
             let mut sets = lock(&self.sets);
             let taken = from(&mut sets);
             (taken, sets.stocked.has_claimed())
         };
         let run = self.clearing.or_once_back(take)?;
-        self.allocate(run, page);
+        self.allocate(run);
         Some(run)
     }
 
     /// Takes a run of at most `want` places to copy pages into, with one reference each: stocked ones if there are any, else
     /// empty ones, which the host populates when they are written.
     #[must_use]
-    pub fn take_stocked(&self, want: PageCount, page: VirtAddr, purpose: Purpose) -> Option<FrameRun> {
-        self.take(page, |sets| {
+    pub fn take_stocked(&self, want: PageCount, purpose: Purpose) -> Option<FrameRun> {
+        self.take(|sets| {
             let spare = sets.empty.len() + sets.stocked.len();
             let want = match purpose {
                 Purpose::Fault => want,
@@ -156,14 +156,13 @@ impl SystemPool {
         })
     }
 
-    fn allocate(&self, run: FrameRun, page: VirtAddr) {
-        for (i, frame) in (0..).zip(run.iter()) {
-            self.descriptors[frame.index()].allocate(page.add_pages(PageCount::new(i)));
-        }
+    fn allocate(&self, run: FrameRun) {
+        run.iter().for_each(|place| self.places[place.index()].allocate());
     }
 
-    pub(crate) fn descriptor(&self, place: FrameIndex) -> &FrameDescriptor {
-        &self.descriptors[place.index()]
+    /// How many refer to `place`.
+    pub(crate) fn references(&self, place: FrameIndex) -> u64 {
+        self.places[place.index()].count().into()
     }
 
     /// Takes another reference to each place of `run`, which the caller knows to be in use.
@@ -173,7 +172,7 @@ impl SystemPool {
     /// If one of them is not.
     pub fn acquire(&self, run: FrameRun) {
         for frame in run.iter() {
-            assert!(self.descriptors[frame.index()].acquire(), "the place is in use");
+            assert!(self.places[frame.index()].acquire(), "the place is in use");
         }
     }
 
@@ -197,7 +196,7 @@ impl SystemPool {
         let mut start = None;
         for offset in 0..=run.pages.get() {
             let offset = PageCount::new(offset);
-            let last = offset < run.pages && self.descriptors[run.frame(offset).index()].release() == Released::Last;
+            let last = offset < run.pages && self.places[run.frame(offset).index()].release() == Released::Last;
             match (last, start) {
                 (true, None) => start = Some(offset),
                 (false, Some(from)) => {
@@ -217,7 +216,7 @@ impl SystemPool {
         let surplus = sets.stocked.len().get().checked_sub(self.stock_limit.get()).filter(|s| *s > 0)?;
         let run = sets.stocked.take(PageCount::new(surplus))?;
         drop(sets);
-        self.allocate(run, VirtAddr::default());
+        self.allocate(run);
         Some(run)
     }
 
@@ -231,7 +230,7 @@ impl SystemPool {
         }
         let run = sets.stocked.take(room)?;
         drop(sets);
-        self.allocate(run, VirtAddr::default());
+        self.allocate(run);
         Some(run)
     }
 
@@ -278,7 +277,7 @@ impl SystemPool {
     pub fn check(&self) {
         let _all_back = self.clearing.all_back();
         let sets = lock(&self.sets);
-        let grown = &self.descriptors[..sets.grown.as_usize()];
+        let grown = &self.places[..sets.grown.as_usize()];
         let unreferenced = grown.iter().filter(|d| d.count() == 0).count() as u64;
         sets.empty.check();
         sets.stocked.check();
@@ -290,10 +289,8 @@ impl SystemPool {
 mod tests {
     use super::*;
 
-    const PAGE: VirtAddr = VirtAddr::new(0x7000);
-
     fn take_all(pool: &SystemPool, purpose: Purpose) -> PageCount {
-        let all = std::iter::from_fn(|| pool.take_stocked(PageCount::new(BLOCK_PAGES), PAGE, purpose));
+        let all = std::iter::from_fn(|| pool.take_stocked(PageCount::new(BLOCK_PAGES), purpose));
         PageCount::new(all.map(|run| run.pages.get()).sum())
     }
 

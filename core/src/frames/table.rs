@@ -18,21 +18,12 @@ use std::fmt;
 use std::sync::OnceLock;
 
 use super::clearing::Clearing;
+use super::references::Released;
 use super::run::FrameRun;
 use super::run_set::RunSet;
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::sync::{Mutex, lock};
 use crate::units::{FrameIndex, PAGE_SHIFT, PageCount, VirtAddr};
-
-/// What [`FrameDescriptor::release`] left behind.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[must_use]
-pub enum Released {
-    /// Others still refer to the frame.
-    StillReferenced,
-    /// That was the last reference.
-    Last,
-}
 
 const COUNT_BITS: u32 = 16;
 const COUNT_MASK: u64 = (1 << COUNT_BITS) - 1;
@@ -114,8 +105,8 @@ impl FrameDescriptor {
     }
 }
 
-/// Frames whose descriptors are made together: those of 2 MiB, and few in the tiny devices that the model checker can bear.
-const CHUNK: usize = if cfg!(loom) { 4 } else { PageCount::BLOCK.as_usize() };
+/// Frames whose descriptors are made together: those of 2 MiB.
+const CHUNK: usize = PageCount::BLOCK.as_usize();
 
 /// The descriptors of a device's frames and the set of free ones. hetmem keeps these books; a device only makes them.
 pub struct FrameTable {
@@ -173,9 +164,11 @@ impl FrameTable {
     #[must_use]
     pub fn descriptor(&self, frame: FrameIndex) -> &FrameDescriptor {
         assert!(self.contains(frame), "the device has the frame");
-        let chunk = self.descriptors[frame.index() / CHUNK]
-            .get_or_init(|| (0..CHUNK).map(|_| FrameDescriptor::default()).collect());
-        &chunk[frame.index() % CHUNK]
+        let (chunk, frame) = (frame.index() / CHUNK, frame.index() % CHUNK);
+        // The last may be smaller.
+        let frames = || CHUNK.min(self.capacity.as_usize() - chunk * CHUNK);
+        let make = || (0..frames()).map(|_| FrameDescriptor::default()).collect();
+        &self.descriptors[chunk].get_or_init(make)[frame]
     }
 
     /// Whether somebody refers to the frame; nothing is made for it.
