@@ -10,7 +10,7 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use crate::exchange::Exchanges;
 use crate::fault::UnderWay;
-use crate::frames::{FrameDescriptor, FrameRefs, FrameRun, Frames, Keep, Left, Purpose, SystemPool};
+use crate::frames::{FrameRefs, FrameRun, Frames, Keep, Left, Purpose, SystemPool};
 use crate::notifier::{EmptyRange, Event, Invalidation, Notice, Notifiers, Subscription};
 use crate::port::{Device, Host, NoBacking, Reach};
 use crate::slot::{Frame, SYSTEM_POOL, Slot};
@@ -189,11 +189,12 @@ impl<H: Host> Engine<H> {
         Some(start.add_pages(PageCount::new(u64::from(frames.run.first.get()))))
     }
 
-    pub(crate) fn descriptor(&self, frame: Frame) -> &FrameDescriptor {
+    /// How many refer to `frame`; what those who no longer do did with it is done.
+    pub(crate) fn references(&self, frame: Frame) -> u64 {
         if frame.device == SYSTEM_POOL {
-            self.pool.descriptor(frame.index)
+            self.pool.references(frame.index)
         } else {
-            self.device_of(frame.device).pagemap().frames.descriptor(frame.index)
+            self.device_of(frame.device).pagemap().frames.descriptor(frame.index).references()
         }
     }
 
@@ -256,8 +257,8 @@ impl<H: Host> Engine<H> {
     }
 
     /// Takes places of the pool to copy pages into.
-    pub(crate) fn take_stocked(&self, want: PageCount, page: VirtAddr, purpose: Purpose) -> Option<FrameRefs<'_, H>> {
-        self.take_places(purpose, |pool| pool.take_stocked(want, page, purpose))
+    pub(crate) fn take_stocked(&self, want: PageCount, purpose: Purpose) -> Option<FrameRefs<'_, H>> {
+        self.take_places(purpose, |pool| pool.take_stocked(want, purpose))
     }
 
     /// Gives stocked system pages beyond what is kept back to the host.

@@ -232,7 +232,7 @@ impl<H: Host> Engine<H> {
         let all = cluster.rest();
         let mut result = FaultResolution::Home(PageCount::ZERO);
         while !cluster.is_empty() {
-            let Some(mut places) = self.take_stocked(cluster.pages(), cluster.rest().start(), Purpose::Fault) else {
+            let Some(mut places) = self.take_stocked(cluster.pages(), Purpose::Fault) else {
                 result = FaultResolution::NoMemory;
                 break;
             };

@@ -147,7 +147,7 @@ impl<H: Host> Engine<H> {
                     visit(one, address);
                     continue;
                 }
-                let via = self.take_stocked(PageCount::ONE, page, Purpose::Fault).ok_or(TransferError::Transient)?;
+                let via = self.take_stocked(PageCount::ONE, Purpose::Fault).ok_or(TransferError::Transient)?;
                 // Each page is owed, as nobody can ask for it again: the child's memory is a copy of this moment.
                 let copied = (0..DEVICE_TRIES).any(|_| self.copy_owed(bytes, via.frames()).is_ok());
                 if !copied {

@@ -159,7 +159,7 @@ impl<H: Host> Engine<H> {
     /// Whether somebody refers to one of the frames beside their slots and the caller.
     fn is_read_by_others(&self, frames: Frames) -> bool {
         const KNOWN: u64 = 2;
-        frames.iter().any(|frame| self.descriptor(frame).references() > KNOWN)
+        frames.iter().any(|frame| self.references(frame) > KNOWN)
     }
 
     /// A page that has nowhere else to be found its place taken ([`Installed::Occupied`]).

@@ -1,4 +1,4 @@
-//! Where a page's bytes are: one word for each page of a block.
+//! Where a page's bytes are: its slot. In which form a block keeps those of its pages is `core::space::slots`'s business.
 //!
 //! A page is in exactly one of these states:
 //!
@@ -93,26 +93,33 @@ impl Slot {
     }
 }
 
-/// A [`Slot`] in eight bytes. All-zero is `System`.
+/// A [`Slot`] in six bytes: state and device, and the two halves of the frame's number. All-zero is `System`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct SlotWord(u64);
+pub struct SlotWord([u16; 3]);
 
-const TAG_MAPPED: u64 = 1;
-const TAG_UNMAPPED: u64 = 2;
-const TAG_BUSY: u64 = 3;
+const TAG_MAPPED: u16 = 1;
+const TAG_UNMAPPED: u16 = 2;
+const TAG_BUSY: u16 = 3;
 
 impl SlotWord {
     /// Packs `slot`.
     #[inline]
     #[must_use]
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "the number is cut into halves, and a device has a number below 256"
+    )]
     pub fn new(slot: Slot) -> Self {
-        let word = |tag, frame: Frame| tag | (frame.device.index() as u64) << 8 | u64::from(frame.index.get()) << 32;
-        Self(match slot {
-            Slot::System => 0,
+        let word = |tag, frame: Frame| {
+            let index = frame.index.get();
+            Self([tag | (frame.device.index() as u16) << 8, index as u16, (index >> 16) as u16])
+        };
+        match slot {
+            Slot::System => Self::default(),
             Slot::Mapped(frame) => word(TAG_MAPPED, frame),
             Slot::Unmapped { frame, busy: false } => word(TAG_UNMAPPED, frame),
             Slot::Unmapped { frame, busy: true } => word(TAG_BUSY, frame),
-        })
+        }
     }
 
     /// Whether `next` may be the slot of the page behind this one's in a run of pages that are alike: both are the system's, or in frames that
@@ -120,19 +127,21 @@ impl SlotWord {
     #[inline]
     #[must_use]
     pub fn goes_on_with(self, next: Self) -> bool {
-        match self.0 {
-            0 => next.0 == 0,
-            word => word.checked_add(1 << 32) == Some(next.0),
+        let index = |[_, low, high]: [u16; 3]| u32::from(low) | u32::from(high) << 16;
+        match self.0[0] {
+            0 => next.0[0] == 0,
+            word => word == next.0[0] && index(self.0).checked_add(1) == Some(index(next.0)),
         }
     }
 
     /// Unpacks the slot.
     #[inline]
     #[must_use]
-    #[expect(clippy::cast_possible_truncation, reason = "the fields are cut out of the word on purpose")]
     pub const fn get(self) -> Slot {
-        let frame = Frame { device: DeviceId::new((self.0 >> 8) as u8), index: FrameIndex::new((self.0 >> 32) as u32) };
-        match self.0 & 3 {
+        let [word, low, high] = self.0;
+        let index = FrameIndex::new(low as u32 | (high as u32) << 16);
+        let frame = Frame { device: DeviceId::new((word >> 8) as u8), index };
+        match word & 3 {
             TAG_MAPPED => Slot::Mapped(frame),
             TAG_UNMAPPED => Slot::Unmapped { frame, busy: false },
             TAG_BUSY => Slot::Unmapped { frame, busy: true },
@@ -147,14 +156,12 @@ mod tests {
 
     #[test]
     fn slots_survive_packing() {
-        let frame = Frame { device: SYSTEM_POOL, index: FrameIndex::new(u32::MAX) };
-        for slot in [
-            Slot::System,
-            Slot::Mapped(frame),
-            Slot::Unmapped { frame, busy: false },
-            Slot::Unmapped { frame, busy: true },
-        ] {
-            assert_eq!(SlotWord::new(slot).get(), slot);
+        for (device, index) in [(SYSTEM_POOL, u32::MAX), (SYSTEM_POOL, 0), (DeviceId::new(0), 0x1234_5678)] {
+            let frame = Frame { device, index: FrameIndex::new(index) };
+            let unmapped = |busy| Slot::Unmapped { frame, busy };
+            for slot in [Slot::System, Slot::Mapped(frame), unmapped(false), unmapped(true)] {
+                assert_eq!(SlotWord::new(slot).get(), slot);
+            }
         }
     }
 

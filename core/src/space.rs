@@ -1,7 +1,15 @@
 //! The address space under management: its regions, and where each of its pages is.
 //!
 //! Slots ([`crate::slot`]) are kept in blocks of 2 MiB, each with a lock of its own. A block exists only where something was
-//! migrated once; memory that never was costs nothing.
+//! migrated once; memory that never was costs nothing, and a block of which little was migrated costs in proportion.
+//!
+//! | file | what |
+//! | --- | --- |
+//! | `blocks` | which blocks exist ([`BlockRef`]) |
+//! | `block` | one of them: its lock, and what is said of its pages ([`Block`], [`BlockState`]) |
+//! | `slots`, `near` | its pages' states, in as little as will do |
+//! | `runs` | those of its pages that are alike |
+//! | `kept` | removals and exclusions |
 //!
 //! # The gate
 //!
@@ -17,23 +25,26 @@
 //! gate.share(); the slot is gone: keep       let go of the gate
 //! ```
 //!
-//! *Limits:* a block, once made, stays as long as its memory is managed (4 KiB for each 2 MiB of which anything was migrated).
+//! *Limits:* a block, once made, stays as long as its memory is managed, and as large as its last migration has left it: touches that bring pages
+//! home neither allocate nor free.
 
+mod block;
+mod blocks;
 mod kept;
+mod near;
 mod runs;
+mod slots;
 
-use std::collections::BTreeMap;
-use std::ops::Bound;
-
-use crate::heat::Heat;
 use crate::home::Home;
 use crate::migrate::Target;
 use crate::outcome::KeptReason;
 use crate::port::FaultPath;
 use crate::range_map::RangeMap;
-use crate::slot::{Slot, SlotWord};
-use crate::sync::{Arc, Condvar, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard, lock, read, write};
-use crate::units::{BlockNo, DeviceId, PAGE_SIZE, PageCount, PageRange, VirtAddr};
+use crate::sync::{Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard, read, write};
+use crate::units::{DeviceId, PAGE_SIZE, PageRange, VirtAddr};
+pub use block::{Block, BlockState};
+pub use blocks::BlockRef;
+use blocks::Blocks;
 use kept::Removal;
 
 /// What is said of a stretch of managed memory.
@@ -79,175 +90,6 @@ impl Gate {
     }
 }
 
-/// The pages of one 2 MiB block.
-pub struct Block {
-    state: Mutex<BlockState>,
-    settled: Condvar,
-}
-
-/// What a block's lock guards.
-pub struct BlockState {
-    slots: Box<[SlotWord]>,
-    /// Whether a thread was told to wait for a busy page since the block last had none.
-    waited: bool,
-    /// Another mapping is about to take the place of the block's ([`crate::exchange`]): touches of all its pages wait.
-    pub(crate) exchanging: bool,
-    busy: u16,
-    unmapped: u16,
-    mapped: u16,
-    /// Pages whose slots do not go on where those before them end ([`SlotWord::goes_on_with`]): with none, the block is one run.
-    breaks: u16,
-    /// How warm its pages are.
-    pub(crate) heat: Heat,
-    /// Where the last fault's run ended, and how long the next one may be: the fault-around's memory.
-    pub(crate) stream: Stream,
-}
-
-/// Sequential touches are recognised by the page at which the next one would fall.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Stream {
-    /// The index in the block that continues the stream.
-    pub(crate) next: u16,
-    /// Pages that the stream's last fault brought home.
-    pub(crate) window: u16,
-}
-
-impl Default for Block {
-    fn default() -> Self {
-        let slots = vec![SlotWord::default(); PageCount::BLOCK.as_usize()].into_boxed_slice();
-        let state = BlockState {
-            slots,
-            waited: false,
-            exchanging: false,
-            busy: 0,
-            unmapped: 0,
-            mapped: 0,
-            breaks: 0,
-            heat: Heat::default(),
-            stream: Stream::default(),
-        };
-        Self { state: Mutex::new(state), settled: Condvar::new() }
-    }
-}
-
-impl Block {
-    /// Locks the block.
-    #[inline]
-    pub fn lock(&self) -> MutexGuard<'_, BlockState> {
-        lock(&self.state)
-    }
-
-    /// Waits, with the lock let go, until some page of the block is no longer busy.
-    pub fn wait_settled<'a>(&'a self, mut state: MutexGuard<'a, BlockState>) -> MutexGuard<'a, BlockState> {
-        state.waited = true;
-        self.settled.wait(state).expect("no thread panicked while it held this lock")
-    }
-
-    /// Wakes those who wait in [`Block::wait_settled`].
-    pub fn notify_settled(&self) {
-        self.settled.notify_all();
-    }
-}
-
-impl BlockState {
-    /// The state of page `index` (0 to 511).
-    #[inline]
-    #[must_use]
-    pub fn slot(&self, index: usize) -> Slot {
-        self.slots[index].get()
-    }
-
-    /// Sets the state of page `index`.
-    ///
-    /// # Panics
-    ///
-    /// If the page may not come from its state to that one: a page would be lost or doubled ([`Slot::may_become`]).
-    #[inline]
-    pub fn set(&mut self, index: usize, slot: Slot) {
-        let was = self.slots[index].get();
-        assert!(was.may_become(slot), "a page that is {was:?} does not become {slot:?}");
-        match was {
-            Slot::System => {}
-            Slot::Mapped(_) => self.mapped -= 1,
-            Slot::Unmapped { busy, .. } => {
-                self.unmapped -= 1;
-                self.busy -= u16::from(busy);
-            }
-        }
-        match slot {
-            Slot::System => {}
-            Slot::Mapped(_) => self.mapped += 1,
-            Slot::Unmapped { busy, .. } => {
-                self.unmapped += 1;
-                self.busy += u16::from(busy);
-            }
-        }
-        self.breaks -= self.breaks_around(index);
-        self.slots[index] = SlotWord::new(slot);
-        self.breaks += self.breaks_around(index);
-    }
-
-    /// Notes that a touch has brought `pages` home, or is about to, of which there might have been `window`.
-    pub(crate) fn note_touch(&mut self, pages: PageRange, window: u16) {
-        let first = pages.start().index_in_block();
-        self.heat.touch(first);
-        let next = u16::try_from(first + pages.pages().as_usize()).expect("a block has 512 pages");
-        self.stream = Stream { next, window };
-    }
-
-    /// Notes that a thread waits for a busy page.
-    #[inline]
-    pub fn note_waiter(&mut self) {
-        self.waited = true;
-    }
-
-    /// Whether somebody may wait for pages that were busy; forgotten once no page is, and none waits for an exchange.
-    #[inline]
-    pub fn take_waited(&mut self) -> bool {
-        let waited = self.waited;
-        if self.busy == 0 && !self.exchanging {
-            self.waited = false;
-        }
-        waited
-    }
-
-    /// Pages whose bytes lie in a frame that the program doesn't map.
-    #[inline]
-    #[must_use]
-    pub const fn unmapped(&self) -> u16 {
-        self.unmapped
-    }
-
-    /// Pages that lie in a mapped frame of a coherent device.
-    #[inline]
-    #[must_use]
-    pub const fn mapped(&self) -> u16 {
-        self.mapped
-    }
-
-    /// Checks the counts.
-    ///
-    /// # Panics
-    ///
-    /// If they disagree with the slots.
-    pub fn check(&self) {
-        let (mut busy_n, mut unmapped, mut mapped) = (0, 0, 0);
-        for word in &self.slots {
-            match word.get() {
-                Slot::System => {}
-                Slot::Mapped(_) => mapped += 1,
-                Slot::Unmapped { busy, .. } => {
-                    unmapped += 1;
-                    busy_n += u16::from(busy);
-                }
-            }
-        }
-        assert_eq!((self.busy, self.unmapped, self.mapped), (busy_n, unmapped, mapped), "counts match the slots");
-        let breaks = self.slots.windows(2).filter(|pair| !pair[0].goes_on_with(pair[1])).count();
-        assert_eq!(usize::from(self.breaks), breaks, "so do the runs");
-    }
-}
-
 /// Regions, slots, and what else is said of stretches of the address space.
 #[derive(Default)]
 pub struct Space {
@@ -257,73 +99,19 @@ pub struct Space {
     /// How many exclusions hold for a range; `u32::MAX` if one never ends.
     excluded: RwLock<RangeMap<u32>>,
     removals: Mutex<RangeMap<Removal>>,
-    index: RwLock<BTreeMap<BlockNo, Arc<Block>>>,
+    blocks: Blocks,
 }
 
 impl Space {
-    /// The block numbered `no`, made if need be.
-    pub fn block(&self, no: BlockNo) -> Arc<Block> {
-        if let Some(block) = self.existing_block(no) {
-            return block;
-        }
-        Arc::clone(write(&self.index).entry(no).or_default())
-    }
-
-    /// The block numbered `no`, if anything in it was ever migrated.
-    #[must_use]
-    pub fn existing_block(&self, no: BlockNo) -> Option<Arc<Block>> {
-        read(&self.index).get(&no).cloned()
-    }
-
-    /// Runs `f` while block `no` does not exist and can't be made; `None` if it exists.
-    pub fn while_absent<R>(&self, no: BlockNo, f: impl FnOnce() -> R) -> Option<R> {
-        let index = read(&self.index);
-        if index.contains_key(&no) { None } else { Some(f()) }
-    }
-
-    /// The existing blocks that overlap `range`, in order.
-    #[must_use]
-    pub fn blocks_in(&self, range: PageRange) -> Vec<(BlockNo, Arc<Block>)> {
-        if range.is_empty() {
-            return Vec::new();
-        }
-        let last = range.slice(range.pages() - PageCount::ONE, range.pages()).start().block();
-        read(&self.index).range(range.start().block()..=last).map(|(no, b)| (*no, Arc::clone(b))).collect()
-    }
-
-    /// Calls `visit` with each existing block that overlaps `range`, locked, and the part of it that `range` has, in order. No block is made meanwhile.
-    pub(crate) fn visit_blocks(&self, range: PageRange, mut visit: impl FnMut(PageRange, &BlockState)) {
-        let index = read(&self.index);
-        for (no, block) in index.range(range.start().block()..) {
-            let Some(part) = range.intersect(no.range()) else { break };
-            visit(part, &block.lock());
-        }
-    }
-
-    /// The first existing block after the one numbered `after`, or of all.
-    pub(crate) fn block_after(&self, after: Option<BlockNo>) -> Option<(BlockNo, Arc<Block>)> {
-        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
-        read(&self.index).range((from, Bound::Unbounded)).next().map(|(no, block)| (*no, Arc::clone(block)))
-    }
-
     /// Forgets the blocks of `range` whose pages are all the system's: the books hold nothing of memory that is gone. Whoever
     /// looks a block up to act on it does so with the gate held, so that nobody acts on a forgotten one.
     pub fn forget_blocks(&self, _events: &Events<'_>, range: PageRange) {
         for (no, block) in self.blocks_in(range) {
-            let all_system = {
-                let state = block.lock();
-                state.unmapped() == 0 && state.mapped() == 0
-            };
-            if all_system {
-                write(&self.index).remove(&no);
+            let is_system = block.lock().is_system();
+            if is_system {
+                self.blocks.forget(no);
             }
         }
-    }
-
-    /// All existing blocks, in order.
-    #[must_use]
-    pub fn blocks(&self) -> Vec<(BlockNo, Arc<Block>)> {
-        read(&self.index).iter().map(|(no, b)| (*no, Arc::clone(b))).collect()
     }
 
     /// Puts `range` under management.
@@ -442,9 +230,7 @@ impl Space {
     ///
     /// If an invariant does not hold.
     pub fn check(&self) {
-        for (_, block) in self.blocks() {
-            block.lock().check();
-        }
+        self.blocks.check();
     }
 }
 

@@ -106,8 +106,7 @@ impl<H: Host> Engine<H> {
         let mut at = PageCount::ZERO;
         while at < from.run.pages {
             let want = from.run.pages - at;
-            let via =
-                self.take_stocked(want, VirtAddr::default(), Purpose::Migration).ok_or(TransferError::Transient)?;
+            let via = self.take_stocked(want, Purpose::Migration).ok_or(TransferError::Transient)?;
             let address = self.pool.address(via.frames().run);
             let (out, into) = (from.run.slice(at, via.pages()), to.run.slice(at, via.pages()));
             self.transfer(from.device, Transfer::out_of_frames(out, address))?;

@@ -134,6 +134,33 @@ fn a_migration_survives_each_failure() {
     }
 }
 
+/// Of the second block so many pages are away that it has as many as it keeps a list of when half of the batch joins them, and few when all are home.
+#[test]
+fn a_migration_that_makes_few_pages_of_a_block_many_survives_each_failure() {
+    let others = |world: &World| world.at(600, 29);
+    for target in [Target::Device(PRIVATE), Target::Device(COHERENT)] {
+        let setup = || {
+            let world = World::new(CAPACITY).with_pages(FIRST, COUNT).with_pages(600, 29);
+            world.place(others(&world), Target::Device(PRIVATE_B));
+            world.model.lock().calm();
+            world
+        };
+        let to_and_fro = |world: &World| {
+            let outcomes = world.migrate(batch(world), target);
+            let residency = world.residency(batch(world));
+            for range in [others(world), batch(world)] {
+                drop(world.migrate(range, Target::System));
+            }
+            (outcomes, residency)
+        };
+        fail_each_step(&ALL, setup, to_and_fro, |_, (outcomes, residency)| {
+            for (outcome, now) in outcomes.as_slice().iter().zip(residency) {
+                assert_eq!(now, residency_at(if *outcome == PageOutcome::Moved { target } else { Target::System }));
+            }
+        });
+    }
+}
+
 #[test]
 fn a_failure_is_named_in_the_outcome_of_its_page() {
     for (kind, reason) in [(StepKind::CopyIn, KeptReason::DeviceError), (StepKind::TakeOut, KeptReason::Pinned)] {

@@ -104,20 +104,26 @@ struct Run {
     world: World,
     /// Whether the engine is let alone, so that its promises can be held against it exactly.
     calm: bool,
+    /// Ranges have as many times their pages.
+    scale: u64,
 }
 
 impl Run {
     fn range(&self, first: u64, count: u64) -> PageRange {
-        self.world.at(first, count.min(SPACE - first))
+        self.world.at(first, (count * self.scale).min(SPACE - first))
+    }
+
+    fn page(&self, page: u64) -> PageRange {
+        self.world.at(page, 1)
     }
 
     fn action(&self, op: &Op) -> Option<Action> {
         Some(match *op {
             Op::Unmap(p, n) => Action::Unmap(self.range(p, n)),
-            Op::Remap { from, count, to } => Action::Remap(self.range(from, count), self.range(to, 1).start()),
+            Op::Remap { from, count, to } => Action::Remap(self.range(from, count), self.page(to).start()),
             Op::Remove(p, n) => Action::Remove(self.range(p, n)),
             Op::Zap => Action::Zap,
-            Op::Read(p) => Action::Touch(self.range(p, 1).start()),
+            Op::Read(p) => Action::Touch(self.page(p).start()),
             Op::Fork => Action::Fork(self.range(0, SPACE)),
             Op::Deliver => Action::Handle,
             Op::Protect(p, n, true) => Action::Protect(self.range(p, n)),
@@ -140,8 +146,8 @@ impl Run {
     fn apply(&mut self, op: &Op) {
         let (model, engine) = (&self.world.model, &self.world.engine);
         match *op {
-            Op::Read(p) => model.read(self.range(p, 1).start()),
-            Op::Write(p) => model.write(self.range(p, 1).start()),
+            Op::Read(p) => model.read(self.page(p).start()),
+            Op::Write(p) => model.write(self.page(p).start()),
             Op::Stream(p, n) => self.range(p, n).iter().for_each(|page| model.read(page)),
             Op::WriteAll(p, n) => self.range(p, n).iter().for_each(|page| model.write(page)),
             Op::Migrate { first, count, target, select, owner } => {
@@ -172,7 +178,7 @@ impl Run {
                 // Adoption fails where something is unread; the memory is then the program's alone.
                 let _ = model.adopt(self.range(p, n), Region::default());
             }
-            Op::Remap { from, count, to } => model.remap(self.range(from, count), self.range(to, 1).start()),
+            Op::Remap { from, count, to } => model.remap(self.range(from, count), self.page(to).start()),
             Op::Remove(p, n) => model.remove(self.range(p, n)),
             Op::Zap => model.zap_all(),
             Op::Home => {
@@ -188,7 +194,7 @@ impl Run {
             Op::Exclude(p, n, false) => engine.include(self.range(p, n)),
             Op::Protect(p, n, on) => model.protect(self.range(p, n), on),
             Op::Stick(p, on) => {
-                if let Some(page) = model.lock().pages.get_mut(&self.range(p, 1).start().get()) {
+                if let Some(page) = model.lock().pages.get_mut(&self.page(p).start().get()) {
                     page.stuck = on.then_some(KeptReason::Pinned);
                 }
             }
@@ -274,11 +280,12 @@ impl Run {
     }
 }
 
-fn run(ops: &[Op], chaos: Option<Chaos>, gives: Gives) {
-    let world = World::new(24).with_pages(0, 24).with_pages(500, 40).with_pages(1000, 60);
+fn run(ops: &[Op], chaos: Option<Chaos>, gives: Gives, scale: u64) {
+    let stretches = [(0, 24), (500, 40), (1000, 60)];
+    let world = stretches.iter().fold(World::new(24 * scale), |world, (p, n)| world.with_pages(*p, n * scale));
     let model = std::sync::Arc::clone(&world.model);
     model.lock().gives = gives;
-    let mut run = Run { world, calm: true };
+    let mut run = Run { world, calm: true, scale };
     for op in ops {
         model.lock().set_chaos(chaos);
         run.calm &= chaos.is_none();
@@ -302,11 +309,22 @@ proptest! {
 
     #[test]
     fn contents_are_what_the_program_wrote(ops in prop::collection::vec(op(), 1..60), gives in gives()) {
-        run(&ops, None, gives);
+        run(&ops, None, gives, 1);
+    }
+
+    /// Of a block so many pages may be away that it keeps a table of them, or so few that it doesn't.
+    #[test]
+    fn contents_are_what_the_program_wrote_where_few_pages_become_many(
+        ops in prop::collection::vec(op(), 1..40),
+        seed: u64,
+        fails: bool,
+        gives in gives(),
+    ) {
+        run(&ops, fails.then_some(Chaos { seed, one_in: 8 }), gives, 6);
     }
 
     #[test]
     fn contents_survive_failures_at_random_steps(ops in prop::collection::vec(op(), 1..60), seed: u64, gives in gives()) {
-        run(&ops, Some(Chaos { seed, one_in: 8 }), gives);
+        run(&ops, Some(Chaos { seed, one_in: 8 }), gives, 1);
     }
 }

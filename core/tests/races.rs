@@ -109,6 +109,24 @@ fn the_program_acts_at_every_step_of_every_migration() {
     }
 }
 
+/// Of the second block so many pages are away that three more are too many for a list; then all come home.
+#[test]
+fn the_program_acts_at_every_step_where_few_pages_of_a_block_become_many_and_few_again() {
+    let setup = || {
+        let world = World::new(64).with_pages(FIRST, COUNT).with_pages(ELSEWHERE, COUNT).with_pages(600, 31);
+        world.place(world.at(600, 31), Target::Device(PRIVATE_B));
+        world.model.lock().calm();
+        world
+    };
+    for target in [PRIVATE, COHERENT] {
+        at_every_step(setup, |world| {
+            drop(world.migrate(world.at(FIRST, COUNT), Target::Device(target)));
+            drop(world.migrate(world.at(600, 31), Target::System));
+            drop(world.migrate(world.at(FIRST, COUNT), Target::System));
+        });
+    }
+}
+
 #[test]
 fn the_program_acts_at_every_step_of_a_fault() {
     for place in PLACES {

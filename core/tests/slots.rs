@@ -45,11 +45,12 @@ fn listed() -> Vec<(Slot, Slot)> {
     listed
 }
 
-/// A block whose page 7 is in `state`, reached by listed changes only.
-fn block_with(state: Slot) -> Block {
+/// A block whose page 7 is in `state`, reached by listed changes only, and of whose other pages so many are away.
+fn block_with(state: Slot, others: usize) -> Block {
     let block = Block::default();
     {
         let mut pages = block.lock();
+        (8..8 + others).for_each(|page| pages.set(page, rest(A)));
         match state {
             Slot::System => {}
             Slot::Mapped(_) | Slot::Unmapped { busy: false, .. } => pages.set(7, state),
@@ -69,14 +70,18 @@ fn listed_changes_are_made_and_all_others_refused() {
         for to in states() {
             let is_listed = listed.contains(&(from, to));
             assert_eq!(from.may_become(to), is_listed, "{from:?} to {to:?}");
-            let block = block_with(from);
-            let made = catch_unwind(AssertUnwindSafe(|| {
-                let mut pages = block.lock();
-                pages.set(7, to);
-                assert_eq!(pages.slot(7), to);
-                pages.check();
-            }));
-            assert_eq!(made.is_ok(), is_listed, "{from:?} to {to:?}");
+            // However a block keeps them: one, few, as many as are few, many.
+            for others in [0, 1, 31, 32, 300] {
+                let block = block_with(from, others);
+                let made = catch_unwind(AssertUnwindSafe(|| {
+                    let mut pages = block.lock();
+                    pages.set(7, to);
+                    assert_eq!(pages.slot(7), to);
+                    assert!((8..8 + others).all(|page| pages.slot(page) == rest(A)));
+                    pages.check();
+                }));
+                assert_eq!(made.is_ok(), is_listed, "{from:?} to {to:?}");
+            }
         }
     }
 }

@@ -10,9 +10,10 @@ use hetmem_core::units::{DeviceId, PageCount, PageRange};
 use crate::model::{Gives, OVERLAY, OVERLAY_B, StepKind, Token, World, ZERO};
 
 /// Rounds of each thread of the program.
-const ROUNDS: u64 = 500;
-/// The stretches that the threads own, next to each other over the border of two blocks.
-const STRETCH: u64 = 12;
+const ROUNDS: u64 = 300;
+/// The stretches that the threads own, next to each other over the border of two blocks: so long that of a block few pages are away at one time, and
+/// many at another.
+const STRETCH: u64 = 24;
 const FIRST: u64 = 512 - 3 * STRETCH;
 
 /// A small generator: the test repeats itself but for the scheduling.
@@ -116,7 +117,7 @@ fn migrator(world: &World, all: PageRange, done: &AtomicBool, seed: u64) -> u64 
             4 => Target::System,
             id => Target::Device(DeviceId::new(u8::try_from(id).unwrap())),
         };
-        let part = all.slice(PageCount::new(dice.throw(all.pages().get())), PageCount::new(1 + dice.throw(30)));
+        let part = all.slice(PageCount::new(dice.throw(all.pages().get())), PageCount::new(1 + dice.throw(120)));
         match dice.throw(40) {
             0 => _ = world.engine.bring_all_home(),
             1 => {
@@ -131,17 +132,17 @@ fn migrator(world: &World, all: PageRange, done: &AtomicBool, seed: u64) -> u64 
 
 #[test]
 fn no_page_is_lost_and_no_thread_left_asleep() {
-    stress(World::threaded(40));
+    stress(World::threaded(80));
 }
 
 #[test]
 fn no_page_is_lost_and_no_thread_left_asleep_where_devices_complete_late() {
-    stress(World::threaded(40).giving(Gives::Late));
+    stress(World::threaded(80).giving(Gives::Late));
 }
 
 #[test]
 fn no_page_is_lost_and_no_thread_left_asleep_where_devices_can_be_read() {
-    stress(World::threaded(40).giving(Gives::Read));
+    stress(World::threaded(80).giving(Gives::Read));
 }
 
 fn stress(world: World) {
@@ -234,7 +235,7 @@ fn overlay_migrator(world: &World, done: &AtomicBool, seed: u64) {
         match dice.throw(20) {
             0 => _ = world.engine.bring_all_home(),
             1 | 2 => {
-                let part = block.slice(PageCount::new(dice.throw(512)), PageCount::new(1 + dice.throw(30)));
+                let part = block.slice(PageCount::new(dice.throw(512)), PageCount::new(1 + dice.throw(120)));
                 let _ = world.engine.migrate(part, Request::all_to(target));
             }
             _ => _ = world.engine.migrate(block, Request::all_to(target)),

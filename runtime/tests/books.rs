@@ -7,7 +7,7 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 
 use hetmem::{FaultPath, KeptReason, Mapping, Request, Runtime, Target};
-use hetmem_core::units::{ByteLen, DeviceId};
+use hetmem_core::units::{ByteLen, DeviceId, PageCount, PageRange};
 use hetmem_devices::spec::parse_all;
 
 struct Counting;
@@ -54,6 +54,19 @@ fn touch(mapping: &Mapping, order: impl Fn(usize) -> usize) -> u64 {
     CALLS.load(Relaxed) - before
 }
 
+/// How many bytes a page costs where every `stride`-th of a range is migrated.
+fn grown_by_every(runtime: &Runtime, stride: usize) -> usize {
+    const MANY: usize = 1024;
+    let mapping = runtime.map(ByteLen::new((MANY * stride * 4096) as u64), FaultPath::Thread).unwrap();
+    let pages: Vec<PageRange> = mapping.range().iter().step_by(stride).map(PageRange::page_of).collect();
+    (0..MANY).for_each(|i| mapping.words()[i * stride * 512].store(1, Relaxed));
+    let before = BYTES.load(Relaxed);
+    let outcomes = runtime.migrate_all(&pages, Request::all_to(Target::Device(DeviceId::new(0))));
+    assert!(outcomes.iter().all(|outcomes| outcomes.moved() == PageCount::ONE));
+    drop(outcomes);
+    (BYTES.load(Relaxed) - before) / MANY
+}
+
 #[test]
 fn faults_allocate_nothing_and_the_books_are_small() {
     let specs = parse_all(&["private:emulated,size=256M"], ByteLen::new(1 << 40)).unwrap();
@@ -68,8 +81,14 @@ fn faults_allocate_nothing_and_the_books_are_small() {
     let before = BYTES.load(Relaxed);
     let untouched = runtime.map(ByteLen::new(1 << 34), FaultPath::Thread).unwrap();
     let grown = BYTES.load(Relaxed).saturating_sub(before);
-    assert!(grown < 4096, "{grown} bytes for 16 GiB that was never migrated");
+    // Threads of the runtime may be about to make their queues.
+    assert!(grown < 1 << 15, "{grown} bytes for 16 GiB that was never migrated");
     drop(untouched);
+
+    for stride in [512, 128, 8] {
+        let grown = grown_by_every(&runtime, stride);
+        assert!(grown <= 64, "{grown} bytes for each page if one of {stride} is on a device");
+    }
 
     for path in [FaultPath::Thread, FaultPath::Sigbus] {
         let mapping = runtime.map(LEN, path).unwrap();
@@ -78,7 +97,7 @@ fn faults_allocate_nothing_and_the_books_are_small() {
         }
         send_out(&runtime, &mapping);
         let books = BYTES.load(Relaxed) - start;
-        assert!(books <= 24 * PAGES, "{path:?}: {books} bytes for {PAGES} pages on a device");
+        assert!(books <= 16 * PAGES, "{path:?}: {books} bytes for {PAGES} pages on a device");
         assert_eq!(touch(&mapping, |i| i), 0, "{path:?}: touches in sequence");
         send_out(&runtime, &mapping);
         assert_eq!(touch(&mapping, |i| i * 40_961 % PAGES), 0, "{path:?}: touches in disorder");

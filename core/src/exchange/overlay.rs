@@ -33,7 +33,6 @@ use crate::outcome::{KeptReason, PageOutcome};
 use crate::port::{Backing, FaultPath, Host};
 use crate::slot::{SYSTEM_POOL, Slot};
 use crate::space::{BlockState, Region};
-use crate::sync::Arc;
 use crate::transfer::FrameCopy;
 use crate::units::{BlockNo, DeviceId, PageCount, PageRange, VirtAddr};
 
@@ -208,7 +207,7 @@ impl<'e, H: Host> Batch<'e, H> {
     pub(crate) fn lay(&mut self, mut filled: Vec<Filled<'e, H>>) {
         let engine = self.engine;
         let no = self.range.start().block();
-        let block = Arc::clone(&self.block);
+        let block = self.block.clone();
         let first = filled.first().and_then(|Filled { copy, .. }| Some(copy.as_ref()?.frame(PageCount::ZERO)));
         let (Some(first), Some(device)) = (first, self.overlay()) else { return };
         let begun = {

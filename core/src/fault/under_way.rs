@@ -18,9 +18,9 @@ use crate::fault::{FaultResolution, MAX_AROUND};
 use crate::frames::{FrameRefs, FrameRun, Frames, Purpose};
 use crate::port::{Device, FaultPath, Host, Progress, Ticket, Transfer, TransferError};
 use crate::slot::SYSTEM_POOL;
-use crate::space::Block;
+use crate::space::BlockRef;
 use crate::sync::atomic::{AtomicUsize, Ordering};
-use crate::sync::{Arc, Mutex, lock};
+use crate::sync::{Mutex, lock};
 use crate::units::{DeviceId, FrameIndex, PageCount, VirtAddr};
 
 /// Faults that are under way at a time, at most.
@@ -51,12 +51,11 @@ struct Places {
 
 impl Places {
     /// At most `want` places; fewer where the host has no memory for more.
-    fn take<H: Host>(engine: &Engine<H>, want: PageCount, page: VirtAddr) -> Self {
+    fn take<H: Host>(engine: &Engine<H>, want: PageCount) -> Self {
         let mut this = Self { len: 0, index: [FrameIndex::new(0); MAX_AROUND as usize] };
         while this.len < want.as_usize() {
             let left = PageCount::new((want.as_usize() - this.len) as u64);
-            let next = page.add_pages(PageCount::new(this.len as u64));
-            let Some(places) = engine.take_stocked(left, next, Purpose::Fault) else { break };
+            let Some(places) = engine.take_stocked(left, Purpose::Fault) else { break };
             for index in places.into_counted().run.iter() {
                 this.index[this.len] = index;
                 this.len += 1;
@@ -78,7 +77,7 @@ impl Places {
 pub(crate) struct Fault {
     addr: VirtAddr,
     token: u64,
-    block: Arc<Block>,
+    block: BlockRef,
     pages: Pages,
     places: Places,
     /// Transfers that have not ended.
@@ -193,14 +192,14 @@ impl<H: Host> Engine<H> {
     #[inline(never)]
     pub(super) fn set_out(
         &self,
-        block: Arc<Block>,
+        block: BlockRef,
         addr: VirtAddr,
         token: u64,
         mut cluster: Cluster<'_, H>,
     ) -> FaultResolution {
         let path = FaultPath::Thread;
         let all = cluster.rest();
-        let places = Places::take(self, cluster.pages(), all.start());
+        let places = Places::take(self, cluster.pages());
         if places.len == 0 {
             self.give_up(&block, path, &mut cluster, all);
             return FaultResolution::NoMemory;
@@ -212,16 +211,8 @@ impl<H: Host> Engine<H> {
         let device = cluster.frame(PageCount::ZERO).device;
         let (mut batch, n) = transfers(self, &cluster, &places);
         let pages = cluster.into_pages();
-        let fault = Fault {
-            addr,
-            token,
-            block: Arc::clone(&block),
-            pages,
-            places,
-            waits_for: n,
-            came: places.len,
-            error: None,
-        };
+        let fault =
+            Fault { addr, token, block: block.clone(), pages, places, waits_for: n, came: places.len, error: None };
         let mut fault = Some(fault);
         let added = self.under_way.add(&mut fault);
         if let Some(fault) = fault {
@@ -267,7 +258,7 @@ impl<H: Host> Engine<H> {
         }
         let copied = PageCount::new(fault.came as u64).bytes();
         self.counters.bytes_copied.fetch_add(copied.get(), Ordering::Relaxed);
-        let (block, places, came) = (Arc::clone(&fault.block), fault.places, fault.came);
+        let (block, places, came) = (fault.block.clone(), fault.places, fault.came);
         let mut cluster = self.let_go_of_places(&fault, came);
         let all = cluster.rest();
         let mut result = FaultResolution::Home(PageCount::ZERO);

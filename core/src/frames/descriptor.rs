@@ -4,18 +4,9 @@
 
 use std::sync::OnceLock;
 
+use super::references::Released;
 use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::units::{FrameIndex, PAGE_SHIFT, PageCount, VirtAddr};
-
-/// What [`FrameDescriptor::release`] left behind.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[must_use]
-pub enum Released {
-    /// Others still refer to the frame.
-    StillReferenced,
-    /// That was the last reference.
-    Last,
-}
 
 const COUNT_BITS: u32 = 16;
 const COUNT_MASK: u64 = (1 << COUNT_BITS) - 1;
@@ -97,16 +88,16 @@ impl FrameDescriptor {
     }
 }
 
-/// Frames whose descriptors are made together: those of 2 MiB, and few in the tiny devices that the model checker can bear.
-const CHUNK: usize = if cfg!(loom) { 4 } else { PageCount::BLOCK.as_usize() };
+/// Frames whose books are made together: those of 2 MiB.
+const CHUNK: usize = PageCount::BLOCK.as_usize();
 
-/// The descriptors of the frames of a device, or of the places of the pool.
-pub(super) struct Descriptors {
-    chunks: Box<[OnceLock<Box<[FrameDescriptor]>>]>,
+/// What is known of each frame of a device, or of each place of the pool.
+pub(super) struct ByChunk<T> {
+    chunks: Box<[OnceLock<Box<[T]>>]>,
     capacity: PageCount,
 }
 
-impl Descriptors {
+impl<T: Default> ByChunk<T> {
     pub(super) fn new(capacity: PageCount) -> Self {
         Self { chunks: (0..capacity.get().div_ceil(CHUNK as u64)).map(|_| OnceLock::new()).collect(), capacity }
     }
@@ -115,30 +106,29 @@ impl Descriptors {
         self.capacity
     }
 
-    /// The descriptor of a frame below the capacity.
+    /// Of a frame below the capacity.
     #[inline]
-    pub(super) fn of(&self, frame: FrameIndex) -> &FrameDescriptor {
-        let chunk =
-            self.chunks[frame.index() / CHUNK].get_or_init(|| (0..CHUNK).map(|_| FrameDescriptor::default()).collect());
-        &chunk[frame.index() % CHUNK]
+    pub(super) fn of(&self, frame: FrameIndex) -> &T {
+        let (chunk, frame) = (frame.index() / CHUNK, frame.index() % CHUNK);
+        // The last may be smaller.
+        let frames = || CHUNK.min(self.capacity.as_usize() - chunk * CHUNK);
+        &self.chunks[chunk].get_or_init(|| (0..frames()).map(|_| T::default()).collect())[frame]
     }
 
-    /// Makes the descriptors of all frames from number `from` on and below `to` that have none.
+    /// The same if it was made.
+    pub(super) fn made(&self, frame: FrameIndex) -> Option<&T> {
+        self.chunks.get(frame.index() / CHUNK).and_then(OnceLock::get).map(|chunk| &chunk[frame.index() % CHUNK])
+    }
+
+    /// Makes what there is not of all frames from number `from` on and below `to`.
     pub(super) fn make(&self, from: PageCount, to: PageCount) {
         (from.as_usize()..to.as_usize()).step_by(CHUNK).for_each(|frame| {
             self.of(FrameIndex::new(u32::try_from(frame).expect("a device has at most 2^32 frames")));
         });
     }
 
-    /// Whether somebody refers to the frame; nothing is made for it.
-    pub(super) fn is_used(&self, frame: FrameIndex) -> bool {
-        let chunk = self.chunks.get(frame.index() / CHUNK).and_then(OnceLock::get);
-        chunk.is_some_and(|chunk| chunk[frame.index() % CHUNK].count() > 0)
-    }
-
-    /// How many frames somebody refers to.
-    pub(super) fn used(&self) -> PageCount {
-        let made = self.chunks.iter().filter_map(OnceLock::get);
-        PageCount::new(made.flat_map(|chunk| chunk.iter()).filter(|d| d.count() > 0).count() as u64)
+    /// All that were made.
+    pub(super) fn iter(&self) -> impl Iterator<Item = &T> {
+        self.chunks.iter().filter_map(OnceLock::get).flat_map(|chunk| chunk.iter())
     }
 }

@@ -14,7 +14,8 @@
 //! not give. Beyond [`PoolSize::ready`] places there are books only as migrations need them, and faults, which allocate nothing, do not go there.
 
 use super::clearing::Clearing;
-use super::descriptor::{Descriptors, FrameDescriptor, Released};
+use super::descriptor::ByChunk;
+use super::references::{References, Released};
 use super::run::FrameRun;
 use super::run_set::RunSet;
 use crate::sync::{Mutex, lock};
@@ -76,7 +77,7 @@ enum Use {
 /// System pages at rest, and room for pages in transit.
 pub struct SystemPool {
     start: VirtAddr,
-    descriptors: Descriptors,
+    places: ByChunk<References>,
     ready: PageCount,
     stock_limit: PageCount,
     sets: Mutex<Sets>,
@@ -96,13 +97,13 @@ impl SystemPool {
         assert!(start.get().is_multiple_of(BLOCK_SIZE), "the pool starts at a 2 MiB boundary");
         assert!(grown.get() >= 2 * FAULT_RESERVE.get(), "the pool is larger than its reserve");
         assert!(grown <= ready && ready <= capacity, "what is there has books, and room");
-        let descriptors = Descriptors::new(capacity);
-        descriptors.make(PageCount::ZERO, ready);
+        let places = ByChunk::new(capacity);
+        places.make(PageCount::ZERO, ready);
         let mut empty = RunSet::empty(capacity);
         empty.insert_all(PageCount::ZERO, grown);
         let stocked = RunSet::empty(capacity);
         let sets = Mutex::new(Sets { empty, stocked, grown, warm: PageCount::ZERO, use_: Use::Looked });
-        Self { start, descriptors, ready, stock_limit, sets, clearing: Clearing::default() }
+        Self { start, places, ready, stock_limit, sets, clearing: Clearing::default() }
     }
 
     /// Grows by what is missing to a block, or by a block, if `open` can make that part of the address space usable; it may be asked for a part
@@ -111,7 +112,7 @@ impl SystemPool {
         let from = lock(&self.sets).grown;
         let most = match purpose {
             Purpose::Fault => self.ready.max(from),
-            Purpose::Migration => self.descriptors.capacity(),
+            Purpose::Migration => self.places.capacity(),
         };
         let to = PageCount::new((from.get() / BLOCK_PAGES + 1) * BLOCK_PAGES).min(most);
         // Without the lock, as the host may have to wait.
@@ -119,7 +120,7 @@ impl SystemPool {
             return false;
         }
         if to > self.ready {
-            self.descriptors.make(from, to);
+            self.places.make(from, to);
         }
         let mut sets = lock(&self.sets);
         if sets.grown == from {
@@ -137,18 +138,18 @@ impl SystemPool {
 
     /// Takes a run of at most `want` empty places, with one reference each, for pages on their way out.
     #[must_use]
-    pub fn take_empty(&self, want: PageCount, page: VirtAddr) -> Option<FrameRun> {
-        self.take_spare(want, page, |sets| &mut sets.empty)
+    pub fn take_empty(&self, want: PageCount) -> Option<FrameRun> {
+        self.take_spare(want, |sets| &mut sets.empty)
     }
 
     /// Takes a run of at most `want` stocked places for a migration to copy pages into, with one reference each, if there are any.
     #[must_use]
-    pub fn take_populated(&self, want: PageCount, page: VirtAddr) -> Option<FrameRun> {
-        self.take_spare(want, page, |sets| &mut sets.stocked)
+    pub fn take_populated(&self, want: PageCount) -> Option<FrameRun> {
+        self.take_spare(want, |sets| &mut sets.stocked)
     }
 
-    fn take_spare(&self, want: PageCount, page: VirtAddr, from: impl Fn(&mut Sets) -> &mut RunSet) -> Option<FrameRun> {
-        self.take(page, |sets| {
+    fn take_spare(&self, want: PageCount, from: impl Fn(&mut Sets) -> &mut RunSet) -> Option<FrameRun> {
+        self.take(|sets| {
             let spare = sets.empty.len() + sets.stocked.len();
             if spare <= FAULT_RESERVE {
                 return None;
@@ -159,18 +160,18 @@ impl SystemPool {
 
     /// Takes a whole chunk of empty places that small pages have not used, if there is one, for a huge page on its way out.
     #[must_use]
-    pub fn take_empty_whole(&self, page: VirtAddr) -> Option<FrameRun> {
-        self.take_whole(page, |sets| &mut sets.empty)
+    pub fn take_empty_whole(&self) -> Option<FrameRun> {
+        self.take_whole(|sets| &mut sets.empty)
     }
 
     /// Takes a stocked huge page for a migration to copy one into, if there is one.
     #[must_use]
-    pub fn take_stocked_whole(&self, page: VirtAddr) -> Option<FrameRun> {
-        self.take_whole(page, |sets| &mut sets.stocked)
+    pub fn take_stocked_whole(&self) -> Option<FrameRun> {
+        self.take_whole(|sets| &mut sets.stocked)
     }
 
-    fn take_whole(&self, page: VirtAddr, from: impl Fn(&mut Sets) -> &mut RunSet) -> Option<FrameRun> {
-        self.take(page, |sets| {
+    fn take_whole(&self, from: impl Fn(&mut Sets) -> &mut RunSet) -> Option<FrameRun> {
+        self.take(|sets| {
             if sets.empty.len() + sets.stocked.len() < FAULT_RESERVE + PageCount::new(BLOCK_PAGES) {
                 return None;
             }
@@ -179,7 +180,7 @@ impl SystemPool {
     }
 
     /// Takes what `from` takes, with one reference each.
-    fn take(&self, page: VirtAddr, from: impl Fn(&mut Sets) -> Option<FrameRun>) -> Option<FrameRun> {
+    fn take(&self, from: impl Fn(&mut Sets) -> Option<FrameRun>) -> Option<FrameRun> {
         let take = || {
             let mut sets = lock(&self.sets);
             let taken = from(&mut sets);
@@ -187,15 +188,15 @@ impl SystemPool {
             (taken, sets.stocked.has_claimed())
         };
         let run = self.clearing.or_once_back(take)?;
-        self.allocate(run, page);
+        self.allocate(run);
         Some(run)
     }
 
     /// Takes a run of at most `want` places to copy pages into, with one reference each: stocked ones if there are any, else
     /// empty ones, which the host populates when they are written.
     #[must_use]
-    pub fn take_stocked(&self, want: PageCount, page: VirtAddr, purpose: Purpose) -> Option<FrameRun> {
-        self.take(page, |sets| {
+    pub fn take_stocked(&self, want: PageCount, purpose: Purpose) -> Option<FrameRun> {
+        self.take(|sets| {
             let spare = sets.empty.len() + sets.stocked.len();
             let want = match purpose {
                 Purpose::Fault => want,
@@ -206,14 +207,13 @@ impl SystemPool {
         })
     }
 
-    fn allocate(&self, run: FrameRun, page: VirtAddr) {
-        for (i, frame) in (0..).zip(run.iter()) {
-            self.descriptors.of(frame).allocate(page.add_pages(PageCount::new(i)));
-        }
+    fn allocate(&self, run: FrameRun) {
+        run.iter().for_each(|place| self.places.of(place).allocate());
     }
 
-    pub(crate) fn descriptor(&self, place: FrameIndex) -> &FrameDescriptor {
-        self.descriptors.of(place)
+    /// How many refer to `place`.
+    pub(crate) fn references(&self, place: FrameIndex) -> u64 {
+        self.places.of(place).count().into()
     }
 
     /// Takes another reference to each place of `run`, which the caller knows to be in use.
@@ -223,7 +223,7 @@ impl SystemPool {
     /// If one of them is not.
     pub fn acquire(&self, run: FrameRun) {
         for frame in run.iter() {
-            assert!(self.descriptors.of(frame).acquire(), "the place is in use");
+            assert!(self.places.of(frame).acquire(), "the place is in use");
         }
     }
 
@@ -250,7 +250,7 @@ impl SystemPool {
         let mut start = None;
         for offset in 0..=run.pages.get() {
             let offset = PageCount::new(offset);
-            let last = offset < run.pages && self.descriptors.of(run.frame(offset)).release() == Released::Last;
+            let last = offset < run.pages && self.places.of(run.frame(offset)).release() == Released::Last;
             match (last, start) {
                 (true, None) => start = Some(offset),
                 (false, Some(from)) => {
@@ -292,7 +292,7 @@ impl SystemPool {
         let surplus = sets.stocked.len().get().checked_sub(kept.get()).filter(|s| *s > 0)?;
         let run = sets.stocked.take(PageCount::new(surplus))?;
         drop(sets);
-        self.allocate(run, VirtAddr::default());
+        self.allocate(run);
         Some(run)
     }
 
@@ -306,7 +306,7 @@ impl SystemPool {
         }
         let run = sets.stocked.take(room)?;
         drop(sets);
-        self.allocate(run, VirtAddr::default());
+        self.allocate(run);
         Some(run)
     }
 
@@ -356,7 +356,8 @@ impl SystemPool {
         sets.empty.check();
         sets.stocked.check();
         let free = sets.empty.len() + sets.stocked.len();
-        assert_eq!(free + self.descriptors.used(), sets.grown, "places without references are free");
+        let used = self.places.iter().filter(|place| place.count() > 0).count() as u64;
+        assert_eq!(used, (sets.grown - free).get(), "places without references are free");
     }
 }
 
@@ -364,10 +365,8 @@ impl SystemPool {
 mod tests {
     use super::*;
 
-    const PAGE: VirtAddr = VirtAddr::new(0x7000);
-
     fn take_all(pool: &SystemPool, purpose: Purpose) -> PageCount {
-        let all = std::iter::from_fn(|| pool.take_stocked(PageCount::new(BLOCK_PAGES), PAGE, purpose));
+        let all = std::iter::from_fn(|| pool.take_stocked(PageCount::new(BLOCK_PAGES), purpose));
         PageCount::new(all.map(|run| run.pages.get()).sum())
     }
 
@@ -377,14 +376,14 @@ mod tests {
         let size = PoolSize { grown: block + block, ready: block + block, capacity: block + block };
         let pool = SystemPool::new(VirtAddr::new(BLOCK_SIZE), size, PageCount::ZERO);
         for _ in 0..2 {
-            let place = pool.take_empty_whole(PAGE).unwrap();
+            let place = pool.take_empty_whole().unwrap();
             pool.release(place);
             let surplus = pool.take_surplus(Keep::Limit).unwrap();
             assert_eq!(surplus, place);
             pool.release_empty(surplus);
         }
-        pool.release(pool.take_empty_whole(PAGE).unwrap());
-        assert!(pool.take_stocked_whole(PAGE).is_some());
+        pool.release(pool.take_empty_whole().unwrap());
+        assert!(pool.take_stocked_whole().is_some());
     }
 
     #[test]
@@ -424,7 +423,7 @@ mod tests {
             all.iter().map(|run| run.pages.get()).sum::<u64>()
         };
         let put_in = || {
-            let run = pool.take_empty(PageCount::new(100), PAGE).expect("there are empty places");
+            let run = pool.take_empty(PageCount::new(100)).expect("there are empty places");
             pool.release(run);
         };
         put_in();
@@ -434,7 +433,7 @@ mod tests {
         assert_eq!((surplus(Keep::Warm), pool.has_surplus()), (50, true));
         pool.look_for_use();
         assert_eq!(surplus(Keep::Warm), 0);
-        let run = pool.take_populated(PageCount::new(20), PAGE).expect("there is a stock");
+        let run = pool.take_populated(PageCount::new(20)).expect("there is a stock");
         pool.look_for_use();
         pool.release(run);
         assert_eq!(surplus(Keep::Warm), 0, "it was used between two looks");

@@ -114,9 +114,12 @@ impl<'e, H: Host> FrameRefs<'e, H> {
         Self { engine: self.engine, frames: front }
     }
 
-    /// Says in the descriptor of the first frame that it holds `page` now.
+    /// Says in the descriptor of the first frame that it holds `page` now, if it is a device's.
     pub(crate) fn set_page(&self, page: VirtAddr) {
-        self.engine.descriptor(self.frame(PageCount::ZERO)).set_page(page);
+        let Frame { device, index } = self.frame(PageCount::ZERO);
+        if device != SYSTEM_POOL {
+            self.engine.device_of(device).pagemap().frames.descriptor(index).set_page(page);
+        }
     }
 
     /// Lets go of them, saying what is in the frames.

@@ -17,7 +17,8 @@
 use std::fmt;
 
 use super::clearing::Clearing;
-use super::descriptor::{Descriptors, FrameDescriptor, Released};
+use super::descriptor::{ByChunk, FrameDescriptor};
+use super::references::Released;
 use super::run::FrameRun;
 use super::run_set::RunSet;
 use crate::sync::atomic::{AtomicBool, Ordering};
@@ -26,7 +27,7 @@ use crate::units::{FrameIndex, PageCount, VirtAddr};
 
 /// The descriptors of a device's frames and the set of free ones. hetmem keeps these books; a device only makes them.
 pub struct FrameTable {
-    descriptors: Descriptors,
+    descriptors: ByChunk<FrameDescriptor>,
     free: Mutex<RunSet>,
     clearing: Clearing,
     /// No frame is taken into use any more.
@@ -44,7 +45,7 @@ impl FrameTable {
     /// A table of `capacity` free frames.
     #[must_use]
     pub fn new(capacity: PageCount) -> Self {
-        let (descriptors, free) = (Descriptors::new(capacity), Mutex::new(RunSet::full(capacity)));
+        let (descriptors, free) = (ByChunk::new(capacity), Mutex::new(RunSet::full(capacity)));
         Self { descriptors, free, clearing: Clearing::default(), closed: AtomicBool::new(false) }
     }
 
@@ -125,7 +126,8 @@ impl FrameTable {
     /// The frames in use among `frames`, each with the page that it was last said to hold.
     pub fn in_use(&self, frames: FrameRun) -> impl Iterator<Item = (FrameIndex, VirtAddr)> {
         let known = frames.iter().filter(|frame| self.contains(*frame));
-        known.filter(|frame| self.descriptors.is_used(*frame)).map(|frame| (frame, self.descriptor(frame).page()))
+        let is_used = |frame: &FrameIndex| self.descriptors.made(*frame).is_some_and(|frame| frame.count() > 0);
+        known.filter(is_used).map(|frame| (frame, self.descriptor(frame).page()))
     }
 
     /// Takes another reference to each frame of `run`, which the caller knows to be in use.
@@ -204,6 +206,7 @@ impl FrameTable {
         let free = lock(&self.free);
         free.check();
         let used = self.capacity() - free.len();
-        assert_eq!(used, self.descriptors.used(), "free frames are those without references");
+        let referenced = self.descriptors.iter().filter(|frame| frame.count() > 0).count() as u64;
+        assert_eq!(used.get(), referenced, "free frames are those without references");
     }
 }

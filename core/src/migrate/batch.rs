@@ -7,8 +7,7 @@ use crate::migrate::Request;
 use crate::outcome::{KeptReason, Outcomes, PageOutcome};
 use crate::port::{FaultPath, Host};
 use crate::slot::Slot;
-use crate::space::{Block, BlockState};
-use crate::sync::Arc;
+use crate::space::{BlockRef, BlockState};
 use crate::units::{PageCount, PageRange};
 
 /// Where a page was before the migration, and goes back to if it fails.
@@ -71,7 +70,7 @@ impl<H: Host> Piece<'_, H> {
 /// What the phases of one batch have in common. Dropping it rolls its pieces back.
 pub(crate) struct Batch<'e, H: Host> {
     pub(crate) engine: &'e Engine<H>,
-    pub(crate) block: Arc<Block>,
+    pub(crate) block: BlockRef,
     pub(crate) range: PageRange,
     pub(crate) path: FaultPath,
     pub(crate) request: Request,

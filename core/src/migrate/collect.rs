@@ -72,7 +72,7 @@ impl<'e, H: Host> Collected<'e, H> {
         let holds = engine.holds_pages(&shared);
         // All are kept as `Raced` then.
         let Some(excluded) = engine.space.excluded() else { return Self { batch } };
-        let block = crate::sync::Arc::clone(&batch.block);
+        let block = batch.block.clone();
         let mut state = block.lock();
         if let Target::Device(device) = request.target {
             // What only seems to be there already is to move.
@@ -145,6 +145,7 @@ impl<'e, H: Host> Collected<'e, H> {
     /// # Errors
     ///
     /// Hands the batch back, with the reason, if not one page could be copied.
+    #[expect(clippy::result_large_err, reason = "a batch that can't be copied is handed back as it is")]
     pub fn copy(self) -> Result<Copied<'e, H>, (Self, KeptReason)> {
         Copied::copy(self.batch).map_err(|(batch, why)| (Self { batch }, why))
     }
@@ -258,9 +259,9 @@ fn take_system<H: Host>(batch: &mut Batch<'_, H>, state: &mut BlockState, run: P
     let huge = run.pages() == PageCount::BLOCK && engine.host.is_huge(run);
     let mut rest = run;
     while !rest.is_empty() {
-        let whole = (huge && rest == run)
-            .then(|| engine.take_places(Purpose::Migration, |pool| pool.take_empty_whole(rest.start())));
-        let small = || engine.take_places(Purpose::Migration, |pool| pool.take_empty(rest.pages(), rest.start()));
+        let whole =
+            (huge && rest == run).then(|| engine.take_places(Purpose::Migration, |pool| pool.take_empty_whole()));
+        let small = || engine.take_places(Purpose::Migration, |pool| pool.take_empty(rest.pages()));
         let Some(mut place) = whole.flatten().or_else(small) else {
             return batch.set_outcome(rest, PageOutcome::Kept(KeptReason::NoMemory));
         };
@@ -271,6 +272,7 @@ fn take_system<H: Host>(batch: &mut Batch<'_, H>, state: &mut BlockState, run: P
         if !out.is_empty() {
             let refs = place.take_front(taken.pages);
             let bytes = refs.clone();
+            state.expect(out.pages());
             engine.occupy(state, out, refs, busy);
             let huge = huge && out.pages() == PageCount::BLOCK;
             batch.pieces.push(Piece { at: out, bytes, origin: Origin::System, huge });

@@ -8,9 +8,8 @@ use crate::frames::{FrameRefs, Purpose};
 use crate::migrate::{Batch, Piece, Target};
 use crate::outcome::KeptReason;
 use crate::port::Host;
-use crate::sync::Arc;
 use crate::transfer::FrameCopy;
-use crate::units::{PageRange, VirtAddr};
+use crate::units::PageRange;
 
 /// A piece and the frames that hold a copy of it; `None` where it goes home in the pool's own pages, or is copied when it is installed.
 pub(crate) struct Filled<'e, H: Host> {
@@ -27,6 +26,7 @@ pub struct Copied<'e, H: Host> {
 }
 
 impl<'e, H: Host> Copied<'e, H> {
+    #[expect(clippy::result_large_err, reason = "a batch that can't be copied is handed back as it is")]
     pub(crate) fn copy(mut batch: Batch<'e, H>) -> Result<Self, (Batch<'e, H>, KeptReason)> {
         if let Some(device) = batch.overlay() {
             return match batch.fill_block(device) {
@@ -104,7 +104,7 @@ impl<'e, H: Host> Copied<'e, H> {
     fn into_batch(mut self) -> Batch<'e, H> {
         let Batch { engine, block, range, path, request, pieces, outcomes } = &mut self.batch;
         let (pieces, outcomes) = (std::mem::take(pieces), std::mem::take(outcomes));
-        Batch { engine, block: Arc::clone(block), range: *range, path: *path, request: *request, pieces, outcomes }
+        Batch { engine, block: block.clone(), range: *range, path: *path, request: *request, pieces, outcomes }
     }
 
     /// Takes the filled pieces out, to be finished one by one.
@@ -124,16 +124,16 @@ impl<'e, H: Host> Batch<'e, H> {
         match self.request.target {
             Target::Device(device) => engine.allocate_ready(device, want, page, piece.huge).ok_or(KeptReason::NoFrame),
             Target::System => {
-                if let Some(places) = piece.huge.then(|| engine.place_for_huge(page)).flatten() {
+                if let Some(places) = piece.huge.then(|| engine.place_for_huge()).flatten() {
                     return Ok(Some(places));
                 }
                 if !piece.huge && engine.readable(piece.bytes.frames()).is_some() {
                     // Populated pages are there to be used again, if there are enough at a time for a move of them to be worth it. The kernel has others
                     // sooner than hetmem, as it need not clear what it fills.
-                    let run = (want > MAX_COPIED).then(|| engine.pool.take_populated(want, page)).flatten();
+                    let run = (want > MAX_COPIED).then(|| engine.pool.take_populated(want)).flatten();
                     return Ok(run.map(|run| engine.places(run)));
                 }
-                engine.take_stocked(want, page, Purpose::Migration).ok_or(KeptReason::NoMemory)
+                engine.take_stocked(want, Purpose::Migration).ok_or(KeptReason::NoMemory)
             }
         }
         .map(Some)
@@ -141,13 +141,13 @@ impl<'e, H: Host> Batch<'e, H> {
 }
 
 impl<H: Host> Engine<H> {
-    /// A huge page of the pool to copy that at `page` into: one of the stock, or a new one. Page by page it would take four times as long to populate, and
+    /// A huge page of the pool to copy one into: one of the stock, or a new one. Page by page it would take four times as long to populate, and
     /// be 512 pages to the program from then on.
-    fn place_for_huge(&self, page: VirtAddr) -> Option<FrameRefs<'_, H>> {
-        if let Some(run) = self.pool.take_stocked_whole(page) {
+    fn place_for_huge(&self) -> Option<FrameRefs<'_, H>> {
+        if let Some(run) = self.pool.take_stocked_whole() {
             return Some(self.places(run));
         }
-        let places = self.take_places(Purpose::Migration, |pool| pool.take_empty_whole(page))?;
+        let places = self.take_places(Purpose::Migration, |pool| pool.take_empty_whole())?;
         self.host.populate_huge(PageRange::new(places.address()?, places.pages())?);
         Some(places)
     }

@@ -8,7 +8,6 @@ use crate::outcome::{KeptReason, Outcomes, PageOutcome};
 use crate::port::Host;
 use crate::slot::Slot;
 use crate::space::BlockState;
-use crate::sync::Arc;
 use crate::units::{PageCount, PageRange};
 
 impl<H: Host> Copied<'_, H> {
@@ -21,6 +20,7 @@ impl<H: Host> Copied<'_, H> {
         } else {
             all.into_iter().for_each(|filled| self.batch.finish(filled));
         }
+        self.batch.block.lock().shrink();
         std::mem::take(&mut self.batch.outcomes)
     }
 }
@@ -50,7 +50,7 @@ const COPIED_AT_ONCE: PageCount = PageCount::new(64);
 impl<'e, H: Host> Batch<'e, H> {
     fn finish(&mut self, filled: Filled<'e, H>) {
         let Filled { mut piece, mut copy } = filled;
-        let block = Arc::clone(&self.block);
+        let block = self.block.clone();
         while !piece.is_empty() {
             let start = piece.at.start();
             let mut step = Step::Done;

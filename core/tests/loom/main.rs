@@ -9,7 +9,7 @@ mod mirror;
 mod world;
 
 use hetmem_core::fault::FaultResolution;
-use hetmem_core::frames::{FrameDescriptor, FrameTable, Released};
+use hetmem_core::frames::{FrameDescriptor, FrameTable, References, Released};
 use hetmem_core::migrate::{Collected, Request, Target};
 use hetmem_core::port::{FaultPath, Host};
 use hetmem_core::slot::{Frame, Slot};
@@ -33,44 +33,81 @@ fn explore(switches: usize, test: impl Fn() + Sync + Send + 'static) {
 
 // ---- descriptors ------------------------------------------------------------------------------------------------------
 
+/// What counts who refers to a frame: of a device, or a place of the pool.
+trait Counted: Default + Send + Sync + 'static {
+    fn allocate(&self);
+    fn acquire(&self) -> bool;
+    fn release(&self) -> Released;
+}
+
+impl Counted for FrameDescriptor {
+    fn allocate(&self) {
+        self.allocate(PAGE);
+    }
+    fn acquire(&self) -> bool {
+        self.acquire()
+    }
+    fn release(&self) -> Released {
+        self.release()
+    }
+}
+
+impl Counted for References {
+    fn allocate(&self) {
+        self.allocate();
+    }
+    fn acquire(&self) -> bool {
+        self.acquire()
+    }
+    fn release(&self) -> Released {
+        self.release()
+    }
+}
+
 #[test]
 fn the_last_holder_of_a_frame_sees_what_all_others_did() {
-    explore(ANY, || {
-        let frame = Arc::new((FrameDescriptor::default(), [AtomicU64::new(0), AtomicU64::new(0)]));
-        frame.0.allocate(PAGE);
-        assert!(frame.0.acquire());
-        let hold = |(descriptor, work): &(FrameDescriptor, [AtomicU64; 2]), who: usize| {
-            work[who].store(1, Ordering::Relaxed);
-            let last = descriptor.release() == Released::Last;
-            if last {
-                // The next use of the frame needs no ordering of its own.
-                assert_eq!(work[1 - who].load(Ordering::Relaxed), 1);
-            }
-            last
-        };
-        let other = {
-            let frame = Arc::clone(&frame);
-            thread::spawn(move || hold(&frame, 0))
-        };
-        let mine = hold(&frame, 1);
-        assert!(mine ^ other.join().unwrap(), "exactly one is the last");
-        assert_eq!(frame.0.count(), 0);
-    });
+    explore(ANY, last_holder_sees_all::<FrameDescriptor>);
+    explore(ANY, last_holder_sees_all::<References>);
+}
+
+fn last_holder_sees_all<C: Counted>() {
+    let frame = Arc::new((C::default(), [AtomicU64::new(0), AtomicU64::new(0)]));
+    frame.0.allocate();
+    assert!(frame.0.acquire());
+    let hold = |(descriptor, work): &(C, [AtomicU64; 2]), who: usize| {
+        work[who].store(1, Ordering::Relaxed);
+        let last = descriptor.release() == Released::Last;
+        if last {
+            // The next use of the frame needs no ordering of its own.
+            assert_eq!(work[1 - who].load(Ordering::Relaxed), 1);
+        }
+        last
+    };
+    let other = {
+        let frame = Arc::clone(&frame);
+        thread::spawn(move || hold(&frame, 0))
+    };
+    let mine = hold(&frame, 1);
+    assert!(mine ^ other.join().unwrap(), "exactly one is the last");
+    assert!(!frame.0.acquire(), "it is free");
 }
 
 #[test]
 fn a_reference_to_a_frame_is_taken_in_time_or_not_at_all() {
-    explore(ANY, || {
-        let frame = Arc::new(FrameDescriptor::default());
-        frame.allocate(PAGE);
-        let reader = {
-            let frame = Arc::clone(&frame);
-            thread::spawn(move || frame.acquire() && frame.release() == Released::Last)
-        };
-        let last = frame.release() == Released::Last;
-        assert!(last ^ reader.join().unwrap(), "exactly one gives it back to the free set");
-        frame.allocate(PAGE);
-    });
+    explore(ANY, reference_is_taken_in_time::<FrameDescriptor>);
+    explore(ANY, reference_is_taken_in_time::<References>);
+}
+
+fn reference_is_taken_in_time<C: Counted>() {
+    let frame = Arc::new(C::default());
+    frame.allocate();
+    let reader = {
+        let frame = Arc::clone(&frame);
+        thread::spawn(move || frame.acquire() && frame.release() == Released::Last)
+    };
+    let last = frame.release() == Released::Last;
+    assert!(last ^ reader.join().unwrap(), "exactly one gives it back to the free set");
+    frame.allocate();
 }
 
 #[test]

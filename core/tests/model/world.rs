@@ -191,7 +191,7 @@ impl World {
         loop {
             let spare = self.pool_pages - pool.in_use().get();
             let Some(want) = spare.checked_sub(left).filter(|want| *want > 0) else { return hogged };
-            hogged.extend(pool.take_stocked(PageCount::new(want), VirtAddr::default(), Purpose::Fault));
+            hogged.extend(pool.take_stocked(PageCount::new(want), Purpose::Fault));
         }
     }
 
@@ -233,7 +233,7 @@ impl World {
         self.engine.look_for_use();
         while self.engine.clear_old() {}
         assert!(!self.engine.has_resting());
-        let free = std::iter::from_fn(|| pool.take_stocked(PageCount::new(256), VirtAddr::default(), Purpose::Fault));
+        let free = std::iter::from_fn(|| pool.take_stocked(PageCount::new(256), Purpose::Fault));
         for place in free.collect::<Vec<_>>().iter().flat_map(|run| run.iter()).map(FrameRun::single) {
             let content = self.model.lock().own.get(&pool.address(place).get()).copied();
             match content {

@@ -1,0 +1,147 @@
+//! One block: its lock, its pages' states, and what else is known of them.
+
+use super::slots::{Counts, Slots};
+use crate::heat::Heat;
+use crate::slot::Slot;
+use crate::sync::{Condvar, Mutex, MutexGuard, lock};
+use crate::units::{PageCount, PageRange};
+
+/// The pages of one 2 MiB block.
+#[derive(Default)]
+pub struct Block {
+    state: Mutex<BlockState>,
+    settled: Condvar,
+}
+
+/// What a block's lock guards.
+#[derive(Default)]
+pub struct BlockState {
+    pub(super) slots: Slots,
+    /// Whether a thread was told to wait for a busy page since the block last had none.
+    waited: bool,
+    /// Another mapping is about to take the place of the block's ([`crate::exchange`]): touches of all its pages wait.
+    pub(crate) exchanging: bool,
+    /// How warm its pages are.
+    pub(crate) heat: Heat,
+    /// Where the last fault's run ended, and how long the next one may be: the fault-around's memory.
+    pub(crate) stream: Stream,
+}
+
+/// Sequential touches are recognised by the page at which the next one would fall.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Stream {
+    /// The index in the block that continues the stream.
+    pub(crate) next: u16,
+    /// Pages that the stream's last fault brought home.
+    pub(crate) window: u16,
+}
+
+impl Block {
+    /// Locks the block.
+    pub fn lock(&self) -> MutexGuard<'_, BlockState> {
+        lock(&self.state)
+    }
+
+    /// Waits, with the lock let go, until some page of the block is no longer busy.
+    pub fn wait_settled<'a>(&'a self, mut state: MutexGuard<'a, BlockState>) -> MutexGuard<'a, BlockState> {
+        state.waited = true;
+        self.settled.wait(state).expect("no thread panicked while it held this lock")
+    }
+
+    /// Wakes those who wait in [`Block::wait_settled`].
+    pub fn notify_settled(&self) {
+        self.settled.notify_all();
+    }
+}
+
+impl BlockState {
+    /// The state of page `index` (0 to 511).
+    #[inline]
+    #[must_use]
+    pub fn slot(&self, index: usize) -> Slot {
+        self.slots.get(index)
+    }
+
+    /// Sets the state of page `index`.
+    ///
+    /// # Panics
+    ///
+    /// If the page may not come from its state to that one: a page would be lost or doubled ([`Slot::may_become`]).
+    #[inline]
+    pub fn set(&mut self, index: usize, slot: Slot) {
+        let was = self.slots.get(index);
+        assert!(was.may_become(slot), "a page that is {was:?} does not become {slot:?}");
+        self.slots.set(index, was, slot);
+    }
+
+    /// `pages` pages of the system's are about to get other states: where those are many, room is made for all at once.
+    pub(crate) fn expect(&mut self, pages: PageCount) {
+        self.slots.expect(pages.as_usize());
+    }
+
+    /// Takes no more room than is of use for what the pages are now. Not where nothing may allocate or free.
+    pub(crate) fn shrink(&mut self) {
+        self.slots.shrink();
+    }
+
+    /// Forgets what is known of pages that are all the system's, but not who waits, nor for what.
+    pub(super) fn forget(&mut self) {
+        self.slots = Slots::default();
+        (self.heat, self.stream) = (Heat::default(), Stream::default());
+    }
+
+    /// Notes that a touch has brought `pages` home, or is about to, of which there might have been `window`.
+    pub(crate) fn note_touch(&mut self, pages: PageRange, window: u16) {
+        let first = pages.start().index_in_block();
+        self.heat.touch(first);
+        let next = u16::try_from(first + pages.pages().as_usize()).expect("a block has 512 pages");
+        self.stream = Stream { next, window };
+    }
+
+    /// Notes that a thread waits for a busy page.
+    #[inline]
+    pub fn note_waiter(&mut self) {
+        self.waited = true;
+    }
+
+    /// Whether somebody may wait for pages that were busy; forgotten once no page is, and none waits for an exchange.
+    #[inline]
+    pub fn take_waited(&mut self) -> bool {
+        let waited = self.waited;
+        if self.slots.counts().busy() == 0 && !self.exchanging {
+            self.waited = false;
+        }
+        waited
+    }
+
+    /// Pages whose bytes lie in a frame that the program doesn't map.
+    #[inline]
+    #[must_use]
+    pub fn unmapped(&self) -> u16 {
+        self.slots.counts().unmapped()
+    }
+
+    /// Pages that lie in a mapped frame of a coherent device.
+    #[inline]
+    #[must_use]
+    pub fn mapped(&self) -> u16 {
+        self.slots.counts().mapped()
+    }
+
+    /// Whether all pages are the system's.
+    pub(super) fn is_system(&self) -> bool {
+        self.slots.counts() == Counts::default()
+    }
+
+    /// Checks the books of the slots.
+    ///
+    /// # Panics
+    ///
+    /// If they disagree with the slots.
+    pub fn check(&self) {
+        self.slots.check();
+    }
+}
+
+#[cfg(not(loom))]
+const _: () = assert!(size_of::<Block>() <= 40, "sixteen of these are made together");
