@@ -75,7 +75,7 @@ impl Builder {
     /// Keeps at most `len` of populated system pages in stock for pages on their way home (64 MiB unless said otherwise). More makes
     /// large migrations home faster, and uses as much memory.
     ///
-    /// While migrations go on, up to 1 GiB more of what pages have left may stay, and at most a quarter of what the machine and the control group
+    /// While migrations go on, up to 512 MiB more of what pages have left may stay, and at most a quarter of what the machine and the control group
     /// have left; half a second after the last one it is given back. [`Builder::strict_stock`] gives it back at once.
     pub fn stock(mut self, len: ByteLen) -> Self {
         self.stock = Some(len);

@@ -26,7 +26,7 @@ use crate::inner::Inner;
 const REST: Duration = Duration::from_millis(250);
 
 /// System memory that pages have left may stay populated for a while, beyond the stock: at most this, ...
-const WARMEST: ByteLen = ByteLen::new(1 << 30);
+const WARMEST: ByteLen = ByteLen::new(512 << 20);
 /// ... and at most one part of so many of what the machine, and the control group, have left.
 const SHARE: u64 = 4;
 
