@@ -282,7 +282,8 @@ impl Run {
 
 fn run(ops: &[Op], chaos: Option<Chaos>, gives: Gives, scale: u64) {
     let stretches = [(0, 24), (500, 40), (1000, 60)];
-    let world = stretches.iter().fold(World::new(24 * scale), |world, (p, n)| world.with_pages(*p, n * scale));
+    let world = if scale == 1 { World::new(24) } else { World::large(24 * scale) };
+    let world = stretches.iter().fold(world, |world, (p, n)| world.with_pages(*p, n * scale));
     let model = std::sync::Arc::clone(&world.model);
     model.lock().gives = gives;
     let mut run = Run { world, calm: true, scale };

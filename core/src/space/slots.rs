@@ -212,10 +212,9 @@ impl Slots {
         match self {
             Self::Near(near) => near.run(first, pages),
             Self::Any(table) => run_of(&table.words[first..][..pages], SlotWord::goes_on_with),
-            Self::One(_) | Self::Few(_) => {
-                let word = |index| SlotWord::new(self.get(index));
-                1 + (first + 1..first + pages).take_while(|index| word(index - 1).goes_on_with(word(*index))).count()
-            }
+            Self::Few(few) => few.run(first, pages),
+            Self::One(entry) if entry.is_of(first) && entry.word != SlotWord::default() => 1,
+            Self::One(entry) => entry.none_before(first, pages),
         }
     }
 
@@ -298,6 +297,14 @@ impl Entry {
         usize::from(self.page) == index
     }
 
+    /// How many of the `pages` pages from `first` on come before this one, unless it is the system's, too. It is not the first.
+    fn none_before(&self, first: usize, pages: usize) -> usize {
+        match usize::from(self.page).checked_sub(first) {
+            Some(before) if self.word != SlotWord::default() => before.min(pages),
+            Some(_) | None => pages,
+        }
+    }
+
     /// `false` if there is no room for one more page.
     fn set(&mut self, index: usize, slot: Slot) -> bool {
         let has_room = self.is_of(index) || self.word == SlotWord::default();
@@ -316,6 +323,17 @@ impl Few {
             return Err(self.entries.len());
         }
         self.entries.binary_search_by_key(&index, |entry| usize::from(entry.page))
+    }
+
+    /// As [`Slots::run`]: from one listed page to the next, however many of the system's are between them.
+    fn run(&self, first: usize, pages: usize) -> usize {
+        match self.find(first) {
+            Ok(at) => {
+                let goes_on = |a: Entry, b: Entry| a.page + 1 == b.page && a.word.goes_on_with(b.word);
+                run_of(&self.entries[at..], goes_on).min(pages)
+            }
+            Err(at) => self.entries.get(at).map_or(pages, |next| next.none_before(first, pages)),
+        }
     }
 
     // Apart from those of the other forms, which are a few instructions.
@@ -352,128 +370,4 @@ impl Table {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::policy::Random;
-    use crate::slot::Frame;
-    use crate::units::{DeviceId, FrameIndex};
-
-    const PAGES: usize = PageCount::BLOCK.as_usize();
-
-    fn rest(index: u32) -> Slot {
-        Slot::Unmapped { frame: Frame { device: DeviceId::new(0), index: FrameIndex::new(index) }, busy: false }
-    }
-
-    fn form(slots: &Slots) -> &'static str {
-        match slots {
-            Slots::One(_) => "one",
-            Slots::Few(_) => "few",
-            Slots::Near(_) => "near",
-            Slots::Any(_) => "any",
-        }
-    }
-
-    fn set(slots: &mut Slots, index: usize, slot: Slot) {
-        slots.set(index, slots.get(index), slot);
-        assert_eq!(slots.get(index), slot);
-    }
-
-    #[test]
-    fn slots_take_the_form_that_their_number_and_frames_ask_for_and_grow_by_themselves() {
-        for (apart, many) in [(1, "near"), (100_000, "any")] {
-            let mut slots = Slots::default();
-            for n in 0..PAGES {
-                // In no order.
-                set(&mut slots, n * 37 % PAGES, rest(u32::try_from(n).unwrap() * apart));
-                slots.check();
-                let expected = match n {
-                    0 => "one",
-                    1..FEW => "few",
-                    _ => many,
-                };
-                assert_eq!(form(&slots), expected, "{} pages", n + 1);
-            }
-        }
-    }
-
-    #[test]
-    fn slots_shrink_when_they_are_asked_to_and_not_by_themselves() {
-        // What becomes of a list and of tables where so many pages are left.
-        let cases = [
-            (0, ["one"; 3]),
-            (1, ["one"; 3]),
-            (2, ["few"; 3]),
-            (FEW_AGAIN, ["few"; 3]),
-            (FEW_AGAIN + 1, ["few", "near", "any"]),
-        ];
-        for (left, become_) in cases {
-            for ((from, apart), becomes) in [(FEW, 1), (PAGES, 1), (PAGES, 100_000)].into_iter().zip(become_) {
-                let mut slots = Slots::default();
-                let of = |page: usize| rest(u32::try_from(page).unwrap() * apart);
-                (0..from).for_each(|page| set(&mut slots, page, of(page)));
-                let was = form(&slots);
-                (left..from).for_each(|page| set(&mut slots, page, Slot::System));
-                assert_eq!(form(&slots), was);
-                slots.shrink();
-                slots.check();
-                assert_eq!((form(&slots), slots.counts().all()), (becomes, left), "{was}, then {left} pages");
-                assert!((0..PAGES).all(|page| slots.get(page) == if page < left { of(page) } else { Slot::System }));
-            }
-        }
-    }
-
-    #[test]
-    fn a_table_of_any_frames_becomes_one_of_near_frames_when_the_others_have_left() {
-        let mut slots = Slots::default();
-        let far =
-            |page: usize| if page.is_multiple_of(2) { rest(7) } else { rest(u32::try_from(page).unwrap() * 100_000) };
-        (0..PAGES).for_each(|page| set(&mut slots, page, far(page)));
-        (1..PAGES).step_by(2).for_each(|page| set(&mut slots, page, Slot::System));
-        assert_eq!(form(&slots), "any");
-        slots.shrink();
-        slots.check();
-        assert_eq!((form(&slots), slots.get(2), slots.get(3)), ("near", rest(7), Slot::System));
-    }
-
-    #[test]
-    fn what_is_expected_gets_its_room_at_once() {
-        let mut slots = Slots::default();
-        set(&mut slots, 3, rest(1));
-        slots.expect(FEW - 1);
-        assert_eq!(form(&slots), "one");
-        slots.expect(FEW);
-        assert_eq!((form(&slots), slots.get(3)), ("near", rest(1)));
-    }
-
-    #[test]
-    fn every_form_says_what_an_array_would() {
-        let mut random = Random::new(1);
-        let mut below = |n: usize| usize::try_from(random.below(n as u64)).unwrap();
-        let (mut slots, mut array) = (Slots::default(), [Slot::System; PAGES]);
-        for round in 0..40_000 {
-            // Rounds that fill take turns with rounds that empty, and frames that are near with others.
-            let (fills, far) = (round / 1000 % 2 == 0, round / 2000 % 2 == 0);
-            let page = below(PAGES);
-            let frame =
-                rest(u32::try_from(page * if far && below(20) == 0 { 12_345 } else { 3 }).unwrap()).frame().unwrap();
-            let slot = match below(8) {
-                0..3 => Slot::System,
-                _ if !fills => Slot::System,
-                3 => Slot::Mapped(frame),
-                4 => Slot::Unmapped { frame, busy: true },
-                _ => Slot::Unmapped { frame, busy: false },
-            };
-            set(&mut slots, page, slot);
-            array[page] = slot;
-            if round % 10 == 0 {
-                slots.shrink();
-                slots.check();
-                assert!((0..PAGES).all(|page| slots.get(page) == array[page]));
-                let words = array.map(SlotWord::new);
-                assert_eq!(slots.is_one_run(), breaks_in(&words, SlotWord::goes_on_with) == 0);
-                let (first, pages) = (below(PAGES - 20), 1 + below(20));
-                assert_eq!(slots.run(first, pages), run_of(&words[first..][..pages], SlotWord::goes_on_with));
-            }
-        }
-    }
-}
+mod tests;

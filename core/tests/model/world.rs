@@ -77,7 +77,12 @@ impl World {
         Self::build(&four(capacity), POOL_PAGES, false)
     }
 
-    /// The same, for a program and an engine of several threads.
+    /// The same, with so large a pool that whole blocks pass through it.
+    pub(crate) fn large(capacity: u64) -> Self {
+        Self::build(&four(capacity), 4 * 512, false)
+    }
+
+    /// As [`World::new`], for a program and an engine of several threads.
     pub(crate) fn threaded(capacity: u64) -> Self {
         Self::build(&four(capacity), POOL_PAGES, true)
     }
