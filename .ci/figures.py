@@ -189,12 +189,20 @@ def alternate(section):
 
 
 def mirror(section):
-    small, huge, hits = "range_fault, 4 KiB pages", "range_fault, huge pages", ("hit, in place", "hit, in a frame")
+    def asked(of):
+        ways = (f"range_fault_runs, {of}", f"range_fault, {of}")
+        speeds = "; ".join(f"{figure(section.median(way))}" for way in ways)
+        ratios = "; ".join(f"{section.ratio(way, 'PAGEMAP_SCAN'):.2f}" for way in ways)
+        return [f"{speeds} million pages/s", f"{ratios} × PAGEMAP_SCAN"]
+
+    hits = ("hit, in place", "hit, in a frame")
     return table(
         ["what, by one thread", "figure", "compared"],
         [
-            ["`range_fault` of populated 4 KiB pages", f"{figure(section.median(small))} million pages/s", f"{section.ratio(small, 'PAGEMAP_SCAN'):.2f} × PAGEMAP_SCAN"],
-            ["`range_fault` of huge pages", f"{figure(section.median(huge))} million pages/s", ""],
+            ["populated 4 KiB pages are told, by runs; page by page", *asked("4 KiB pages")],
+            ["huge pages", *asked("huge pages")],
+            ["pages on a coherent device", *asked("on a coherent device")],
+            ["pages on a private device", *asked("on a private device")],
             ["access through a device's page table: in place; in a frame", "; ".join(duration(section.median(name)) for name in hits), ""],
         ],
     )
