@@ -318,7 +318,7 @@ impl<H: Host> Engine<H> {
 
     /// Clears some of the frames that are old, or gives some back; `false` if there is none. The caller holds no lock.
     pub fn clear_old(&self) -> bool {
-        self.give_back(Keep::Warm)
+        self.pool.in_turn(|| self.give_back(Keep::Warm))
             || self.pool.clear_old(|run| self.host.clear(self.pool.address(run), run.pages))
             || self.devices.iter().any(|device| device.pagemap().frames.clear_old(|run| device.clear(run)))
     }
@@ -393,7 +393,7 @@ impl<H: Host> Engine<H> {
     /// If an invariant does not hold.
     pub fn check(&self) {
         self.space.check();
-        self.pool.check();
+        let in_use = self.pool.check();
         if self.has_overlays() {
             self.check_overlays();
         }
@@ -416,6 +416,6 @@ impl<H: Host> Engine<H> {
             device.pagemap().frames.check();
             assert_eq!(device.pagemap().frames.used().get(), held, "each used frame is in one slot");
         }
-        assert_eq!(self.pool.in_use().get(), pooled, "each used place of the pool is in one slot");
+        assert_eq!(in_use.get(), pooled, "each used place of the pool is in one slot");
     }
 }

@@ -267,7 +267,11 @@ impl Host for UserMemory {
                 (true, _) => (KeptReason::Guarded, PageCount::ONE),
                 (false, _) => (KeptReason::Poisoned, PageCount::ONE),
             },
-            _ => (KeptReason::Unsupported, PageCount::ONE),
+            _ => {
+                // It may be the place: one that was emptied is registered no longer if that failed (`discard`). The next page finds it so.
+                let _ = self.open_window(PageRange::page_of(to.add_pages(moved.done)));
+                (KeptReason::Unsupported, PageCount::ONE)
+            }
         });
         Taken { pages: moved.done, stop }
     }
@@ -330,13 +334,11 @@ impl Host for UserMemory {
         let Some(range) = PageRange::new(at, pages) else { return false };
         // Of a registered range it would be announced: whoever asks would wait until a handler thread, which may be who asks, has read that, and no
         // page would move meanwhile.
-        if self.contexts.thread.unregister(range).is_err() {
-            return false;
-        }
+        let unregistered = self.contexts.thread.unregister(range);
         // SAFETY: the pages are hetmem's own and hold nothing that matters.
-        let discarded = unsafe { discard(range) }.is_ok();
-        // Where that fails, places have no page to be copied to, which comes to the same, and no page can be moved there.
-        self.contexts.thread.register(range, Mode::WP).is_ok() && discarded
+        let discarded = unregistered.is_ok() && unsafe { discard(range) }.is_ok();
+        // Whatever came of it. Places that can't be registered stay in stock, for which they need not be; `take_out` tries again.
+        self.open_window(range).is_ok() && discarded
     }
 
     fn open_places(&self, at: VirtAddr, pages: PageCount) -> bool {

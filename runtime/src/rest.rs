@@ -119,3 +119,62 @@ impl Clearing {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use hetmem_core::port::FaultPath;
+    use hetmem_core::units::DeviceId;
+    use hetmem_devices::spec::DeviceSpec;
+
+    use super::*;
+    use crate::{Builder, Mapping, Request, Runtime, Target};
+
+    const STOCK: ByteLen = ByteLen::new(1 << 20);
+    const DATA: ByteLen = ByteLen::new(16 << 20);
+
+    fn builder() -> Builder {
+        let device: DeviceSpec = "private:emulated,size=16M".parse().unwrap();
+        Runtime::builder().device(device).stock(STOCK)
+    }
+
+    /// How many populated pages are kept when all of `mapping` has gone to the device.
+    fn kept_after_migration(runtime: &Runtime, mapping: &Mapping) -> PageCount {
+        let to = |target| runtime.migrate(mapping.range(), Request::all_to(target)).moved();
+        to(Target::System);
+        runtime.populate(mapping.range());
+        let moved = to(Target::Device(DeviceId::new(0)));
+        let kept = runtime.inner.engine.pool().stocked();
+        assert_eq!(moved, mapping.range().pages());
+        kept
+    }
+
+    #[test]
+    fn what_is_warm_is_given_back_when_nobody_migrates() {
+        let runtime = builder().start().unwrap();
+        if runtime.inner.warmth.now() < DATA.pages_down() {
+            return;
+        }
+        let mapping = runtime.map(DATA, FaultPath::Thread).unwrap();
+        let begun = Instant::now();
+        // Whoever is kept from running for long finds it given back.
+        while kept_after_migration(&runtime, &mapping) <= STOCK.pages_down() {
+            assert!(begun.elapsed() < Duration::from_secs(20), "nothing stays warm");
+        }
+        let begun = Instant::now();
+        while runtime.inner.engine.pool().stocked() > STOCK.pages_down() {
+            assert!(begun.elapsed() < Duration::from_secs(20), "nobody gives back what is not used");
+            hetmem_sys::thread::yield_now();
+        }
+        runtime.check();
+    }
+
+    #[test]
+    fn nothing_stays_beyond_a_strict_stock() {
+        let runtime = builder().strict_stock().start().unwrap();
+        let mapping = runtime.map(DATA, FaultPath::Thread).unwrap();
+        for _ in 0..5 {
+            assert!(kept_after_migration(&runtime, &mapping) <= STOCK.pages_down());
+        }
+        runtime.check();
+    }
+}

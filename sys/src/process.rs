@@ -8,6 +8,7 @@ use rustix::fs::{Mode, OFlags};
 
 use crate::errno::Errno;
 use crate::raw;
+use crate::room::{figure, read};
 
 /// How much memory the process has (`/proc/PID/statm`), and how much could be had (`/proc/meminfo`), kept open.
 #[derive(Debug)]
@@ -31,14 +32,9 @@ impl MemoryUse {
     pub fn available(&self) -> Result<ByteLen, Errno> {
         let mut table = [0; 2048];
         let meminfo = self.meminfo.as_ref().ok_or(Errno::NOENT)?;
-        let n = rustix::io::retry_on_intr(|| rustix::io::pread(meminfo, &mut table, 0))?;
-        let text = std::str::from_utf8(&table[..n]).map_err(|_| Errno::INVAL)?;
-        let kib = |name: &str| {
-            let line = text.lines().find_map(|line| line.strip_prefix(name))?;
-            line.split_ascii_whitespace().next()?.parse::<u64>().ok()
-        };
-        let swap = kib("SwapFree:").unwrap_or(0);
-        kib("MemAvailable:").map(|free| ByteLen::new(free.saturating_add(swap) << 10)).ok_or(Errno::INVAL)
+        let text = read(meminfo, &mut table).ok_or(Errno::INVAL)?;
+        let swap = figure(text, "SwapFree:").unwrap_or(0);
+        figure(text, "MemAvailable:").map(|free| ByteLen::new(free.saturating_add(swap) << 10)).ok_or(Errno::INVAL)
     }
 
     /// Pages of anonymous memory that are present, about: the kernel counts by processor.

@@ -98,13 +98,13 @@ fn open(path: &Path) -> Option<OwnedFd> {
     rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok()
 }
 
-fn read<'a>(file: &OwnedFd, text: &'a mut [u8]) -> Option<&'a str> {
+pub(crate) fn read<'a>(file: &OwnedFd, text: &'a mut [u8]) -> Option<&'a str> {
     let n = rustix::io::retry_on_intr(|| rustix::io::pread(file, &mut *text, 0)).ok()?;
     std::str::from_utf8(&text[..n]).ok()
 }
 
 /// The number in the line of `text` that begins with `name`.
-fn figure(text: &str, name: &str) -> Option<u64> {
+pub(crate) fn figure(text: &str, name: &str) -> Option<u64> {
     let line = text.lines().find_map(|line| line.strip_prefix(name))?;
     line.split_ascii_whitespace().next()?.parse().ok()
 }

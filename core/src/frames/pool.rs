@@ -8,7 +8,7 @@
 //!
 //! The stock has a *limit*, up to which it is kept for good. Beyond it so many pages as are said to stay *warm* ([`SystemPool::keep_warm`]) are kept
 //! while pages come and go: memory that is given back has to be allocated and zeroed again, which costs more than to migrate it. When the pool has
-//! been left alone for a while ([`SystemPool::look`]), they are given back.
+//! been left alone for a while ([`SystemPool::look_for_use`]), they are given back.
 //!
 //! *Limits:* the last [`FAULT_RESERVE`] places are kept for faults, so that a CPU touch never waits for migrations, nor for memory that the host does
 //! not give. Beyond [`PoolSize::ready`] places there are books only as migrations need them, and faults, which allocate nothing, do not go there.
@@ -60,12 +60,12 @@ struct Sets {
     grown: PageCount,
     /// Pages beyond the limit of the stock that may stay for a while.
     warm: PageCount,
-    use_: Use,
+    usage: Usage,
 }
 
 /// Whether pages come and go.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Use {
+enum Usage {
     /// Some have since somebody looked.
     Used,
     /// None has since.
@@ -102,7 +102,7 @@ impl SystemPool {
         let mut empty = RunSet::empty(capacity);
         empty.insert_all(PageCount::ZERO, grown);
         let stocked = RunSet::empty(capacity);
-        let sets = Mutex::new(Sets { empty, stocked, grown, warm: PageCount::ZERO, use_: Use::Looked });
+        let sets = Mutex::new(Sets { empty, stocked, grown, warm: PageCount::ZERO, usage: Usage::Looked });
         Self { start, places, ready, stock_limit, sets, clearing: Clearing::default() }
     }
 
@@ -184,7 +184,7 @@ impl SystemPool {
         let take = || {
             let mut sets = lock(&self.sets);
             let taken = from(&mut sets);
-            sets.use_ = Use::Used;
+            sets.usage = Usage::Used;
             (taken, sets.stocked.has_claimed())
         };
         let run = self.clearing.or_once_back(take)?;
@@ -271,13 +271,15 @@ impl SystemPool {
     /// until somebody does.
     pub fn look_for_use(&self) {
         let mut sets = lock(&self.sets);
-        sets.use_ = if sets.use_ == Use::Used { Use::Looked } else { Use::Idle };
+        sets.usage = if sets.usage == Usage::Used { Usage::Looked } else { Usage::Idle };
     }
 
-    /// Whether more is in stock than is kept for good.
+    /// Whether more is in stock than is kept for good, and there is reason to look again. When the pool is idle it has been looked at: what is left then
+    /// is what the host does not take.
     #[must_use]
     pub fn has_surplus(&self) -> bool {
-        self.stocked() > self.stock_limit
+        let sets = lock(&self.sets);
+        sets.usage != Usage::Idle && sets.stocked.len() > self.stock_limit
     }
 
     /// Takes a run of what is in stock beyond what is kept out of it, to be discarded and given back with [`SystemPool::release_empty`]; `None` if
@@ -286,7 +288,7 @@ impl SystemPool {
     pub fn take_surplus(&self, keep: Keep) -> Option<FrameRun> {
         let mut sets = lock(&self.sets);
         let kept = match keep {
-            Keep::Warm if sets.use_ != Use::Idle => self.stock_limit + sets.warm,
+            Keep::Warm if sets.usage != Usage::Idle => self.stock_limit + sets.warm,
             Keep::Warm | Keep::Limit => self.stock_limit,
         };
         let surplus = sets.stocked.len().get().checked_sub(kept.get()).filter(|s| *s > 0)?;
@@ -345,12 +347,18 @@ impl SystemPool {
         lock(&self.sets).empty.len()
     }
 
-    /// Checks that exactly the places without references are empty or stocked.
+    /// Runs `f`, which may have places out of the stock that nobody uses, at no time at which somebody checks the pool.
+    pub(crate) fn in_turn<R>(&self, f: impl FnOnce() -> R) -> R {
+        let _turn = self.clearing.all_back();
+        f()
+    }
+
+    /// Checks that exactly the places without references are empty or stocked; how many others there are, which are in use.
     ///
     /// # Panics
     ///
     /// If that does not hold.
-    pub fn check(&self) {
+    pub fn check(&self) -> PageCount {
         let _all_back = self.clearing.all_back();
         let sets = lock(&self.sets);
         sets.empty.check();
@@ -358,6 +366,7 @@ impl SystemPool {
         let free = sets.empty.len() + sets.stocked.len();
         let used = self.places.iter().filter(|place| place.count() > 0).count() as u64;
         assert_eq!(used, (sets.grown - free).get(), "places without references are free");
+        PageCount::new(used)
     }
 }
 
@@ -438,7 +447,8 @@ mod tests {
         pool.release(run);
         assert_eq!(surplus(Keep::Warm), 0, "it was used between two looks");
         pool.look_for_use();
-        assert_eq!((surplus(Keep::Warm), pool.has_surplus()), (50, false), "it was not");
+        assert!(!pool.has_surplus(), "nobody need look again: now all goes that can");
+        assert_eq!((surplus(Keep::Warm), pool.stocked()), (50, PageCount::new(10)), "it was not");
         put_in();
         assert_eq!((surplus(Keep::Warm), surplus(Keep::Limit)), (50, 50), "it is in use again");
         pool.check();

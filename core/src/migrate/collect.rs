@@ -160,8 +160,8 @@ impl<'e, H: Host> Collected<'e, H> {
     }
 }
 
-/// How far pages of a batch can be taken out, asked once for each mapping of a part: what lies behind it may be another's. After a refusal the next question is further on each
-/// time, so that a range that is refused as a whole costs little.
+/// How far pages of a batch can be taken out, asked once for each mapping of a part: what lies behind it may be another's. After a refusal the next
+/// question is further on each time, so that a range that is refused as a whole costs little.
 #[derive(Default)]
 struct Trapped {
     until: PageCount,

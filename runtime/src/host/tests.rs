@@ -116,3 +116,30 @@ fn without_proc_no_removal_is_over() {
         Err(error) => eprintln!("skipped: chroot: {error}"),
     }
 }
+
+/// Where the kernel had no memory to register it again when it was emptied.
+#[test]
+fn a_place_that_is_not_registered_refuses_one_page_and_no_more() {
+    let Some(memory) = memory() else { return };
+    let program = arena(2);
+    program.populate(program.range()).unwrap();
+    memory.contexts.thread.register(program.range(), Mode::MISSING).unwrap();
+    let place = memory.pool.range().slice(PageCount::ZERO, PageCount::ONE);
+    memory.pool.open(place).unwrap();
+    let page = program.range().slice(PageCount::ZERO, PageCount::ONE);
+    let take = || memory.take_out(FaultPath::Thread, page, place.start());
+    let (first, second) = (take(), take());
+    let emptied = memory.discard(place.start(), PageCount::ONE);
+    memory.contexts.thread.unregister(program.range()).unwrap();
+    program.populate(program.range()).unwrap();
+    memory.contexts.thread.register(program.range(), Mode::MISSING).unwrap();
+    let third = take();
+    // Nobody reads that they end.
+    for range in [program.range(), place] {
+        memory.contexts.thread.unregister(range).unwrap();
+    }
+    assert_eq!(first.stop, Some((KeptReason::Unsupported, PageCount::ONE)));
+    assert_eq!(second.pages, PageCount::ONE);
+    assert!(emptied);
+    assert_eq!(third.pages, PageCount::ONE, "an emptied place is registered as before");
+}

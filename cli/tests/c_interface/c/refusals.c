@@ -21,6 +21,7 @@ static void configs(void)
     BAD(hetmem_config_set_stock(config, 4097), "multiple of the page");
     BAD(hetmem_config_set_stock(config, UINT64_MAX - 4095), "more than this machine's memory");
     BAD(hetmem_config_set_stock(NULL, 0), "config is NULL");
+    BAD(hetmem_config_strict_stock(NULL), "config is NULL");
     BAD(hetmem_config_allow_sigbus(NULL), "config is NULL");
     BAD(hetmem_runtime_new(NULL, &runtime), "config is NULL");
     BAD(hetmem_runtime_new(config, NULL), "out is NULL");
