@@ -17,13 +17,14 @@
 //!
 //! | module | what |
 //! | --- | --- |
-//! | `manual`, `limit`, `chaos` | the policies, each in a file |
+//! | `manual`, `limit`, `clock`, `chaos` | the policies, each in a file |
 //! | `registry` | their table: name, argument, help |
 //! | `view`, `plan` | what a policy sees, and what it says |
 //! | `resident` | how many pages are in system memory, between two counts |
 //! | `random` | random numbers |
 
 mod chaos;
+mod clock;
 mod limit;
 mod manual;
 #[cfg(test)]

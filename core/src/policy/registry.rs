@@ -8,7 +8,7 @@ use thiserror::Error;
 use super::Policy;
 
 /// All policies. The first is the one without being asked.
-pub const POLICIES: &[Entry] = &[super::manual::ENTRY, super::limit::ENTRY, super::chaos::ENTRY];
+pub const POLICIES: &[Entry] = &[super::manual::ENTRY, super::limit::ENTRY, super::clock::ENTRY, super::chaos::ENTRY];
 
 /// A policy, as it is offered.
 pub struct Entry {
