@@ -54,6 +54,8 @@ impl Hand {
 struct Round {
     /// What the program showed then.
     signs: Signs,
+    /// The limit then.
+    limit: PageCount,
     /// What is still above the limit.
     surplus: PageCount,
     moved: PageCount,
@@ -66,9 +68,9 @@ struct Clock {
     limit: PageCount,
     hand: Hand,
     round: Option<Round>,
-    /// What the program showed when nothing of it could leave: the devices are full, or pages are kept. That is not asked again while nothing
-    /// happens.
-    futile: Option<Signs>,
+    /// What the program showed, and the limit, when nothing of it could leave: the devices are full, or pages are kept. That is not asked again
+    /// while nothing happens.
+    futile: Option<(Signs, PageCount)>,
 }
 
 impl Clock {
@@ -78,17 +80,17 @@ impl Clock {
 
     /// A round, if there is more than the limit and it is not known that nothing can leave.
     fn begin(&self, view: &mut dyn View) -> Option<Round> {
-        let signs = view.signs();
-        if signs.anonymous <= self.limit || self.futile == Some(signs) {
+        let (signs, limit) = (view.signs(), view.system_limit(self.limit));
+        if signs.anonymous <= limit || self.futile == Some((signs, limit)) {
             return None;
         }
         let resident = view.resident(signs);
-        if resident <= self.limit {
+        if resident <= limit {
             return None;
         }
         // Twice round, at most: the second chance of each chunk is over then.
         let chunks = view.ranges().iter().map(|range| range.pages().get() / CHUNK_PAGES + 2).sum::<u64>() * 2;
-        Some(Round { signs, surplus: resident - self.limit, moved: PageCount::ZERO, chunks })
+        Some(Round { signs, limit, surplus: resident - limit, moved: PageCount::ZERO, chunks })
     }
 
     /// Plans as many chunks as would do, and as there is room for, if each were all in system memory.
@@ -134,7 +136,7 @@ impl Policy for Clock {
                 return;
             }
             if round.moved.is_zero() {
-                self.futile = Some(round.signs);
+                self.futile = Some((round.signs, round.limit));
                 return;
             }
         }
@@ -262,6 +264,24 @@ mod tests {
         model.faults += 1;
         settle(&mut clock, &mut model);
         assert_eq!(model.devices[0].room(), PageCount::ZERO);
+    }
+
+    #[test]
+    fn what_holds_is_the_share_of_the_moment() {
+        let mut model = Model::new(&[(0, 64 * 10)], &[5000]);
+        let mut limit = limit(64 * 10);
+        assert_eq!(settle(&mut limit, &mut model), 1, "alone it has all of it");
+        model.share = Some(PageCount::new(64 * 4));
+        settle(&mut limit, &mut model);
+        assert_eq!(model.resident_pages(), 64 * 4);
+        model.bring_all_home();
+        model.devices[0].capacity = PageCount::ZERO;
+        settle(&mut limit, &mut model);
+        model.devices[0].capacity = PageCount::new(5000);
+        assert_eq!(settle(&mut limit, &mut model), 1, "nobody told of the room");
+        model.share = Some(PageCount::new(64 * 3));
+        settle(&mut limit, &mut model);
+        assert_eq!(model.resident_pages(), 64 * 3, "another share is a reason to try again");
     }
 
     #[test]

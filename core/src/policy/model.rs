@@ -20,6 +20,8 @@ pub(super) struct Model {
     pages: BTreeMap<u64, Target>,
     pub(super) devices: Vec<DeviceState>,
     pub(super) preferred: Option<DeviceId>,
+    /// What it may have of the limit.
+    pub(super) share: Option<PageCount>,
     /// Chunks that are warm, by their numbers.
     pub(super) warm: BTreeSet<u64>,
     pub(super) faults: u64,
@@ -48,6 +50,7 @@ impl Model {
             ranges,
             devices: devices.iter().enumerate().map(device).collect(),
             preferred: None,
+            share: None,
             warm: BTreeSet::new(),
             faults: 0,
             moved_out: 0,
@@ -129,6 +132,10 @@ impl View for Model {
             faults: self.faults,
             changes: self.changes,
         }
+    }
+
+    fn system_limit(&mut self, told: PageCount) -> PageCount {
+        self.share.map_or(told, |share| share.min(told))
     }
 
     fn ranges(&self) -> &[PageRange] {

@@ -10,6 +10,12 @@ pub trait View {
     /// What the program has shown by now. Costs a file that is read.
     fn signs(&mut self) -> Signs;
 
+    /// How much of system memory this process may have now, where the policy was told that it is `told`: a part of that, if the processes of a run
+    /// share it. It changes at any time. Costs a few words.
+    fn system_limit(&mut self, told: PageCount) -> PageCount {
+        told
+    }
+
     /// The managed ranges, in order of address. Costs nothing.
     fn ranges(&self) -> &[PageRange];
 
