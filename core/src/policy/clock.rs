@@ -65,6 +65,7 @@ struct Round {
 
 #[derive(Debug)]
 struct Clock {
+    /// As it was told; what holds is for the view to say.
     limit: PageCount,
     hand: Hand,
     round: Option<Round>,
@@ -269,18 +270,18 @@ mod tests {
     #[test]
     fn what_holds_is_the_share_of_the_moment() {
         let mut model = Model::new(&[(0, 64 * 10)], &[5000]);
-        let mut limit = limit(64 * 10);
-        assert_eq!(settle(&mut limit, &mut model), 1, "alone it has all of it");
+        let mut clock = clock(64 * 10);
+        assert_eq!(settle(&mut clock, &mut model), 1, "alone it has all of it");
         model.share = Some(PageCount::new(64 * 4));
-        settle(&mut limit, &mut model);
+        settle(&mut clock, &mut model);
         assert_eq!(model.resident_pages(), 64 * 4);
         model.bring_all_home();
         model.devices[0].capacity = PageCount::ZERO;
-        settle(&mut limit, &mut model);
+        settle(&mut clock, &mut model);
         model.devices[0].capacity = PageCount::new(5000);
-        assert_eq!(settle(&mut limit, &mut model), 1, "nobody told of the room");
+        assert_eq!(settle(&mut clock, &mut model), 1, "nobody told of the room");
         model.share = Some(PageCount::new(64 * 3));
-        settle(&mut limit, &mut model);
+        settle(&mut clock, &mut model);
         assert_eq!(model.resident_pages(), 64 * 3, "another share is a reason to try again");
     }
 
