@@ -38,6 +38,7 @@ impl<'a> Executor<'a> {
             memory,
             ranges: Vec::new(),
             changes: 0,
+            limit: None,
             signs: Cell::default(),
             resident: Resident::default(),
             counts: Paced::new(),
@@ -54,6 +55,11 @@ impl<'a> Executor<'a> {
     pub(super) fn set_ranges(&mut self, ranges: Vec<PageRange>) {
         self.program.changes += u64::from(self.program.ranges != ranges);
         self.program.ranges = ranges;
+    }
+
+    /// From now on `limit` is what may stay in system memory, whatever the policy was told.
+    pub(super) const fn set_limit(&mut self, limit: PageCount) {
+        self.program.limit = Some(limit);
     }
 
     pub(super) fn signs(&self) -> Signs {
@@ -82,6 +88,8 @@ struct Program<'a> {
     ranges: Vec<PageRange>,
     /// How often they have changed.
     changes: u64,
+    /// What may stay in system memory, if that was set while the program ran.
+    limit: Option<PageCount>,
     /// As they were seen last.
     signs: Cell<Signs>,
     resident: Resident,
@@ -114,6 +122,10 @@ impl Program<'_> {
 impl View for Program<'_> {
     fn signs(&mut self) -> Signs {
         self.look_for_signs()
+    }
+
+    fn system_limit(&mut self, told: PageCount) -> PageCount {
+        self.limit.unwrap_or(told)
     }
 
     fn ranges(&self) -> &[PageRange] {

@@ -1,11 +1,13 @@
 //! The statistics memory: one shared area in which every process of a `hetmem run` counts, and which the supervisor reads
-//! when the program has ended, however it ended.
+//! while the program runs, if somebody looks, and when it has ended, however it ended.
 //!
 //! ```text
-//! header   magic, version, processes without a slot of their own, first refusal
-//! slot 0   pid, Counters
-//! slot 1   pid, Counters
-//! …        SLOTS of them; the memory is sparse, so a slot costs nothing before it is claimed
+//! header    magic, version, processes without a slot of their own, first refusal
+//! live      what the supervisor wants of all processes: another limit, figures
+//! requests  what it asks of one, and the answer
+//! slot 0    pid, since when, figures, Counters
+//! slot 1    pid, since when, figures, Counters
+//! …         SLOTS of them; the memory is sparse, so a slot costs nothing before it is claimed
 //! ```
 //!
 //! The supervisor [`create`](Ledger::create)s it, each agent [`open`](Ledger::open)s it by path and
@@ -23,10 +25,16 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
+use std::time::Duration;
+
 use hetmem_core::stats::Counters;
+use hetmem_core::units::{ByteLen, PageCount, VirtAddr};
 use hetmem_sys::errno::Errno;
 use hetmem_sys::mapping::{SharedLayout, SharedMemory};
+use hetmem_sys::thread::time_since_boot;
 use thiserror::Error;
+
+use super::requests::{Request, RequestArea, State};
 
 /// Processes that can count apart from one another.
 pub const SLOTS: usize = 1024;
@@ -55,6 +63,11 @@ struct Area {
     /// Length of that message; stored (Release) after the message, and loaded (Acquire) before it.
     message_bytes: AtomicU64,
     message: [AtomicU64; MESSAGE_WORDS],
+    /// How often figures were wanted.
+    looks: AtomicU64,
+    /// The limit that was set while the program ran, in bytes; 0 if none was.
+    system_limit: AtomicU64,
+    requests: RequestArea,
     slots: [Slot; SLOTS],
 }
 
@@ -63,12 +76,44 @@ struct Area {
 struct Slot {
     /// The process that counts here; 0 for none.
     pid: AtomicU64,
+    /// When it last began to, in nanoseconds since the machine was booted.
+    since: AtomicU64,
+    /// How many pages of managed memory were in system memory when it last counted them, and for which look that was: stored (Release) after it, and
+    /// loaded (Acquire) before it.
+    resident_pages: AtomicU64,
+    looked: AtomicU64,
     counters: Counters,
 }
 
+/// A process that counts, or has counted, as far as it can be believed.
+#[derive(Debug)]
+pub struct Process<'a> {
+    /// Its number, in its own namespace.
+    pub pid: u32,
+    /// Whether that is the caller's namespace.
+    pub is_here: bool,
+    /// When it began to count, since the machine was booted. If it executes another program it begins anew.
+    pub since: Duration,
+    /// What it counts.
+    pub counters: &'a Counters,
+    /// How many pages of managed memory were in system memory at its last look, and which look that was; `None` before the first.
+    pub resident: Option<(PageCount, u64)>,
+}
+
+/// The slot of one process, as that process sees it: what the supervisor wants of it.
+#[derive(Clone, Copy, Debug)]
+pub struct Seat<'a> {
+    area: &'a Area,
+    slot: &'a Slot,
+    key: u64,
+}
+
+/// A process can't have more.
+const MOST_PAGES: u64 = (1 << 52) - 1;
+
 const AREA_BYTES: u64 = size_of::<Area>() as u64;
 
-// SAFETY: `repr(C)`, and made of `AtomicU64`, arrays of it, and `Counters`, which is a `SharedLayout` itself.
+// SAFETY: `repr(C)`, and made of `AtomicU64`, arrays of it, `RequestArea`, which is `repr(C)` and made of those, and `Counters`, which is a `SharedLayout` itself.
 unsafe impl SharedLayout for Area {}
 
 /// Why an agent could not start.
@@ -161,8 +206,12 @@ impl Ledger {
         for slot in &self.area.slots {
             // Relaxed: a slot holds nothing but independent counters.
             match slot.pid.compare_exchange(0, pid, Relaxed, Relaxed) {
-                Ok(_) => return &slot.counters,
+                Ok(_) => {
+                    slot.begin();
+                    return &slot.counters;
+                }
                 Err(taken) if taken == pid => {
+                    slot.begin();
                     slot.counters.adopted_bytes.store(0, Relaxed);
                     slot.counters.devices.iter().for_each(|d| d.used_bytes.store(0, Relaxed));
                     return &slot.counters;
@@ -178,27 +227,78 @@ impl Ledger {
     #[must_use]
     pub fn counters_of(&self, pid: u32) -> Option<&Counters> {
         let key = key(pid);
+        self.claimed().find(|slot| slot.pid.load(Relaxed) == key).map(|slot| &slot.counters)
+    }
+
+    /// What the supervisor may want of process `pid`, if it has a slot of its own.
+    #[must_use]
+    pub fn seat(&self, pid: u32) -> Option<Seat<'_>> {
+        let key = key(pid);
+        let slot = self.claimed().find(|slot| slot.pid.load(Relaxed) == key)?;
+        Some(Seat { area: &self.area, slot, key })
+    }
+
+    /// The processes that have slots, in the order in which they came.
+    pub fn each_process(&self) -> impl Iterator<Item = Process<'_>> {
+        let here = key(0);
+        self.claimed().map(move |slot| {
+            let (pid, namespace) = parts(slot.pid.load(Relaxed));
+            // Acquire: pairs with `tell_resident`.
+            let looked = slot.looked.load(Acquire);
+            let pages = PageCount::new(slot.resident_pages.load(Relaxed) & MOST_PAGES);
+            Process {
+                pid,
+                is_here: namespace == parts(here).1,
+                since: Duration::from_nanos(slot.since.load(Relaxed)),
+                counters: &slot.counters,
+                resident: (looked != 0).then_some((pages, looked)),
+            }
+        })
+    }
+
+    fn claimed(&self) -> impl Iterator<Item = &Slot> {
         // They are claimed in order, and memory that nobody has claimed is not to be made by a look at it.
-        let mut claimed = self.area.slots.iter().take_while(|slot| slot.pid.load(Relaxed) != 0);
-        let slot = claimed.find(|slot| slot.pid.load(Relaxed) == key)?;
-        Some(&slot.counters)
+        self.area.slots.iter().take_while(|slot| slot.pid.load(Relaxed) != 0)
+    }
+
+    /// Has each process count what is in system memory, soon; the number of this look.
+    pub fn look(&self) -> u64 {
+        self.area.looks.fetch_add(1, Relaxed).wrapping_add(1)
+    }
+
+    /// Asks process `pid` of the caller's namespace; the number of the request. Who asks has the turn to.
+    pub fn ask(&self, pid: u32, request: Request) -> u64 {
+        self.area.requests.ask(key(pid), request)
+    }
+
+    /// What has come of request `number`.
+    #[must_use]
+    pub fn state(&self, number: u64) -> State {
+        self.area.requests.state(number)
+    }
+
+    /// Sets what each process of the run may keep in system memory from now on, if its policy goes by that.
+    pub fn set_system_limit(&self, limit: ByteLen) {
+        self.area.system_limit.store(limit.get(), Relaxed);
+    }
+
+    /// What was set so.
+    #[must_use]
+    pub fn system_limit(&self) -> Option<ByteLen> {
+        Some(self.area.system_limit.load(Relaxed)).filter(|limit| *limit != 0).map(ByteLen::new)
     }
 
     /// How many processes have counted here.
     #[must_use]
     pub fn processes(&self) -> u64 {
-        let area = &*self.area;
-        let claimed = area.slots.iter().take_while(|slot| slot.pid.load(Relaxed) != 0).count();
-        (claimed as u64).saturating_add(area.overflow.load(Relaxed))
+        (self.claimed().count() as u64).saturating_add(self.area.overflow.load(Relaxed))
     }
 
     /// The counters of all processes together.
     #[must_use]
     pub fn sum(&self) -> Counters {
         let sum = Counters::default();
-        for slot in self.area.slots.iter().take_while(|slot| slot.pid.load(Relaxed) != 0) {
-            sum.absorb(&slot.counters);
-        }
+        self.claimed().for_each(|slot| sum.absorb(&slot.counters));
         sum
     }
 
@@ -237,6 +337,59 @@ impl Ledger {
     }
 }
 
+impl Slot {
+    /// Its process begins to count.
+    fn begin(&self) {
+        let now = u64::try_from(time_since_boot().as_nanos()).unwrap_or(u64::MAX);
+        self.since.store(now, Relaxed);
+        self.looked.store(0, Relaxed);
+    }
+}
+
+impl Seat<'_> {
+    /// How often figures were wanted.
+    #[must_use]
+    pub fn looks(&self) -> u64 {
+        self.area.looks.load(Relaxed)
+    }
+
+    /// Tells how many pages of managed memory are in system memory, for look `look`.
+    pub fn tell_resident(&self, pages: PageCount, look: u64) {
+        self.slot.resident_pages.store(pages.get(), Relaxed);
+        // Release: pairs with the load in `each_process`.
+        self.slot.looked.store(look, Release);
+    }
+
+    /// The limit that was set while the program ran; zero if none was.
+    #[must_use]
+    pub fn system_limit(&self) -> ByteLen {
+        ByteLen::new(self.area.system_limit.load(Relaxed))
+    }
+
+    /// The number of the last request, if it is for this process; 0 if not.
+    #[must_use]
+    pub fn request_number(&self) -> u64 {
+        self.area.requests.number_for(self.key)
+    }
+
+    /// What is asked by request `number`, if that is the last still.
+    #[must_use]
+    pub fn request(&self, number: u64) -> Option<Request> {
+        self.area.requests.read(number, self.key)
+    }
+
+    /// Answers request `number`.
+    pub fn answer(&self, number: u64, words: &[u64], next: Option<VirtAddr>) {
+        self.area.requests.answer(number, words, next);
+    }
+}
+
+/// A process's number, and that of its namespace.
+const fn parts(key: u64) -> (u32, u32) {
+    #[expect(clippy::cast_possible_truncation, reason = "the halves of a word")]
+    (key as u32, (key >> 32) as u32)
+}
+
 /// A process's number, and the namespace that it counts in: the same number is another process's in another.
 fn key(pid: u32) -> u64 {
     // Without `/proc` the number alone.
@@ -245,88 +398,4 @@ fn key(pid: u32) -> u64 {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn processes_that_open_it_by_path_count_in_one_place() {
-        let parent = Ledger::create().unwrap();
-        let agent = Ledger::open(&parent.path().unwrap()).unwrap();
-        agent.claim(7).cpu_faults.fetch_add(3, Relaxed);
-        Ledger::open(&parent.path().unwrap()).unwrap().claim(8).cpu_faults.fetch_add(4, Relaxed);
-        assert_eq!(parent.sum().cpu_faults.load(Relaxed), 7);
-        assert_eq!(parent.counters_of(7).unwrap().cpu_faults.load(Relaxed), 3);
-        assert!(parent.counters_of(9).is_none());
-        assert_eq!(parent.processes(), 2);
-    }
-
-    #[test]
-    fn a_process_that_claims_again_keeps_its_sums_and_loses_what_it_held() {
-        let ledger = Ledger::create().unwrap();
-        let before = ledger.claim(7);
-        before.adopted_bytes.store(4096, Relaxed);
-        before.devices[0].add(8192);
-        before.errors.fetch_add(1, Relaxed);
-        let after = ledger.claim(7);
-        assert!(std::ptr::eq(before, after));
-        assert_eq!(after.adopted_bytes.load(Relaxed), 0);
-        assert_eq!(after.devices[0].used_bytes.load(Relaxed), 0);
-        assert_eq!(after.devices[0].peak_used_bytes.load(Relaxed), 8192);
-        assert_eq!(after.errors.load(Relaxed), 1);
-        assert_eq!(ledger.processes(), 1);
-    }
-
-    #[test]
-    fn processes_beyond_the_last_slot_share_it() {
-        let ledger = Ledger::create().unwrap();
-        let slots = u32::try_from(SLOTS).unwrap();
-        for pid in 1..=slots + 5 {
-            ledger.claim(pid).errors.fetch_add(1, Relaxed);
-        }
-        assert_eq!(ledger.processes(), SLOTS as u64 + 5);
-        assert_eq!(ledger.sum().errors.load(Relaxed), SLOTS as u64 + 5);
-        assert_eq!(ledger.counters_of(slots).unwrap().errors.load(Relaxed), 6);
-    }
-
-    #[test]
-    fn concurrent_claims_get_slots_of_their_own() {
-        let ledger = Ledger::create().unwrap();
-        std::thread::scope(|scope| {
-            for thread in 0..8_u32 {
-                let ledger = &ledger;
-                scope.spawn(move || {
-                    for i in 0..100 {
-                        ledger.claim(1 + thread * 100 + i).errors.fetch_add(1, Relaxed);
-                    }
-                });
-            }
-        });
-        assert_eq!(ledger.processes(), 800);
-        assert!((1..=800).all(|pid| ledger.counters_of(pid).unwrap().errors.load(Relaxed) == 1));
-    }
-
-    #[test]
-    fn the_first_refusal_is_kept_whole() {
-        let ledger = Ledger::create().unwrap();
-        assert_eq!(ledger.refusal(), None);
-        ledger.refuse(5, "no permission for userfaultfd");
-        ledger.refuse(6, "another reason");
-        assert_eq!(ledger.refusals(), 2);
-        assert_eq!(ledger.refusal(), Some(Refusal { pid: 5, message: "no permission for userfaultfd".into() }));
-        let long = Ledger::create().unwrap();
-        long.refuse(5, &"x".repeat(MESSAGE_BYTES + 1));
-        assert_eq!(long.refusal().unwrap().message.len(), MESSAGE_BYTES);
-    }
-
-    #[test]
-    fn other_files_are_refused() {
-        let (_memory, fd) = SharedMemory::<Area>::create(c"something-else").unwrap();
-        let path = PathBuf::from(format!("/proc/self/fd/{}", fd.as_raw_fd()));
-        assert_eq!(Ledger::open(&path).unwrap_err(), LedgerError::Foreign(path));
-        // Of the right name, and something else inside.
-        let (_memory, fd) = SharedMemory::<Area>::create(NAME).unwrap();
-        let path = PathBuf::from(format!("/proc/self/fd/{}", fd.as_raw_fd()));
-        assert_eq!(Ledger::open(&path).unwrap_err(), LedgerError::Foreign(path));
-        assert!(matches!(Ledger::open(Path::new("/nonexistent")), Err(LedgerError::Open { source: Errno::NOENT, .. })));
-    }
-}
+mod tests;

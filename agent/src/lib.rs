@@ -15,6 +15,8 @@
 //! removal       removals that userfaultfd does not tell of
 //! config        what `hetmem run` asks of the agent
 //! ledger        the statistics memory shared with `hetmem run`
+//! requests      the part of it by which `hetmem run` asks one process, and the answer
+//! supervised    what the worker does of that
 //! notes         lines left there for `hetmem run`
 //! ```
 //!
@@ -35,7 +37,9 @@ mod notes;
 mod pace;
 mod presence;
 mod removal;
+pub mod requests;
 mod start;
+mod supervised;
 mod work;
 
 pub use calls::{

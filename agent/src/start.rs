@@ -41,6 +41,7 @@ use hetmem_sys::thread::{
 use super::config::Config;
 use super::ends;
 use super::housekeeping::Stacks;
+use super::ledger::Seat;
 use super::mailbox::Mailbox;
 use super::notes::{PID, is_this_process, last_word, ledger};
 use super::presence::{self, Changing, Closed};
@@ -58,6 +59,8 @@ pub(super) struct Agent {
     pub(super) stacks: Stacks,
     pub(super) policy: PolicySpec,
     pub(super) memory: MemoryUse,
+    /// What the supervisor wants of it; `None` where there is no statistics memory, or no room in it.
+    pub(super) seat: Option<Seat<'static>>,
     /// The user and group that its threads become.
     id: u32,
     /// Whether the process was dumpable before that.
@@ -206,11 +209,13 @@ fn prepare(startup: &Startup) -> Result<&'static Agent, String> {
     unsafe { unshare_files(None) }.map_err(|errno| format!("the agent can't have descriptors of its own: {errno}"))?;
     unshare_directories().map_err(|errno| format!("the agent can't have directories of its own: {errno}"))?;
     PID.store(std::process::id(), Ordering::Relaxed);
-    let counters = match ledger(config) {
+    let ledger = ledger(config);
+    let counters = match ledger {
         Some(ledger) => CountersAt::Shared(ledger.claim(std::process::id())),
         // The supervisor has ended, or the program has changed its user: it is managed, and nobody counts.
         None => CountersAt::Own(Box::default()),
     };
+    let seat = ledger.and_then(|ledger| ledger.seat(std::process::id()));
     let managed = Managed::open(&config.devices, config.stock, counters, last_word).map_err(|error| whole(&error))?;
     // In a forked child a thread that is not here may have it.
     if let Ok(heritage) = HERITAGE.try_lock() {
@@ -232,6 +237,7 @@ fn prepare(startup: &Startup) -> Result<&'static Agent, String> {
         stacks,
         policy: config.policy.clone(),
         memory,
+        seat,
         id: unused_id(),
         dumpable: is_dumpable(),
         renounced: AtomicU32::new(0),

@@ -6,6 +6,7 @@ use super::executor::{Executor, Pace};
 use super::housekeeping::Housekeeping;
 use super::pace::Nap;
 use super::start::Agent;
+use super::supervised::Supervised;
 
 /// Why the worker has ended.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -22,6 +23,7 @@ pub(super) fn run(agent: &Agent) -> Departure {
     let policy = agent.policy.make().expect("a configuration that was read has a policy that can be made");
     let mut executor = Executor::new(policy, managed, &agent.memory);
     let mut house = Housekeeping::new(managed, &agent.stacks);
+    let mut supervised = Supervised::new(agent.seat);
     let mut nap = Nap::new();
     // What the program showed last.
     let mut last = Signs::default();
@@ -29,13 +31,17 @@ pub(super) fn run(agent: &Agent) -> Departure {
         if mailbox.answer(managed, &agent.memory, &mut house) {
             return Departure::Asked;
         }
+        if let Some(limit) = supervised.new_limit() {
+            executor.set_limit(limit);
+        }
+        let attended = supervised.attend(managed);
         if executor.wants_a_look().unwrap_or_else(|| house.is_due()) {
             if let Some(status) = managed.ended_but(agent.threads()) {
                 return Departure::Alone(status);
             }
             executor.set_ranges(house.look());
         }
-        if executor.step(|| !mailbox.is_empty()) == Pace::Rest {
+        if executor.step(|| !mailbox.is_empty() || supervised.is_asked()) == Pace::Rest {
             if let Some(status) = managed.ended_but(agent.threads()) {
                 return Departure::Alone(status);
             }
@@ -45,7 +51,8 @@ pub(super) fn run(agent: &Agent) -> Departure {
             if busy {
                 house.program_was_busy();
             }
-            mailbox.wait(nap.next(busy));
+            // Who asks has often more to ask.
+            mailbox.wait(nap.next(busy || attended));
         }
     }
 }

@@ -27,6 +27,11 @@ impl Heat {
         self.0 |= bit(index);
     }
 
+    /// Whether something of the chunk that holds page `index` was touched since that was last taken.
+    pub(crate) fn is_warm(self, index: usize) -> bool {
+        self.0 & bit(index) != 0
+    }
+
     /// Whether something of the chunk that holds page `index` was touched since this was asked last.
     pub(crate) fn take(&mut self, index: usize) -> bool {
         let was = self.0 & bit(index) != 0;
@@ -40,6 +45,14 @@ const fn bit(index: usize) -> u8 {
 }
 
 impl Space {
+    /// How warm `chunk`, which lies in one chunk, is, for people who look on: 0 (cold) to 255. Nothing is forgotten.
+    #[must_use]
+    pub fn warmth(&self, chunk: PageRange) -> u8 {
+        let index = chunk.start().index_in_block();
+        let is_warm = self.existing_block(chunk.start().block()).is_some_and(|block| block.lock().heat.is_warm(index));
+        if is_warm { u8::MAX } else { 0 }
+    }
+
     /// Whether something of `chunk`, which lies in one chunk, was touched since this was asked last.
     #[must_use]
     pub fn take_warmth(&self, chunk: PageRange) -> bool {
@@ -79,6 +92,8 @@ mod tests {
         let chunk = BlockNo::new(7).range().slice(PageCount::new(64), PageCount::new(CHUNK_PAGES));
         assert!(!space.take_warmth(chunk) && space.blocks().is_empty());
         space.block(BlockNo::new(7)).lock().heat.touch(65);
+        assert_eq!((space.warmth(chunk), space.warmth(chunk)), (255, 255), "a look on forgets nothing");
         assert!(space.take_warmth(chunk) && !space.take_warmth(chunk));
+        assert_eq!(space.warmth(chunk), 0);
     }
 }

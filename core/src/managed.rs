@@ -130,6 +130,11 @@ impl<H: Host> Engine<H> {
         self.space.existing_block(page.block()).map_or(Slot::System, |block| block.lock().slot(page.index_in_block()))
     }
 
+    /// How warm `chunk` is, for who looks on ([`crate::heat`]).
+    pub fn warmth(&self, chunk: PageRange) -> u8 {
+        self.space.warmth(chunk)
+    }
+
     /// Whether `chunk` was warm since this was asked last ([`crate::heat`]).
     pub fn take_warmth(&self, chunk: PageRange) -> bool {
         self.space.take_warmth(chunk)

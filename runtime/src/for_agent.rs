@@ -7,7 +7,7 @@ use std::os::fd::OwnedFd;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
-use hetmem_core::engine::CountersAt;
+use hetmem_core::engine::{CountersAt, Residency};
 use hetmem_core::migrate::{Request, Target};
 use hetmem_core::outcome::Outcomes;
 use hetmem_core::physmap::MemoryType;
@@ -335,6 +335,29 @@ impl Managed {
     #[must_use]
     pub fn count_resident(&self, ranges: &[PageRange]) -> PageCount {
         self.0.resident(ranges)
+    }
+
+    /// How many pages of `range` are in system memory, and on each device. What is on its way, or nowhere yet, is in neither.
+    #[must_use]
+    pub fn places(&self, range: PageRange) -> Vec<PageCount> {
+        let mut places = vec![PageCount::ZERO; 1 + self.0.engine.devices().len()];
+        places[0] = self.count_resident(&[range]);
+        // Elsewhere nothing is but in system memory.
+        let parts = self.0.engine.migrated_parts(range);
+        for (_, part) in parts.into_iter().flat_map(PageRange::by_block) {
+            for residency in self.0.engine.residency(part) {
+                if let Residency::Device(device) = residency {
+                    places[1 + device.index()] += PageCount::ONE;
+                }
+            }
+        }
+        places
+    }
+
+    /// How warm `chunk`, which lies in one chunk, is: 0 to 255.
+    #[must_use]
+    pub fn warmth(&self, chunk: PageRange) -> u8 {
+        self.0.engine.warmth(chunk)
     }
 
     /// Populated system pages that are kept for pages on their way home.

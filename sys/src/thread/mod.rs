@@ -28,4 +28,6 @@ pub use slice::ask_for_short_slices;
 pub use spawn::{Stack, next_symbol, unshare_directories, unshare_files};
 pub use tasks::Tasks;
 pub use tls::control_block;
-pub use wait::{backoff_sleep, current_tid, futex_wait, futex_wake, processor_time, thread_exists, yield_now};
+pub use wait::{
+    backoff_sleep, current_tid, futex_wait, futex_wake, processor_time, thread_exists, time_since_boot, yield_now,
+};
