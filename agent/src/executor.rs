@@ -1,13 +1,15 @@
 //! Carries out what the policy plans: shows it the program, and migrates.
 
 use std::cell::Cell;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use hetmem_core::migrate::{Request, Target};
-use hetmem_core::outcome::KeptReason;
-use hetmem_core::policy::{DeviceState, Move, Plan, Policy, Resident, Signs, View};
+use hetmem_core::heat;
+use hetmem_core::migrate::{Request, Survey, Target};
+use hetmem_core::outcome::{KeptReason, Outcomes};
+use hetmem_core::policy::{Act, DeviceState, Move, Plan, Policy, Resident, Signs, View};
 use hetmem_core::units::{BLOCK_PAGES, DeviceId, PageCount, PageRange, VirtAddr};
 use hetmem_sys::process::MemoryUse;
+use hetmem_sys::thread::{process_time, processor_time};
 
 use super::pace::Paced;
 use hetmem::for_agent::Managed;
@@ -36,6 +38,7 @@ impl<'a> Executor<'a> {
         let program = Program {
             managed,
             memory,
+            began: Instant::now(),
             ranges: Vec::new(),
             changes: 0,
             limit: None,
@@ -66,16 +69,29 @@ impl<'a> Executor<'a> {
         self.program.look_for_signs()
     }
 
+    /// How soon the policy wants to be asked again, if it has said so when it was asked last.
+    pub(super) const fn again_within(&mut self) -> Option<Duration> {
+        match self.plan.take_again() {
+            Some(micros) => Some(Duration::from_micros(micros)),
+            None => None,
+        }
+    }
+
     /// Has the policy plan, and carries that out until there is something more urgent.
     pub(super) fn step(&mut self, urgent: impl Fn() -> bool) -> Pace {
         self.plans = self.plans.wrapping_add(1);
+        self.program.tick();
         self.policy.plan(&mut self.program, &mut self.plan);
         if self.plan.is_empty() {
             self.plans = 0;
             return Pace::Rest;
         }
-        let managed = self.program.managed;
-        self.plan.carry_out(|of| carry_out(managed, of), urgent);
+        let program = &self.program;
+        let act = |of: &Move| {
+            program.tick();
+            carry_out(program.managed, of)
+        };
+        self.plan.carry_out(act, urgent);
         self.program.carried_out(self.plan.moved());
         Pace::GoOn
     }
@@ -85,6 +101,8 @@ impl<'a> Executor<'a> {
 struct Program<'a> {
     managed: &'a Managed,
     memory: &'a MemoryUse,
+    /// What the policy's time counts from.
+    began: Instant,
     ranges: Vec<PageRange>,
     /// How often they have changed.
     changes: u64,
@@ -97,6 +115,11 @@ struct Program<'a> {
 }
 
 impl Program<'_> {
+    /// Lets those who note touches know what time it is.
+    fn tick(&self) {
+        self.managed.set_tick(heat::tick(self.now()));
+    }
+
     fn look_for_signs(&self) -> Signs {
         let signs = Signs {
             // An answer that can't be had is no sign.
@@ -154,19 +177,40 @@ impl View for Program<'_> {
     fn take_warmth(&mut self, chunk: PageRange) -> bool {
         self.managed.take_warmth(chunk)
     }
+
+    fn now(&self) -> u64 {
+        micros(self.began.elapsed())
+    }
+
+    fn used(&self) -> u64 {
+        // What the policy costs is no sign that the program does something.
+        micros(process_time().saturating_sub(processor_time()))
+    }
+
+    fn survey(&mut self, range: PageRange, survey: &mut Survey) {
+        self.managed.survey(range, survey);
+    }
 }
 
-/// Moves what is to move to the first place that has room; how many pages it moved.
+fn micros(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
+}
+
+/// Does what is to be done, moving to the first place that has room; how many pages it moved.
 fn carry_out(managed: &Managed, what: &Move) -> PageCount {
+    let (select, to) = match &what.act {
+        Act::Migrate { from, to } => (*from, to),
+        Act::Sample { from } => return managed.sample(&what.ranges, *from),
+        Act::PutBack => return managed.put_back(&what.ranges),
+    };
     let mut moved = PageCount::ZERO;
-    for (at, target) in what.to.iter().enumerate() {
-        if at + 1 < what.to.len() && is_full(managed, *target) {
+    for (at, target) in to.iter().enumerate() {
+        if at + 1 < to.len() && is_full(managed, *target) {
             continue;
         }
-        let request = Request { target: *target, select: what.from, owner: None };
-        let outcomes = managed.migrate(what.range, request);
-        moved += outcomes.moved();
-        if outcomes.kept(KeptReason::NoFrame).is_zero() {
+        let outcomes = managed.migrate_all(&what.ranges, Request { target: *target, select, owner: None });
+        moved += outcomes.iter().map(Outcomes::moved).sum();
+        if outcomes.iter().all(|outcomes| outcomes.kept(KeptReason::NoFrame).is_zero()) {
             break;
         }
     }

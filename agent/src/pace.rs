@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use hetmem_sys::thread::processor_time;
 
 /// The first nap after something has happened.
-const SHORTEST: Duration = Duration::from_millis(10);
+pub(super) const SHORTEST: Duration = Duration::from_millis(10);
 /// The longest: how late it may be noticed that the program goes on, or that its last thread has ended.
 const LONGEST: Duration = Duration::from_millis(250);
 /// At most 0.4 % of a processor, for each kind of look, while the program runs.

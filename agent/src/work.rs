@@ -1,10 +1,12 @@
 //! The agent's worker: carries out the policy, keeps house, and does what the program's threads ask for between two moves.
 
+use std::time::Instant;
+
 use hetmem_core::policy::Signs;
 
 use super::executor::{Executor, Pace};
 use super::housekeeping::Housekeeping;
-use super::pace::Nap;
+use super::pace::{Nap, SHORTEST};
 use super::start::Agent;
 use super::supervised::Supervised;
 
@@ -27,6 +29,8 @@ pub(super) fn run(agent: &Agent) -> Departure {
     let mut nap = Nap::new();
     // What the program showed last.
     let mut last = Signs::default();
+    // When it was looked whether there is a program still.
+    let mut rested = Instant::now();
     loop {
         if mailbox.answer(managed, &agent.memory, &mut house) {
             return Departure::Asked;
@@ -41,7 +45,14 @@ pub(super) fn run(agent: &Agent) -> Departure {
             }
             executor.set_ranges(house.look());
         }
-        if executor.step(|| !mailbox.is_empty() || supervised.is_asked()) == Pace::Rest {
+        let pace = executor.step(|| !mailbox.is_empty() || supervised.is_asked());
+        let again = executor.again_within();
+        if pace == Pace::Rest {
+            if let Some(again) = again.filter(|again| *again < SHORTEST && rested.elapsed() < SHORTEST) {
+                mailbox.wait(again);
+                continue;
+            }
+            rested = Instant::now();
             if let Some(status) = managed.ended_but(agent.threads()) {
                 return Departure::Alone(status);
             }
@@ -52,7 +63,8 @@ pub(super) fn run(agent: &Agent) -> Departure {
                 house.program_was_busy();
             }
             // Who asks has often more to ask.
-            mailbox.wait(nap.next(busy || attended));
+            let within = nap.next(busy || attended);
+            mailbox.wait(again.map_or(within, |again| again.min(within)));
         }
     }
 }

@@ -64,6 +64,8 @@ pub struct Engine<H> {
     /// Whether the touch of a hole may fill the holes behind it, with zeros: a program that asks what is a hole would notice.
     pub(crate) zero_around: AtomicBool,
     devices: Vec<Box<dyn Device>>,
+    /// Of heat.
+    pub(crate) tick: AtomicU32,
     /// Who wants no page to leave.
     holds: AtomicU32,
     pub(crate) has_overlays: bool,
@@ -95,6 +97,7 @@ impl<H: Host> Engine<H> {
             fault_around: true,
             zero_around: AtomicBool::new(true),
             devices,
+            tick: AtomicU32::new(0),
             holds: AtomicU32::new(0),
             has_overlays,
             exchanges,

@@ -180,6 +180,7 @@ impl<H: Host> Engine<H> {
             Installed::Refused => self.is_refused(page),
             Installed::Occupied => self.is_there_twice(page),
         };
+        state.note_use(page.index_in_block(), self.tick());
         self.counters.cpu_faults.fetch_add(1, Relaxed);
         if state.take_waited() {
             self.host.wake(path, at);
@@ -223,7 +224,7 @@ impl<H: Host> Engine<H> {
             }
         }
         let came = pages.slice(PageCount::ZERO, done);
-        state.note_touch(came, window);
+        state.note_touch(came, window, self.tick());
         Some(self.served(came.end(), done, window))
     }
 

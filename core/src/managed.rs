@@ -135,7 +135,7 @@ impl<H: Host> Engine<H> {
         self.space.warmth(chunk)
     }
 
-    /// Whether `chunk` was warm since this was asked last ([`crate::heat`]).
+    /// Whether something of `chunk` was brought home by a touch since this was asked last ([`crate::heat`]).
     pub fn take_warmth(&self, chunk: PageRange) -> bool {
         self.space.take_warmth(chunk)
     }

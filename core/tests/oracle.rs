@@ -1,6 +1,9 @@
 //! Whatever the program and hetmem do, in whatever order: a read finds what the program wrote.
 
+use std::sync::atomic::Ordering::Relaxed;
+
 use hetmem_core::engine::Residency;
+use hetmem_core::heat;
 use hetmem_core::migrate::{Request, Select, Target};
 use hetmem_core::mirror::{RangeFault, Want};
 use hetmem_core::outcome::{KeptReason, PageOutcome};
@@ -30,6 +33,9 @@ enum Op {
     },
     /// Where are they, for an owner who wants to know, to read or to write?
     RangeFault(u64, u64, Want, Option<u64>),
+    /// Some are taken out as samples.
+    Sample(Vec<(u64, u64)>, u8),
+    PutBack(Vec<(u64, u64)>),
     /// Several ranges in one go, perhaps out of order, perhaps overlapping.
     MigrateAll(Vec<(u64, u64)>, u8),
     Unmap(u64, u64),
@@ -79,13 +85,18 @@ fn program_op() -> impl Strategy<Value = Op> {
     ]
 }
 
+fn select() -> impl Strategy<Value = u8> {
+    prop_oneof![3 => Just(7u8), 2 => 1u8..16]
+}
+
 fn op() -> impl Strategy<Value = Op> {
-    let migrate =
-        (page(), count(), 0u8..6, prop_oneof![3 => Just(7u8), 2 => 1u8..8], prop::option::weighted(0.4, 1u64..3))
-            .prop_map(|(first, count, target, select, owner)| Op::Migrate { first, count, target, select, owner });
+    let migrate = (page(), count(), 0u8..6, select(), prop::option::weighted(0.4, 1u64..3))
+        .prop_map(|(first, count, target, select, owner)| Op::Migrate { first, count, target, select, owner });
     prop_oneof![
         10 => migrate,
         4 => (prop::collection::vec((page(), 1u64..8), 1..6), 0u8..6).prop_map(|(r, target)| Op::MigrateAll(r, target)),
+        4 => (prop::collection::vec((page(), 1u64..16), 1..4), select()).prop_map(|(r, select)| Op::Sample(r, select)),
+        2 => prop::collection::vec((page(), 1u64..40), 1..4).prop_map(Op::PutBack),
         6 => program_op(),
         5 => range_fault(),
         6 => (0usize..12, program_op()).prop_map(|(at, op)| Op::During(at, Box::new(op))),
@@ -100,6 +111,16 @@ fn op() -> impl Strategy<Value = Op> {
     ]
 }
 
+fn selected(bits: u8) -> Select {
+    [Select::SYSTEM, Select::DEVICE_PRIVATE, Select::DEVICE_COHERENT, Select::SAMPLED]
+        .into_iter()
+        .enumerate()
+        .filter(|(bit, _)| bits & (1 << bit) != 0)
+        .map(|(_, s)| s)
+        .reduce(Select::union)
+        .unwrap_or(Select::ALL)
+}
+
 struct Run {
     world: World,
     /// Whether the engine is let alone, so that its promises can be held against it exactly.
@@ -111,6 +132,10 @@ struct Run {
 impl Run {
     fn range(&self, first: u64, count: u64) -> PageRange {
         self.world.at(first, (count * self.scale).min(SPACE - first))
+    }
+
+    fn ranges(&self, ranges: &[(u64, u64)]) -> Vec<PageRange> {
+        ranges.iter().map(|(p, n)| self.range(*p, *n)).collect()
     }
 
     fn page(&self, page: u64) -> PageRange {
@@ -133,6 +158,8 @@ impl Run {
             | Op::WriteAll(..)
             | Op::Migrate { .. }
             | Op::MigrateAll(..)
+            | Op::Sample(..)
+            | Op::PutBack(..)
             | Op::RangeFault(..)
             | Op::Map(..)
             | Op::Home
@@ -151,19 +178,30 @@ impl Run {
             Op::Stream(p, n) => self.range(p, n).iter().for_each(|page| model.read(page)),
             Op::WriteAll(p, n) => self.range(p, n).iter().for_each(|page| model.write(page)),
             Op::Migrate { first, count, target, select, owner } => {
-                let select = [Select::SYSTEM, Select::DEVICE_PRIVATE, Select::DEVICE_COHERENT]
-                    .into_iter()
-                    .enumerate()
-                    .filter(|(bit, _)| select & (1 << bit) != 0)
-                    .map(|(_, s)| s)
-                    .reduce(Select::union)
-                    .unwrap_or(Select::ALL);
+                let select = selected(select);
                 let target = self.target(target);
                 self.migrate(&[self.range(first, count)], Request { target, select, owner: owner.map(Owner::new) });
             }
             Op::MigrateAll(ref ranges, target) => {
-                let ranges: Vec<PageRange> = ranges.iter().map(|(p, n)| self.range(*p, *n)).collect();
-                self.migrate(&ranges, Request::all_to(self.target(target)));
+                self.migrate(&self.ranges(ranges), Request::all_to(self.target(target)));
+            }
+            Op::Sample(ref ranges, select) => {
+                let ranges = self.ranges(ranges);
+                let before = engine.residency(self.range(0, SPACE));
+                engine.set_tick(heat::tick(engine.counters().cpu_faults.load(Relaxed) << 12));
+                let sampled = engine.sample(&ranges, selected(select));
+                if self.calm && model.lock().zaps.is_empty() {
+                    assert!(sampled <= ranges.iter().map(|range| range.pages()).sum());
+                    assert_eq!(before, engine.residency(self.range(0, SPACE)), "a sample is where it was");
+                }
+            }
+            Op::PutBack(ref ranges) => {
+                let ranges = self.ranges(ranges);
+                let before = engine.residency(self.range(0, SPACE));
+                let _ = engine.put_back(&ranges);
+                if self.calm && model.lock().zaps.is_empty() {
+                    assert_eq!(before, engine.residency(self.range(0, SPACE)), "and where it is put back");
+                }
             }
             Op::RangeFault(p, n, want, owner) => self.range_fault(self.range(p, n), want, owner.map(Owner::new)),
             Op::Unmap(p, n) => model.unmap(self.range(p, n)),
@@ -272,7 +310,9 @@ impl Run {
                     assert_eq!(after, before, "a page of another owner, or one not selected, never moves");
                 }
             }
-            Residency::System if !request.select.contains(Select::SYSTEM) => {
+            Residency::System
+                if !request.select.contains(Select::SYSTEM) && !request.select.contains(Select::SAMPLED) =>
+            {
                 assert_eq!(after, before, "system memory is not selected");
             }
             Residency::System | Residency::Migrating => {}

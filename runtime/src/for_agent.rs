@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use hetmem_core::engine::{CountersAt, Residency};
-use hetmem_core::migrate::{Request, Target};
+use hetmem_core::migrate::{Request, Select, Survey, Target};
 use hetmem_core::outcome::Outcomes;
 use hetmem_core::physmap::MemoryType;
 use hetmem_core::policy::DeviceState;
@@ -239,7 +239,40 @@ impl Managed {
     /// Migrates what `request` selects of `range`.
     #[must_use]
     pub fn migrate(&self, range: PageRange, request: Request) -> Outcomes {
-        self.0.migrate(&[range], request).pop().unwrap_or_default()
+        self.migrate_all(&[range], request).pop().unwrap_or_default()
+    }
+
+    /// Migrates what `request` selects of `ranges`; the outcomes are those of each range, in order.
+    #[must_use]
+    pub fn migrate_all(&self, ranges: &[PageRange], request: Request) -> Vec<Outcomes> {
+        self.0.migrate(ranges, request)
+    }
+
+    /// Takes the pages of `ranges` that `select` names out as samples; how many those are.
+    #[must_use]
+    pub fn sample(&self, ranges: &[PageRange], select: Select) -> PageCount {
+        let claim = self.0.trapped_all(ranges);
+        let sampled = self.0.engine.sample(ranges, select);
+        drop(claim);
+        sampled
+    }
+
+    /// Puts the pages of `ranges` back that are out as samples; how many came.
+    #[must_use]
+    pub fn put_back(&self, ranges: &[PageRange]) -> PageCount {
+        let put = self.0.engine.put_back(ranges);
+        self.0.tell_of_resting();
+        put
+    }
+
+    /// It is tick `tick` of [heat](hetmem_core::heat) now.
+    pub fn set_tick(&self, tick: u32) {
+        self.0.engine.set_tick(tick);
+    }
+
+    /// Looks where each page of `range` is, which lies in one block, and how warm.
+    pub fn survey(&self, range: PageRange, survey: &mut Survey) {
+        self.0.engine.survey(range, survey);
     }
 
     /// Brings everything home that the program doesn't map; `false` if some could not come.

@@ -43,6 +43,11 @@ impl<H: Host> Piece<'_, H> {
         Self { at: self.advance(pages), bytes, origin: self.origin, huge: self.huge }
     }
 
+    /// Its pages, which are all still this batch's, stay in the frames where they are out, no longer busy.
+    pub(crate) fn leave_out(self, state: &mut BlockState) {
+        restate(state, self.at, self.bytes.frames(), |frame| Slot::Unmapped { frame, busy: false });
+    }
+
     /// The range of the first `pages` pages, whose references have gone elsewhere.
     pub(crate) fn advance(&mut self, pages: PageCount) -> PageRange {
         let front = self.at.slice(PageCount::ZERO, pages);

@@ -74,6 +74,9 @@ impl<'e, H: Host> Collected<'e, H> {
         let Some(excluded) = engine.space.excluded() else { return Self { batch } };
         let block = batch.block.clone();
         let mut state = block.lock();
+        if let Some(heat) = &mut state.heat {
+            heat.look(engine.tick());
+        }
         if let Target::Device(device) = request.target {
             // What only seems to be there already is to move.
             engine.forget_strays(&mut state, range, Some(device));
@@ -201,7 +204,8 @@ fn plan_page<H: Host>(engine: &Engine<H>, slot: Slot, request: Request) -> Plan 
         Slot::System => Plan::TakeSystem,
         // A page at rest in the pool counts as the system's.
         Slot::Unmapped { frame, .. } if frame.device == SYSTEM_POOL => {
-            if request.target != Target::System && !request.select.contains(Select::SYSTEM) {
+            let selected = request.select.contains(Select::SYSTEM) || request.select.contains(Select::SAMPLED);
+            if request.target != Target::System && !selected {
                 return Plan::Keep(KeptReason::NotSelected);
             }
             Plan::Hold(frame)
@@ -274,6 +278,7 @@ fn take_system<H: Host>(batch: &mut Batch<'_, H>, state: &mut BlockState, run: P
             let bytes = refs.clone();
             state.expect(out.pages());
             engine.occupy(state, out, refs, busy);
+            state.note_taken_out(out);
             let huge = huge && out.pages() == PageCount::BLOCK;
             batch.pieces.push(Piece { at: out, bytes, origin: Origin::System, huge });
         }
@@ -307,6 +312,7 @@ fn take_mapped<H: Host>(batch: &mut Batch<'_, H>, state: &mut BlockState, run: P
             let out = rest.slice(PageCount::ZERO, taken.pages);
             let bytes = engine.refer_to(bytes.slice(PageCount::ZERO, taken.pages));
             restate(state, out, bytes.frames(), busy);
+            state.note_taken_out(out);
             let huge = huge && out.pages() == PageCount::BLOCK;
             batch.pieces.push(Piece { at: out, bytes, origin: Origin::Mapped, huge });
         }

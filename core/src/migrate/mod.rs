@@ -19,10 +19,12 @@ mod collect;
 pub(crate) mod copy;
 mod exclusive;
 mod finalize;
+mod sample;
 
 pub(crate) use batch::{Batch, Origin, Piece};
 pub use collect::Collected;
 pub use copy::Copied;
+pub use sample::{Place, Seen, Survey};
 
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -32,7 +34,7 @@ use crate::outcome::{KeptReason, Outcomes, PageOutcome};
 use crate::physmap::Owner;
 use crate::port::{FaultPath, Host};
 use crate::space::{Block, BlockState, Region, kept_by_advice};
-use crate::units::{DeviceId, PageCount, PageRange};
+use crate::units::{BlockNo, DeviceId, PageCount, PageRange};
 
 /// Which pages a request is about (`MIGRATE_VMA_SELECT_*`).
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -45,6 +47,8 @@ impl Select {
     pub const DEVICE_PRIVATE: Self = Self(2);
     /// Pages of coherent devices.
     pub const DEVICE_COHERENT: Self = Self(4);
+    /// Pages that are out as samples ([`Engine::sample`]) and belong to system memory. Those are pages of system memory, too.
+    pub const SAMPLED: Self = Self(8);
     /// Every page.
     pub const ALL: Self = Self(7);
 
@@ -137,6 +141,27 @@ impl<H: Host> Engine<H> {
             Target::Device(_) => self.counters.pages_migrated_to_device.fetch_add(moved.get(), Relaxed),
         };
         all
+    }
+
+    /// The managed parts of `ranges`, each in one block and region, by blocks.
+    fn parts_by_block(&self, ranges: &[PageRange]) -> Vec<(BlockNo, Vec<(PageRange, Region)>)> {
+        let mut blocks: Vec<(BlockNo, Vec<(PageRange, Region)>)> = Vec::new();
+        for range in ranges {
+            for (part, region) in self.space.regions_in(*range) {
+                let Some(region) = region else { continue };
+                for (no, piece) in part.by_block() {
+                    match blocks.last_mut() {
+                        Some((last, parts))
+                            if *last == no && parts.last().is_some_and(|(p, _)| p.end() <= piece.start()) =>
+                        {
+                            parts.push((piece, region));
+                        }
+                        _ => blocks.push((no, vec![(piece, region)])),
+                    }
+                }
+            }
+        }
+        blocks
     }
 
     /// The region around `range`, if one holds all of it; looked up only where `known` doesn't.

@@ -70,7 +70,7 @@ impl Policy for Chaos {
         let Some((range, choice)) = self.next(view.ranges(), devices.len() as u64 + 1) else { return };
         let device = usize::try_from(choice).ok().and_then(|choice| devices.get(choice));
         let to = vec![device.map_or(Target::System, |device| Target::Device(device.id))];
-        plan.push(Move { range, from: Select::ALL, to });
+        plan.push(Move::migrate(range, Select::ALL, to));
     }
 
     fn argument(&self) -> Option<String> {
@@ -118,7 +118,7 @@ mod tests {
         let mut targets = std::collections::BTreeSet::new();
         for _ in 0..100 {
             chaos.plan(&mut model, &mut plan);
-            targets.extend(plan.moves().map(|of| format!("{:?}", of.to)));
+            targets.extend(plan.moves().map(|of| format!("{:?}", of.act)));
             plan.carry_out(|of| model.carry_out(of), || false);
         }
         assert_eq!(targets.len(), 3);

@@ -110,7 +110,7 @@ impl Clock {
             let preferred = view.preferred(range.start());
             let mut to: Vec<Target> = devices.iter().map(|device| Target::Device(device.id)).collect();
             to.sort_by_key(|target| preferred.map(Target::Device) != Some(*target));
-            plan.push(Move { range, from: Select::SYSTEM, to });
+            plan.push(Move::migrate(range, Select::SYSTEM, to));
         }
     }
 }
@@ -296,7 +296,7 @@ mod tests {
         assert_eq!(model.away(), [0]);
         model.bring_all_home();
         clock.plan(&mut model, &mut plan);
-        let starts: Vec<u64> = plan.moves().map(|of| of.range.start().get() / 4096 / 64).collect();
+        let starts: Vec<u64> = plan.moves().map(|of| of.ranges[0].start().get() / 4096 / 64).collect();
         assert_eq!(starts, [1, 2, 3, 4, 5], "one came home, so one more must go");
         plan.carry_out(|of| model.carry_out(of), || false);
         clock.plan(&mut model, &mut plan);

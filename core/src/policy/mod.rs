@@ -37,7 +37,7 @@ mod view;
 
 use std::fmt;
 
-pub use plan::{Move, Plan};
+pub use plan::{Act, Move, Plan};
 pub use random::Random;
 pub use registry::{Argument, Entry, POLICIES, PolicyError, PolicySpec};
 pub use resident::Resident;

@@ -2,9 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{DeviceState, Move, Signs, View};
-use crate::heat::CHUNK_PAGES;
-use crate::migrate::{Select, Target};
+use super::{Act, DeviceState, Move, Signs, View};
+use crate::heat::{CHUNK_PAGES, Heat};
+use crate::migrate::{Place, Seen, Select, Survey, Target};
 use crate::physmap::MemoryType;
 use crate::units::{DeviceId, PAGE_SIZE, PageCount, PageRange, VirtAddr};
 
@@ -28,6 +28,7 @@ pub(super) struct Model {
     pub(super) moved_out: u64,
     pub(super) moved_home: u64,
     changes: u64,
+    pub(super) now: u64,
     /// What was asked, in order, but for what costs nothing.
     pub(super) asked: Vec<&'static str>,
 }
@@ -56,6 +57,7 @@ impl Model {
             moved_out: 0,
             moved_home: 0,
             changes: 0,
+            now: 0,
             asked: Vec::new(),
         }
     }
@@ -68,8 +70,9 @@ impl Model {
 
     /// Moves what there is room for; how much that is.
     pub(super) fn carry_out(&mut self, what: &Move) -> PageCount {
+        let Act::Migrate { from, to } = &what.act else { return PageCount::ZERO };
         let mut moved = PageCount::ZERO;
-        for page in what.range.iter().map(|page| page.get() / PAGE_SIZE) {
+        for page in what.ranges.iter().flat_map(|range| range.iter()).map(|page| page.get() / PAGE_SIZE) {
             let Some(at) = self.pages.get(&page).copied() else { continue };
             let kind = match at {
                 Target::System => Select::SYSTEM,
@@ -79,8 +82,8 @@ impl Model {
                 Target::System => true,
                 Target::Device(device) => !self.devices[device.index()].room().is_zero(),
             };
-            let Some(to) = what.to.iter().find(has_room).copied() else { continue };
-            if !what.from.contains(kind) || to == at {
+            let Some(to) = to.iter().find(has_room).copied() else { continue };
+            if !from.contains(kind) || to == at {
                 continue;
             }
             if let Target::Device(device) = at {
@@ -153,6 +156,28 @@ impl View for Model {
 
     fn preferred(&self, _page: VirtAddr) -> Option<DeviceId> {
         self.preferred
+    }
+
+    fn now(&self) -> u64 {
+        self.now
+    }
+
+    fn used(&self) -> u64 {
+        self.now
+    }
+
+    fn survey(&mut self, range: PageRange, survey: &mut Survey) {
+        self.asked.push("survey");
+        survey.huge = false;
+        survey.pages.clear();
+        survey.pages.extend(range.iter().map(|page| {
+            let place = match self.pages.get(&(page.get() / PAGE_SIZE)) {
+                None => Place::Nowhere,
+                Some(Target::System) => Place::System,
+                Some(Target::Device(device)) => Place::Device(*device),
+            };
+            Seen { place, heat: Heat::UNKNOWN }
+        }));
     }
 
     fn take_warmth(&mut self, chunk: PageRange) -> bool {

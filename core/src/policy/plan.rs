@@ -5,15 +5,46 @@ use std::collections::VecDeque;
 use crate::migrate::{Select, Target};
 use crate::units::{PageCount, PageRange};
 
-/// Pages that are to be elsewhere: out of system memory, home, or from one device to another.
+/// Pages of which something is to be done.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Move {
-    /// The pages.
-    pub range: PageRange,
-    /// Which of them, by where they are.
-    pub from: Select,
-    /// Where to, the best first. The next is for what the one before has no room for; the last is asked even if it is known to have none.
-    pub to: Vec<Target>,
+    /// The pages, in order of address. What is done of one block at once costs least.
+    pub ranges: Vec<PageRange>,
+    /// What.
+    pub act: Act,
+}
+
+/// What is to be done of pages.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Act {
+    /// They are to be elsewhere: out of system memory, home, or from one device to another.
+    Migrate {
+        /// Which of them, by where they are.
+        from: Select,
+        /// Where to, the best first. The next is for what the one before has no room for; the last is asked even if it is known to have none.
+        to: Vec<Target>,
+    },
+    /// They are taken out as [samples](crate::engine::Engine::sample).
+    Sample {
+        /// Which of them, by where they are.
+        from: Select,
+    },
+    /// Those that are out as samples are put back.
+    PutBack,
+}
+
+impl Move {
+    /// `range` is to be elsewhere.
+    #[must_use]
+    pub fn migrate(range: PageRange, from: Select, to: Vec<Target>) -> Self {
+        Self { ranges: vec![range], act: Act::Migrate { from, to } }
+    }
+
+    /// How many pages are named.
+    #[must_use]
+    pub fn pages(&self) -> PageCount {
+        self.ranges.iter().map(|range| range.pages()).sum()
+    }
 }
 
 /// Moves, the most urgent first.
@@ -27,13 +58,14 @@ pub struct Plan {
     pages: PageCount,
     budget: PageCount,
     moved: PageCount,
+    again: Option<u64>,
 }
 
 impl Plan {
     /// A plan of moves of about `budget` pages at a time.
     #[must_use]
     pub fn new(budget: PageCount) -> Self {
-        Self { moves: VecDeque::new(), pages: PageCount::ZERO, budget, moved: PageCount::ZERO }
+        Self { moves: VecDeque::new(), pages: PageCount::ZERO, budget, moved: PageCount::ZERO, again: None }
     }
 
     /// Whether more is wanted: the moves have fewer pages than the budget.
@@ -44,7 +76,7 @@ impl Plan {
 
     /// Adds a move behind the others.
     pub fn push(&mut self, next: Move) {
-        self.pages += next.range.pages();
+        self.pages += next.pages();
         self.moves.push_back(next);
     }
 
@@ -52,6 +84,16 @@ impl Plan {
     pub fn clear(&mut self) {
         self.moves.clear();
         self.pages = PageCount::ZERO;
+    }
+
+    /// The policy wants to be asked again within `micros` microseconds, however long the mechanism would rest. Forgotten when it is asked.
+    pub fn ask_again_within(&mut self, micros: u64) {
+        self.again = Some(self.again.map_or(micros, |again| again.min(micros)));
+    }
+
+    /// Within how many microseconds the policy wants to be asked again, if it has said so since this was asked.
+    pub const fn take_again(&mut self) -> Option<u64> {
+        self.again.take()
     }
 
     /// The moves that are to be carried out.
@@ -81,7 +123,7 @@ impl Plan {
     pub fn carry_out(&mut self, mut act: impl FnMut(&Move) -> PageCount, interrupted: impl Fn() -> bool) {
         self.moved = PageCount::ZERO;
         while let Some(next) = self.moves.pop_front() {
-            self.pages = self.pages - next.range.pages();
+            self.pages = self.pages - next.pages();
             self.moved += act(&next);
             if interrupted() {
                 break;
@@ -97,7 +139,7 @@ mod tests {
 
     fn home(page: u64, pages: u64) -> Move {
         let range = PageRange::new(VirtAddr::new(page * 4096), PageCount::new(pages)).unwrap();
-        Move { range, from: Select::DEVICE_COHERENT, to: vec![Target::System] }
+        Move::migrate(range, Select::DEVICE_COHERENT, vec![Target::System])
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! What a policy is shown.
 
+use crate::migrate::Survey;
 use crate::physmap::MemoryType;
 use crate::units::{DeviceId, PageCount, PageRange, VirtAddr};
 
@@ -29,8 +30,17 @@ pub trait View {
     /// The device on which the page at `page` is best kept, if the program said so. Costs a search.
     fn preferred(&self, page: VirtAddr) -> Option<DeviceId>;
 
-    /// Whether something of `chunk`, which lies in one [chunk](crate::heat), was used since this was asked last. Costs a search.
+    /// Whether something of `chunk`, which lies in one [chunk](crate::heat), was brought home by a touch since this was asked last. Costs a search.
     fn take_warmth(&mut self, chunk: PageRange) -> bool;
+
+    /// How long it has been since some moment in the past, in microseconds. Costs next to nothing.
+    fn now(&self) -> u64;
+
+    /// How much time of processors the program has used by now, in microseconds, with what hetmem used in it. Costs a system call.
+    fn used(&self) -> u64;
+
+    /// Where each page of `range` is, which lies in one block, and how [warm](crate::heat). Costs a look at as many entries of the page table.
+    fn survey(&mut self, range: PageRange, survey: &mut Survey);
 }
 
 /// By what it shows that a program does something: while nothing here changes, nothing has happened that would be noticed.

@@ -1,7 +1,7 @@
 //! One block: its lock, its pages' states, and what else is known of them.
 
 use super::slots::{Counts, Slots};
-use crate::heat::Heat;
+use crate::heat::{BlockHeat, Warmth};
 use crate::slot::Slot;
 use crate::sync::{Condvar, Mutex, MutexGuard, lock};
 use crate::units::{PageCount, PageRange};
@@ -21,8 +21,10 @@ pub struct BlockState {
     waited: bool,
     /// Another mapping is about to take the place of the block's ([`crate::exchange`]): touches of all its pages wait.
     pub(crate) exchanging: bool,
-    /// How warm its pages are.
-    pub(crate) heat: Heat,
+    /// Of which chunks touches have brought something home.
+    pub(crate) warmth: Warmth,
+    /// How warm its pages are; `None` until a policy looks.
+    pub(crate) heat: Option<Box<BlockHeat>>,
     /// Where the last fault's run ended, and how long the next one may be: the fault-around's memory.
     pub(crate) stream: Stream,
 }
@@ -87,15 +89,30 @@ impl BlockState {
     /// Forgets what is known of pages that are all the system's, but not who waits, nor for what.
     pub(super) fn forget(&mut self) {
         self.slots = Slots::default();
-        (self.heat, self.stream) = (Heat::default(), Stream::default());
+        (self.heat, self.warmth, self.stream) = (None, Warmth::default(), Stream::default());
     }
 
     /// Notes that a touch has brought `pages` home, or is about to, of which there might have been `window`.
-    pub(crate) fn note_touch(&mut self, pages: PageRange, window: u16) {
+    pub(crate) fn note_touch(&mut self, pages: PageRange, window: u16, now: u32) {
         let first = pages.start().index_in_block();
-        self.heat.touch(first);
+        self.warmth.touch(first);
+        self.note_use(first, now);
         let next = u16::try_from(first + pages.pages().as_usize()).expect("a block has 512 pages");
         self.stream = Stream { next, window };
+    }
+
+    /// Notes that `pages` were taken out of the program.
+    pub(crate) fn note_taken_out(&mut self, pages: PageRange) {
+        if let Some(heat) = &mut self.heat {
+            pages.iter().for_each(|page| heat.taken_out(page.index_in_block()));
+        }
+    }
+
+    /// Notes that page `index` was touched.
+    pub(crate) fn note_use(&mut self, index: usize, now: u32) {
+        if let Some(heat) = &mut self.heat {
+            heat.touched(index, now);
+        }
     }
 
     /// Notes that a thread waits for a busy page.
@@ -144,4 +161,4 @@ impl BlockState {
 }
 
 #[cfg(not(loom))]
-const _: () = assert!(size_of::<Block>() <= 40, "sixteen of these are made together");
+const _: () = assert!(size_of::<Block>() <= 48, "sixteen of these are made together");

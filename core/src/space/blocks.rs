@@ -188,6 +188,7 @@ impl Space {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::heat::BlockHeat;
     use crate::slot::{Frame, Slot};
     use crate::units::{DeviceId, FrameIndex};
 
@@ -227,10 +228,10 @@ mod tests {
         let [away, gone] = [3, 4].map(|no| space.block(BlockNo::new(no)));
         let frame = Frame { device: DeviceId::new(0), index: FrameIndex::new(1) };
         away.lock().set(9, Slot::Unmapped { frame, busy: false });
-        gone.lock().heat.touch(9);
+        gone.lock().heat = Some(Box::new(BlockHeat::new(9)));
         space.forget_blocks(&space.gate.events(), PageRange::ALL);
         assert_eq!(numbers(&space.blocks()), [3]);
         assert_eq!(space.existing_block(BlockNo::new(3)).unwrap().lock().slot(9).frame(), Some(frame));
-        assert!(!space.block(BlockNo::new(4)).lock().heat.take(9));
+        assert!(space.block(BlockNo::new(4)).lock().heat.is_none());
     }
 }

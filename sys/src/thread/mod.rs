@@ -29,5 +29,6 @@ pub use spawn::{Stack, next_symbol, unshare_directories, unshare_files};
 pub use tasks::Tasks;
 pub use tls::control_block;
 pub use wait::{
-    backoff_sleep, current_tid, futex_wait, futex_wake, processor_time, thread_exists, time_since_boot, yield_now,
+    backoff_sleep, current_tid, futex_wait, futex_wake, process_time, processor_time, thread_exists, time_since_boot,
+    yield_now,
 };

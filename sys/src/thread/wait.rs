@@ -30,6 +30,12 @@ pub fn processor_time() -> Duration {
     clock(libc::CLOCK_THREAD_CPUTIME_ID)
 }
 
+/// What all threads of the process have had of processors.
+#[must_use]
+pub fn process_time() -> Duration {
+    clock(libc::CLOCK_PROCESS_CPUTIME_ID)
+}
+
 /// The time since the machine was booted, by which `/proc/PID/stat` says when a process has started.
 #[must_use]
 pub fn time_since_boot() -> Duration {
@@ -40,7 +46,7 @@ fn clock(clock: libc::clockid_t) -> Duration {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     let clock = usize::try_from(clock).unwrap_or_default();
     let at = std::ptr::from_mut(&mut time).expose_provenance();
-    // Every thread has these clocks, so that there is no error.
+    // Every thread and process has these clocks, so that there is no error.
     // SAFETY: the kernel writes one time there.
     let _ = unsafe { raw::syscall5(libc::SYS_clock_gettime, [clock, at, 0, 0, 0]) };
     Duration::new(time.tv_sec.unsigned_abs(), u32::try_from(time.tv_nsec).unwrap_or(0))
