@@ -9,8 +9,9 @@ use hetmem_core::heat::CHUNK_PAGES;
 use hetmem_core::migrate::{Request as Migration, Target};
 use hetmem_core::units::{BLOCK_PAGES, ByteLen, PAGE_SHIFT, PageCount, PageRange, VirtAddr};
 
+use hetmem_sys::thread::processor_time;
+
 use super::ledger::Seat;
-use super::pace::Paced;
 use super::requests::{ANSWER_WORDS, Request};
 use hetmem::for_agent::Managed;
 
@@ -18,6 +19,8 @@ use hetmem::for_agent::Managed;
 const MIGRATED: PageCount = PageCount::new(8 * BLOCK_PAGES);
 /// How much is looked at for one request (16 GiB).
 const LOOKED_AT: PageCount = PageCount::new(8192 * BLOCK_PAGES);
+/// At most 2 % of a processor is spent on counting: the time from one count to the next is what one takes, times this.
+const COUNTING: u32 = 50;
 /// The most parts that heat is told in.
 const MOST_CELLS: u32 = 1024;
 
@@ -29,7 +32,8 @@ pub(super) struct Supervised {
     attended: u64,
     /// The last look for which was counted.
     looked: u64,
-    counts: Paced,
+    /// When it may be counted again.
+    counts_from: Instant,
     limit: ByteLen,
 }
 
@@ -37,7 +41,7 @@ impl Supervised {
     pub(super) fn new(seat: Option<Seat<'static>>) -> Self {
         // What was asked of the program that this process executed before, nobody waits for.
         let (attended, looked) = seat.map_or((0, 0), |seat| (seat.request_number(), 0));
-        Self { seat, attended, looked, counts: Paced::new(), limit: ByteLen::new(0) }
+        Self { seat, attended, looked, counts_from: Instant::now(), limit: ByteLen::new(0) }
     }
 
     /// Whether there is something to attend to now.
@@ -46,7 +50,7 @@ impl Supervised {
         let number = seat.request_number();
         (number != 0 && number != self.attended)
             || seat.system_limit() != self.limit
-            || (seat.looks() != self.looked && self.counts.is_due(Instant::now()))
+            || (seat.looks() != self.looked && Instant::now() >= self.counts_from)
     }
 
     /// The limit that holds from now on, if it is another than before.
@@ -62,10 +66,12 @@ impl Supervised {
     pub(super) fn attend(&mut self, managed: &Managed) -> bool {
         let Some(seat) = self.seat else { return false };
         let (look, number) = (seat.looks(), seat.request_number());
-        let is_wanted = look != self.looked && self.counts.is_due(Instant::now());
+        let is_wanted = look != self.looked && Instant::now() >= self.counts_from;
         if is_wanted {
             self.looked = look;
-            seat.tell_resident(self.counts.run(|| managed.count_resident(&managed.regions())), look);
+            let began = processor_time();
+            seat.tell_resident(managed.count_resident(&managed.regions()), look);
+            self.counts_from = Instant::now() + processor_time().saturating_sub(began) * COUNTING;
         }
         let is_asked = number != 0 && number != self.attended;
         if is_asked {

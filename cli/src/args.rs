@@ -9,7 +9,7 @@ use hetmem_core::quantity;
 use hetmem_core::units::ByteLen;
 use hetmem_devices::kind::KINDS;
 
-use crate::{bench, topology};
+use crate::{bench, ps, set, topology};
 
 /// Heterogeneous memory management in user space: pages of unmodified programs move between system memory and device
 /// memory while the programs run.
@@ -30,6 +30,10 @@ pub(crate) enum Command {
     Bench(bench::Args),
     /// Say what memory this machine has, who claims it, and which devices hetmem can make of it
     Topology(topology::Args),
+    /// Say which runs are under way
+    Ps(ps::Args),
+    /// Change what a run goes by, while it is under way
+    Set(set::Args),
     /// Be measured by `hetmem bench agent`
     #[command(hide = true)]
     BenchTarget(bench::target::Args),
@@ -159,7 +163,7 @@ fn parse_from(args: impl IntoIterator<Item = OsString>) -> Result<Command, Stop>
 /// The error that clap explains in paragraphs, in one line: what is wrong, what may have been meant, where help is.
 fn in_one_line(error: &clap::Error) -> String {
     if error.kind() == clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
-        return "no command is given: run, doctor, bench or topology; see `hetmem --help`".to_owned();
+        return "no command is given; see `hetmem --help`".to_owned();
     }
     let text = error.to_string();
     let paragraphs = text.split("\n\n").map(|p| p.split_whitespace().collect::<Vec<_>>().join(" "));

@@ -63,6 +63,9 @@ pub(crate) enum Failure {
     /// The picture can't be written.
     #[error("the picture can't be written to {}: {source}", .path.display())]
     Picture { path: PathBuf, source: io::Error },
+    /// A run can't be asked, or refuses.
+    #[error("{0}")]
+    Control(String),
     /// A measurement failed.
     #[error("bench: {0}")]
     Bench(String),
@@ -83,6 +86,7 @@ impl Failure {
             | Self::Supervise { .. }
             | Self::Output { .. }
             | Self::Picture { .. }
+            | Self::Control(_)
             | Self::Bench(_) => REFUSED,
         }
     }

@@ -6,6 +6,10 @@
 //!      ├─ doctor      what hetmem can use on this host
 //!      ├─ bench       measurements
 //!      ├─ topology    what memory there is, and who claims it
+//!      ├─ ps          which runs are under way
+//!      ├─ set         changes what one goes by
+//!      ├─ shown       what several commands show in one way
+//!      ├─ control     how they are asked, and answer
 //!      └─ failure     everything that can go wrong before and around a program, with its exit status
 //! ```
 //!
@@ -13,10 +17,14 @@
 
 mod args;
 mod bench;
+mod control;
 mod doctor;
 mod failure;
 mod host;
+mod ps;
 mod run;
+mod set;
+mod shown;
 mod topology;
 
 use std::process::ExitCode;
@@ -30,6 +38,8 @@ fn main() -> ExitCode {
         Ok(Command::Doctor(args)) => doctor::run(&args),
         Ok(Command::Bench(args)) => bench::run(&args),
         Ok(Command::Topology(args)) => topology::run(&args),
+        Ok(Command::Ps(args)) => ps::run(&args),
+        Ok(Command::Set(args)) => set::run(&args),
         Ok(Command::BenchTarget(args)) => bench::target::run(&args),
         Err(args::Stop::Shown) => return ExitCode::SUCCESS,
         Err(args::Stop::Usage(message)) => Err(Failure::Usage(message)),

@@ -177,6 +177,13 @@ impl Histogram {
         self.max()
     }
 
+    /// What was recorded since `earlier`, which is a copy of this one; its maximum is that of all.
+    #[must_use]
+    pub fn since(&self, earlier: &Self) -> Self {
+        let recorded = |at: usize| self.buckets[at].load(Relaxed).saturating_sub(earlier.buckets[at].load(Relaxed));
+        Self { buckets: std::array::from_fn(|at| AtomicU64::new(recorded(at))), max: AtomicU64::new(self.max()) }
+    }
+
     fn absorb(&self, other: &Self) {
         for (to, from) in self.buckets.iter().zip(&other.buckets) {
             to.store(to.load(Relaxed).saturating_add(from.load(Relaxed)), Relaxed);
@@ -201,6 +208,16 @@ mod tests {
         }
         assert_eq!(h.max(), 10_000);
         assert_eq!(h.count(), 10_000);
+    }
+
+    #[test]
+    fn what_came_since_is_told_apart() {
+        let (h, earlier) = (Histogram::default(), Histogram::default());
+        h.record(1000);
+        earlier.absorb(&h);
+        assert_eq!(h.since(&earlier).count(), 0);
+        (0..10).for_each(|_| h.record(10));
+        assert_eq!((h.since(&earlier).count(), h.since(&earlier).quantile(1000)), (10, 10));
     }
 
     #[test]

@@ -15,7 +15,7 @@
 mod found;
 pub(crate) mod output;
 mod program;
-mod report;
+pub(crate) mod report;
 mod room;
 mod supervise;
 
@@ -29,11 +29,13 @@ use hetmem_agent::config::{self, Config};
 use hetmem_agent::ledger::Ledger;
 use hetmem_core::policy::PolicySpec;
 use hetmem_core::quantity;
+use hetmem_core::sync::Arc;
 use hetmem_core::units::{ByteLen, PAGE_SIZE};
 use hetmem_devices::spec::{self, DeviceSpec};
 use hetmem_sys::probe::Capabilities;
 
 use crate::args::RunArgs;
+use crate::control::{Server, Subject};
 use crate::failure::{self, Failure, REFUSED};
 use crate::host;
 use output::Output;
@@ -73,7 +75,7 @@ pub(crate) fn run(args: &RunArgs) -> Result<u8, Failure> {
     room::have_limits_told();
     let prepare = |path| room::with_all_there_is(|| Output::prepare(path));
     let output = args.stats.as_deref().map(prepare).transpose().map_err(stats_failure)?;
-    let ledger = room::with_all_there_is(Ledger::create)?;
+    let ledger = Arc::new(room::with_all_there_is(Ledger::create)?);
 
     let mut command = command(&program, arguments);
     command.env(PRELOAD, preload(library.into_os_string(), std::env::var_os(PRELOAD)));
@@ -82,9 +84,21 @@ pub(crate) fn run(args: &RunArgs) -> Result<u8, Failure> {
     let config = Config { devices, policy, stock, ledger: ledger.path().unwrap_or_default(), supervisor };
     command.env(config::VARIABLE, config.encode());
     let running = supervise::start(&mut command).map_err(|source| cannot_start(&program, source))?;
+    let name = name.to_string_lossy().into_owned();
+    let control = Server::start(Subject {
+        ledger: ledger.clone(),
+        devices: config.devices.clone(),
+        policy: config.policy.clone(),
+        stock,
+        memory,
+        program: name.clone(),
+        program_pid: running.pid(),
+        started: running.started(),
+    });
     let waiting =
         |source| Failure::Supervise { program: program.file.clone(), what: "could not be waited for", source };
     let ended = running.wait().map_err(waiting)?;
+    drop(control);
 
     let Ended { status, wall, .. } = ended;
     // By its number, which is another for a program in a process namespace of its own.
@@ -92,12 +106,11 @@ pub(crate) fn run(args: &RunArgs) -> Result<u8, Failure> {
     let away = away.unwrap_or_else(|| report::away(&config.devices, &ledger.sum()));
     let (signal, core_dumped) = (status.signal(), status.core_dumped());
     let end = End { exit_code: ended.exit_code(), signal, core_dumped, away, wall };
-    let name = name.to_string_lossy().into_owned();
     let managed = report_agents(&ledger, &name, &ended);
     let report = Report::new(name, end, ledger.processes(), &config.devices, &ledger.sum());
     if !args.quiet && managed {
         // A standard error that is gone is no reason to lose the program's status.
-        let _ = write!(io::stderr().lock(), "{}", report.summary(end, &config.policy));
+        let _ = write!(io::stderr().lock(), "{}", report.summary(end, &last_policy(&config.policy, &ledger)));
     }
     if let Some(output) = output
         && let Err(source) = room::with_all_there_is(|| output.write(&report.json()))
@@ -106,6 +119,12 @@ pub(crate) fn run(args: &RunArgs) -> Result<u8, Failure> {
         return Ok(if end.exit_code == 0 { REFUSED } else { end.exit_code });
     }
     Ok(end.exit_code)
+}
+
+/// The policy with the limit that held last.
+fn last_policy(policy: &PolicySpec, ledger: &Ledger) -> PolicySpec {
+    let set = limit_of(policy).and_then(|_| ledger.system_limit());
+    set.and_then(|limit| policy.with(&limit.get().to_string()).ok()).unwrap_or_else(|| policy.clone())
 }
 
 fn devices(texts: &[String], memory: ByteLen) -> Result<Vec<DeviceSpec>, Failure> {
@@ -140,7 +159,7 @@ fn policy(given: &PolicySpec, limit: Option<ByteLen>, memory: ByteLen) -> Result
 }
 
 /// How much memory the policy leaves in system memory, if it is [`LIMIT`].
-fn limit_of(policy: &PolicySpec) -> Option<ByteLen> {
+pub(crate) fn limit_of(policy: &PolicySpec) -> Option<ByteLen> {
     let limit = policy.argument().filter(|_| policy.name() == LIMIT)?;
     quantity::size(limit).ok()
 }

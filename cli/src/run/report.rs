@@ -201,7 +201,7 @@ impl Summary<'_> {
 }
 
 /// `1234567` as `1,234,567`.
-fn grouped(number: u64) -> String {
+pub(crate) fn grouped(number: u64) -> String {
     let digits = number.to_string();
     let mut text = String::new();
     for (i, digit) in digits.chars().enumerate() {
@@ -214,7 +214,7 @@ fn grouped(number: u64) -> String {
 }
 
 /// A length in the largest unit that leaves a whole part, with one decimal unless it is exact.
-fn short(bytes: u64) -> String {
+pub(crate) fn short(bytes: u64) -> String {
     for (shift, unit) in [(40, "TiB"), (30, "GiB"), (20, "MiB"), (10, "KiB")] {
         if bytes >> shift != 0 {
             if bytes.trailing_zeros() >= shift {

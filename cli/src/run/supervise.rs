@@ -96,6 +96,16 @@ pub(crate) fn start(command: &mut Command) -> Result<Running, NotStarted> {
 }
 
 impl Running {
+    /// The program's process id.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// When it was started.
+    pub(crate) const fn started(&self) -> Instant {
+        self.started
+    }
+
     /// Waits until the program has ended.
     pub(crate) fn wait(mut self) -> io::Result<Ended> {
         let pid = self.child.id();

@@ -1,0 +1,189 @@
+//! Whoever asks a run: finds its socket, and waits for answers no longer than he says.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use rustix::event::PollFlags;
+use rustix::io::Errno;
+use rustix::net::{SocketAddrUnix, connect, sockopt::socket_peercred};
+use thiserror::Error;
+
+use super::place::{self, Found};
+use super::protocol::{Answer, Request, Run};
+use super::wire::{self, Lines, NoLine};
+
+/// Bytes that an answer may have: more than any has.
+const LONGEST_ANSWER: usize = 16 << 20;
+/// How long a request may take to be sent.
+const SENDING: Duration = Duration::from_secs(2);
+/// How long a run may take to say which it is.
+const INTRODUCTION: Duration = Duration::from_secs(1);
+
+/// Why a run does not answer.
+#[derive(Clone, PartialEq, Eq, Debug, Error)]
+pub(crate) enum AskError {
+    /// It has ended.
+    #[error("the run has ended")]
+    Ended,
+    /// It is stopped, or its machine is busy.
+    #[error("the run does not answer; is it stopped?")]
+    Silent,
+    /// It refuses.
+    #[error("{0}")]
+    Refused(String),
+    /// It is another version, or somebody else.
+    #[error("{0}")]
+    Garbled(String),
+}
+
+/// Why there is no connection.
+#[derive(Debug)]
+enum NoConnection {
+    LeftBehind,
+    Refused(String),
+}
+
+/// A connection to a run.
+#[derive(Debug)]
+pub(crate) struct Connection {
+    socket: OwnedFd,
+    lines: Lines,
+}
+
+impl Connection {
+    fn open(found: &Found) -> Result<Self, NoConnection> {
+        let refused = |error: std::io::Error| NoConnection::Refused(format!("{}: {error}", found.path.display()));
+        let socket = place::socket().map_err(refused)?;
+        let address = SocketAddrUnix::new(&found.path).map_err(|errno| refused(errno.into()))?;
+        match connect(&socket, &address) {
+            Ok(()) => {}
+            Err(Errno::CONNREFUSED | Errno::NOENT) => return Err(NoConnection::LeftBehind),
+            // As many wait as can: nobody accepts.
+            Err(Errno::AGAIN) => return Err(NoConnection::Refused(AskError::Silent.to_string())),
+            Err(errno) => return Err(refused(errno.into())),
+        }
+        // What listens there is whose it says.
+        match socket_peercred(&socket) {
+            Ok(peer) if peer.uid.as_raw() == found.owner || peer.uid.is_root() => {}
+            _ => return Err(NoConnection::Refused(format!("{} is somebody else's", found.path.display()))),
+        }
+        Ok(Self { socket, lines: Lines::new(LONGEST_ANSWER) })
+    }
+
+    /// Sends a request.
+    pub(crate) fn send(&self, request: &Request) -> Result<(), AskError> {
+        wire::send(&self.socket, request.line().as_bytes(), SENDING).map_err(|error| {
+            if error.kind() == std::io::ErrorKind::TimedOut { AskError::Silent } else { AskError::Ended }
+        })
+    }
+
+    /// The next answer that has come; `None` if there is none yet. Waits for nobody.
+    pub(crate) fn received(&mut self) -> Result<Option<Answer>, AskError> {
+        match self.lines.next(&self.socket) {
+            Ok(line) => {
+                let answer = Answer::read(&line).map_err(AskError::Garbled)?;
+                if let Answer::Error(why) = answer { Err(AskError::Refused(why)) } else { Ok(Some(answer)) }
+            }
+            Err(NoLine::Yet) => Ok(None),
+            Err(NoLine::End) => Err(AskError::Ended),
+            Err(NoLine::TooLong) => Err(AskError::Garbled("its answer is too long".to_owned())),
+        }
+    }
+
+    /// The next answer, if it comes within `time`.
+    pub(crate) fn receive(&mut self, time: Duration) -> Result<Answer, AskError> {
+        let until = Instant::now() + time;
+        loop {
+            if let Some(answer) = self.received()? {
+                return Ok(answer);
+            }
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(AskError::Silent);
+            }
+            wire::wait(self.socket.as_fd(), PollFlags::IN, Some(left));
+        }
+    }
+
+    /// Asks, and waits for the answer no longer than `time`.
+    pub(crate) fn ask(&mut self, request: &Request, time: Duration) -> Result<Answer, AskError> {
+        self.send(request)?;
+        self.receive(time)
+    }
+}
+
+impl AsFd for Connection {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+/// A run that was found, and what it says of itself, or why it says nothing.
+#[derive(Debug)]
+pub(crate) struct Introduced {
+    pub(crate) pid: u32,
+    pub(crate) run: Result<(Run, Connection), String>,
+}
+
+/// All runs of this user (of all users, for root). Names that killed runs have left behind are removed.
+pub(crate) fn runs() -> Vec<Introduced> {
+    let until = Instant::now() + INTRODUCTION;
+    let mut opened: Vec<(Found, Result<Connection, String>)> = Vec::new();
+    for found in place::sockets() {
+        match Connection::open(&found) {
+            Ok(connection) => {
+                let asked = connection.send(&Request::Run {}).map(|()| connection);
+                opened.push((found, asked.map_err(|error| error.to_string())));
+            }
+            Err(NoConnection::Refused(why)) => opened.push((found, Err(why))),
+            Err(NoConnection::LeftBehind) => forget(&found),
+        }
+    }
+    // All were asked at once: those that don't answer are waited for together.
+    let introduce = |(found, connection): (Found, Result<Connection, String>)| {
+        let run = connection.and_then(|mut connection| {
+            let left = until.saturating_duration_since(Instant::now());
+            match connection.receive(left) {
+                Ok(Answer::Run(run)) => Ok((run, connection)),
+                Ok(_) => Err("it answers something else".to_owned()),
+                Err(error) => Err(error.to_string()),
+            }
+        });
+        Introduced { pid: found.pid, run }
+    };
+    let ended = AskError::Ended.to_string();
+    opened.into_iter().map(introduce).filter(|found| found.run.as_ref().err() != Some(&ended)).collect()
+}
+
+/// Removes the name of a run that was killed: nobody listens, and there is no such process.
+fn forget(found: &Found) {
+    let pid = i32::try_from(found.pid).ok().and_then(rustix::process::Pid::from_raw);
+    let is_gone = pid.is_none_or(|pid| rustix::process::test_kill_process(pid) == Err(Errno::SRCH));
+    if is_gone && place::is_left_behind(&found.path) {
+        let _ = std::fs::remove_file(&found.path);
+    }
+}
+
+/// The run whose `hetmem run`, or whose program, is process `pid`, or the only one there is; the error says what there is.
+pub(crate) fn find(pid: Option<u32>) -> Result<(Run, Connection), String> {
+    let mut runs = runs();
+    let is_meant = |found: &Introduced| {
+        let is_program = |pid| found.run.as_ref().is_ok_and(|(run, _)| run.program_pid == pid);
+        pid.is_none_or(|pid| found.pid == pid || is_program(pid))
+    };
+    let meant = runs.iter().filter(|found| is_meant(found)).count();
+    match (meant, pid) {
+        (1, _) => {
+            let at = runs.iter().position(is_meant).unwrap_or_default();
+            let found = runs.swap_remove(at);
+            found.run.map_err(|why| format!("run {}: {why}", found.pid))
+        }
+        (0, Some(pid)) => Err(format!("process {pid} is no run of hetmem's that may be asked; see `hetmem ps`")),
+        (0, None) => Err("no run of hetmem's is under way".to_owned()),
+        _ => {
+            let pids: Vec<String> =
+                runs.iter().filter(|found| is_meant(found)).map(|found| found.pid.to_string()).collect();
+            Err(format!("there are several runs: {}; name one", pids.join(", ")))
+        }
+    }
+}

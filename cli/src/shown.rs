@@ -1,0 +1,65 @@
+//! What several commands show in one way.
+
+use std::io::{self, Write as _};
+
+use crate::failure::Failure;
+
+/// Prints `text`, which is called `what`, on standard output.
+pub(crate) fn print(text: &str, what: &'static str) -> Result<(), Failure> {
+    let mut out = io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        // A reader that went away has seen what it wanted.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        result => result.map_err(|source| Failure::Output { what, source }),
+    }
+}
+
+/// Rows in columns of their width, two spaces between them; those of `left` begin on the left, the others end on the right.
+pub(crate) fn columns<const N: usize>(rows: &[[String; N]], left: &[usize]) -> String {
+    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..N).map(width).collect();
+    let mut text = String::new();
+    for row in rows {
+        let cells = row.iter().zip(&widths).enumerate().map(|(column, (cell, width))| {
+            if left.contains(&column) { format!("{cell:<width$}") } else { format!("{cell:>width$}") }
+        });
+        text.push_str(cells.collect::<Vec<_>>().join("  ").trim_end());
+        text.push('\n');
+    }
+    text
+}
+
+/// A time as people tell it: `0:07`, `12:34`, `3:00:00`, `2d 3:00:00`.
+pub(crate) fn time(seconds: f64) -> String {
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "casts of floats saturate, and no time is negative"
+    )]
+    let seconds = seconds as u64;
+    let (minutes, hours) = (seconds / 60 % 60, seconds / 3600 % 24);
+    let clock = format!("{minutes:02}:{:02}", seconds % 60);
+    match (seconds / 86400, hours) {
+        (0, 0) => clock.strip_prefix('0').map_or(clock.clone(), str::to_owned),
+        (0, hours) => format!("{hours}:{clock}"),
+        (days, hours) => format!("{days}d {hours}:{clock}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_told_as_people_tell_them() {
+        for (seconds, text) in [(7.9, "0:07"), (754.0, "12:34"), (10_800.0, "3:00:00"), (183_600.0, "2d 3:00:00")] {
+            assert_eq!(time(seconds), text);
+        }
+    }
+
+    #[test]
+    fn columns_are_as_wide_as_what_is_in_them() {
+        let rows = [["A", "NAME", "N"], ["123", "é", "4"]].map(|row| row.map(str::to_owned));
+        assert_eq!(columns(&rows, &[1]), "  A  NAME  N\n123  é     4\n");
+    }
+}
