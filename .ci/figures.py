@@ -228,6 +228,42 @@ def scale(section):
     )
 
 
+def policy(section):
+    found = [(name[: -len(", limit")], name) for name in section.rows if name.endswith(", limit")]
+    if not found:
+        raise KeyError(f"{section.name} has no rows of `limit`")
+
+    def shares(name, changed=""):
+        """By seconds, in order."""
+        pattern = rf"share{changed} after (\S+) s"
+        parts = {float(match[1]): row["median"] for part, row in section.parts[name].items() if (match := re.fullmatch(pattern, part))}
+        if not parts:
+            raise KeyError(f"{section.name} has no shares below `{name}`")
+        return sorted(parts.items())
+
+    def after(shares, seconds):
+        """At the last mark that is not later, or the first."""
+        return ([share for mark, share in shares if mark <= seconds] or [shares[0][1]])[-1]
+
+    def ratio(name, against):
+        ratios = [ratio["median"] for ratio in section.row(name)["ratios"] if ratio["against"] == against]
+        return times(ratios[0]) if ratios and ratios[0] is not None else ""
+
+    rows = []
+    for case, name in found:
+        of = shares(name)
+        cells = [f"`{case}`", f"{after(of, 5):.2f}; {of[-1][1]:.2f}"]
+        # A change of phase comes to an end as the first phase does.
+        changed = [part for part in section.parts[name] if part.startswith("share, changed,")]
+        if changed:
+            after_change = shares(name, ", changed,")
+            cells[1] += f"; changed: {after(after_change, 5):.2f}; {after_change[-1][1]:.2f}"
+        cells += [f"{figure(section.median(name))} M/s", ratio(name, "native"), ratio(name, "best fixed placement")]
+        cells += [ratio(name, "clock"), f"{section.part(name, 'agent, learning'):.1f}; {section.part(name, 'agent, stable'):.1f} %"]
+        rows.append(cells)
+    return table(["workload, limit, device", "share after 5 s; at the end", "accesses", "× native", "× best fixed placement", "× `clock`", "agent: learning; stable"], rows)
+
+
 # What a block is made of.
 BLOCKS = {
     "migrate": (migrate, ["migrate"]),
@@ -236,6 +272,7 @@ BLOCKS = {
     "alternate": (alternate, ["alternate"]),
     "mirror": (mirror, ["mirror"]),
     "scale": (scale, ["scale"]),
+    "policy": (policy, ["policy"]),
 }
 
 

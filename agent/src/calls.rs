@@ -2,10 +2,12 @@
 //!
 //! Where there is no agent, each does nothing: in a program that it has left, and in a child that was forked past the C library.
 
+use hetmem::for_agent::Managed;
 use hetmem_core::units::{PageCount, PageRange, VirtAddr};
 use hetmem_sys::access;
 use hetmem_sys::thread::current_tid;
 
+use super::mailbox::Look;
 use super::presence::{Use, fork_alone, forked_alone, is_here};
 use super::removal::thread_is_known;
 
@@ -142,6 +144,17 @@ pub fn release_range(range: PageRange) {
 /// As `mincore(2)` of `range` would say if nothing of it were away: a byte for each page. `None` where there is no agent, or the kernel refuses.
 #[must_use]
 pub fn residency(range: PageRange) -> Option<Vec<u8>> {
-    let seen = Use::begin()?.mailbox.residency(range);
+    look(range, Managed::residency)
+}
+
+/// Where the pages of `range` are, a byte for each, as [`Managed::each_place`] says. `None` where there is no agent.
+#[must_use]
+pub fn places(range: PageRange) -> Option<Vec<u8>> {
+    look(range, Managed::each_place)
+}
+
+/// Has the worker look, on whose stack no page is away: with locks held that a touch needs.
+fn look(range: PageRange, look: Look) -> Option<Vec<u8>> {
+    let seen = Use::begin()?.mailbox.look(range, look);
     (!seen.is_empty()).then_some(seen)
 }

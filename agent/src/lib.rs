@@ -43,7 +43,7 @@ mod supervised;
 mod work;
 
 pub use calls::{
-    after_fork_in_parent, all_home, before_fork, begin_thread, is_running, keep_at_home, keep_in_place, let_go,
+    after_fork_in_parent, all_home, before_fork, begin_thread, is_running, keep_at_home, keep_in_place, let_go, places,
     protect_thread, release_range, residency, thread_began, undisturbed, undivided,
 };
 pub use ends::{thread_exits, thread_is_strict};

@@ -11,7 +11,7 @@
 //! gather() ──────────────────────► brings home what can be, stands still: a core dump is about to be written
 //! disperse() ────────────────────► goes on
 //!
-//! release(), residency() ────────► answers each
+//! release(), look() ─────────────► answers each
 //! leave() ───────────────────────► brings all home, and ends if that went well
 //! ```
 
@@ -23,6 +23,9 @@ use hetmem_core::units::PageRange;
 use super::housekeeping::Housekeeping;
 use hetmem::for_agent::Managed;
 use hetmem_sys::process::MemoryUse;
+
+/// A question about each page of a range: a byte for each, or none at all where that can't be said.
+pub(super) type Look = fn(&Managed, PageRange) -> Vec<u8>;
 
 /// What the program's threads want of the worker.
 #[derive(Default)]
@@ -40,8 +43,8 @@ struct Wants {
     /// Ranges to be let go of for good, each with the asker's ticket, and the tickets of those that were.
     release: Vec<(u64, PageRange)>,
     released: Vec<u64>,
-    /// Ranges of which it is asked what is there, and the answers.
-    looks: Vec<(u64, PageRange)>,
+    /// Ranges of which something is asked, and the answers.
+    looks: Vec<(u64, PageRange, Look)>,
     seen: Vec<(u64, Vec<u8>)>,
     /// The last ticket.
     asked: u64,
@@ -137,11 +140,11 @@ impl Mailbox {
         }
     }
 
-    /// As `mincore(2)` of `range` would say if nothing of it were away: a byte for each page. Empty where the kernel refuses.
-    pub(super) fn residency(&self, range: PageRange) -> Vec<u8> {
+    /// What the worker answers to `look` of `range`. It has a stack that is never away, and holds no lock that a touch needs when this returns.
+    pub(super) fn look(&self, range: PageRange, look: Look) -> Vec<u8> {
         let mut wants = lock(&self.wants);
         let ticket = wants.next_ticket();
-        wants.looks.push((ticket, range));
+        wants.looks.push((ticket, range, look));
         self.changed.notify_all();
         loop {
             if let Some(at) = wants.seen.iter().position(|(of, _)| *of == ticket) {
@@ -251,9 +254,9 @@ impl Mailbox {
 
     /// Says what is there to those who ask: while all stands still, too, as a fork may take long.
     fn answer_looks<'a>(&'a self, managed: &Managed, mut wants: MutexGuard<'a, Wants>) -> MutexGuard<'a, Wants> {
-        while let Some((ticket, range)) = wants.looks.pop() {
+        while let Some((ticket, range, look)) = wants.looks.pop() {
             drop(wants);
-            let seen = managed.residency(range);
+            let seen = look(managed, range);
             wants = lock(&self.wants);
             wants.seen.push((ticket, seen));
             self.changed.notify_all();

@@ -34,7 +34,7 @@ pub(crate) enum Command {
     Ps(ps::Args),
     /// Change what a run goes by, while it is under way
     Set(set::Args),
-    /// Be measured by `hetmem bench agent`
+    /// Be measured by `hetmem bench agent` or `hetmem bench policy`
     #[command(hide = true)]
     BenchTarget(bench::target::Args),
 }

@@ -54,6 +54,11 @@ pub enum OpenError {
     Memory(#[source] Errno),
 }
 
+/// Of [`Managed::each_place`]: a page in system memory, or nowhere yet.
+pub const IN_SYSTEM_MEMORY: u8 = 0;
+/// Of [`Managed::each_place`]: a page that is moving.
+pub const ON_ITS_WAY: u8 = u8::MAX;
+
 /// As many threads serve beside the first at most.
 pub const MOST_HELPERS: usize = MOST - 1;
 
@@ -352,6 +357,17 @@ impl Managed {
         let Ok(mut seen) = hetmem_sys::mapping::resident(range) else { return Vec::new() };
         self.0.engine.each_away(range, |page| seen[page.start().pages_since(range.start()).as_usize()] |= 1);
         seen
+    }
+
+    /// Where the pages of `range` are, a byte for each: [`IN_SYSTEM_MEMORY`], [`ON_ITS_WAY`], or the number of a device and one.
+    #[must_use]
+    pub fn each_place(&self, range: PageRange) -> Vec<u8> {
+        let place = |page| match page {
+            Residency::System => IN_SYSTEM_MEMORY,
+            Residency::Migrating => ON_ITS_WAY,
+            Residency::Device(device) => u8::try_from(device.index() + 1).unwrap_or(ON_ITS_WAY),
+        };
+        self.0.engine.residency(range).into_iter().map(place).collect()
     }
 
     /// How many pages are on private devices.

@@ -104,11 +104,13 @@ pub(crate) fn adoptable(maps: &MapsFile, mut alone: RangeMap<()>) -> Vec<PageRan
     found
 }
 
-/// Tells the anonymous memory right behind the mappings of a file that is not the program's own: the variables that a library has no bytes for in its
-/// file, or what else happens to be there.
+/// Tells the anonymous memory right behind the mappings of a library: the variables that it has no bytes for in its file. A library is a file other than
+/// the program that is mapped to be executed, and privately: its code is in front of its variables. Behind other files there is memory of any kind.
 #[derive(Default)]
 struct BehindFiles {
     program: Vec<u8>,
+    /// The last file that was mapped to be executed.
+    executed: Vec<u8>,
     /// The end of the last mapping, if what follows is a library's.
     end: Option<VirtAddr>,
 }
@@ -121,7 +123,12 @@ impl BehindFiles {
                 // The first mapping of a file is the program's own: position-independent or not, it is lowest.
                 self.program = mapping.name.to_vec();
             }
-            self.end = (mapping.name != self.program).then_some(mapping.range.end());
+            if mapping.perms.contains(Perms::EXEC) {
+                self.executed = mapping.name.to_vec();
+            }
+            let is_a_librarys =
+                mapping.name != self.program && mapping.name == self.executed && !mapping.perms.contains(Perms::SHARED);
+            self.end = is_a_librarys.then_some(mapping.range.end());
             return false;
         }
         let follows = self.end == Some(mapping.range.start());
@@ -158,5 +165,45 @@ fn subtract(range: PageRange, holes: &[PageRange], out: &mut Vec<PageRange>) {
         if let Some(rest) = rest.filter(|r| !r.is_empty()) {
             subtract(rest, holes, out);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use hetmem_core::units::PageCount;
+    use hetmem_sys::maps::DeviceNumber;
+
+    #[test]
+    fn behind_a_library_are_its_variables_and_behind_other_files_is_memory_of_any_kind() {
+        // Pages from here on, what they allow, and the file.
+        let mappings: [(u64, Perms, &str); 12] = [
+            (10, Perms::READ, "/program"),
+            (11, Perms::READ | Perms::EXEC, "/program"),
+            (12, Perms::READ | Perms::WRITE, "/program"),
+            (13, Perms::READ | Perms::WRITE, ""),
+            (20, Perms::READ, "/data"),
+            (21, Perms::READ | Perms::WRITE, ""),
+            (30, Perms::READ | Perms::EXEC, "/library"),
+            (31, Perms::READ | Perms::WRITE, "/library"),
+            (32, Perms::READ | Perms::WRITE, ""),
+            (40, Perms::READ | Perms::WRITE, ""),
+            (50, Perms::READ | Perms::WRITE | Perms::SHARED, "/library"),
+            (51, Perms::READ | Perms::WRITE, ""),
+        ];
+        let mut behind = BehindFiles::default();
+        let found = mappings.into_iter().filter(|(page, perms, name)| {
+            let range = PageRange::new(VirtAddr::new(page * 4096), PageCount::ONE).unwrap();
+            let inode = name.bytes().map(u64::from).sum();
+            behind.is_a_librarys(&Mapping {
+                range,
+                perms: *perms,
+                offset: 0,
+                device: DeviceNumber { major: 0, minor: 0 },
+                inode,
+                name: name.as_bytes(),
+            })
+        });
+        assert_eq!(found.map(|(page, ..)| page).collect::<Vec<_>>(), [32]);
     }
 }

@@ -10,7 +10,8 @@
 //!        mirror   │
 //!        scale    │
 //!        kernel   │
-//!        agent ───┘ ── target (the program that it measures)
+//!        agent ───┤ ── target (the program that it measures)
+//!        policy ──┘ ── target, and a folder of its own
 //! ```
 //!
 //! Absolute figures of two runs can't be compared: machines are shared, clocks change. So whatever is compared is measured
@@ -27,6 +28,7 @@ mod kernel;
 mod machine;
 mod migrate;
 mod mirror;
+mod policy;
 mod progress;
 mod report;
 mod rounds;
@@ -65,6 +67,9 @@ pub(crate) struct Args {
     /// The measurements to make [default: all]
     #[arg(value_name = "NAME", value_enum)]
     pub(crate) names: Vec<Name>,
+
+    #[command(flatten)]
+    pub(crate) policy: policy::Options,
 }
 
 /// A measurement.
@@ -90,10 +95,12 @@ pub(crate) enum Name {
     Kernel,
     /// What the agent costs a program that gives it nothing to do, asleep and at work
     Agent,
+    /// How soon and how well a policy keeps what is used most in system memory, by workload, limit and device (about half an hour)
+    Policy,
 }
 
 impl Name {
-    const ALL: [Self; 10] = [
+    const ALL: [Self; 11] = [
         Self::Migrate,
         Self::Fault,
         Self::Touch,
@@ -104,9 +111,10 @@ impl Name {
         Self::Scale,
         Self::Kernel,
         Self::Agent,
+        Self::Policy,
     ];
 
-    fn run(self, plan: &Plan, progress: &Progress) -> Result<Section, Failure> {
+    fn run(self, plan: &Plan, options: &policy::Options, progress: &Progress) -> Result<Section, Failure> {
         match self {
             Self::Migrate => migrate::run(plan, progress),
             Self::Fault => fault::run(plan, progress),
@@ -118,12 +126,16 @@ impl Name {
             Self::Scale => scale::run(plan, progress),
             Self::Kernel => kernel::run(plan, progress),
             Self::Agent => agent::run(plan, progress),
+            Self::Policy => policy::run(plan, options, progress),
         }
     }
 }
 
 /// Makes the measurements.
 pub(crate) fn run(args: &Args) -> Result<u8, Failure> {
+    if !args.policy.is_empty() && !args.names.is_empty() && !args.names.contains(&Name::Policy) {
+        return Err(Failure::Usage("options of `policy` are given, and it is not among the measurements".to_owned()));
+    }
     let output = match &args.json {
         None => None,
         Some(path) => {
@@ -136,7 +148,7 @@ pub(crate) fn run(args: &Args) -> Result<u8, Failure> {
     print(&table::head(&report))?;
     for name in Name::ALL.into_iter().filter(|name| args.names.is_empty() || args.names.contains(name)) {
         let (progress, start) = (Progress::new(), Instant::now());
-        let mut section = name.run(&plan, &progress)?;
+        let mut section = name.run(&plan, &args.policy, &progress)?;
         drop(progress);
         section.seconds = start.elapsed().as_secs_f64();
         print(&table::section(&section))?;

@@ -34,6 +34,11 @@ impl Samples {
         &self.0
     }
 
+    /// Whether all are as `is` says.
+    pub(super) fn all(&self, is: impl Fn(f64) -> bool) -> bool {
+        self.0.iter().all(|value| is(*value))
+    }
+
     /// What they come to; `None` if there are none.
     pub(super) fn summary(&self) -> Option<Summary> {
         let mut sorted = self.0.clone();
@@ -43,14 +48,19 @@ impl Samples {
         Some(Summary { median: f64::midpoint(below, above), min, max })
     }
 
+    /// What `combine` makes of this and `other`, round by round. Rounds that only one of them has are left out.
+    pub(super) fn map_with(&self, other: &Self, combine: impl Fn(f64, f64) -> f64) -> Self {
+        self.0.iter().zip(&other.0).map(|(a, b)| combine(*a, *b)).collect()
+    }
+
     /// This over `base`, round by round. Rounds that only one of them has are left out.
     pub(super) fn over(&self, base: &Self) -> Self {
-        Self(self.0.iter().zip(&base.0).map(|(a, b)| a / b).collect())
+        self.map_with(base, |a, b| a / b)
     }
 
     /// This without `base`, round by round. Rounds that only one of them has are left out.
     pub(super) fn minus(&self, base: &Self) -> Self {
-        Self(self.0.iter().zip(&base.0).map(|(a, b)| a - b).collect())
+        self.map_with(base, |a, b| a - b)
     }
 }
 

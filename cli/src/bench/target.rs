@@ -1,5 +1,5 @@
-//! What `hetmem bench agent` measures: this binary once more, natively and under `hetmem run`, as a program that sleeps, works, or ends at once. It
-//! says on standard output, as JSON, what it cost; threads that others have started in it are counted.
+//! What `hetmem bench agent` and `hetmem bench policy` measure: this binary once more, natively and under `hetmem run`, as a program that sleeps, works,
+//! ends at once, or uses memory as a workload says. It says on standard output, as JSON, what it cost; threads that others have started in it are counted.
 
 use std::fmt::Write as _;
 use std::hint::black_box;
@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use super::setup::failed;
 use crate::failure::Failure;
 
-/// Be the program that `hetmem bench agent` measures.
+/// Be the program that `hetmem bench agent` or `hetmem bench policy` measures.
 #[derive(clap::Args, Debug)]
 pub(crate) struct Args {
     #[command(subcommand)]
@@ -44,6 +44,11 @@ enum Role {
         /// How much.
         turns: u64,
     },
+    /// It uses memory.
+    Policy {
+        /// How, as JSON.
+        task: String,
+    },
 }
 
 /// What it cost.
@@ -59,19 +64,26 @@ pub(super) struct Cost {
 
 /// Plays the role.
 pub(crate) fn run(args: &Args) -> Result<u8, Failure> {
-    let cost = match args.role {
-        Role::End => return Ok(0),
+    match &args.role {
+        Role::End => Ok(0),
         Role::Sleep { mappings, pages, settle, measure } => {
-            let _memory = patchwork(mappings, PageCount::new(pages))?;
-            sleep(settle)?;
-            cost(|| sleep(measure))?
+            let _memory = patchwork(*mappings, PageCount::new(*pages))?;
+            sleep(Duration::from_millis(*settle))?;
+            say(&cost(|| sleep(Duration::from_millis(*measure)))?)
         }
-        Role::Work { turns } => cost(|| {
-            black_box(work(turns));
+        Role::Work { turns } => say(&cost(|| {
+            black_box(work(*turns));
             Ok(())
-        })?,
-    };
-    let text = serde_json::to_string(&cost).map_err(failed("the figures can't be put into JSON"))?;
+        })?),
+        Role::Policy { task } => {
+            let task = serde_json::from_str(task).map_err(failed("the task can't be read"))?;
+            say(&super::policy::program::run(&task)?)
+        }
+    }
+}
+
+fn say(figures: &impl Serialize) -> Result<u8, Failure> {
+    let text = serde_json::to_string(figures).map_err(failed("the figures can't be put into JSON"))?;
     writeln!(std::io::stdout(), "{text}").map_err(|source| Failure::Output { what: "the figures", source })?;
     Ok(0)
 }
@@ -94,8 +106,8 @@ fn patchwork(count: u64, pages: PageCount) -> Result<Option<Arena>, Failure> {
     Ok(Some(arena))
 }
 
-fn sleep(milliseconds: u64) -> Result<(), Failure> {
-    let time = Duration::from_millis(milliseconds).try_into().map_err(failed("a time can't be had"))?;
+pub(super) fn sleep(time: Duration) -> Result<(), Failure> {
+    let time = time.try_into().map_err(failed("a time can't be had"))?;
     // Of nothing: only time passes.
     rustix::event::poll(&mut [], Some(&time)).map_err(failed("the program can't sleep"))?;
     Ok(())
@@ -103,7 +115,7 @@ fn sleep(milliseconds: u64) -> Result<(), Failure> {
 
 /// The processor time of all threads of this process, whoever has made them.
 #[expect(clippy::disallowed_methods, reason = "this program moves no vDSO")]
-fn cpu_nanoseconds() -> u64 {
+pub(super) fn cpu_nanoseconds() -> u64 {
     let time = clock_gettime(ClockId::ProcessCPUTime);
     u64::try_from(time.tv_sec * 1_000_000_000 + time.tv_nsec).unwrap_or(0)
 }

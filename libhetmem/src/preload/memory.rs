@@ -166,24 +166,43 @@ pub(super) unsafe extern "C-unwind" fn mincore(start: *mut c_void, size: usize, 
     // SAFETY: as the caller promised.
     let result = unsafe { next(start, size, resident) };
     let Some(range) = pages_of(start, size).filter(|_| result == 0 && agent::is_running()) else { return result };
-    let tell = || {
-        let mut at = PageCount::ZERO;
-        while at < range.pages() {
-            let part = range.slice(at, MINCORE_STEP);
-            let Some(seen) = agent::residency(part) else {
-                // The agent has left since: everything is home.
-                // SAFETY: as the caller promised.
-                return unsafe { next(start, size, resident) };
-            };
-            for (i, seen) in seen.into_iter().enumerate() {
-                // SAFETY: the kernel has written a byte for each page of the range.
-                unsafe { resident.wrapping_add(at.as_usize() + i).write(seen) };
-            }
-            at += part.pages();
+    // SAFETY: the kernel has written a byte for each page of the range.
+    let told = uncancelled(|| with_signals_blocked(|| unsafe { tell_of_each(range, agent::residency, resident) }));
+    match told {
+        true => result,
+        // The agent has left since: everything is home.
+        // SAFETY: as the caller promised.
+        false => unsafe { next(start, size, resident) },
+    }
+}
+
+/// What `hetmem bench policy` asks of the program that it measures, and nobody else knows: where the pages of a range are, a byte for each
+/// (`hetmem::for_agent::Managed::each_place`). Returns 0, or -1 where there is no agent.
+#[unsafe(no_mangle)]
+unsafe extern "C-unwind" fn __hetmem_places(start: *mut c_void, size: usize, places: *mut u8) -> c_int {
+    let Some(range) = pages_of(start, size) else { return -1 };
+    // SAFETY: as the caller promised.
+    let told = uncancelled(|| with_signals_blocked(|| unsafe { tell_of_each(range, agent::places, places) }));
+    if told { 0 } else { -1 }
+}
+
+/// Writes to `bytes` what is answered of each page of `range`, part by part; `false` where there is no answer.
+///
+/// # Safety
+///
+/// There is a byte for each page.
+unsafe fn tell_of_each(range: PageRange, ask: impl Fn(PageRange) -> Option<Vec<u8>>, bytes: *mut u8) -> bool {
+    let mut at = PageCount::ZERO;
+    while at < range.pages() {
+        let part = range.slice(at, MINCORE_STEP);
+        let Some(told) = ask(part) else { return false };
+        for (i, byte) in told.into_iter().enumerate() {
+            // SAFETY: the caller's.
+            unsafe { bytes.wrapping_add(at.as_usize() + i).write(byte) };
         }
-        result
-    };
-    uncancelled(|| with_signals_blocked(tell))
+        at += part.pages();
+    }
+    true
 }
 
 /// `munmap(2)`: a program that unmaps hetmem's memory, too, does so without the agent.

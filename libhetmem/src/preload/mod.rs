@@ -12,6 +12,7 @@
 //! | `mremap` | a mapping that was divided by its registration is whole again | `memory` |
 //! | `madvise`, `process_madvise` (guard markers) | what they discard comes back no more | `memory` |
 //! | `mincore` | pages that are away are said to be there | `memory` |
+//! | `__hetmem_places` (nobody's function) | where pages are, for `hetmem bench policy` | `memory` |
 //! | `mlockall` | hetmem's own memory is neither locked nor counted | `memory` |
 //! | `munmap` (of hetmem's memory) | the agent leaves before | `memory` |
 //! | `vmsplice`, `send`, `sendto`, `sendmsg`, `sendmmsg` (`MSG_ZEROCOPY`) | pages that a pipe or socket refers to stay in place | `io` |

@@ -7,7 +7,7 @@ use hetmem_core::units::{PAGE_SIZE, PageCount, PageRange, VirtAddr};
 
 use crate::copy::{address, copy_pages, stream_pages};
 use crate::errno::Errno;
-use crate::mapping::{Arena, ArenaOptions, HugePages, Prefault, populate_write};
+use crate::mapping::{Arena, ArenaOptions, HugePages, Prefault, Whose, populate_write};
 use crate::numa::Node;
 
 /// Pages to be copied from one buffer to the other, by their places in both.
@@ -108,6 +108,13 @@ impl Buffer {
             name: Some(c"hetmem:yardstick"),
             ..ArenaOptions::default()
         };
+        Ok(Self { arena: Arena::reserve(pages, &options)? })
+    }
+
+    /// The same, of a program's own: what hetmem manages where that program is run by it.
+    pub fn of_program(pages: PageCount, huge_pages: HugePages) -> Result<Self, Errno> {
+        let options =
+            ArenaOptions { huge_pages, prefault: Prefault::All, whose: Whose::Program, ..ArenaOptions::default() };
         Ok(Self { arena: Arena::reserve(pages, &options)? })
     }
 
