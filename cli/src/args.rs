@@ -9,7 +9,7 @@ use hetmem_core::quantity;
 use hetmem_core::units::ByteLen;
 use hetmem_devices::kind::KINDS;
 
-use crate::{bench, ps, set, topology};
+use crate::{bench, ps, replay, set, topology};
 
 /// Heterogeneous memory management in user space: pages of unmodified programs move between system memory and device
 /// memory while the programs run.
@@ -34,6 +34,8 @@ pub(crate) enum Command {
     Ps(ps::Args),
     /// Change what a run goes by, while it is under way
     Set(set::Args),
+    /// Say what policies make of a trace, without a program
+    Replay(replay::Args),
     /// Be measured by `hetmem bench agent` or `hetmem bench policy`
     #[command(hide = true)]
     BenchTarget(bench::target::Args),

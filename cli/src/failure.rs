@@ -66,6 +66,9 @@ pub(crate) enum Failure {
     /// A run can't be asked, or refuses.
     #[error("{0}")]
     Control(String),
+    /// A trace can't be replayed.
+    #[error("trace {}: {source}", .path.display())]
+    Trace { path: PathBuf, source: hetmem_trace::TraceError },
     /// A measurement failed.
     #[error("bench: {0}")]
     Bench(String),
@@ -87,6 +90,7 @@ impl Failure {
             | Self::Output { .. }
             | Self::Picture { .. }
             | Self::Control(_)
+            | Self::Trace { .. }
             | Self::Bench(_) => REFUSED,
         }
     }

@@ -10,6 +10,7 @@
 //!      ├─ set         changes what one goes by
 //!      ├─ shown       what several commands show in one way
 //!      ├─ control     how they are asked, and answer
+//!      ├─ replay      what policies make of a trace
 //!      └─ failure     everything that can go wrong before and around a program, with its exit status
 //! ```
 //!
@@ -22,6 +23,7 @@ mod doctor;
 mod failure;
 mod host;
 mod ps;
+mod replay;
 mod run;
 mod set;
 mod shown;
@@ -40,6 +42,7 @@ fn main() -> ExitCode {
         Ok(Command::Topology(args)) => topology::run(&args),
         Ok(Command::Ps(args)) => ps::run(&args),
         Ok(Command::Set(args)) => set::run(&args),
+        Ok(Command::Replay(args)) => replay::run(&args),
         Ok(Command::BenchTarget(args)) => bench::target::run(&args),
         Err(args::Stop::Shown) => return ExitCode::SUCCESS,
         Err(args::Stop::Usage(message)) => Err(Failure::Usage(message)),

@@ -27,6 +27,7 @@
 //! port          what is asked of the floors above: a program's memory, devices
 //! outcome       what became of each page, and why
 //! stats         counters
+//! record        what is recorded of a run
 //! units         addresses, pages, bytes, frame numbers
 //! quantity      sizes, rates and durations as people write them
 //! range_map     values of ranges of pages
@@ -53,6 +54,7 @@ pub mod policy;
 pub mod port;
 pub mod quantity;
 pub mod range_map;
+pub mod record;
 pub mod slot;
 pub mod space;
 pub mod stats;
