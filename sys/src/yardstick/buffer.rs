@@ -93,7 +93,7 @@ unsafe fn move_bytes(to: VirtAddr, from: VirtAddr, pages: PageCount) {
     }
 }
 
-/// Anonymous memory whose pages were all made present.
+/// Anonymous memory, whose pages were all made present, but for what is said otherwise.
 #[derive(Debug)]
 pub struct Buffer {
     arena: Arena,
@@ -111,10 +111,10 @@ impl Buffer {
         Ok(Self { arena: Arena::reserve(pages, &options)? })
     }
 
-    /// The same, of a program's own: what hetmem manages where that program is run by it.
+    /// The same, of a program's own: what hetmem manages where that program is run by it. Its pages are present when they were touched: a control group
+    /// that is smaller than that ends a process which has the kernel populate it at once.
     pub fn of_program(pages: PageCount, huge_pages: HugePages) -> Result<Self, Errno> {
-        let options =
-            ArenaOptions { huge_pages, prefault: Prefault::All, whose: Whose::Program, ..ArenaOptions::default() };
+        let options = ArenaOptions { huge_pages, whose: Whose::Program, ..ArenaOptions::default() };
         Ok(Self { arena: Arena::reserve(pages, &options)? })
     }
 

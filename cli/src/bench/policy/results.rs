@@ -98,6 +98,11 @@ impl<'a> Results<'a> {
         rounds.idle.push(100.0 * course.idle);
     }
 
+    /// As if `contender` had not been asked for.
+    pub(super) fn leave_out(&mut self, contender: Contender) {
+        self.contenders.retain(|rounds| rounds.contender != contender);
+    }
+
     /// Millions of accesses a second if the ideal placement stood still: in each round by its native speed and its cost of a fault.
     fn placement(&self) -> Samples {
         let missed = 1.0 - self.ideal;
