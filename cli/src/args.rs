@@ -9,7 +9,7 @@ use hetmem_core::quantity;
 use hetmem_core::units::ByteLen;
 use hetmem_devices::kind::KINDS;
 
-use crate::{bench, ps, replay, set, topology};
+use crate::{bench, heat, metrics, ps, replay, set, top, topology};
 
 /// Heterogeneous memory management in user space: pages of unmodified programs move between system memory and device
 /// memory while the programs run.
@@ -32,6 +32,10 @@ pub(crate) enum Command {
     Topology(topology::Args),
     /// Say which runs are under way
     Ps(ps::Args),
+    /// Watch a run, on the whole screen
+    Top(top::Args),
+    /// Show how warm the memory of a run's program is
+    Heat(heat::Args),
     /// Change what a run goes by, while it is under way
     Set(set::Args),
     /// Say what policies make of a trace, without a program
@@ -68,6 +72,13 @@ pub(crate) struct RunArgs {
     /// and the like are written to.
     #[arg(long, value_name = "FILE")]
     pub(crate) stats: Option<PathBuf>,
+
+    /// Tell metrics in Prometheus' text format: on a port of this machine (127.0.0.1:9100), or in a file
+    ///
+    /// A port answers GET /metrics while the program runs, to any user of this machine; with port 0 the kernel chooses one, which is printed. A file is
+    /// replaced as a whole every ten seconds and when the program has ended.
+    #[arg(long, value_name = "ADDR|FILE")]
+    pub(crate) metrics: Option<metrics::Where>,
 
     /// Print no summary when the program has ended
     #[arg(short, long)]

@@ -51,6 +51,9 @@ pub(crate) enum Failure {
     /// The statistics can't be written.
     #[error("statistics can't be written to {}: {source}", .path.display())]
     Stats { path: PathBuf, source: io::Error },
+    /// Metrics can't be told, or written.
+    #[error("metrics can't be {what}: {source}")]
+    Metrics { what: String, source: io::Error },
     /// The statistics memory can't be made.
     #[error(transparent)]
     Ledger(#[from] LedgerError),
@@ -85,6 +88,7 @@ impl Failure {
             | Self::Host(_)
             | Self::Library(_)
             | Self::Stats { .. }
+            | Self::Metrics { .. }
             | Self::Ledger(_)
             | Self::Supervise { .. }
             | Self::Output { .. }

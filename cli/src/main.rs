@@ -7,7 +7,9 @@
 //!      ├─ bench       measurements
 //!      ├─ topology    what memory there is, and who claims it
 //!      ├─ ps          which runs are under way
+//!      ├─ top, heat   show one
 //!      ├─ set         changes what one goes by
+//!      ├─ metrics     what one tells Prometheus
 //!      ├─ shown       what several commands show in one way
 //!      ├─ control     how they are asked, and answer
 //!      ├─ replay      what policies make of a trace
@@ -21,12 +23,15 @@ mod bench;
 mod control;
 mod doctor;
 mod failure;
+mod heat;
 mod host;
+mod metrics;
 mod ps;
 mod replay;
 mod run;
 mod set;
 mod shown;
+mod top;
 mod topology;
 
 use std::process::ExitCode;
@@ -41,6 +46,8 @@ fn main() -> ExitCode {
         Ok(Command::Bench(args)) => bench::run(&args),
         Ok(Command::Topology(args)) => topology::run(&args),
         Ok(Command::Ps(args)) => ps::run(&args),
+        Ok(Command::Top(args)) => top::run(&args),
+        Ok(Command::Heat(args)) => heat::run(&args),
         Ok(Command::Set(args)) => set::run(&args),
         Ok(Command::Replay(args)) => replay::run(&args),
         Ok(Command::BenchTarget(args)) => bench::target::run(&args),

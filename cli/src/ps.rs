@@ -11,7 +11,7 @@ use crate::shown;
 
 /// Say which runs of hetmem are under way: those of this user; for root, those of all users.
 ///
-/// PID is the process of `hetmem run`, by which `hetmem set` names a run. One that does not answer within a second, as it is
+/// PID is the process of `hetmem run`, by which `hetmem top`, `heat` and `set` name a run. One that does not answer within a second, as it is
 /// stopped perhaps, is listed with the reason.
 #[derive(clap::Args, Debug)]
 pub(crate) struct Args {

@@ -1,6 +1,8 @@
 //! The control socket of a run: what it answers, and that nobody who asks hurts the run or those who ask beside him.
 #![expect(clippy::print_stderr, reason = "a test that can't run here says so")]
 
+#[path = "support/run.rs"]
+mod run;
 mod support;
 
 use std::fs::Permissions;
@@ -9,60 +11,15 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdout, Command, Stdio};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
+use run::{LONG, Run};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use support::{hetmem, output, status, stderr, stdout};
 
-/// Longer than anything here takes on a machine that is busy.
-const LONG: Duration = Duration::from_secs(30);
-
-/// A program under way, and where its socket is.
-struct Run {
-    child: Child,
-    output: BufReader<ChildStdout>,
-    folder: tempfile::TempDir,
-}
-
 impl Run {
-    /// Runs `script`, and waits until it has said `ready`.
-    fn start(options: &[&str], script: &str) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let mut command = hetmem();
-        command.arg("run").args(options).args(["--", "sh", "-c", script]).env("XDG_RUNTIME_DIR", folder.path());
-        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-        let output = BufReader::new(child.stdout.take().unwrap());
-        let mut run = Self { child, output, folder };
-        run.wait_for("ready");
-        run
-    }
-
-    /// A program that has written 64 MiB, and sleeps until its input ends.
-    fn with_memory(options: &[&str]) -> Option<Self> {
-        let script = r#"exec /usr/bin/python3 -c '
-import sys
-memory = bytearray(64 << 20)
-for at in range(0, len(memory), 4096): memory[at] = at // 4096 % 251
-print("ready", flush=True)
-sys.stdin.read()
-assert all(memory[at] == at // 4096 % 251 for at in range(0, len(memory), 4096))
-'"#;
-        Path::new("/usr/bin/python3").exists().then(|| Self::start(options, script))
-    }
-
-    fn wait_for(&mut self, line: &str) {
-        let mut read = String::new();
-        while self.output.read_line(&mut read).unwrap() != 0 {
-            if read.trim_end() == line {
-                return;
-            }
-            read.clear();
-        }
-        panic!("the program ended without `{line}`");
-    }
-
     fn pid(&self) -> Pid {
         Pid::from_raw(self.child.id().cast_signed()).unwrap()
     }
@@ -72,31 +29,15 @@ assert all(memory[at] == at // 4096 % 251 for at in range(0, len(memory), 4096))
     }
 
     /// The socket is made when the program is under way.
-    fn connect(&self) -> Client {
+    fn connected(&self) -> UnixStream {
         let until = Instant::now() + LONG;
         loop {
             match UnixStream::connect(self.socket()) {
-                Ok(socket) => return Client::new(socket),
+                Ok(socket) => return socket,
                 Err(error) if Instant::now() > until => panic!("{error}"),
                 Err(_) => std::thread::yield_now(),
             }
         }
-    }
-
-    /// Another command of hetmem's, about this run.
-    fn hetmem(&self, args: &[&str]) -> Command {
-        let mut command = hetmem();
-        command.args(args).env("XDG_RUNTIME_DIR", self.folder.path());
-        command
-    }
-
-    /// Has the program end, and checks that it did so well.
-    fn end(mut self) -> String {
-        drop(self.child.stdin.take());
-        let run = self.child.wait_with_output().unwrap();
-        assert_eq!(status(&run), 0, "{}", stderr(&run));
-        assert_eq!(std::fs::read_dir(self.folder.path().join("hetmem")).unwrap().count(), 0, "the socket is left");
-        stderr(&run)
     }
 }
 
@@ -104,6 +45,10 @@ assert all(memory[at] == at // 4096 % 251 for at in range(0, len(memory), 4096))
 struct Client(BufReader<UnixStream>);
 
 impl Client {
+    fn of(run: &Run) -> Self {
+        Self::new(run.connected())
+    }
+
     fn new(socket: UnixStream) -> Self {
         socket.set_read_timeout(Some(LONG)).unwrap();
         Self(BufReader::new(socket))
@@ -164,7 +109,7 @@ const DEVICES: [&str; 4] =
 #[test]
 fn a_run_says_what_its_pages_are_and_moves_them() {
     let Some(run) = Run::with_memory(&DEVICES) else { return eprintln!("skipped: no /usr/bin/python3") };
-    let mut client = run.connect();
+    let mut client = Client::of(&run);
     let told = client
         .ask_until(&statistics(), |told| told["statistics"]["places"][0]["used_bytes"].as_u64() >= Some(64 << 20));
     let told = &told["statistics"];
@@ -221,7 +166,7 @@ fn a_limit_that_is_set_holds_from_then_on() {
     let options =
         ["--policy", "limit", "--system-limit", "1G", "--stock", "4M", "--device", "private:emulated,size=128M"];
     let Some(run) = Run::with_memory(&options) else { return eprintln!("skipped: no /usr/bin/python3") };
-    let mut client = run.connect();
+    let mut client = Client::of(&run);
     let told = client
         .ask_until(&statistics(), |told| told["statistics"]["places"][0]["used_bytes"].as_u64() >= Some(64 << 20));
     assert_eq!(told["statistics"]["places"][1]["used_bytes"], 0);
@@ -249,7 +194,7 @@ fn a_limit_that_is_set_holds_from_then_on() {
 #[test]
 fn bad_requests_get_an_error_each_and_long_ones_are_hung_up_on() {
     let run = Run::start(&["-q"], "echo ready; read x; true");
-    let mut client = run.connect();
+    let mut client = Client::of(&run);
     let write = |client: &mut Client, text: &[u8]| client.0.get_mut().write_all(text).unwrap();
     for (text, part) in [
         (&b"\n"[..], "not JSON"),
@@ -278,20 +223,20 @@ fn bad_requests_get_an_error_each_and_long_ones_are_hung_up_on() {
     let said = client.rest();
     assert!(said.is_empty() || said.contains("at most 4096 bytes"), "{said}");
     // Who says no more is answered, and then hung up on.
-    let mut client = run.connect();
+    let mut client = Client::of(&run);
     client.send(json!({"request": "run"}));
     client.0.get_ref().shutdown(std::net::Shutdown::Write).unwrap();
     assert_eq!(client.rest().lines().count(), 1);
-    assert!(run.connect().ask(json!({"request": "run"}))["run"].is_object());
+    assert!(Client::of(&run).ask(json!({"request": "run"}))["run"].is_object());
     run.end();
 }
 
 #[test]
 fn many_who_ask_are_told_and_who_hangs_up_makes_room() {
     let run = Run::start(&["-q"], "echo ready; read x; true");
-    let mut clients: Vec<Client> = (0..16).map(|_| run.connect()).collect();
+    let mut clients: Vec<Client> = (0..16).map(|_| Client::of(&run)).collect();
     clients.iter_mut().for_each(|client| assert!(client.ask(json!({"request": "run"}))["run"].is_object()));
-    let said = run.connect().rest();
+    let said = Client::of(&run).rest();
     assert!(said.contains("too many ask at once"), "{said}");
     // Some leave with an answer under way.
     for mut client in clients.drain(..8) {
@@ -300,7 +245,7 @@ fn many_who_ask_are_told_and_who_hangs_up_makes_room() {
     }
     let until = Instant::now() + LONG;
     loop {
-        let mut client = run.connect();
+        let mut client = Client::of(&run);
         // Hung up on before it was heard, perhaps.
         let _ = client.0.get_mut().write_all(b"{\"format\":1,\"request\":\"run\"}\n");
         if client.0.get_ref().shutdown(std::net::Shutdown::Write).is_ok() && client.rest().contains("\"run\":") {
@@ -314,13 +259,13 @@ fn many_who_ask_are_told_and_who_hangs_up_makes_room() {
 #[test]
 fn who_does_not_read_delays_nobody() {
     let run = Run::start(&["-q"], "echo ready; read x; true");
-    let mut slow = run.connect();
+    let mut slow = Client::of(&run);
     let request = b"{\"format\":1,\"request\":\"statistics\"}\n".repeat(100);
     // Until nothing more is taken from it: answers are not read, so that requests are not either.
     slow.0.get_mut().set_write_timeout(Some(Duration::from_millis(100))).unwrap();
     while slow.0.get_mut().write_all(&request).is_ok() {}
     let began = Instant::now();
-    assert!(run.connect().ask(json!({"request": "run"}))["run"].is_object());
+    assert!(Client::of(&run).ask(json!({"request": "run"}))["run"].is_object());
     assert!(began.elapsed() < LONG);
     // And the run ends all the same.
     run.end();
@@ -329,7 +274,7 @@ fn who_does_not_read_delays_nobody() {
 #[test]
 fn another_user_is_refused() {
     let run = Run::start(&["-q"], "echo ready; read x; true");
-    assert!(run.connect().ask(json!({"request": "run"}))["run"].is_object());
+    assert!(Client::of(&run).ask(json!({"request": "run"}))["run"].is_object());
     if !rustix::process::geteuid().is_root() {
         return eprintln!("skipped: only root can be somebody else");
     }
@@ -354,7 +299,7 @@ fn a_subscription_goes_on_over_forks_and_execs_until_the_run_ends() {
     let script = "echo ready; for i in 1 2 3 4 5 6 7 8; do (exit 3); sh -c 'exit 4'; done; echo forked; read x; \
                   exec sh -c 'echo executed; read x; true'";
     let mut run = Run::start(&["-q", "--policy", "chaos=1", "--device", "private:emulated,size=64M"], script);
-    let mut client = run.connect();
+    let mut client = Client::of(&run);
     let mut messages = vec![client.ask(json!({"request": "subscribe", "interval_ms": 100}))];
     run.wait_for("forked");
     messages.push(client.read());
@@ -385,7 +330,7 @@ fn a_subscription_goes_on_over_forks_and_execs_until_the_run_ends() {
 #[test]
 fn a_program_that_is_stopped_hangs_nobody() {
     let mut run = Run::start(&["-q"], "echo ready; read x; kill -STOP $$; echo continued");
-    let mut client = run.connect();
+    let mut client = Client::of(&run);
     let told = client.ask_until(&statistics(), |told| !told["statistics"]["processes"][0]["system_bytes"].is_null());
     let pid = told["statistics"]["run"]["program_pid"].as_u64().unwrap();
     drop(run.child.stdin.take());
@@ -404,7 +349,7 @@ fn a_program_that_is_stopped_hangs_nobody() {
 #[test]
 fn runs_are_listed_and_those_that_were_killed_are_forgotten() {
     let run = Run::start(&["-q", "--policy", "limit=64M"], "echo ready; read x; true");
-    run.connect();
+    Client::of(&run);
     let listed = output(&mut run.hetmem(&["ps", "--json"]));
     let runs: Value = serde_json::from_slice(&listed.stdout).unwrap();
     let own = runs["runs"].as_array().unwrap().iter().find(|found| found["pid"] == run.child.id()).unwrap();
@@ -429,7 +374,7 @@ fn runs_are_listed_and_those_that_were_killed_are_forgotten() {
 #[test]
 fn runs_are_named_by_their_process_or_their_programs() {
     let run = Run::start(&["-q", "--policy", "limit=64M"], "echo ready; read x; true");
-    let program = run.connect().ask(json!({"request": "run"}))["run"]["program_pid"].to_string();
+    let program = Client::of(&run).ask(json!({"request": "run"}))["run"]["program_pid"].to_string();
     let own = run.child.id().to_string();
     for pid in [&own, &program] {
         let set = output(&mut run.hetmem(&["set", pid, "system-limit=32M"]));

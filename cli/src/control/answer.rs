@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use hetmem_agent::requests::{Reply, Request as Asked, State as Asking};
 use hetmem_core::migrate::Target;
-use hetmem_core::sync::{Condvar, Mutex, lock};
+use hetmem_core::sync::{Arc, Condvar, Mutex, lock};
 use hetmem_core::units::{ByteLen, DeviceId, PAGE_SHIFT, PAGE_SIZE, PageCount, PageRange, VirtAddr};
 use rustix::event::PollFlags;
 
@@ -34,7 +34,7 @@ const MOST_CELLS: u32 = 1024;
 /// Answers for one run, to several at once.
 #[derive(Debug)]
 pub(super) struct Answerer {
-    pub(super) subject: Subject,
+    pub(super) subject: Arc<Subject>,
     /// Whether somebody asks an agent.
     asking: Mutex<bool>,
     done: Condvar,
@@ -44,7 +44,7 @@ pub(super) struct Answerer {
 pub(super) type Client<'a> = BorrowedFd<'a>;
 
 impl Answerer {
-    pub(super) fn new(subject: Subject) -> Self {
+    pub(super) fn new(subject: Arc<Subject>) -> Self {
         Self { subject, asking: Mutex::new(false), done: Condvar::new() }
     }
 
@@ -109,7 +109,7 @@ impl Answerer {
     }
 
     fn set(&self, limit: ByteLen) -> Result<Answer, String> {
-        let Subject { ledger, policy, stock, memory, .. } = &self.subject;
+        let Subject { ledger, policy, stock, memory, .. } = &*self.subject;
         if limit_of(policy).is_none() {
             return Err(format!("policy {policy} has no limit; a run with --policy limit has"));
         }

@@ -23,3 +23,4 @@ mod wire;
 
 pub(crate) use figures::Subject;
 pub(crate) use server::Server;
+pub(crate) use wire::wait;

@@ -44,7 +44,7 @@ pub(crate) struct Server {
 impl Server {
     /// Listens for whoever asks about `subject`; `None` where that can't be. Nothing is to be waited for when this is dropped: who is answered at that
     /// moment is answered as long as the process lives.
-    pub(crate) fn start(subject: Subject) -> Option<Self> {
+    pub(crate) fn start(subject: Arc<Subject>) -> Option<Self> {
         let (socket, name) = place::listen(std::process::id()).ok()?;
         let answerer = Arc::new(Answerer::new(subject));
         thread(move || accept_all(&socket, &answerer)).ok()?;

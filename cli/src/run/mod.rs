@@ -38,6 +38,7 @@ use crate::args::RunArgs;
 use crate::control::{Server, Subject};
 use crate::failure::{self, Failure, REFUSED};
 use crate::host;
+use crate::metrics::{self, Metrics, Prepared, Where};
 use output::Output;
 use program::Program;
 use report::{End, Report};
@@ -75,6 +76,7 @@ pub(crate) fn run(args: &RunArgs) -> Result<u8, Failure> {
     room::have_limits_told();
     let prepare = |path| room::with_all_there_is(|| Output::prepare(path));
     let output = args.stats.as_deref().map(prepare).transpose().map_err(stats_failure)?;
+    let prepared = args.metrics.as_ref().map(prepare_metrics).transpose()?;
     let ledger = Arc::new(room::with_all_there_is(Ledger::create)?);
 
     let mut command = command(&program, arguments);
@@ -85,7 +87,7 @@ pub(crate) fn run(args: &RunArgs) -> Result<u8, Failure> {
     command.env(config::VARIABLE, config.encode());
     let running = supervise::start(&mut command).map_err(|source| cannot_start(&program, source))?;
     let name = name.to_string_lossy().into_owned();
-    let control = Server::start(Subject {
+    let subject = Arc::new(Subject {
         ledger: ledger.clone(),
         devices: config.devices.clone(),
         policy: config.policy.clone(),
@@ -95,10 +97,13 @@ pub(crate) fn run(args: &RunArgs) -> Result<u8, Failure> {
         program_pid: running.pid(),
         started: running.started(),
     });
+    let control = Server::start(subject.clone());
+    let metrics = prepared.map(|prepared| prepared.start(subject));
     let waiting =
         |source| Failure::Supervise { program: program.file.clone(), what: "could not be waited for", source };
     let ended = running.wait().map_err(waiting)?;
     drop(control);
+    let told = metrics.map_or(Ok(()), Metrics::end);
 
     let Ended { status, wall, .. } = ended;
     // By its number, which is another for a program in a process namespace of its own.
@@ -107,18 +112,36 @@ pub(crate) fn run(args: &RunArgs) -> Result<u8, Failure> {
     let (signal, core_dumped) = (status.signal(), status.core_dumped());
     let end = End { exit_code: ended.exit_code(), signal, core_dumped, away, wall };
     let managed = report_agents(&ledger, &name, &ended);
+    let mut unwritten = false;
     let report = Report::new(name, end, ledger.processes(), &config.devices, &ledger.sum());
     if !args.quiet && managed {
         // A standard error that is gone is no reason to lose the program's status.
         let _ = write!(io::stderr().lock(), "{}", report.summary(end, &last_policy(&config.policy, &ledger)));
     }
+    if let Err((path, source)) = told {
+        failure::say(&Failure::Metrics { what: format!("written to {}", path.display()), source });
+        unwritten = true;
+    }
     if let Some(output) = output
         && let Err(source) = room::with_all_there_is(|| output.write(&report.json()))
     {
         failure::say(&stats_failure(source));
-        return Ok(if end.exit_code == 0 { REFUSED } else { end.exit_code });
+        unwritten = true;
     }
-    Ok(end.exit_code)
+    Ok(if unwritten && end.exit_code == 0 { REFUSED } else { end.exit_code })
+}
+
+/// Makes sure that metrics can be told, and says where, if nobody has chosen that.
+fn prepare_metrics(target: &Where) -> Result<Prepared, Failure> {
+    let what = || match target {
+        Where::Port(address) => format!("told at {address}"),
+        Where::File(path) => format!("written to {}", path.display()),
+    };
+    let prepared = metrics::prepare(target).map_err(|source| Failure::Metrics { what: what(), source })?;
+    if let Some(address) = prepared.drawn(target) {
+        failure::tell(&format!("metrics are at http://{address}/metrics"));
+    }
+    Ok(prepared)
 }
 
 /// The policy with the limit that held last.
