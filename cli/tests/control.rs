@@ -395,6 +395,34 @@ fn runs_are_named_by_their_process_or_their_programs() {
     run.end();
 }
 
+/// How often the threads of `hetmem run` have gone to sleep, by name.
+fn naps(run: &Run) -> Vec<(String, String)> {
+    let tasks = std::fs::read_dir(format!("/proc/{}/task", run.child.id())).unwrap();
+    let nap = |task: PathBuf| {
+        let status = std::fs::read_to_string(task.join("status")).unwrap();
+        let line = status.lines().find(|line| line.starts_with("voluntary_ctxt_switches")).unwrap();
+        (std::fs::read_to_string(task.join("comm")).unwrap(), line.to_owned())
+    };
+    let mut naps: Vec<_> = tasks.map(|task| nap(task.unwrap().path())).collect();
+    naps.sort();
+    naps
+}
+
+#[test]
+fn while_nobody_asks_hetmem_run_sleeps() {
+    let script = "echo ready; read x; sleep 1; echo first; sleep 1; echo second; read x; true";
+    let mut run = Run::start(&["-q"], script);
+    // Even if somebody has asked before.
+    assert!(Client::of(&run).ask(json!({"request": "run"}))["run"].is_object());
+    run.child.stdin.as_mut().unwrap().write_all(b"\n").unwrap();
+    run.wait_for("first");
+    let before = naps(&run);
+    run.wait_for("second");
+    assert_eq!(naps(&run), before);
+    assert!(before.iter().any(|(name, _)| name == "control\n"), "{before:?}");
+    run.end();
+}
+
 /// A run without a place for its socket is a run all the same, and says nothing of it.
 #[test]
 fn where_there_can_be_no_socket_there_is_none() {
