@@ -417,7 +417,7 @@ typedef struct hetmem_statistics {
     uint64_t bytes_copied;
     /* Failures that were not the program's and were survived. */
     uint64_t errors;
-    /* Time from the runtime's notice of a touch to the page's return, in ns: of half of the touches at most, of 99 %, and the longest. */
+    /* Time from a touch to its return, as the program waits, in ns: of half of the touches at most, of 99 %, and the longest. */
     uint64_t fault_latency_p50_ns;
     uint64_t fault_latency_p99_ns;
     uint64_t fault_latency_max_ns;

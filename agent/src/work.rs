@@ -38,6 +38,7 @@ pub(super) fn run(agent: &Agent) -> Departure {
         if let Some(limit) = supervised.new_limit() {
             executor.set_limit(limit);
         }
+        managed.probe();
         let attended = supervised.attend(managed);
         if executor.wants_a_look().unwrap_or_else(|| house.is_due()) {
             if let Some(status) = managed.ended_but(agent.threads()) {

@@ -55,7 +55,7 @@ pub struct Counters {
     /// Failures that were not the program's and were survived.
     pub errors: AtomicU64,
     kept: [AtomicU64; KEPT_SLOTS],
-    /// Time from the fault service's read of a fault to the page's return.
+    /// Time from a touch to its return: from the read of its message on as it was, and the rest as it was found by probing.
     pub fault_latency: Histogram,
     /// Counters of each device, in the order of the command line.
     pub devices: [DeviceCounters; MAX_DEVICES],

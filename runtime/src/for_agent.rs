@@ -101,6 +101,12 @@ impl Managed {
         service::help(&self.0, number);
     }
 
+    /// Finds out what a touch waits beside the time that it takes to serve, if touches were served lately. Called by one thread at a time, which no
+    /// handler thread waits for: the touch is of a page of hetmem's own.
+    pub fn probe(&self) {
+        self.0.probe.answer();
+    }
+
     /// The calling thread can open nothing by a path from now on, if it may have that.
     pub fn enclose_caller(&self) {
         self.0.engine.host().tasks.enclose_caller();

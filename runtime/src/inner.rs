@@ -11,6 +11,7 @@ use hetmem_core::port::{Device, Host};
 use hetmem_core::units::{BLOCK_PAGES, ByteLen, PageCount, PageRange};
 use hetmem_sys::errno::Errno;
 use hetmem_sys::mapping::{Access, Arena, ArenaOptions, HugePages, OnDump, OnFork};
+use hetmem_sys::uffd::Mode;
 
 use crate::builder::DEFAULT_STOCK;
 use crate::delegate::Delegated;
@@ -19,6 +20,7 @@ use crate::forks::Forks;
 use crate::guards::Guards;
 use crate::host::UserMemory;
 use crate::host::contexts::Contexts;
+use crate::probe::Probe;
 use crate::rest::{self, Warmth};
 use crate::service::crew::Crew;
 use crate::service::late::Moves;
@@ -36,6 +38,7 @@ pub(crate) struct Inner {
     pub(crate) delegated: Delegated,
     pub(crate) forks: Forks,
     pub(crate) guards: Guards,
+    pub(crate) probe: Probe,
     pub(crate) resting: rest::Known,
     pub(crate) warmth: Warmth,
     pub(crate) crew: Crew,
@@ -69,6 +72,7 @@ impl Inner {
         };
         // Before anything is registered, and so ended after: memory that is registered can't be unmapped while nobody reads events.
         let (guards, delegated, crew) = (Guards::new()?, Delegated::new()?, Crew::new()?);
+        let probe = Probe::new()?;
         let host = UserMemory::new(contexts, Arena::reserve(capacity, &options)?, on_fatal)?;
         let places = host.pool.range();
         host.open_window(places)?;
@@ -82,6 +86,7 @@ impl Inner {
             }
         }
         host.open_window(guards.bell())?;
+        host.contexts.thread.register(probe.places(), Mode::MISSING)?;
         let pool = SystemPool::new(places.start(), PoolSize { grown: first, ready, capacity }, stock);
         pool.keep_warm(warmth.now());
         let engine = Engine::new(host, devices, pool, counters);
@@ -90,6 +95,7 @@ impl Inner {
             delegated,
             forks: Forks::default(),
             guards,
+            probe,
             resting: rest::Known::default(),
             warmth,
             crew,

@@ -82,6 +82,7 @@ mod migration;
 pub mod mirror;
 mod mirror_host;
 mod overlay;
+mod probe;
 mod rest;
 mod runtime;
 mod service;

@@ -42,6 +42,8 @@ pub(crate) struct Running {
     service: Option<JoinHandle<()>>,
     /// The handler threads beside that one.
     helpers: Vec<JoinHandle<()>>,
+    /// The thread that finds out what touches wait.
+    probing: Option<JoinHandle<()>>,
     /// Whether it serves by SIGBUS, too.
     pub(crate) sigbus: bool,
 }
@@ -98,7 +100,8 @@ impl Running {
         match Self::serve(&inner, sigbus) {
             Ok((stop, service)) => {
                 let helpers = (1..inner.crew.len()).map_while(|number| help(&inner, number)).collect();
-                Ok(Self { inner, stop, service: Some(service), helpers, sigbus })
+                let probing = probe(&inner);
+                Ok(Self { inner, stop, service: Some(service), helpers, probing, sigbus })
             }
             Err(error) => {
                 inner.forks.end();
@@ -156,6 +159,13 @@ fn help(inner: &Arc<Inner>, number: usize) -> Option<JoinHandle<()>> {
     helper.ok()
 }
 
+/// Starts the thread that finds out what touches wait. Without it statistics have what the handler threads take, and no more.
+fn probe(inner: &Arc<Inner>) -> Option<JoinHandle<()>> {
+    let shared = Arc::clone(inner);
+    inner.probe.hang_bell().ok()?;
+    std::thread::Builder::new().name("hetmem".to_owned()).spawn(move || shared.probe.run()).ok()
+}
+
 impl Drop for Running {
     fn drop(&mut self) {
         if !self.inner.is_of_this_process() {
@@ -172,6 +182,11 @@ impl Drop for Running {
         }
         if self.sigbus {
             sigbus::leave(&self.inner);
+        }
+        // While its touch is still served.
+        self.inner.probe.end();
+        if let Some(probing) = self.probing.take() {
+            let _ = probing.join();
         }
         // An eventfd takes eight bytes at a time and is never full of ones.
         let _ = rustix::io::write(&self.stop, &1u64.to_ne_bytes());

@@ -38,6 +38,7 @@ use crate::host::UserMemory;
 use crate::inner::Inner;
 use crate::rest::Clearing;
 use crate::{children, forks};
+use crew::Load;
 
 /// How long a fault may wait for memory before the program is stopped.
 pub(crate) const MEMORY_PATIENCE: Duration = Duration::from_secs(30);
@@ -82,7 +83,7 @@ pub(crate) fn run(inner: &Inner, stop: &OwnedFd) {
     let host = inner.engine.host();
     let mut descriptors = Descriptors::new(inner, stop);
     let mut stopping = None;
-    let mut clearing = Clearing::default();
+    let (mut clearing, mut load) = (Clearing::default(), Load::default());
     inner.crew.take_place(0);
     // Whoever started this thread may fork from here on: it can read the fork's event.
     inner.engine.host().events.advance();
@@ -100,10 +101,16 @@ pub(crate) fn run(inner: &Inner, stop: &OwnedFd) {
             }
         }
         if delegated {
+            // It may take long.
+            inner.crew.set_alone(false);
             Delegated::serve(inner);
         }
         server.end_faults();
+        let (touches, began) = (server.queue.len(), inner.started.now());
         server.serve_queue();
+        if touches > 0 {
+            inner.crew.set_alone(load.after(touches, inner.started.since(began)));
+        }
         if server.queue.is_empty() {
             clearing.go_on(inner);
         }
@@ -126,13 +133,16 @@ pub(crate) fn run(inner: &Inner, stop: &OwnedFd) {
 /// Serves beside the thread that [runs](run), as number `number` of the threads that serve, until that one has ended.
 pub(crate) fn help(inner: &Inner, number: usize) {
     let mut server = Server::new(inner);
-    let uffd = &inner.engine.host().contexts.thread;
-    let mut descriptors =
-        [inner.crew.ended.as_fd(), uffd.as_fd()].map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN));
-    inner.crew.take_place(number);
+    let (crew, uffd) = (&inner.crew, &inner.engine.host().contexts.thread);
+    let poll_of = |fd| PollFd::from_borrowed_fd(fd, PollFlags::IN);
+    let mut beside = [&crew.ended, &crew.together].map(|fd| poll_of(fd.as_fd()));
+    let mut serving = [crew.ended.as_fd(), uffd.as_fd()].map(poll_of);
+    crew.take_place(number);
     loop {
-        let woken = poll(&mut descriptors, server.retry_after().as_ref());
-        if woken != Ok(0) {
+        let is_beside = crew.is_alone();
+        let descriptors = if is_beside { &mut beside } else { &mut serving };
+        let woken = poll(descriptors, server.retry_after().as_ref());
+        if woken != Ok(0) && !is_beside {
             server.read(uffd, FaultPath::Thread);
         }
         server.serve_queue();
@@ -375,6 +385,11 @@ fn park(inner: &Inner, room: &mut Vec<(EventBuffer, FaultPath)>, queue: &mut Vec
 fn serve(inner: &Inner, fault: Fault) -> Option<Fault> {
     let engine = &inner.engine;
     let page = PageRange::page_of(fault.addr);
+    if inner.probe.places().contains(page.start()) {
+        let uffd = engine.host().contexts.program(fault.path);
+        let is_done = inner.probe.serve(uffd, fault.addr, || inner.started.since(fault.read_at));
+        return (!is_done).then_some(fault);
+    }
     if fault.write_protected {
         if engine.host().is_shared(page) {
             engine.copied_on_write(page.start());
@@ -395,7 +410,10 @@ fn resolve(inner: &Inner, fault: Fault, resolution: FaultResolution) -> Option<F
     let engine = &inner.engine;
     match resolution {
         FaultResolution::Home(_) => {
-            record_latency(engine.counters(), inner.started.since(fault.read_at));
+            let now = inner.started.now();
+            let served = Duration::from_nanos(now.saturating_sub(fault.read_at));
+            record_latency(engine.counters(), served + inner.probe.beside());
+            inner.probe.ring(now);
             None
         }
         FaultResolution::Present | FaultResolution::Waiting | FaultResolution::UnderWay => None,

@@ -25,12 +25,14 @@ pub struct Statistics {
     pub bytes_copied: u64,
     /// Failures that were not the program's and were survived, such as those of devices.
     pub errors: u64,
-    /// Time from the runtime's notice of a touch to the page's return, in nanoseconds, that half of the touches did not exceed. Exact to one
-    /// part in 16; 0 if there was no touch.
+    /// Time from a touch to its return, as the program waits, in nanoseconds, that half of the touches did not exceed; 0 if there was no touch. Exact to
+    /// one part in 16, of each touch: how long serving it took, from the read of the kernel's message on, and how long a touch of a page of hetmem's own
+    /// waited beside that, which is tried every 10 ms while touches are served. Of a touch that is served by SIGBUS: from the signal handler's first
+    /// instruction to its last.
     pub fault_latency_p50_ns: u64,
     /// The time that 99 % of the touches did not exceed, measured and rounded likewise.
     pub fault_latency_p99_ns: u64,
-    /// The longest such time, exactly.
+    /// The longest such time.
     pub fault_latency_max_ns: u64,
     /// Pages that requests left where they were, by reason; reasons that kept no page are absent.
     pub pages_kept: BTreeMap<KeptReason, u64>,

@@ -27,6 +27,15 @@ impl Processors {
         self.len() == 0
     }
 
+    /// The calling thread runs on any of them from now on.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::stay_on`].
+    pub fn stay_anywhere(&self) -> Result<(), Errno> {
+        sched_setaffinity(None, &self.0)
+    }
+
     /// The calling thread runs on none but the `nth` of them from now on.
     ///
     /// # Errors
