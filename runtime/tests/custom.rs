@@ -3,8 +3,8 @@
 
 mod common;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::{Arc, Condvar, Mutex};
 
 use common::{Raw, fill, map, to, verify};
 use hetmem::device::{Direction, NoBacking, Pagemap, Progress, Reach, Transfer, TransferError};
@@ -162,4 +162,101 @@ fn adopted_pages_that_cannot_come_home_at_the_end_are_served_still() {
         broken.store(false, SeqCst);
         memory.verify();
     }
+}
+
+/// A device that begins no batch of a migration before it is let.
+struct Stepped {
+    device: Emulated,
+    steps: Arc<Steps>,
+}
+
+/// How many batches have come to the device, and how many it was let do.
+#[derive(Default)]
+struct Steps {
+    state: Mutex<(u32, u32)>,
+    changed: Condvar,
+}
+
+impl Steps {
+    /// In the device: a batch has come, and waits until it is let.
+    fn pass(&self) {
+        let mut state = self.state.lock().unwrap();
+        state.0 += 1;
+        let number = state.0;
+        self.changed.notify_all();
+        drop(self.changed.wait_while(state, |(_, let_by)| *let_by < number).unwrap());
+    }
+
+    fn let_by(&self, batches: u32) {
+        self.state.lock().unwrap().1 = batches;
+        self.changed.notify_all();
+    }
+
+    fn await_come(&self, batches: u32) {
+        drop(self.changed.wait_while(self.state.lock().unwrap(), |(come, _)| *come < batches).unwrap());
+    }
+}
+
+impl Device for Stepped {
+    fn pagemap(&self) -> &Pagemap {
+        self.device.pagemap()
+    }
+
+    fn reach(&self) -> Reach {
+        self.device.reach()
+    }
+
+    fn prepare(&self, run: FrameRun) -> Result<PageCount, NoBacking> {
+        self.device.prepare(run)
+    }
+
+    fn transfer(&self, batch: &mut [Transfer]) {
+        // What a touch asks for is one page.
+        if batch.iter().any(|transfer| transfer.frames.pages > PageCount::ONE) {
+            self.steps.pass();
+        }
+        self.device.transfer(batch);
+    }
+
+    fn clear(&self, run: FrameRun) {
+        self.device.clear(run);
+    }
+}
+
+/// Each batch stands still until all that may not wait for it has been done, by whoever touches: if one waited, the test would not end.
+#[test]
+fn a_touch_waits_for_the_batch_that_its_page_is_in_and_for_no_other() {
+    const BLOCKS: u64 = 4;
+    let steps = Arc::new(Steps::default());
+    let device = Stepped { device: emulated(FIRST, "private"), steps: Arc::clone(&steps) };
+    let runtime = custom(Runtime::builder().single_faults(), device).start().unwrap();
+    let mapping = map(&runtime, BLOCKS * BLOCK_PAGES, FaultPath::Thread);
+    let page = |block: u64, page: u64| {
+        let at = usize::try_from((block * BLOCK_PAGES + page) * hetmem::PAGE_SIZE / 8).unwrap();
+        &mapping.words()[at]
+    };
+    let mut let_by = 0;
+    for round in 0..3 {
+        mapping.words().iter().step_by(512).for_each(|word| word.store(round, SeqCst));
+        for target in [Target::Device(FIRST), Target::System] {
+            std::thread::scope(|scope| {
+                let moved = scope.spawn(|| runtime.migrate(mapping.range(), Request::all_to(target)).moved());
+                for block in 0..BLOCKS {
+                    steps.await_come(let_by + 1);
+                    let others = (0..BLOCKS).filter(|other| *other != block);
+                    // What has moved, what is still to move, and what was brought home in between.
+                    others.for_each(|other| assert_eq!(page(other, block).load(SeqCst), round));
+                    let toucher = scope.spawn(move || page(block, 100).load(SeqCst));
+                    let_by += 1;
+                    steps.let_by(let_by);
+                    // The next batch stands still, and this one's pages are there.
+                    assert_eq!(toucher.join().unwrap(), round);
+                }
+                assert!(!moved.join().unwrap().is_zero());
+            });
+        }
+    }
+    let_by += 1000;
+    steps.let_by(let_by);
+    runtime.check();
 }
