@@ -66,7 +66,7 @@ impl Collector for Metrics {
         })?;
         self.places(&mut encoder, "hetmem_place_capacity", "How much may be there", |place| place.capacity_bytes)?;
         let latency = total.fault_latency_us;
-        let help = "How long faults take, from the handler's read of one to the page's return, since the start";
+        let help = "How long faults take, from the touch to its return, since the start";
         let mut faults =
             encoder.encode_descriptor("hetmem_fault_latency", help, Some(&Unit::Seconds), MetricType::Gauge)?;
         for (quantile, us) in [("0.5", latency.p50), ("0.99", latency.p99), ("1", latency.max)] {
