@@ -47,7 +47,8 @@ impl Select {
     pub const DEVICE_PRIVATE: Self = Self(2);
     /// Pages of coherent devices.
     pub const DEVICE_COHERENT: Self = Self(4);
-    /// Pages that are out as samples ([`Engine::sample`]) and belong to system memory. Those are pages of system memory, too.
+    // `Engine::sample` takes them out, which has no way from the Rust API.
+    /// Pages of system memory that a policy of `hetmem run` has taken out to see whether they are used.
     pub const SAMPLED: Self = Self(8);
     /// Every page.
     pub const ALL: Self = Self(7);
