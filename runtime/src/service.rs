@@ -387,8 +387,14 @@ fn serve(inner: &Inner, fault: Fault) -> Option<Fault> {
     let page = PageRange::page_of(fault.addr);
     if inner.probe.places().contains(page.start()) {
         let uffd = engine.host().contexts.program(fault.path);
-        let is_done = inner.probe.serve(uffd, fault.addr, || inner.started.since(fault.read_at));
-        return (!is_done).then_some(fault);
+        let since = || inner.started.since(fault.read_at);
+        return match inner.probe.serve(uffd, fault.addr, since) {
+            true => None,
+            false if since() > MEMORY_PATIENCE => {
+                engine.host().stop_the_program(page.start(), "the host has no memory for it")
+            }
+            false => Some(fault),
+        };
     }
     if fault.write_protected {
         if engine.host().is_shared(page) {

@@ -6,7 +6,8 @@
 //! waits for it has given the processor away.
 //!
 //! Where many touch at once it is the other way round ([`Load`]): who serves finds the next touches there already, takes many at a time, and need not
-//! be woken. Then each of several finds fewer, and has to wait for the others' locks. So the first serves alone, a third faster, and the others sleep.
+//! be woken. Then each of several finds fewer, and has to wait for the others' locks. So the first serves alone, and the others
+//! sleep: with eight touchers a sixth more a second, and those that wait longest wait half as long.
 //!
 //! *Limits:* a touch wakes all that wait for one. So there are several only where there are few processors ([`MOST`]); on larger machines there is one,
 //! which goes where the scheduler has it.
