@@ -150,15 +150,16 @@ fn watch(run: &Run, mut connection: Connection) -> Result<u8, Failure> {
             };
             heard = Instant::now();
             let has_news = matches!(answer, Ok(Answer::Statistics(_)));
-            if let Err(error) = take(&mut shown, answer) {
+            let mut taken = take(&mut shown, answer);
+            if taken.is_ok() && has_news && let Some(request) = heat_of(&shown) {
+                taken = connection.send(&request);
+            }
+            if let Err(error) = taken {
                 screen.give_back();
                 if error != AskError::Ended {
                     return Err(failed(error));
                 }
                 return shown::print(&format!("run {} has ended\n", run.pid), "the end").map(|()| 0);
-            }
-            if has_news && let Some(request) = heat_of(&shown) {
-                connection.send(&request).map_err(failed)?;
             }
         }
         shown.silent_for = Some(heard.elapsed()).filter(|time| *time >= SILENCE);
@@ -172,7 +173,7 @@ fn watch(run: &Run, mut connection: Connection) -> Result<u8, Failure> {
         if signals.stops() {
             screen.give_back();
             signals::stop();
-            screen = Screen::take().map_err(terminal)?;
+            screen.take_again().map_err(terminal)?;
         }
         if screen::quits().map_err(terminal)? {
             break None;

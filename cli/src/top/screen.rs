@@ -37,12 +37,17 @@ impl Screen {
             give_back();
             before(info);
         }));
-        enable_raw_mode()?;
-        TAKEN.store(true, SeqCst);
-        // From here on whatever fails gives the terminal back.
-        let screen = Self { terminal: Terminal::new(CrosstermBackend::new(io::stdout()))? };
-        execute!(io::stdout(), EnterAlternateScreen, Hide)?;
+        // Whatever fails from here on, the terminal is given back when this is dropped.
+        let screen = Self { terminal: terminal()? };
+        enter()?;
         Ok(screen)
+    }
+
+    /// Has the screen again, after it was given back.
+    pub(super) fn take_again(&mut self) -> io::Result<()> {
+        // One that takes nothing for drawn. The old one shows the cursor as it goes.
+        self.terminal = terminal()?;
+        enter()
     }
 
     /// Draws a frame of the screen's present size.
@@ -54,6 +59,16 @@ impl Screen {
     pub(super) fn give_back(&mut self) {
         give_back();
     }
+}
+
+fn terminal() -> io::Result<Terminal<CrosstermBackend<Stdout>>> {
+    Terminal::new(CrosstermBackend::new(io::stdout()))
+}
+
+fn enter() -> io::Result<()> {
+    enable_raw_mode()?;
+    TAKEN.store(true, SeqCst);
+    execute!(io::stdout(), EnterAlternateScreen, Hide)
 }
 
 impl Drop for Screen {
