@@ -6,11 +6,17 @@ use crate::failure::Failure;
 
 /// Prints `text`, which is called `what`, on standard output.
 pub(crate) fn print(text: &str, what: &'static str) -> Result<(), Failure> {
+    print_on(text, what).map(|_| ())
+}
+
+/// The same; whether somebody may want more.
+pub(crate) fn print_on(text: &str, what: &'static str) -> Result<bool, Failure> {
     let mut out = io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Ok(()) => Ok(true),
         // A reader that went away has seen what it wanted.
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        result => result.map_err(|source| Failure::Output { what, source }),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
+        Err(source) => Err(Failure::Output { what, source }),
     }
 }
 

@@ -6,7 +6,7 @@ mod run;
 mod support;
 
 use std::fs::File;
-use std::io::{Read as _, Write as _};
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::TcpStream;
 use std::os::fd::OwnedFd;
 use std::process::{Child, Command, Stdio};
@@ -214,7 +214,32 @@ fn heat_is_told_line_by_line_or_drawn() {
         assert_eq!(status(&refused), 2);
         assert!(stderr(&refused).contains(part), "{}", stderr(&refused));
     }
+    // Where no picture can be, that is said before it is waited for.
+    let refused =
+        output(&mut run.hetmem(&["heat", &pid, "--rows", "2", "--interval", "3600s", "--svg", "/nonexistent/x"]));
+    assert_eq!((status(&refused), stderr(&refused).lines().count()), (125, 1), "{}", stderr(&refused));
+    assert!(stderr(&refused).contains("the picture can't be written to /nonexistent/x"), "{}", stderr(&refused));
+    // It ends with its reader, and with the run: nobody waits for the next line.
+    let begun = |interval: &str| {
+        let mut heat = run.hetmem(&["heat", &pid, "--interval", interval]);
+        let mut heat = heat.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut lines = BufReader::new(heat.stdout.take().unwrap());
+        let mut line = String::new();
+        while !line.starts_with(' ') {
+            line.clear();
+            assert_ne!(lines.read_line(&mut line).unwrap(), 0);
+        }
+        (heat, lines)
+    };
+    let (left, lines) = begun("100ms");
+    drop(lines);
+    let (mut ended, mut lines) = begun("3600s");
+    let left = left.wait_with_output().unwrap();
+    assert_eq!((status(&left), stderr(&left).as_str()), (0, ""));
     run.end();
+    let mut rest = String::new();
+    lines.read_to_string(&mut rest).unwrap();
+    assert_eq!((ended.wait().unwrap().code(), rest.as_str()), (Some(0), ""));
 }
 
 /// The value of the metric that begins so.

@@ -18,6 +18,7 @@ use crate::control::wait;
 use crate::failure::Failure;
 use crate::run::report::short;
 use crate::shown;
+use picture::Picture;
 
 /// Parts in a line of text, and in one of a picture.
 const TEXT_CELLS: u32 = 72;
@@ -65,6 +66,7 @@ struct Row {
 /// Shows it; the result is the exit status.
 pub(crate) fn run(args: &Args) -> Result<u8, Failure> {
     let (run, mut connection) = client::find(Some(args.pid)).map_err(Failure::Control)?;
+    let file = args.svg.as_deref().map(Picture::prepare).transpose()?;
     let failed = |error: AskError| Failure::Control(format!("run {}: {error}", run.pid));
     let is_interrupted = Arc::new(AtomicBool::new(false));
     if args.svg.is_some() {
@@ -79,9 +81,11 @@ pub(crate) fn run(args: &Args) -> Result<u8, Failure> {
     let mut rows: Vec<Row> = Vec::new();
     for number in 0..args.rows {
         let time = args.interval * number;
-        // Woken or not: it is looked what the time is.
-        while began.elapsed() < time && !is_interrupted.load(SeqCst) {
-            wait(connection.as_fd(), PollFlags::empty(), Some(time.saturating_sub(began.elapsed())));
+        // Woken or not: it is looked what the time is. Whether the run has ended is for its answer to say.
+        let mut has_hung_up = false;
+        while began.elapsed() < time && !has_hung_up && !is_interrupted.load(SeqCst) {
+            let seen = wait(connection.as_fd(), PollFlags::empty(), Some(time.saturating_sub(began.elapsed())));
+            has_hung_up = seen.intersects(PollFlags::HUP | PollFlags::ERR);
         }
         if is_interrupted.load(SeqCst) {
             break;
@@ -96,15 +100,14 @@ pub(crate) fn run(args: &Args) -> Result<u8, Failure> {
         };
         let row = Row { time: began.elapsed(), heat };
         if args.svg.is_none() {
-            shown::print(&text(rows.last(), &row), "heat")?;
+            if !shown::print_on(&text(rows.last(), &row), "heat")? {
+                break;
+            }
             rows.clear();
         }
         rows.push(row);
     }
-    match &args.svg {
-        Some(path) => picture::write(&run, &rows, path).map(|()| 0),
-        None => Ok(0),
-    }
+    file.map_or(Ok(()), |file| file.write(&run, &rows)).map(|()| 0)
 }
 
 /// The process of the program; if it is not managed, the one of which most is.

@@ -2,7 +2,7 @@
 //!
 //! *Limits:* gaps between ranges are left out, so that what comes to be managed before other memory, in order of address, moves that to the right.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use svg::Document;
 use svg::node::element::{Rectangle, Text, Title};
@@ -10,6 +10,7 @@ use svg::node::element::{Rectangle, Text, Title};
 use super::Row;
 use crate::control::protocol::{Address, Run};
 use crate::failure::{Failure, one_line};
+use crate::run::output::Output;
 use crate::run::report::short;
 
 /// Where cells begin, how wide all of them are, and the height of a line.
@@ -22,10 +23,25 @@ const TIMES: usize = 10;
 /// The scale: its colours.
 const SCALE: u8 = 10;
 
-/// Draws `rows` into the file.
-pub(super) fn write(run: &Run, rows: &[Row], path: &Path) -> Result<(), Failure> {
-    let text = format!("<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n{}\n", draw(run, rows));
-    std::fs::write(path, text).map_err(|source| Failure::Picture { path: path.to_owned(), source })
+/// A picture that is to be: what is in its file stays until it is drawn.
+#[derive(Debug)]
+pub(super) struct Picture {
+    path: PathBuf,
+    file: Output,
+}
+
+impl Picture {
+    /// Makes sure of the file, before there is anything to draw.
+    pub(super) fn prepare(path: &Path) -> Result<Self, Failure> {
+        let failed = |source| Failure::Picture { path: path.to_owned(), source };
+        Ok(Self { path: path.to_owned(), file: Output::prepare(path).map_err(failed)? })
+    }
+
+    /// Draws `rows` into it.
+    pub(super) fn write(self, run: &Run, rows: &[Row]) -> Result<(), Failure> {
+        let text = format!("<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n{}\n", draw(run, rows));
+        self.file.write(text.as_bytes()).map_err(|source| Failure::Picture { path: self.path, source })
+    }
 }
 
 pub(super) fn draw(run: &Run, rows: &[Row]) -> Document {

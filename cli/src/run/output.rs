@@ -1,4 +1,4 @@
-//! The file that statistics are written to.
+//! The file that statistics are written to, or what else is known later than where it goes.
 //!
 //! That it can be written is found out before the program starts; what is in it stays until the program has ended. A
 //! regular file is replaced as a whole, by one of the same owner and mode: its successor is made beside it, with room on the disk set aside, and

@@ -151,7 +151,10 @@ fn watch(run: &Run, mut connection: Connection) -> Result<u8, Failure> {
             heard = Instant::now();
             let has_news = matches!(answer, Ok(Answer::Statistics(_)));
             let mut taken = take(&mut shown, answer);
-            if taken.is_ok() && has_news && let Some(request) = heat_of(&shown) {
+            if taken.is_ok()
+                && has_news
+                && let Some(request) = heat_of(&shown)
+            {
                 taken = connection.send(&request);
             }
             if let Err(error) = taken {
