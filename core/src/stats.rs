@@ -177,11 +177,12 @@ impl Histogram {
         self.max()
     }
 
-    /// What was recorded since `earlier`, which is a copy of this one; its maximum is that of all.
+    /// What was recorded since `earlier`, which is a copy of this one; its maximum is as exact as a quantile, and no more than that of all.
     #[must_use]
     pub fn since(&self, earlier: &Self) -> Self {
         let recorded = |at: usize| self.buckets[at].load(Relaxed).saturating_sub(earlier.buckets[at].load(Relaxed));
-        Self { buckets: std::array::from_fn(|at| AtomicU64::new(recorded(at))), max: AtomicU64::new(self.max()) }
+        let max = (0..BUCKETS).rfind(|at| recorded(*at) != 0).map_or(0, |at| Self::upper(at).min(self.max()));
+        Self { buckets: std::array::from_fn(|at| AtomicU64::new(recorded(at))), max: AtomicU64::new(max) }
     }
 
     fn absorb(&self, other: &Self) {
@@ -218,6 +219,7 @@ mod tests {
         assert_eq!(h.since(&earlier).count(), 0);
         (0..10).for_each(|_| h.record(10));
         assert_eq!((h.since(&earlier).count(), h.since(&earlier).quantile(1000)), (10, 10));
+        assert_eq!((h.since(&earlier).max(), h.since(&h).max()), (10, 0));
     }
 
     #[test]

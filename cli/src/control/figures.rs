@@ -203,8 +203,7 @@ fn interval(time: Duration, now: &Counters, before: &Counters) -> Interval {
 /// In microseconds; zero if there was no fault.
 pub(crate) fn latency(histogram: &Histogram) -> Latency {
     let us = |nanoseconds| Duration::from_nanos(nanoseconds).as_secs_f64() * 1e6;
-    let max = if histogram.count() == 0 { 0 } else { histogram.max() };
-    Latency { p50: us(histogram.quantile(500)), p99: us(histogram.quantile(990)), max: us(max) }
+    Latency { p50: us(histogram.quantile(500)), p99: us(histogram.quantile(990)), max: us(histogram.max()) }
 }
 
 #[cfg(test)]
