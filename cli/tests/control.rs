@@ -163,8 +163,14 @@ fn a_run_says_what_its_pages_are_and_moves_them() {
 
 #[test]
 fn a_limit_that_is_set_holds_from_then_on() {
-    let options =
-        ["--policy", "limit", "--system-limit", "1G", "--stock", "4M", "--device", "private:emulated,size=128M"];
+    for policy in ["limit", "clock"] {
+        a_limit_is_set(policy);
+    }
+}
+
+fn a_limit_is_set(policy: &str) {
+    let told = format!("{policy}=1G");
+    let options = ["--policy", &told, "--stock", "4M", "--device", "private:emulated,size=128M"];
     let Some(run) = Run::with_memory(&options) else { return eprintln!("skipped: no /usr/bin/python3") };
     let mut client = Client::of(&run);
     let told = client
@@ -188,7 +194,7 @@ fn a_limit_that_is_set_holds_from_then_on() {
         places[0]["used_bytes"].as_u64() <= Some(32 << 20) && places[1]["used_bytes"].as_u64() >= Some(32 << 20)
     });
     assert_eq!(told["statistics"]["run"]["system_limit_bytes"], 32 << 20);
-    assert!(run.end().contains("policy limit=32M"));
+    assert!(run.end().contains(&format!("policy {policy}=32M")));
 }
 
 #[test]

@@ -73,6 +73,7 @@ fn wrong_policies_and_limits_are_usage_errors() {
     ] {
         refused(&["--policy", "limit", "--system-limit", size], 2, &[part]);
         refused(&["--policy", &format!("limit={size}")], 2, &[part]);
+        refused(&["--policy", &format!("clock={size}")], 2, &[part]);
     }
 }
 

@@ -52,6 +52,8 @@ const STOCK: ByteLen = ByteLen::new(64 << 20);
 const LIMIT_SHARE: u64 = 8;
 /// The policy that `--system-limit` belongs to.
 const LIMIT: &str = "limit";
+/// The policies that hold a limit, which is their argument.
+const HOLD_A_LIMIT: [&str; 2] = [LIMIT, "clock"];
 /// The variable that names libraries to preload.
 const PRELOAD: &str = "LD_PRELOAD";
 
@@ -181,9 +183,9 @@ fn policy(given: &PolicySpec, limit: Option<ByteLen>, memory: ByteLen) -> Result
     }
 }
 
-/// How much memory the policy leaves in system memory, if it is [`LIMIT`].
+/// How much memory the policy leaves in system memory, if it holds a limit.
 pub(crate) fn limit_of(policy: &PolicySpec) -> Option<ByteLen> {
-    let limit = policy.argument().filter(|_| policy.name() == LIMIT)?;
+    let limit = policy.argument().filter(|_| HOLD_A_LIMIT.contains(&policy.name()))?;
     quantity::size(limit).ok()
 }
 
