@@ -307,12 +307,23 @@ fn metrics_are_written_into_a_file_that_is_replaced_as_a_whole() {
     assert_eq!(metric(&text, "hetmem_processes"), 0.0, "{text}");
     assert!(metric(&text, "hetmem_processes_managed_total") >= 3.0, "{text}");
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "nothing else is left");
-    for (target, code, part) in [("/nonexistent/file", 125, "metrics can't be"), ("0.0.0.0:9100", 2, "other machines")]
-    {
+    let pipe = folder.path().join("pipe");
+    assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    for (target, code, part) in [
+        ("/nonexistent/file", 125, "metrics can't be"),
+        (pipe.to_str().unwrap(), 125, "it is a named pipe"),
+        ("0.0.0.0:9100", 2, "other machines"),
+    ] {
         let refused = run(target, "echo started");
         assert_eq!((status(&refused), stdout(&refused).as_str()), (code, ""), "{}", stderr(&refused));
         assert!(stderr(&refused).contains(part), "{}", stderr(&refused));
     }
+    // The program's limit on files is not hetmem's.
+    std::fs::remove_file(&file).unwrap();
+    let limited = "ulimit -S -f 1; exec \"$0\" run -q --metrics \"$1\" -- true";
+    let limited = output(Command::new("sh").args(["-c", limited]).arg(hetmem().get_program()).arg(&file));
+    assert_eq!((status(&limited), stderr(&limited).as_str()), (0, ""));
+    assert!(std::fs::read_to_string(&file).unwrap().contains("hetmem_run_seconds"));
     let lost = run(file.to_str().unwrap(), "rm -r \"$(dirname \"$FILE\")\"; exit 0");
     assert_eq!(status(&lost), 125);
     assert!(stderr(&lost).contains("metrics can't be"), "{}", stderr(&lost));

@@ -13,6 +13,7 @@ mod text;
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
+use std::os::unix::fs::FileTypeExt as _;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
@@ -21,6 +22,7 @@ use hetmem_core::sync::{Arc, Condvar, Mutex, lock};
 
 use crate::control::Subject;
 use crate::run::output::Output;
+use crate::run::room;
 
 /// From one writing of a file to the next.
 const PERIOD: Duration = Duration::from_secs(10);
@@ -66,8 +68,14 @@ pub(crate) enum Prepared {
 pub(crate) fn prepare(target: &Where) -> io::Result<Prepared> {
     match target {
         Where::Port(address) => TcpListener::bind(address).map(Prepared::Port),
-        // What is there stays until there is something to write.
-        Where::File(path) => Output::prepare(path).map(|_| Prepared::File(path.clone())),
+        Where::File(path) => {
+            // To open one is to wait for a reader, each time.
+            if std::fs::metadata(path).is_ok_and(|found| found.file_type().is_fifo()) {
+                return Err(io::Error::other("it is a named pipe, which can't be replaced"));
+            }
+            // What is there stays until there is something to write.
+            room::with_all_there_is(|| Output::prepare(path)).map(|_| Prepared::File(path.clone()))
+        }
     }
 }
 
@@ -139,7 +147,7 @@ impl Periodic {
 }
 
 fn write(path: &Path, text: &str) -> io::Result<()> {
-    Output::prepare(path)?.write(text.as_bytes())
+    room::with_all_there_is(|| Output::prepare(path)?.write(text.as_bytes()))
 }
 
 #[cfg(test)]

@@ -16,7 +16,7 @@ mod found;
 pub(crate) mod output;
 mod program;
 pub(crate) mod report;
-mod room;
+pub(crate) mod room;
 mod supervise;
 
 use std::ffi::OsString;
