@@ -11,7 +11,7 @@
 //!
 //! Nobody waits for anybody here: who asks gives up when he likes, and asks the next. So a process that was stopped in the middle of an answer may go
 //! on with it when another is answered. Therefore each word of an answer says which request it belongs to; one that is mixed is none, and is asked for
-//! again. Whatever else the process writes there, it harms only what is said of itself.
+//! again. Whatever else a process writes there, itself or another is told of wrongly or not at all, and no more.
 //!
 //! *Limits:* the mark of an answer is 16 bits wide, and what is told 48: numbers of pages fit.
 
