@@ -175,15 +175,18 @@ fn present(process: &ledger::Process<'_>) -> Option<Stat> {
 /// Reads `/proc/PID/stat`; `None` of a process that has ended. The name may have anything in it.
 fn stat(text: &str) -> Option<Stat> {
     let (name, rest) = (text.split_once('(')?.1).rsplit_once(") ")?;
+    // The state is field 3, the number of threads 20, the start 22.
     let mut fields = rest.split(' ');
-    let state = match fields.next()? {
+    let state = fields.next()?;
+    let threads: u64 = fields.nth(20 - 4)?.parse().ok()?;
+    let ticks: u64 = fields.nth(22 - 21)?.parse().ok()?;
+    let state = match state {
         "R" => State::Running,
         "T" | "t" => State::Stopped,
-        "Z" | "X" | "x" => return None,
+        // Its first thread has ended; without others it has itself.
+        "Z" | "X" | "x" if threads < 2 => return None,
         _ => State::Sleeping,
     };
-    // Field 22; the state is field 3.
-    let ticks: u64 = fields.nth(22 - 4)?.parse().ok()?;
     let started = Duration::from_millis(ticks.checked_mul(1000 / TICKS)?);
     Some(Stat { name: name.to_owned(), state, started })
 }
@@ -212,18 +215,19 @@ mod tests {
 
     #[test]
     fn the_kernel_says_what_a_process_does_and_since_when() {
-        let line = |state: &str| {
+        let line = |state: &str, threads: u32| {
             format!(
-                "12 (a) b (c)) {state} 1 1 1 0 -1 4194560 90 0 0 0 0 0 0 0 20 0 1 0 4200 2535424 200 18446744073709551615\n"
+                "12 (a) b (c)) {state} 1 1 1 0 -1 4194560 90 0 0 0 0 0 0 0 20 0 {threads} 0 4200 2535424 200 18446744073709551615\n"
             )
         };
         let expected = |state| Stat { name: "a) b (c)".into(), state, started: Duration::from_secs(42) };
         for (letter, state) in
             [("R", State::Running), ("S", State::Sleeping), ("D", State::Sleeping), ("T", State::Stopped)]
         {
-            assert_eq!(stat(&line(letter)), Some(expected(state)));
+            assert_eq!(stat(&line(letter, 1)), Some(expected(state)));
         }
-        assert_eq!(stat(&line("Z")), None);
+        assert_eq!(stat(&line("Z", 1)), None);
+        assert_eq!(stat(&line("Z", 2)), Some(expected(State::Sleeping)));
         assert_eq!(stat("12 (a"), None);
         let own = stat(&std::fs::read_to_string("/proc/self/stat").unwrap()).unwrap();
         assert!(own.started <= hetmem_sys::thread::time_since_boot());
