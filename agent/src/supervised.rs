@@ -5,7 +5,6 @@
 
 use std::time::Instant;
 
-use hetmem_core::heat::CHUNK_PAGES;
 use hetmem_core::migrate::{Request as Migration, Target};
 use hetmem_core::units::{BLOCK_PAGES, ByteLen, PAGE_SHIFT, PageCount, PageRange, VirtAddr};
 
@@ -149,12 +148,11 @@ fn heat(managed: &Managed, cells: u32) -> Vec<u64> {
     for region in regions {
         let mut at = region;
         while !at.is_empty() {
-            let to_chunks_end = CHUNK_PAGES - number_of(at.start()) % CHUNK_PAGES;
-            let part = at.slice(PageCount::ZERO, PageCount::new(to_chunks_end.min(size - pages)));
+            let part = at.slice(PageCount::ZERO, PageCount::new(size - pages));
             at = at.slice(part.pages(), at.pages());
             let start = *first.get_or_insert(part.start());
             pages += part.pages().get();
-            sum += part.pages().get() * u64::from(managed.warmth(part));
+            sum += managed.warmth(part);
             if pages == size {
                 words.extend([number_of(start), pages, sum / pages]);
                 (first, pages, sum) = (None, 0, 0);

@@ -9,6 +9,7 @@ use std::fs::File;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::TcpStream;
 use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -240,6 +241,30 @@ fn heat_is_told_line_by_line_or_drawn() {
     let mut rest = String::new();
     lines.read_to_string(&mut rest).unwrap();
     assert_eq!((ended.wait().unwrap().code(), rest.as_str()), (Some(0), ""));
+}
+
+#[test]
+fn heat_of_terabytes_that_were_never_written_is_told() {
+    if !Path::new("/usr/bin/python3").exists() {
+        return eprintln!("skipped: no /usr/bin/python3");
+    }
+    // MAP_NORESERVE.
+    let script = "exec /usr/bin/python3 -c 'import mmap, sys
+memory = mmap.mmap(-1, 8 << 40, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x4000)
+print(\"ready\", flush=True)
+sys.stdin.read()'";
+    let run = Run::start(&["-q"], script);
+    let until = Instant::now() + LONG;
+    loop {
+        let told = output(&mut run.hetmem(&["heat", &run.child.id().to_string(), "--rows", "1"]));
+        assert_eq!(status(&told), 0, "{}", stderr(&told));
+        // Once the agent has found it.
+        if stdout(&told).contains(" 8.0 TiB in 72 parts") {
+            break;
+        }
+        assert!(Instant::now() < until, "{}", stdout(&told));
+    }
+    run.end();
 }
 
 /// The value of the metric that begins so.

@@ -8,6 +8,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use hetmem_core::engine::{CountersAt, Residency};
+use hetmem_core::heat::CHUNK_PAGES;
 use hetmem_core::migrate::{Request, Select, Survey, Target};
 use hetmem_core::outcome::Outcomes;
 use hetmem_core::physmap::MemoryType;
@@ -15,7 +16,7 @@ use hetmem_core::policy::DeviceState;
 use hetmem_core::port::{FaultPath, Host as _};
 use hetmem_core::range_map::RangeMap;
 use hetmem_core::space::Region;
-use hetmem_core::units::{BlockNo, ByteLen, DeviceId, PageCount, PageRange, VirtAddr};
+use hetmem_core::units::{BlockNo, ByteLen, DeviceId, PAGE_SHIFT, PageCount, PageRange, VirtAddr};
 use hetmem_devices::spec::DeviceSpec;
 use hetmem_sys::errno::Errno;
 use hetmem_sys::mapping::Guard;
@@ -409,10 +410,21 @@ impl Managed {
         places
     }
 
-    /// How warm `chunk`, which lies in one chunk, is: 0 to 255.
+    /// How warm the pages of `range` are, together: each is as warm as its chunk, 0 to 255.
     #[must_use]
-    pub fn warmth(&self, chunk: PageRange) -> u8 {
-        self.0.engine.warmth(chunk)
+    pub fn warmth(&self, range: PageRange) -> u64 {
+        let warmth = |mut part: PageRange| {
+            let mut sum = 0;
+            while !part.is_empty() {
+                let to_chunks_end = CHUNK_PAGES - (part.start().get() >> PAGE_SHIFT) % CHUNK_PAGES;
+                let chunk = part.slice(PageCount::ZERO, PageCount::new(to_chunks_end));
+                part = part.slice(chunk.pages(), part.pages());
+                sum += chunk.pages().get() * u64::from(self.0.engine.warmth(chunk));
+            }
+            sum
+        };
+        // Elsewhere nothing is known.
+        self.0.engine.migrated_parts(range).into_iter().map(warmth).sum()
     }
 
     /// Populated system pages that are kept for pages on their way home.
