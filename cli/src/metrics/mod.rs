@@ -41,7 +41,7 @@ pub(crate) enum Where {
 impl FromStr for Where {
     type Err = String;
 
-    /// `127.0.0.1:9100`, `[::1]:9100`, `localhost:9100`; anything else is a file.
+    /// `127.0.0.1:9100`, `[::1]:9100`, `localhost:9100`; anything else is a file, unless it looks like an address.
     fn from_str(text: &str) -> Result<Self, String> {
         let local = |port: &str| Some(SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port.parse().ok()?));
         let address = text.strip_prefix("localhost:").and_then(local).or_else(|| text.parse().ok());
@@ -52,9 +52,18 @@ impl FromStr for Where {
             )),
             Some(address) => Ok(Self::Port(address)),
             None if text.is_empty() => Err("it names neither an address nor a file".to_owned()),
+            None if is_like_an_address(text) => Err(format!(
+                "`{text}` is no address of this machine, such as 127.0.0.1:9100; for a file of that name write ./{text}"
+            )),
             None => Ok(Self::File(text.into())),
         }
     }
+}
+
+/// Whether it ends in a port, and no folder is named.
+fn is_like_an_address(text: &str) -> bool {
+    let port = text.rsplit(':').next().unwrap_or_default();
+    !text.contains('/') && !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit())
 }
 
 /// Metrics that can be told, before there is anything to tell.
@@ -161,8 +170,14 @@ mod tests {
             assert_eq!(read(text), Ok(Where::Port(text.parse().unwrap())));
         }
         assert_eq!(read("localhost:9100"), Ok(Where::Port("127.0.0.1:9100".parse().unwrap())));
-        for text in ["/a/b.prom", "b.prom", "127.0.0.1", "localhost:x"] {
+        for text in ["/a/b.prom", "b.prom", "127.0.0.1", "localhost:x", "./9100"] {
             assert_eq!(read(text), Ok(Where::File(text.into())));
+        }
+        for text in ["9100", ":9100", "somewhere:9100", "localhost:99999", "127.0.0.1:99999"] {
+            assert!(
+                read(text).unwrap_err().contains("is no address of this machine, such as 127.0.0.1:9100"),
+                "{text}"
+            );
         }
         assert!(read("0.0.0.0:9100").unwrap_err().contains("other machines; an address of this one is 127.0.0.1:9100"));
         assert!(read("").is_err());
