@@ -11,7 +11,8 @@
 //!
 //! Nobody waits for anybody here: who asks gives up when he likes, and asks the next. So a process that was stopped in the middle of an answer may go
 //! on with it when another is answered. Therefore each word of an answer says which request it belongs to; one that is mixed is none, and is asked for
-//! again. Whatever else a process writes there, itself or another is told of wrongly or not at all, and no more.
+//! again. Whatever else a process writes there, itself or another is told of wrongly or not at all as long as it goes on with that, and no
+//! more.
 //!
 //! *Limits:* the mark of an answer is 16 bits wide, and what is told 48: numbers of pages fit.
 
@@ -126,7 +127,8 @@ pub(super) struct RequestArea {
     /// The process that is asked, by its key; 0 while the request is written.
     process: AtomicU64,
     request: [AtomicU64; WORDS],
-    /// The number of the last request that was answered; raised (Release) after the answer, and loaded (Acquire) before it.
+    /// The number of the last request that was answered, 0 if there is none since the last was asked; raised (Release) after the answer, and loaded
+    /// (Acquire) before it.
     answered: AtomicU64,
     answer: [AtomicU64; HEAD + ANSWER_WORDS],
 }
@@ -140,6 +142,8 @@ impl RequestArea {
         self.process.store(0, Relaxed);
         fence(Release);
         self.request.iter().zip(request.encode()).for_each(|(to, word)| to.store(word, Relaxed));
+        // Anything may have been written there, and it is only ever raised.
+        self.answered.store(0, Relaxed);
         // Release, both: pair with the loads in `number_for`.
         self.asked.store(number, Release);
         self.process.store(process, Release);
@@ -263,6 +267,11 @@ mod tests {
         }
         area.request.iter().for_each(|to| to.store(u64::MAX, Relaxed));
         assert_eq!(area.read(number, 7), None);
+        area.answered.store(u64::MAX, Relaxed);
+        assert_eq!(area.state(number), State::Waiting);
+        let next = area.ask(8, Request::Heat { cells: 2 });
+        area.answer(next, &[6, 6, 6], None);
+        assert!(matches!(area.state(next), State::Answered(_)), "it outlasts no request");
         area.asked.store(u64::MAX, Relaxed);
         assert_eq!(area.ask(7, Request::Heat { cells: 2 }), 1);
     }
