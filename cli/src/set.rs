@@ -15,8 +15,8 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Change what a run goes by, while it is under way.
 ///
-/// system-limit=SIZE is what may stay in system memory from now on, of a run with --policy limit: what is above it leaves within a second or so, as far as
-/// devices have room. SIZE takes K, M, G, T in powers of 1024.
+/// system-limit=SIZE is what may stay in system memory from now on, of a run with the policy limit or clock: what is above it leaves within a second
+/// or so, as far as devices have room. SIZE takes K, M, G, T in powers of 1024.
 #[derive(clap::Args, Debug)]
 pub(crate) struct Args {
     /// The run: the process of `hetmem run`, or of its program (see `hetmem ps`)

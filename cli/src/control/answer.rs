@@ -111,7 +111,7 @@ impl Answerer {
     fn set(&self, limit: ByteLen) -> Result<Answer, String> {
         let Subject { ledger, policy, stock, memory, .. } = &*self.subject;
         if limit_of(policy).is_none() {
-            return Err(format!("policy {policy} has no limit; a run with --policy limit has"));
+            return Err(format!("policy {policy} has no limit; limit and clock have one"));
         }
         // The policy says what is no limit.
         policy.with(&limit.get().to_string()).map_err(|error| error.to_string())?;

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use hetmem_core::quantity;
 use hetmem_core::sync::Arc;
 use rustix::event::PollFlags;
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use crate::control::client::{self, AskError, Connection};
 use crate::control::protocol::{Answer, Heat, Request, Run};
@@ -70,7 +70,7 @@ pub(crate) fn run(args: &Args) -> Result<u8, Failure> {
     let failed = |error: AskError| Failure::Control(format!("run {}: {error}", run.pid));
     let is_interrupted = Arc::new(AtomicBool::new(false));
     if args.svg.is_some() {
-        for signal in [SIGINT, SIGTERM] {
+        for signal in [SIGHUP, SIGINT, SIGTERM] {
             // Without a handler what was seen until then is lost, and no more.
             let _ = signal_hook::flag::register(signal, is_interrupted.clone());
         }
