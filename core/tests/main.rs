@@ -13,6 +13,7 @@ mod overlay_races;
 mod races;
 mod range_fault;
 mod regions;
+mod samples;
 mod slots;
 mod strays;
 mod stress;
