@@ -7,15 +7,15 @@
 //! | [interval](Heat::interval) | how long it is from one touch to the next, a decaying average | the longest |
 //! | [age](Heat::age) | how long it has not been seen: since its last touch that was seen, or since it was taken out | the longest |
 //!
-//! A page that is away, or that is out as a sample ([`Engine::sample`]), shows its next touch, which is a fault: what it was away for is an interval. A
-//! page in use shows nothing; its age says how old what is known of it has become.
+//! A page that is away, or that is out as a sample ([`Engine::sample`]), shows its next touch, which is a fault: what it was away for is an interval.
+//! A page in use shows nothing; its age says how old what is known of it has become.
 //!
-//! A block has a [`BlockHeat`], under its lock, from when a policy first looks at it ([`Engine::survey`]): memory that no policy looks at has none.
-//! Pages of a huge page have one heat together. Ages are brought up to date by whoever looks, not by touches: that of a page which is touched counts from
-//! the last look before.
+//! A block has a [`BlockHeat`], under its lock, from when something of it is first taken out as a sample: other memory has none.
+//! Pages of a huge page have one heat together. Ages are brought up to date by whoever looks, not by touches: that of a page which is touched counts
+//! from the last look before.
 //!
-//! Beside it each block has a [`Warmth`], a bit for each chunk ([`CHUNK_PAGES`]) that says whether a touch brought something of it home since this was
-//! asked last: what `clock` goes by.
+//! Beside it each block has a [`Warmth`], a bit for each chunk ([`CHUNK_PAGES`]) that says whether a touch brought something of it home since this
+//! was asked last: what `clock` goes by.
 //!
 //! A source of heat is who calls `BlockState::note_touch` or `BlockState::note_use`, with the block locked, and has a row here:
 //!

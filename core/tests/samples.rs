@@ -3,7 +3,7 @@
 use hetmem_core::engine::Residency;
 use hetmem_core::migrate::{Place, Request, Select, Survey, Target};
 use hetmem_core::outcome::{KeptReason, PageOutcome};
-use hetmem_core::units::PageCount;
+use hetmem_core::units::{PageCount, PageRange};
 
 use crate::fail_each_step::{ALL, COUNT, agrees, batch, fail_each_step, residency_at, world};
 use crate::model::{COHERENT, COHERENT_B, PRIVATE, World};
@@ -116,6 +116,25 @@ fn a_touch_of_a_sample_is_seen_and_others_are_not() {
         assert_eq!(world.engine.put_back(&[part]), PageCount::new(5));
         world.engine.survey(part, &mut survey);
         assert!(survey.pages.iter().all(|page| page.place == used && page.heat.age() == 0));
+        world.verify();
+    }
+}
+
+/// Neither of both ends of a block says anything of the other, nor does any page of a block that is no huge page.
+#[test]
+fn small_pages_of_a_block_are_known_each_by_itself() {
+    let all = |world: &World| vec![world.at(512, 512)];
+    let ends = |world: &World| vec![world.at(512, 1), world.at(1023, 1)];
+    for ranges in [&all as &dyn Fn(&World) -> Vec<PageRange>, &ends] {
+        let world = World::large(1024).with_pages(512, 512);
+        world.engine.set_tick(100);
+        let sampled: PageCount = ranges(&world).iter().map(|range| range.pages()).sum();
+        assert_eq!(world.engine.sample(&ranges(&world), Select::SYSTEM), sampled);
+        world.engine.set_tick(107);
+        assert!(world.model.touch(world.at(512, 1).start()).is_some());
+        let mut survey = Survey::default();
+        world.engine.survey(world.at(512, 512), &mut survey);
+        assert_eq!([0, 511].map(|page: usize| survey.pages[page].heat.interval()), [3, 15]);
         world.verify();
     }
 }

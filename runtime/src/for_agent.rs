@@ -266,6 +266,8 @@ impl Managed {
         let claim = self.0.trapped_all(ranges);
         let sampled = self.0.engine.sample(ranges, select);
         drop(claim);
+        // What was found to be no page any more has left its frame.
+        self.0.tell_of_resting();
         sampled
     }
 

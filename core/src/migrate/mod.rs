@@ -34,7 +34,7 @@ use crate::outcome::{KeptReason, Outcomes, PageOutcome};
 use crate::physmap::Owner;
 use crate::port::{FaultPath, Host};
 use crate::space::{Block, BlockState, Region, kept_by_advice};
-use crate::units::{BlockNo, DeviceId, PageCount, PageRange};
+use crate::units::{DeviceId, PageCount, PageRange};
 
 /// Which pages a request is about (`MIGRATE_VMA_SELECT_*`).
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -142,27 +142,6 @@ impl<H: Host> Engine<H> {
             Target::Device(_) => self.counters.pages_migrated_to_device.fetch_add(moved.get(), Relaxed),
         };
         all
-    }
-
-    /// The managed parts of `ranges`, each in one block and region, by blocks.
-    fn parts_by_block(&self, ranges: &[PageRange]) -> Vec<(BlockNo, Vec<(PageRange, Region)>)> {
-        let mut blocks: Vec<(BlockNo, Vec<(PageRange, Region)>)> = Vec::new();
-        for range in ranges {
-            for (part, region) in self.space.regions_in(*range) {
-                let Some(region) = region else { continue };
-                for (no, piece) in part.by_block() {
-                    match blocks.last_mut() {
-                        Some((last, parts))
-                            if *last == no && parts.last().is_some_and(|(p, _)| p.end() <= piece.start()) =>
-                        {
-                            parts.push((piece, region));
-                        }
-                        _ => blocks.push((no, vec![(piece, region)])),
-                    }
-                }
-            }
-        }
-        blocks
     }
 
     /// The region around `range`, if one holds all of it; looked up only where `known` doesn't.

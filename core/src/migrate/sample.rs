@@ -1,7 +1,7 @@
 //! Samples: pages that are taken out of the program for a while, to see whether they are touched.
 //!
-//! A page in use shows nothing. One that is out, and stays where it then is, costs nothing but the way: a frame of the pool, by moving the page there,
-//! or its own frame of a coherent device. A touch is a fault as any other, which moves the page in and [notes it](crate::heat). Those that nobody has
+//! A page in use shows nothing. One that is out, and stays where it then is, costs nothing but the way: a frame of the pool, by moving the page
+//! there, or its own frame of a coherent device. A touch is a fault as any other, which moves the page in and [notes it](crate::heat). Those that nobody has
 //! touched are [put back](Engine::put_back), or go on to where they are wanted: as [`Select::SAMPLED`], or as pages of their device.
 //!
 //! ```text
@@ -12,7 +12,7 @@
 //! Engine::put_back   moves it in; or Engine::migrate
 //! ```
 //!
-//! *Limits:* blocks of laid memory, and pages that are pinned, shared or excluded, are not sampled.
+//! *Limits:* blocks of laid memory, and pages that are pinned, shared or excluded, are not sampled. No policy in the table takes samples.
 
 use crate::engine::Engine;
 use crate::heat::{BlockHeat, Heat};
@@ -22,7 +22,7 @@ use crate::migrate::{Collected, Request, Select};
 use crate::notifier::Event;
 use crate::port::{FaultPath, Host};
 use crate::slot::{SYSTEM_POOL, Slot};
-use crate::space::Block;
+use crate::space::{Block, Region};
 use crate::sync::atomic::Ordering::Relaxed;
 use crate::units::{DeviceId, PageCount, PageRange, VirtAddr};
 
@@ -115,37 +115,36 @@ impl<H: Host> Engine<H> {
         survey.huge &= survey.pages.iter().all(|page| page.place == survey.pages[0].place);
     }
 
-    /// Takes the pages of `ranges` that `select` names, of system memory and of coherent devices, out as samples; how many those are. The caller has the
-    /// ranges trapped.
+    /// Takes the pages of `ranges` that `select` names, of system memory and of coherent devices, out as samples; how many those are. The caller has
+    /// the ranges trapped.
     pub fn sample(&self, ranges: &[PageRange], select: Select) -> PageCount {
         let mut sampled = PageCount::ZERO;
         let request = Request { target: OUT, select, owner: None };
-        for (_, parts) in self.parts_by_block(ranges) {
-            for run in parts.chunk_by(|(_, a), (_, b)| a == b) {
-                let (Some((first, region)), Some((last, _))) = (run.first(), run.last()) else { continue };
-                let Some(hull) = PageRange::between(first.start(), last.end()) else { continue };
-                self.make_room(hull.pages());
-                self.expect_heat(hull);
-                let parts = run.iter().map(|(part, _)| *part);
-                sampled += Collected::collect_parts(self, hull, parts, *region, request).leave_out();
-            }
+        let follows = |(a, of_a): &(PageRange, Region), (b, of_b): &(PageRange, Region)| {
+            a.start().block() == b.start().block() && a.end() <= b.start() && of_a == of_b
+        };
+        for run in self.managed_parts(ranges).chunk_by(follows) {
+            let (Some((first, region)), Some((last, _))) = (run.first(), run.last()) else { continue };
+            let Some(hull) = PageRange::between(first.start(), last.end()) else { continue };
+            self.make_room(hull.pages());
+            self.expect_heat(hull, run.len() == 1);
+            let parts = run.iter().map(|(part, _)| *part);
+            sampled += Collected::collect_parts(self, hull, parts, *region, request).leave_out();
         }
         sampled
     }
 
-    /// Puts the pages of `ranges` back that are out as samples; how many came back. The others stay out until they are touched, or until this is called
-    /// again.
+    /// Puts the pages of `ranges` back that are out as samples; how many came back. The others stay out until they are touched, or until this is
+    /// called again.
     pub fn put_back(&self, ranges: &[PageRange]) -> PageCount {
         let mut put = PageCount::ZERO;
-        for (_, parts) in self.parts_by_block(ranges) {
-            for (part, region) in parts {
-                let (shared, notice) = self.share_noticed(part, Event::Exclusive(None));
-                if let Some(block) = self.space.existing_block(part.start().block()) {
-                    put += self.put_back_part(&block, region.path, part);
-                }
-                drop(shared);
-                drop(notice);
+        for (part, region) in self.managed_parts(ranges) {
+            let (shared, notice) = self.share_noticed(part, Event::Exclusive(None));
+            if let Some(block) = self.space.existing_block(part.start().block()) {
+                put += self.put_back_part(&block, region.path, part);
             }
+            drop(shared);
+            drop(notice);
         }
         put
     }
@@ -182,16 +181,25 @@ impl<H: Host> Engine<H> {
             rest = rest.slice(settled.pages(), rest.pages());
         }
         self.release_waiters(block, &mut state, path, part);
+        state.shrink();
         put
     }
 
-    /// The block of `range` keeps heat from now on.
-    fn expect_heat(&self, range: PageRange) {
+    /// The managed parts of `ranges`, each in one block and region.
+    fn managed_parts(&self, ranges: &[PageRange]) -> Vec<(PageRange, Region)> {
+        let by_region = ranges.iter().flat_map(|range| self.space.regions_in(*range));
+        let managed = by_region.filter_map(|(part, region)| Some((part, region?)));
+        managed.flat_map(|(part, region)| part.by_block().map(move |(_, piece)| (piece, region))).collect()
+    }
+
+    /// The block of `range` keeps heat from now on: of each page by itself, unless they are one huge page, which `whole` of `range` is to go.
+    fn expect_heat(&self, range: PageRange, whole: bool) {
+        let is_huge = whole && range.pages() == PageCount::BLOCK && self.host.is_huge(range);
         let _shared = self.space.gate.share();
         let block = self.space.block(range.start().block());
         let mut state = block.lock();
         let heat = state.heat.get_or_insert_with(|| Box::new(BlockHeat::new(self.tick())));
-        if range.pages() < PageCount::BLOCK {
+        if !is_huge {
             heat.divide();
         }
     }

@@ -23,7 +23,7 @@ pub struct BlockState {
     pub(crate) exchanging: bool,
     /// Of which chunks touches have brought something home.
     pub(crate) warmth: Warmth,
-    /// How warm its pages are; `None` until a policy looks.
+    /// How warm its pages are; `None` until one is taken out as a sample.
     pub(crate) heat: Option<Box<BlockHeat>>,
     /// Where the last fault's run ended, and how long the next one may be: the fault-around's memory.
     pub(crate) stream: Stream,
