@@ -42,6 +42,7 @@ use crate::metrics::{self, Metrics, Prepared, Where};
 use output::Output;
 use program::Program;
 use report::{End, Report};
+pub(crate) use supervise::ignored as ignored_signals;
 use supervise::{Ended, NotStarted};
 
 /// The device when none is asked for.

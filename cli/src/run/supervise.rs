@@ -155,7 +155,7 @@ fn to_handle(ignored: u64) -> Vec<i32> {
 }
 
 /// The signals that this process ignores, signal N as bit N-1; none if that can't be known.
-pub(super) fn ignored() -> u64 {
+pub(crate) fn ignored() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
     mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0)

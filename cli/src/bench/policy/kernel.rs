@@ -1,7 +1,8 @@
 //! The kernel at the same limit: a memory cgroup, and swap to memory that is compressed (zram).
 //!
-//! Both change the machine, so they are made only where they were asked for, and are gone on drop. Who is killed leaves them: `swapoff` and a write
-//! to `/sys/class/zram-control/hot_remove`, and `rmdir` of the group, take them away.
+//! Both change the machine, so they are made only where they were asked for, and are gone on drop: a signal that would end this process waits until
+//! they are, and until the run that is under way has ended ([`Interrupts`]). Who is killed (SIGKILL) leaves
+//! them: `swapoff` and a write to `/sys/class/zram-control/hot_remove`, and `rmdir` of the group, take them away.
 //!
 //! *Limits:* the group's limit is for all of its memory, hetmem's for private anonymous memory: the program's tables, which are shared, are added.
 
@@ -10,8 +11,13 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 
+use hetmem_core::sync::Arc;
 use hetmem_core::units::ByteLen;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::flag;
+use signal_hook::low_level::emulate_default_handler;
 
 use crate::failure::Failure;
 
@@ -22,6 +28,46 @@ const ZRAM: &str = "/sys/class/zram-control";
 /// A failure of the step `what`.
 fn failed(what: impl std::fmt::Display) -> impl FnOnce(io::Error) -> Failure {
     move |error| Failure::Bench(format!("no comparison with the kernel: {what}: {error}"))
+}
+
+/// Puts the signals off that would end this process, but for those that it ignores, until this is dropped.
+#[derive(Debug)]
+pub(super) struct Interrupts {
+    /// The last that came; 0 before.
+    noted: Arc<AtomicUsize>,
+    over: Arc<AtomicBool>,
+}
+
+impl Interrupts {
+    pub(super) fn new() -> Result<Self, Failure> {
+        let new = Self { noted: Arc::default(), over: Arc::default() };
+        let ignored = crate::run::ignored_signals();
+        for signal in [SIGHUP, SIGINT, SIGTERM].into_iter().filter(|signal| ignored >> (signal - 1) & 1 == 0) {
+            flag::register_conditional_default(signal, new.over.clone())
+                .and_then(|_| flag::register_usize(signal, new.noted.clone(), usize::try_from(signal).unwrap_or(1)))
+                .map_err(failed("signals can't be handled"))?;
+        }
+        Ok(new)
+    }
+
+    /// An error once one has come.
+    pub(super) fn check(&self) -> Result<(), Failure> {
+        match self.noted.load(SeqCst) {
+            0 => Ok(()),
+            signal => Err(Failure::Bench(format!("interrupted by signal {signal}"))),
+        }
+    }
+}
+
+impl Drop for Interrupts {
+    fn drop(&mut self) {
+        // One that comes from now on is not put off.
+        self.over.store(true, SeqCst);
+        if let Ok(signal @ 1..) = i32::try_from(self.noted.load(SeqCst)) {
+            // What ends the process has no way to fail.
+            let _ = emulate_default_handler(signal);
+        }
+    }
 }
 
 /// A memory cgroup, removed on drop.
@@ -116,5 +162,31 @@ impl Drop for Swap {
                 crate::failure::chain(&failure)
             ));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::process::ExitStatusExt;
+
+    use super::*;
+
+    #[test]
+    fn a_signal_ends_the_process_once_nothing_is_to_be_removed() {
+        const AS_CHILD: &str = "HETMEM_TEST_IS_INTERRUPTED";
+        if std::env::var_os(AS_CHILD).is_some() {
+            let interrupts = Interrupts::new().unwrap();
+            assert!(interrupts.check().is_ok());
+            signal_hook::low_level::raise(SIGTERM).unwrap();
+            assert!(interrupts.check().is_err());
+            io::Write::write_all(&mut io::stdout(), b"still there\n").unwrap();
+            return;
+        }
+        let (_, module) = module_path!().split_once("::").unwrap();
+        let name = format!("{module}::a_signal_ends_the_process_once_nothing_is_to_be_removed");
+        let mut child = Command::new(std::env::current_exe().unwrap());
+        let run = child.args(["--exact", &name, "--nocapture"]).env(AS_CHILD, "1").output().unwrap();
+        assert_eq!(run.status.signal(), Some(SIGTERM), "{run:?}");
+        assert!(String::from_utf8_lossy(&run.stdout).contains("still there"), "{run:?}");
     }
 }

@@ -38,7 +38,7 @@ use crate::failure::{Failure, chain};
 use crate::host;
 use cases::{Case, PageSize, cases};
 use contender::{Contender, Device, Runner, Way};
-use kernel::{Group, Swap};
+use kernel::{Group, Interrupts, Swap};
 use program::{Course, Task, Workload};
 use results::Results;
 
@@ -127,7 +127,7 @@ impl Settings {
         // The program's data, as much on a device and in stock, and the rest of the machine.
         let free = host::meminfo("MemAvailable").map_or(wanted, |free| ByteLen::new(free.get() / 3));
         let data = ByteLen::new((wanted.min(free).get() / BLOCK_SIZE * BLOCK_SIZE).max(8 * BLOCK_SIZE));
-        if data < wanted.min(free) || free < wanted {
+        if data != wanted {
             notes.push(format!("{data} of data instead of {wanted}"));
         }
         let last = options.seconds.unwrap_or(MARKS[3]);
@@ -183,13 +183,16 @@ const NOTES: [&str; 5] = [
 struct Kernel {
     group: Group,
     _swap: Swap,
+    // Dropped last: a signal ends this process once the others are gone.
+    interrupts: Interrupts,
 }
 
 impl Kernel {
     fn new(data: ByteLen) -> Result<Self, Failure> {
+        let interrupts = Interrupts::new()?;
         // In this order: what can't be had costs nothing before.
         let group = Group::new()?;
-        Ok(Self { group, _swap: Swap::new(ByteLen::new(2 * data.get()))? })
+        Ok(Self { group, _swap: Swap::new(ByteLen::new(2 * data.get()))?, interrupts })
     }
 }
 
@@ -213,7 +216,10 @@ impl Bench {
             }
             for turn in 0..contenders.len() {
                 let contender = contenders[(round + turn) % contenders.len()];
-                match (contender, self.course(case, contender, limit)) {
+                let course = self.course(case, contender, limit);
+                // It came to the program, too.
+                self.kernel.as_ref().map_or(Ok(()), |kernel| kernel.interrupts.check())?;
+                match (contender, course) {
                     (None, course) => results.push_native(&course?),
                     // It may end a program that uses more than there is, whatever there is to swap to.
                     (Some(Contender::Kernel), Err(failure)) => {
@@ -270,6 +276,16 @@ mod tests {
         assert_eq!(marks(5), [1000, 3000, 5000]);
         assert_eq!(marks(7), [1000, 3000, 5000, 7000]);
         assert_eq!(marks(1), [1000]);
+    }
+
+    #[test]
+    fn data_of_another_size_than_was_asked_for_is_a_note() {
+        for (wanted, notes) in [(1_u64 << 20, 1), (16 << 20, 0), (17 << 20, 1), (1 << 62, 1)] {
+            let options = Options { data: Some(ByteLen::new(wanted)), ..Options::default() };
+            let mut said = Vec::new();
+            let data = Settings::new(&options, false, &mut said).data;
+            assert_eq!(said.len(), notes, "{wanted}: {data} {said:?}");
+        }
     }
 
     #[test]
