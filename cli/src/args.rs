@@ -20,25 +20,26 @@ struct Cli {
     command: Command,
 }
 
+// Each says at length what it does where its arguments are; a comment here would take the place of that.
 #[derive(Subcommand, Debug)]
 pub(crate) enum Command {
-    /// Run a program with its memory managed
+    #[command(about = "Run a program with its memory managed")]
     Run(RunArgs),
-    /// Say what hetmem can use on this host, and what would fix what it can't
+    #[command(about = "Say what hetmem can use on this host, and what would fix what it can't")]
     Doctor(DoctorArgs),
-    /// Measure migration and faults on this host
+    #[command(about = "Measure migration and faults on this host")]
     Bench(bench::Args),
-    /// Say what memory this machine has, who claims it, and which devices hetmem can make of it
+    #[command(about = "Say what memory this machine has, who claims it, and which devices hetmem can make of it")]
     Topology(topology::Args),
-    /// Say which runs are under way
+    #[command(about = "Say which runs are under way")]
     Ps(ps::Args),
-    /// Watch a run, on the whole screen
+    #[command(about = "Watch a run, on the whole screen")]
     Top(top::Args),
-    /// Show how warm the memory of a run's program is
+    #[command(about = "Show how warm the memory of a run's program is")]
     Heat(heat::Args),
-    /// Change what a run goes by, while it is under way
+    #[command(about = "Change what a run goes by, while it is under way")]
     Set(set::Args),
-    /// Say what policies make of a trace, without a program
+    #[command(about = "Say what policies make of a trace, without a program")]
     Replay(replay::Args),
     /// Be measured by `hetmem bench agent` or `hetmem bench policy`
     #[command(hide = true)]
@@ -138,8 +139,9 @@ Signals:
   continuing act on the job as a whole. If hetmem itself is killed, the
   program goes on.";
 
-/// Say what hetmem can use on this host, and what would fix what it can't. The exit status is 0 if `hetmem run` can work
-/// and 1 if not.
+/// Say what hetmem can use on this host, and what would fix what it can't.
+///
+/// The exit status is 0 if `hetmem run` can work, and 1 if not.
 #[derive(Args, Debug)]
 pub(crate) struct DoctorArgs {
     /// Print JSON
@@ -233,6 +235,16 @@ mod tests {
         assert_eq!(args.system_limit, Some(ByteLen::new(2 << 20)));
         assert_eq!(args.stats, Some("f".into()));
         assert!(!args.quiet);
+    }
+
+    #[test]
+    fn each_command_has_a_short_help_in_the_list_and_a_long_one_of_its_own() {
+        let cli = <Cli as clap::CommandFactory>::command();
+        for command in cli.get_subcommands().filter(|command| !command.is_hide_set()) {
+            let (short, long) = (command.get_about().unwrap().to_string(), command.get_long_about());
+            assert!(short.len() <= 88, "{short}");
+            assert!(long.is_some_and(|long| long.to_string().contains("\n\n")), "{}", command.get_name());
+        }
     }
 
     #[test]
