@@ -5,12 +5,15 @@
 mod run;
 mod support;
 
-use std::fs::File;
+use std::fs::{DirBuilder, File};
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
-use std::net::TcpStream;
+use std::net::{Shutdown, TcpStream};
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::DirBuilderExt as _;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
 use run::{LONG, Run};
@@ -263,6 +266,55 @@ sys.stdin.read()'";
         }
         assert!(Instant::now() < until, "{}{}", stdout(&told), stderr(&told));
     }
+    run.end();
+}
+
+/// A folder with a socket that leads to that of `run`, but hangs up on whoever comes first as soon as heat was told; it says who comes.
+fn hangs_up_once(run: &Run) -> (tempfile::TempDir, Receiver<usize>) {
+    let folder = tempfile::tempdir().unwrap();
+    DirBuilder::new().mode(0o700).create(folder.path().join("hetmem")).unwrap();
+    let name = format!("hetmem/{}.sock", run.child.id());
+    let (listener, real) = (UnixListener::bind(folder.path().join(&name)).unwrap(), run.folder.path().join(&name));
+    let (comes, who) = channel();
+    std::thread::spawn(move || {
+        for (number, client) in listener.incoming().enumerate() {
+            let (mut client, mut run) = (client.unwrap(), UnixStream::connect(&real).unwrap());
+            let _ = comes.send(number);
+            let (mut asks, answers) = (client.try_clone().unwrap(), BufReader::new(run.try_clone().unwrap()));
+            std::thread::spawn(move || std::io::copy(&mut asks, &mut run));
+            std::thread::spawn(move || {
+                for line in answers.lines() {
+                    let line = line.unwrap();
+                    if writeln!(client, "{line}").is_err() || (number == 0 && line.contains("\"heat\":")) {
+                        break;
+                    }
+                }
+                client.shutdown(Shutdown::Both)
+            });
+        }
+    });
+    (folder, who)
+}
+
+#[test]
+fn who_was_hung_up_on_comes_back_to_a_run_that_goes_on() {
+    let run = Run::start(&["-q"], "echo ready; read x; true");
+    let pid = run.child.id().to_string();
+    let (folder, _) = hangs_up_once(&run);
+    let heat = ["heat", &pid, "--rows", "3", "--interval", "100ms"];
+    let heat = output(run.hetmem(&heat).env("XDG_RUNTIME_DIR", folder.path()));
+    let rows = stdout(&heat).lines().filter(|line| line.starts_with(' ')).count();
+    assert_eq!((status(&heat), rows), (0, 3), "{}{}", stdout(&heat), stderr(&heat));
+
+    let (folder, who) = hangs_up_once(&run);
+    let mut top = OnTerminal::start(run.hetmem(&["top", &pid]).env("XDG_RUNTIME_DIR", folder.path()));
+    top.until(is_frame);
+    for number in [0, 1] {
+        assert_eq!(who.recv_timeout(LONG), Ok(number));
+    }
+    top.master.write_all(b"q").unwrap();
+    let (status, said) = top.ended();
+    assert!(status.success() && !said.contains("has ended"), "{said}");
     run.end();
 }
 

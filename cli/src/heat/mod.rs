@@ -81,11 +81,18 @@ pub(crate) fn run(args: &Args) -> Result<u8, Failure> {
     let mut rows: Vec<Row> = Vec::new();
     for number in 0..args.rows {
         let time = args.interval * number;
-        // Woken or not: it is looked what the time is. Whether the run has ended is for its answer to say.
-        let mut has_hung_up = false;
-        while began.elapsed() < time && !has_hung_up && !is_interrupted.load(SeqCst) {
-            let seen = wait(connection.as_fd(), PollFlags::empty(), Some(time.saturating_sub(began.elapsed())));
-            has_hung_up = seen.intersects(PollFlags::HUP | PollFlags::ERR);
+        // Woken or not: it is looked what the time is.
+        loop {
+            let left = time.saturating_sub(began.elapsed());
+            let seen = wait(connection.as_fd(), PollFlags::empty(), Some(left));
+            if seen.intersects(PollFlags::HUP | PollFlags::ERR) {
+                // It has ended, which is for its answer to say, or nothing was asked for longer than it has patience.
+                let Ok((_, again)) = client::find(Some(run.pid)) else { break };
+                connection = again;
+            }
+            if began.elapsed() >= time || is_interrupted.load(SeqCst) {
+                break;
+            }
         }
         if is_interrupted.load(SeqCst) {
             break;

@@ -135,8 +135,8 @@ fn heat_of(shown: &Shown) -> Option<Request> {
 fn watch(run: &Run, mut connection: Connection) -> Result<u8, Failure> {
     let failed = |error| Failure::Control(format!("run {}: {error}", run.pid));
     let terminal = |source| Failure::Output { what: "to the terminal", source };
-    let interval_ms = u64::try_from(INTERVAL.as_millis()).ok();
-    connection.send(&Request::Subscribe { interval_ms }).map_err(failed)?;
+    let subscription = Request::Subscribe { interval_ms: u64::try_from(INTERVAL.as_millis()).ok() };
+    connection.send(&subscription).map_err(failed)?;
     let signals = Signals::new().map_err(terminal)?;
     let look = Look::of_environment();
     let mut screen = Screen::take().map_err(terminal)?;
@@ -158,6 +158,14 @@ fn watch(run: &Run, mut connection: Connection) -> Result<u8, Failure> {
                 taken = connection.send(&request);
             }
             if let Err(error) = taken {
+                // Who has not read for long, as while this was stopped, was hung up on.
+                if error == AskError::Ended
+                    && let Ok((_, again)) = client::find(Some(run.pid))
+                {
+                    connection = again;
+                    connection.send(&subscription).map_err(failed)?;
+                    break;
+                }
                 screen.give_back();
                 if error != AskError::Ended {
                     return Err(failed(error));
