@@ -90,7 +90,7 @@ fn what_is_wrong_is_one_line() {
         (&[][..], "this trace says of no limit; give one with --system-limit SIZE"),
         (&["--system-limit", "0"], "a limit of 0 B is not a positive multiple of the page"),
         (&["--system-limit", "1M,5000"], "a limit of 5000 B is not a positive multiple of the page"),
-        (&["--system-limit", "1M", "--policy", "manual"], "only policies that hold a limit are replayed"),
+        (&["--system-limit", "1M", "--policy", "manual"], "are replayed, without it (limit, clock)"),
         (&["--system-limit", "1M", "--policy", "limit=2M"], "only policies that hold a limit are replayed"),
         (&["--system-limit", "1M", "--policy", "lru"], "unknown policy `lru`"),
         (
@@ -98,11 +98,16 @@ fn what_is_wrong_is_one_line() {
             "unknown format `csv`; the formats are hetmem, lackey, oracleGeneral, damo",
         ),
         (&["--system-limit", "1M", "--sample", "0"], "0 is not in 1.."),
+        (&["--system-limit", "1M", "--memory", "100"], "nothing of this trace is in the part of it"),
     ] {
         refused(&replay(&file, args), 2, part);
     }
     refused(&replay(&folder.path().join("no"), &["--system-limit", "1M"]), 125, "it can't be read: No such file");
     refused(&replay(folder.path(), &["--system-limit", "1M"]), 125, "it can't be read: ");
+    let run = replay(Path::new("/dev/null"), &["--system-limit", "1M"]);
+    refused(&run, 125, "it is read twice, so it has to be a regular file");
+    // Before what may take long is read.
+    refused(&replay(&folder.path().join("no"), &["--system-limit", "0"]), 2, "a limit of 0 B is not");
     std::fs::write(&file, "hello\n").unwrap();
     refused(&replay(&file, &["--system-limit", "1M"]), 125, "it is no trace that is known");
     std::fs::write(&file, " L 1000,8\nhello\n").unwrap();

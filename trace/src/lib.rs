@@ -1,4 +1,4 @@
-//! Traces: what hetmem and other tools record of a run, and what policies make of it without a program.
+//! Traces: what was recorded of a run, and what policies make of it without a program.
 //!
 //! ```text
 //! source     a file with a trace, whoever recorded it
@@ -23,6 +23,6 @@ mod space;
 
 pub use error::TraceError;
 pub use model::SimulatedDevice;
-pub use replay::{Outcome, Outcomes, Replay, Setup, has_limit};
+pub use replay::{Outcome, Outcomes, Replay, Setup, has_limit, with_limit};
 pub use source::{Format, Played, play};
 pub use space::{Sampling, Survey};

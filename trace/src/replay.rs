@@ -5,8 +5,8 @@
 //!                                      └─► the real policies, each at each limit, over a model of the program
 //! ```
 //!
-//! A policy is asked when it was asked as the trace was recorded; in a trace that says nothing of that, when as many pages have come as a chunk
-//! has. If what it wanted last was not nothing, it is asked every [`NAP`] besides.
+//! A policy is asked when it was asked as the trace was recorded, and every [`NAP`] while it wants something; in a trace that says nothing of
+//! that, when as many pages have come as a chunk has, and every [`NAP`]. If it says when it wants to be asked again, it is asked then, too.
 
 use std::collections::HashMap;
 
@@ -58,8 +58,12 @@ impl Setup {
 /// Whether a policy holds a limit, and can be simulated at several.
 #[must_use]
 pub fn has_limit(policy: &PolicySpec) -> bool {
-    let entry = POLICIES.iter().find(|entry| entry.name == policy.name());
-    policy.argument().is_none() && entry.is_some_and(|entry| matches!(entry.argument, Argument::Needed(_)))
+    policy.argument().is_none() && with_limit().any(|name| name == policy.name())
+}
+
+/// The names of the policies that hold a limit.
+pub fn with_limit() -> impl Iterator<Item = &'static str> {
+    POLICIES.iter().filter(|entry| matches!(entry.argument, Argument::Needed(_))).map(|entry| entry.name)
 }
 
 /// What came of one policy at one limit. Numbers are of the whole trace, estimated from the part that was simulated.

@@ -76,7 +76,8 @@ fn regions_of_damo_are_touched_as_often_as_damon_found_them_accessed() {
             r#"[{{"kdamond_idx": 0, "context_idx": 0, "intervals": {{"sample_us": "5 ms", "aggr_us": "100 ms", "ops_update_us": "1 s"}},
             "scheme_idx": null, "target_id": 0, "scheme_filters": [], "snapshots": [{{"start_time": "{start}", "end_time": "{end}",
             "regions": [
-             {{"start": "{from}", "end": "{to}", "nr_accesses": {{"samples": 2, "percent": null}}, "age": {{"usec": null, "aggr_intervals": 3}}, "sz_filter_passed": "0 B"}},
+             {{"start": "{from}", "end": "{to}", "nr_accesses": {{"samples": 2, "percent": null}},
+              "age": {{"usec": null, "aggr_intervals": 3}}, "sz_filter_passed": "0 B"}},
              {{"start": "4,096", "end": "8,192", "nr_accesses": {{"samples": 0, "percent": null}}, "age": {{"usec": null, "aggr_intervals": 9}}}}],
             "total_bytes": "12.000 KiB", "damos_stats": null, "sample_interval_us": null}}], "data_source": "unknown"}}]"#
         )
@@ -94,6 +95,12 @@ fn regions_of_damo_are_touched_as_often_as_damon_found_them_accessed() {
     assert_eq!(result.unwrap_err().to_string(), "damo's snapshot 1 has a region from 0x12000 to 0x10000");
     let (_, result) = touches(snapshot("soon", "100 ms", "0", "4096").as_bytes());
     assert_eq!(result.unwrap_err().to_string(), "damo's snapshot 1 has a time that is none");
+    let often = snapshot("0 ns", "1 s", "0", "4096").replace(r#""samples": 2"#, r#""samples": 18446744073709551615"#);
+    let (_, result) = touches(often.as_bytes());
+    assert_eq!(
+        result.unwrap_err().to_string(),
+        "damo's snapshot 1 has a region that was found accessed 18446744073709551615 times, more than 1000000"
+    );
     let text = snapshot("0 ns", "1 s", "0", "4096");
     for length in (1..text.len()).step_by(3) {
         let (_, result) = touches(&text.as_bytes()[..length]);

@@ -23,7 +23,7 @@ use hetmem_core::quantity;
 use hetmem_core::units::{ByteLen, PAGE_SIZE, PageCount};
 use hetmem_devices::spec::DeviceSpec;
 use hetmem_trace::{
-    Format, Outcomes, Played, Replay, Sampling, Setup, SimulatedDevice, Survey, TraceError, has_limit, play,
+    Format, Outcomes, Played, Replay, Sampling, Setup, SimulatedDevice, Survey, TraceError, has_limit, play, with_limit,
 };
 
 use crate::failure::Failure;
@@ -94,12 +94,20 @@ struct Done {
 pub(crate) fn run(args: &Args) -> Result<u8, Failure> {
     let usage = |message: String| Failure::Usage(message);
     if let Some(policy) = args.policy.iter().find(|policy| !has_limit(policy)) {
+        let names: Vec<&str> = with_limit().collect();
         return Err(usage(format!(
-            "--policy {policy}: only policies that hold a limit are replayed, without it (limit, clock)"
+            "--policy {policy}: only policies that hold a limit are replayed, without it ({})",
+            names.join(", ")
         )));
     }
-    let mut limits = args.system_limit.clone();
+    let mut limits = args.system_limit.iter().map(|limit| pages(*limit)).collect::<Result<Vec<_>, _>>()?;
+    limits.sort_unstable();
+    limits.dedup();
     let failed = |source: TraceError| Failure::Trace { path: args.file.clone(), source };
+    // What a pipe has given is gone when it is read again, and to open one waits for who writes.
+    if !std::fs::metadata(&args.file).map_err(|source| failed(TraceError::Read(source)))?.is_file() {
+        return Err(failed(TraceError::Read(io::Error::other("it is read twice, so it has to be a regular file"))));
+    }
     let given = args.sample.map_or(Sampling::ALL, Sampling::one_in);
     let count = limits.len().max(1);
     let mut survey = Survey::new(given, args.memory.get(), Setup::bytes_by_page(count, args.policy.len()));
@@ -107,13 +115,13 @@ pub(crate) fn run(args: &Args) -> Result<u8, Failure> {
     if limits.is_empty() {
         let recorded = played.recording.as_ref().and_then(|recording| recording.policy.parse::<PolicySpec>().ok());
         let limit = recorded.as_ref().and_then(PolicySpec::argument).and_then(|limit| quantity::size(limit).ok());
-        limits.push(
-            limit.ok_or_else(|| usage("this trace says of no limit; give one with --system-limit SIZE".to_owned()))?,
-        );
+        let none = || usage("this trace says of no limit; give one with --system-limit SIZE".to_owned());
+        limits.push(pages(limit.ok_or_else(none)?)?);
     }
-    let mut limits = limits.iter().map(|limit| pages(*limit)).collect::<Result<Vec<_>, _>>()?;
-    limits.sort_unstable();
-    limits.dedup();
+    if survey.records > 0 && survey.pages() == 0 && !survey.sampling().is_all() {
+        let message = "nothing of this trace is in the part of it that would be simulated; give more --memory, or a lower --sample";
+        return Err(usage(message.to_owned()));
+    }
     let setup = Setup {
         policies: args.policy.clone(),
         limits: limits.clone(),

@@ -3,8 +3,9 @@
 //! A snapshot says of each region how many of so many looks found it accessed. All pages of it are taken to be touched in as many rounds, spread
 //! over the time of the snapshot: what is simulated is no more than what DAMON assumes.
 //!
-//! *Limits:* targets count as one address space each, of which the first has its own addresses. One snapshot is in memory at a time. A region of
-//! which shares alone are known (`percent`) has one round for each ten of a hundred.
+//! *Limits:* targets count as one address space each, of which the first has its own addresses; they come one after another, as in the file, and
+//! not at the same time. One snapshot is in memory at a time. A region of which shares alone are known (`percent`) has one round for each ten of a
+//! hundred.
 
 use std::fmt;
 use std::io::BufRead;
@@ -17,6 +18,9 @@ use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess,
 use super::Batches;
 use crate::error::TraceError;
 use crate::space::of_process;
+
+/// More looks than a snapshot has: DAMON looks once in a microsecond at most, and makes several snapshots a second.
+const MOST_ROUNDS: u64 = 1_000_000;
 
 /// Whether a file that begins so may be one.
 pub(crate) fn is_one(beginning: &[u8]) -> bool {
@@ -134,7 +138,11 @@ impl Reading<'_, '_> {
                 samples
                     .or_else(|| accesses.percent.as_ref().map(|share| share.get().map(|share| share.div_ceil(10))))?
             });
-            regions.push((pages, rounds.ok_or("a region of which it is not known how often it was accessed")?));
+            let rounds = rounds.ok_or("a region of which it is not known how often it was accessed")?;
+            if rounds > MOST_ROUNDS {
+                return Err(format!("a region that was found accessed {rounds} times, more than {MOST_ROUNDS}"));
+            }
+            regions.push((pages, rounds));
         }
         let most = regions.iter().map(|(_, rounds)| *rounds).max().unwrap_or(0);
         for round in 0..most {

@@ -8,7 +8,8 @@
 //! | 16–23 | when it is requested next, as a number of requests, signed; -1 or 2^63-1 for never |
 //!
 //! *Limits:* each object is taken for one page, whatever its size. Requests of one second come a microsecond after one another. Objects whose
-//! number has more than 48 bits get another one, by a hash.
+//! number has more than 48 bits get another one, by a hash. Numbers that are hashes have nearly every object in a block of its own; then hetmem's
+//! policies, which go round by blocks, take a time for each miss that grows with the number of objects.
 
 use std::io::BufRead;
 
