@@ -34,6 +34,13 @@ fn json_has_each_policy_at_each_limit() {
     let run = replay(&trace(folder.path(), 256), &["--system-limit", "512K,2M", "--policy", "clock", "--json"]);
     assert!(run.status.success() && run.stderr.is_empty(), "{run:?}");
     let found: Value = serde_json::from_slice(&run.stdout).unwrap();
+    let documented = include_str!("../../docs/traces.md");
+    let fields = |of: &Value| of.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
+    for field in [fields(&found), fields(&found["results"][0])].concat() {
+        let of = format!("`{field}`");
+        let in_table = |line: &str| line.split('|').nth(1).is_some_and(|cell| cell.contains(&of));
+        assert!(documented.lines().any(in_table), "docs/traces.md says nothing of {field}");
+    }
     for (field, value) in [("format", 1), ("records", 512), ("touches", 512), ("dropped", 0), ("recorded_faults", 0)] {
         assert_eq!(found[field], value, "{field}");
     }

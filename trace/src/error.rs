@@ -4,6 +4,8 @@ use std::io;
 
 use thiserror::Error;
 
+use crate::format::VERSION;
+
 /// What is wrong with a trace, and where.
 #[derive(Debug, Error)]
 #[non_exhaustive]
@@ -11,8 +13,8 @@ pub enum TraceError {
     /// The file can't be read.
     #[error("it can't be read")]
     Read(#[source] io::Error),
-    /// It is a trace of another version of hetmem.
-    #[error("it is a trace of format {found}, and this hetmem reads format {reads}; record it again", reads = crate::format::VERSION)]
+    /// It is a trace of another version of hetmem's format.
+    #[error("it is a trace of format {found}, and this hetmem reads format {VERSION}")]
     Version {
         /// Its format.
         found: u32,
@@ -32,7 +34,8 @@ pub enum TraceError {
     Header(#[source] serde_json::Error),
     /// Nothing by which it could be known.
     #[error(
-        "it is no trace that is known: neither one of hetmem, nor lackey's text, nor damo's JSON, nor oracleGeneral's records; --format says which it is"
+        "it is no trace that is known: neither one of hetmem, nor lackey's text, nor damo's JSON, nor oracleGeneral's \
+         records; --format says which it is"
     )]
     Unknown,
     /// A line of a text is not what it should be.

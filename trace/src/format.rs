@@ -7,8 +7,8 @@
 //! …                 pairs of these
 //! ```
 //!
-//! So `zstd -dc` makes the records of a trace. A frame is written when it is full, or a while after its first record: what is lost when the writer
-//! is killed is the frame that it was at. [`Reader`] reads up to that.
+//! So `zstd -dc` makes the records of a trace. [`Writer`] writes a frame when it is full, or when it is told to: what is lost when it is killed is
+//! the frame that it was at. [`Reader`] reads up to that.
 //!
 //! *Limits:* the writer buffers one frame (1 MiB), and so does the reader.
 
@@ -34,7 +34,7 @@ const HEADER_FRAME: u32 = 0x184D_2A5A;
 const LENGTH_FRAME: u32 = 0x184D_2A5B;
 /// More than what describes any recording takes.
 const MOST_HEADER: usize = 1 << 20;
-/// Fast: the writer runs beside the program.
+/// Fast: a writer runs beside the program.
 const LEVEL: i32 = 1;
 
 /// What was recorded.

@@ -14,7 +14,7 @@ use crate::import::{Batches, damo, lackey, oracle};
 /// Who recorded a trace.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Format {
-    /// `hetmem run --record`.
+    /// hetmem's own ([`crate::format`]).
     Hetmem,
     /// `valgrind --tool=lackey --trace-mem=yes`.
     Lackey,

@@ -134,10 +134,7 @@ fn another_version_is_named() {
     bytes[20..24].copy_from_slice(&(VERSION + 1).to_le_bytes());
     let (_, ending) = read(&bytes);
     let message = ending.unwrap_err().to_string();
-    assert_eq!(
-        message,
-        format!("it is a trace of format {}, and this hetmem reads format {VERSION}; record it again", VERSION + 1)
-    );
+    assert_eq!(message, format!("it is a trace of format {}, and this hetmem reads format {VERSION}", VERSION + 1));
 }
 
 fn file(bytes: &[u8]) -> (tempfile::TempDir, PathBuf) {
