@@ -17,7 +17,7 @@ use thiserror::Error;
 pub const VARIABLE: &str = "HETMEM_AGENT";
 
 /// Changes whenever an older agent would misread the configuration or the statistics memory.
-const VERSION: u32 = 5;
+const VERSION: u32 = 6;
 
 /// Everything that the agent is told.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -28,6 +28,8 @@ pub struct Config {
     pub policy: PolicySpec,
     /// How much populated system memory is kept for pages on their way home, in each process.
     pub stock: ByteLen,
+    /// Whether the limit and the sizes of devices are each process's, and not the run's.
+    pub per_process: bool,
     /// The statistics memory: a path that the process opens and maps, of the form `/proc/PID/fd/N`.
     pub ledger: PathBuf,
     /// The process id of the supervising `hetmem run`. Its direct child is the program itself; a process with another
@@ -69,6 +71,7 @@ impl Config {
             devices: self.devices.iter().map(DeviceSpec::to_string).collect(),
             policy: self.policy.to_string(),
             stock: self.stock.get(),
+            per_process: self.per_process,
             ledger: self.ledger.clone(),
             supervisor: self.supervisor,
         };
@@ -92,6 +95,7 @@ impl Config {
             devices: wire.devices.iter().map(|spec| spec.parse()).collect::<Result<_, _>>()?,
             policy,
             stock: ByteLen::new(wire.stock),
+            per_process: wire.per_process,
             ledger: wire.ledger,
             supervisor: wire.supervisor,
         })
@@ -104,7 +108,8 @@ impl fmt::Display for Config {
         for device in &self.devices {
             write!(f, "--device {device} ")?;
         }
-        write!(f, "--policy {} --stock {}", self.policy, self.stock.get())
+        let per_process = if self.per_process { " --per-process" } else { "" };
+        write!(f, "--policy {} --stock {}{per_process}", self.policy, self.stock.get())
     }
 }
 
@@ -120,6 +125,7 @@ struct Wire {
     devices: Vec<String>,
     policy: String,
     stock: u64,
+    per_process: bool,
     ledger: PathBuf,
     supervisor: u32,
 }
@@ -136,6 +142,7 @@ mod tests {
             ],
             policy: policy.parse().unwrap(),
             stock: ByteLen::new(1 << 20),
+            per_process: true,
             ledger: "/proc/12/fd/3".into(),
             supervisor: 12,
         }
@@ -167,7 +174,7 @@ mod tests {
         assert_eq!(
             config("limit=1M").to_string(),
             "--device coherent:emulated,size=64M,name=c \
-             --device private:emulated,size=64M,name=private0,latency=2us,fail=9 --policy limit=1M --stock 1048576"
+             --device private:emulated,size=64M,name=private0,latency=2us,fail=9 --policy limit=1M --stock 1048576 --per-process"
         );
     }
 }

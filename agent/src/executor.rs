@@ -12,7 +12,8 @@ use hetmem_sys::process::MemoryUse;
 use hetmem_sys::thread::{process_time, processor_time};
 
 use super::pace::Paced;
-use hetmem::for_agent::Managed;
+use super::sharing::Sharing;
+use hetmem::for_agent::{Managed, Others};
 
 /// How much is planned at a time (16 MiB): more would be known too long before.
 const BUDGET: PageCount = PageCount::new(8 * BLOCK_PAGES);
@@ -34,7 +35,13 @@ pub(super) struct Executor<'a> {
 }
 
 impl<'a> Executor<'a> {
-    pub(super) fn new(policy: Box<dyn Policy>, managed: &'a Managed, memory: &'a MemoryUse) -> Self {
+    /// `sharing` is with the other processes of the run, if the limit is theirs, too.
+    pub(super) fn new(
+        policy: Box<dyn Policy>,
+        managed: &'a Managed,
+        memory: &'a MemoryUse,
+        sharing: Option<Sharing<'a>>,
+    ) -> Self {
         let program = Program {
             managed,
             memory,
@@ -45,6 +52,7 @@ impl<'a> Executor<'a> {
             signs: Cell::default(),
             resident: Resident::default(),
             counts: Paced::new(),
+            sharing,
         };
         Self { policy, plan: Plan::new(BUDGET), program, plans: 0 }
     }
@@ -87,9 +95,10 @@ impl<'a> Executor<'a> {
             return Pace::Rest;
         }
         let program = &self.program;
+        let others = program.sharing.as_ref().map_or(Others::Copy, Sharing::others);
         let act = |of: &Move| {
             program.tick();
-            carry_out(program.managed, of)
+            carry_out(program.managed, of, others)
         };
         self.plan.carry_out(act, urgent);
         self.program.carried_out(self.plan.moved());
@@ -112,6 +121,7 @@ struct Program<'a> {
     signs: Cell<Signs>,
     resident: Resident,
     counts: Paced,
+    sharing: Option<Sharing<'a>>,
 }
 
 impl Program<'_> {
@@ -132,6 +142,23 @@ impl Program<'_> {
         signs
     }
 
+    /// Counts what is in system memory, unless that is known, or it was counted so short a time ago that it would cost too much.
+    fn count(&mut self, signs: Signs) {
+        // What a fork has left shared becomes this process's own unseen.
+        let apart = self.sharing.as_mut().filter(|sharing| sharing.is_apart());
+        let is_apart = apart.is_some();
+        if !self.resident.is_exact(signs) || apart.is_some_and(Sharing::has_run) {
+            self.counts.something_happened();
+        } else {
+            return;
+        }
+        if self.counts.is_due(Instant::now()) {
+            let (managed, ranges) = (self.managed, &self.ranges);
+            let count = || if is_apart { managed.count_own(ranges) } else { managed.count_resident(ranges) };
+            self.resident.count(self.counts.run(count), signs);
+        }
+    }
+
     /// `moved` pages have moved since the policy looked.
     fn carried_out(&mut self, moved: PageCount) {
         // Where nobody asks how many there are, nobody needs to know.
@@ -148,7 +175,19 @@ impl View for Program<'_> {
     }
 
     fn system_limit(&mut self, told: PageCount) -> PageCount {
-        self.limit.unwrap_or(told)
+        let limit = self.limit.unwrap_or(told);
+        let signs = self.signs.get();
+        let Some(sharing) = &mut self.sharing else { return limit };
+        if sharing.parent_has_ended() {
+            // What was shared with it alone is this process's now.
+            self.counts = Paced::new();
+            self.resident = Resident::default();
+        }
+        if sharing.decides(limit, signs) {
+            self.count(signs);
+        }
+        let held = self.resident.pages(signs) + self.managed.stocked();
+        self.sharing.as_mut().map_or(limit, |sharing| sharing.share(limit, held, signs))
     }
 
     fn ranges(&self) -> &[PageRange] {
@@ -156,13 +195,7 @@ impl View for Program<'_> {
     }
 
     fn resident(&mut self, signs: Signs) -> PageCount {
-        if !self.resident.is_exact(signs) {
-            self.counts.something_happened();
-            if self.counts.is_due(Instant::now()) {
-                let (managed, ranges) = (self.managed, &self.ranges);
-                self.resident.count(self.counts.run(|| managed.count_resident(ranges)), signs);
-            }
-        }
+        self.count(signs);
         self.resident.pages(signs) + self.managed.stocked()
     }
 
@@ -197,7 +230,7 @@ fn micros(time: Duration) -> u64 {
 }
 
 /// Does what is to be done, moving to the first place that has room; how many pages it moved.
-fn carry_out(managed: &Managed, what: &Move) -> PageCount {
+fn carry_out(managed: &Managed, what: &Move, others: Others) -> PageCount {
     let (select, to) = match &what.act {
         Act::Migrate { from, to } => (*from, to),
         Act::Sample { from } => return managed.sample(&what.ranges, *from),
@@ -208,7 +241,8 @@ fn carry_out(managed: &Managed, what: &Move) -> PageCount {
         if at + 1 < to.len() && is_full(managed, *target) {
             continue;
         }
-        let outcomes = managed.migrate_all(&what.ranges, Request { target: *target, select, owner: None });
+        let request = Request { target: *target, select, owner: None };
+        let outcomes = managed.migrate_all(&what.ranges, request, others);
         moved += outcomes.iter().map(Outcomes::moved).sum();
         if outcomes.iter().all(|outcomes| outcomes.kept(KeptReason::NoFrame).is_zero()) {
             break;

@@ -5,6 +5,7 @@
 //! header    magic, version, processes without a slot of their own, first refusal
 //! live      what the supervisor wants of all processes: another limit, figures
 //! requests  what it asks of one, and the answer
+//! members   what the processes that are alive share (`budget`)
 //! slot 0    pid, since when, figures, Counters
 //! slot 1    pid, since when, figures, Counters
 //! …         SLOTS of them; the memory is sparse, so a slot costs nothing before it is claimed
@@ -28,12 +29,13 @@ use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use std::time::Duration;
 
 use hetmem_core::stats::Counters;
-use hetmem_core::units::{ByteLen, PageCount, VirtAddr};
+use hetmem_core::units::{ByteLen, PAGE_SIZE, PageCount, VirtAddr};
 use hetmem_sys::errno::Errno;
 use hetmem_sys::mapping::{SharedLayout, SharedMemory};
 use hetmem_sys::thread::time_since_boot;
 use thiserror::Error;
 
+use super::budget::{Members, Part};
 use super::requests::{Request, RequestArea, State};
 
 /// Processes that can count apart from one another.
@@ -68,6 +70,7 @@ struct Area {
     /// The limit that was set while the program ran, in bytes; 0 if none was.
     system_limit: AtomicU64,
     requests: RequestArea,
+    members: Members,
     slots: [Slot; SLOTS],
 }
 
@@ -113,7 +116,7 @@ const MOST_PAGES: u64 = (1 << 52) - 1;
 
 const AREA_BYTES: u64 = size_of::<Area>() as u64;
 
-// SAFETY: `repr(C)`, and made of `AtomicU64`, arrays of it, `RequestArea`, which is `repr(C)` and made of those, and `Counters`, which is a `SharedLayout` itself.
+// SAFETY: `repr(C)`, and made of `AtomicU64`, arrays of it, `RequestArea`, which is `repr(C)` and made of those, and `Members` and `Counters`, which are `SharedLayout` themselves.
 unsafe impl SharedLayout for Area {}
 
 /// Why an agent could not start.
@@ -221,6 +224,33 @@ impl Ledger {
         }
         self.area.overflow.fetch_add(1, Relaxed);
         &self.area.slots[SLOTS - 1].counters
+    }
+
+    /// Makes the process of the calling thread one that shares with the others of the run, as long as that thread lives.
+    ///
+    /// # Safety
+    ///
+    /// The calling thread has no list of robust mutexes of somebody else's, such as the C library's, and joins once.
+    pub(super) unsafe fn join(&'static self) -> Part {
+        // SAFETY: the caller's.
+        unsafe { self.area.members.join() }
+    }
+
+    /// The counters of all processes together at the end of process `pid`, where they share the sizes of the devices that `shares` names by their
+    /// places: those who have ended before have none of these any more.
+    #[must_use]
+    pub fn sum_at_end(&self, pid: u32, shares: impl Iterator<Item = usize>) -> Counters {
+        let (sum, own) = (self.sum(), self.counters_of(pid));
+        for device in shares {
+            let (counters, members) = (&sum.devices[device], &self.area.members);
+            let own = own.map_or(0, |own| own.devices[device].used_bytes.load(Relaxed));
+            // Anything may be written there.
+            let bytes = |pages: PageCount| pages.get().saturating_mul(PAGE_SIZE);
+            let [peak, used] = [members.peak(device), members.taken(device)].map(bytes);
+            counters.peak_used_bytes.fetch_min(peak, Relaxed);
+            counters.used_bytes.fetch_min(own.saturating_add(used).min(peak), Relaxed);
+        }
+        sum
     }
 
     /// The counters of process `pid`, if it has a slot.

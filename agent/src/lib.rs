@@ -6,6 +6,7 @@
 //! calls         what the program's threads ask
 //! mailbox       what of that the worker does, between two moves
 //! work          the worker: the thread that migrates
+//! sharing       what it says to the other processes of the run, which share a limit
 //! executor      shows the policy the program, and carries out what it plans
 //! housekeeping  looks at mappings, stacks, strays
 //! adopt         finds the program's memory
@@ -15,6 +16,7 @@
 //! removal       removals that userfaultfd does not tell of
 //! config        what `hetmem run` asks of the agent
 //! ledger        the statistics memory shared with `hetmem run`
+//! budget        the part of it in which processes share the run's limit, and frames of devices
 //! requests      the part of it by which `hetmem run` asks one process, and the answer
 //! supervised    what the worker does of that
 //! notes         lines left there for `hetmem run`
@@ -25,6 +27,7 @@
 //! have thread-local storage of their own.
 
 mod adopt;
+mod budget;
 mod calls;
 pub mod config;
 pub mod dump;
@@ -38,6 +41,7 @@ mod pace;
 mod presence;
 mod removal;
 pub mod requests;
+mod sharing;
 mod start;
 mod supervised;
 mod work;

@@ -30,7 +30,8 @@ use std::sync::atomic::{AtomicI32, AtomicPtr, AtomicU32, Ordering};
 use hetmem_core::engine::CountersAt;
 use hetmem_core::policy::PolicySpec;
 use hetmem_core::sync::{Condvar, Mutex, lock};
-use hetmem_core::units::{PageCount, PageRange};
+use hetmem_core::units::{DeviceId, PageCount, PageRange};
+use hetmem_devices::spec::DeviceSpec;
 use hetmem_sys::errno::Errno;
 use hetmem_sys::process::MemoryUse;
 use hetmem_sys::thread::{
@@ -38,6 +39,7 @@ use hetmem_sys::thread::{
     unshare_files, unused_id,
 };
 
+use super::budget::{Membership, Part, SharedFrames};
 use super::config::Config;
 use super::ends;
 use super::housekeeping::Stacks;
@@ -59,6 +61,10 @@ pub(super) struct Agent {
     pub(super) stacks: Stacks,
     pub(super) policy: PolicySpec,
     pub(super) memory: MemoryUse,
+    /// What it shares with the other processes of the run; `None` if it shares nothing.
+    pub(super) run: Option<Part>,
+    /// The process that it was forked from, with which it shares pages.
+    pub(super) parent: Option<Membership>,
     /// What the supervisor wants of it; `None` where there is no statistics memory, or no room in it.
     pub(super) seat: Option<Seat<'static>>,
     /// The user and group that its threads become.
@@ -215,8 +221,14 @@ fn prepare(startup: &Startup) -> Result<&'static Agent, String> {
         // The supervisor has ended, or the program has changed its user: it is managed, and nobody counts.
         None => CountersAt::Own(Box::default()),
     };
+    // SAFETY: this thread is none of the C library's, and has begun just now.
+    let run = ledger.filter(|_| !config.per_process).map(|ledger| unsafe { ledger.join() });
     let seat = ledger.and_then(|ledger| ledger.seat(std::process::id()));
     let managed = Managed::open(&config.devices, config.stock, counters, last_word).map_err(|error| whole(&error))?;
+    if let Some(part) = run {
+        share_devices(&managed, &config.devices, part);
+    }
+    let parent = PARENT.try_lock().ok().and_then(|parent| *parent);
     // In a forked child a thread that is not here may have it.
     if let Ok(heritage) = HERITAGE.try_lock() {
         heritage.iter().for_each(|range| managed.exclude_for_good(*range));
@@ -238,6 +250,8 @@ fn prepare(startup: &Startup) -> Result<&'static Agent, String> {
         policy: config.policy.clone(),
         memory,
         seat,
+        run,
+        parent,
         id: unused_id(),
         dumpable: is_dumpable(),
         renounced: AtomicU32::new(0),
@@ -273,6 +287,15 @@ fn prepare(startup: &Startup) -> Result<&'static Agent, String> {
     confine_thread();
     presence::come(agent);
     Ok(agent)
+}
+
+/// Counts the frames of devices that have one size for the run together with those of the others.
+fn share_devices(managed: &Managed, devices: &[DeviceSpec], part: Part) {
+    for (id, spec) in (0..).map(DeviceId::new).zip(devices) {
+        if spec.backend.kind().shares_size() {
+            managed.share_frames(id, Box::new(SharedFrames::new(part, id, spec.size.pages_down())));
+        }
+    }
 }
 
 /// An error with all that is behind it.
@@ -363,6 +386,9 @@ static HERITAGE: Mutex<Vec<PageRange>> = Mutex::new(Vec::new());
 /// away what the next agent leaves to it, but not what that has moved elsewhere.
 static REMOVALS: Mutex<Vec<PageRange>> = Mutex::new(Vec::new());
 
+/// The process that this one was forked from, if it has executed nothing since and both share with others of the run.
+static PARENT: Mutex<Option<Membership>> = Mutex::new(None);
+
 /// In a forked child, before anything of the agent's is used. Says whether its parent had an agent, and knew of the fork.
 #[must_use]
 pub fn after_fork_in_child() -> bool {
@@ -374,7 +400,11 @@ pub fn after_fork_in_child() -> bool {
     }
     hetmem_sys::mapping::forget_omitted();
     ends::forget_in_child();
-    let Some(parents) = presence::forget_in_child() else { return false };
+    let parents = presence::forget_in_child();
+    if let Ok(mut parent) = PARENT.try_lock() {
+        *parent = parents.and_then(|parents| parents.run?.membership());
+    }
+    let Some(parents) = parents else { return false };
     // A thread that does not exist here may have been changing them; then nothing is known, and what the kernel looks at by itself may be away one
     // day.
     if let (Some(kept), Ok(mut heritage)) = (parents.managed.try_exclusions(), HERITAGE.try_lock()) {

@@ -7,6 +7,7 @@ use hetmem_core::policy::Signs;
 use super::executor::{Executor, Pace};
 use super::housekeeping::Housekeeping;
 use super::pace::{Nap, SHORTEST};
+use super::sharing::Sharing;
 use super::start::Agent;
 use super::supervised::Supervised;
 
@@ -23,7 +24,8 @@ pub(super) enum Departure {
 pub(super) fn run(agent: &Agent) -> Departure {
     let (managed, mailbox) = (&agent.managed, &agent.mailbox);
     let policy = agent.policy.make().expect("a configuration that was read has a policy that can be made");
-    let mut executor = Executor::new(policy, managed, &agent.memory);
+    let sharing = agent.run.map(|part| Sharing::new(managed, part, agent.parent));
+    let mut executor = Executor::new(policy, managed, &agent.memory, sharing);
     let mut house = Housekeeping::new(managed, &agent.stacks);
     let mut supervised = Supervised::new(agent.seat);
     let mut nap = Nap::new();

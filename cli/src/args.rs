@@ -59,9 +59,15 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "POLICY", default_value_t, help = policies(), long_help = policies_at_length())]
     pub(crate) policy: PolicySpec,
 
-    /// How much managed memory may stay in system memory, for each process: the SIZE of --policy limit
+    /// How much managed memory of all processes together may stay in system memory: the SIZE of --policy limit
     #[arg(long, value_name = "SIZE", value_parser = quantity::size)]
     pub(crate) system_limit: Option<ByteLen>,
+
+    /// Each process has the limit, and devices of the given sizes, for itself
+    ///
+    /// Without it the limit and the sizes of devices are those of all processes of the run together, but for device-DAX, of which each takes a part.
+    #[arg(long)]
+    pub(crate) per_process: bool,
 
     /// How much populated system memory each process keeps for pages on their way home; counts against the limit [default: 64M, or an eighth of the limit if that is less]
     #[arg(long, value_name = "SIZE", value_parser = quantity::size)]

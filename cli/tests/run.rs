@@ -335,7 +335,7 @@ fn a_limit_on_files_is_the_programs() {
 #[test]
 fn a_program_that_was_not_started_does_not_run() {
     let mut refused = 0;
-    for kilobytes in (200..4000).step_by(200) {
+    for kilobytes in (200..4000).step_by(40) {
         let run = around(&format!("ulimit -c 0; ulimit -d {kilobytes}; exec $hetmem run --quiet -- /bin/echo ran"));
         let said = stderr(&run);
         match run.status.code() {

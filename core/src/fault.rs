@@ -223,6 +223,7 @@ impl<H: Host> Engine<H> {
                 Installed::Refused | Installed::NoMemory => return None,
             }
         }
+        self.copied_home.fetch_add(done.get(), Relaxed);
         let came = pages.slice(PageCount::ZERO, done);
         state.note_touch(came, window, self.tick());
         Some(self.served(came.end(), done, window))

@@ -24,6 +24,7 @@
 //! device_table  the page table of a device that mirrors
 //!
 //! policy        which pages go where, and when
+//! budget        how the processes of a run share a limit
 //! port          what is asked of the floors above: a program's memory, devices
 //! outcome       what became of each page, and why
 //! stats         counters
@@ -35,6 +36,7 @@
 //! ```
 #![forbid(unsafe_code)]
 
+pub mod budget;
 pub mod device_table;
 pub mod engine;
 pub mod events;

@@ -61,6 +61,11 @@ pub trait Kind: Sync {
         Ok(())
     }
 
+    /// Whether the processes of a run share the size: each makes a device of its own, and all of these together have no more frames in use than one has.
+    fn shares_size(&self) -> bool {
+        false
+    }
+
     /// Whether the kernel's NUMA balancing would move pages away from the device.
     fn is_balanced(&self) -> bool {
         false

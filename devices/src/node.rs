@@ -82,6 +82,10 @@ impl Kind for NodeKind {
         true
     }
 
+    fn shares_size(&self) -> bool {
+        true
+    }
+
     fn check_host(&self, argument: &str, _memory_type: MemoryType, size: ByteLen) -> Result<(), HostProblem> {
         let node = node_on_host(argument)?;
         let have = node.memory().map_err(HostProblem::new)?;

@@ -8,6 +8,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use hetmem_core::engine::{CountersAt, Residency};
+use hetmem_core::frames::Quota;
 use hetmem_core::heat::CHUNK_PAGES;
 use hetmem_core::migrate::{Request, Select, Survey, Target};
 use hetmem_core::outcome::Outcomes;
@@ -28,6 +29,7 @@ use crate::builder::make_devices;
 use crate::host::contexts::Contexts;
 use crate::host::removals::RETURNED;
 use crate::inner::Inner;
+pub use crate::inner::Others;
 use crate::rest::Warmth;
 use crate::service::crew::{self, MOST};
 use crate::service::{self, MEMORY_PATIENCE};
@@ -90,6 +92,13 @@ impl Managed {
         let contexts = Contexts::open(false, maps)?;
         let devices = make_devices(devices)?;
         Inner::new(contexts, devices, stock, Warmth::Strict, counters, on_fatal).map(Self).map_err(OpenError::Memory)
+    }
+
+    /// The frames of device `id` are counted together with those that other processes have, by `quota`.
+    pub fn share_frames(&self, id: DeviceId, quota: Box<dyn Quota>) {
+        if let Some(device) = self.0.engine.device(id) {
+            device.pagemap().frames.count_with_others(quota);
+        }
     }
 
     /// Serves touches and events until `stop` is readable.
@@ -251,13 +260,14 @@ impl Managed {
     /// Migrates what `request` selects of `range`.
     #[must_use]
     pub fn migrate(&self, range: PageRange, request: Request) -> Outcomes {
-        self.migrate_all(&[range], request).pop().unwrap_or_default()
+        self.migrate_all(&[range], request, Others::Copy).pop().unwrap_or_default()
     }
 
-    /// Migrates what `request` selects of `ranges`; the outcomes are those of each range, in order.
+    /// Migrates what `request` selects of `ranges`; the outcomes are those of each range, in order. What other processes map as well is as `others`
+    /// says.
     #[must_use]
-    pub fn migrate_all(&self, ranges: &[PageRange], request: Request) -> Vec<Outcomes> {
-        self.0.migrate(ranges, request)
+    pub fn migrate_all(&self, ranges: &[PageRange], request: Request, others: Others) -> Vec<Outcomes> {
+        self.0.migrate_beside(ranges, request, others)
     }
 
     /// Takes the pages of `ranges` that `select` names out as samples; how many those are.
@@ -395,6 +405,25 @@ impl Managed {
         self.0.resident(ranges)
     }
 
+    /// Counts those that no other process maps.
+    #[must_use]
+    pub fn count_own(&self, ranges: &[PageRange]) -> PageCount {
+        self.0.own(ranges)
+    }
+
+    /// How many pages are on devices.
+    #[must_use]
+    pub fn on_devices(&self) -> PageCount {
+        self.0.engine.devices().iter().map(|device| device.pagemap().frames.used()).sum()
+    }
+
+    /// From now on of the populated system pages that may be kept for pages on their way home as large a part is kept as `part` is of `whole`.
+    pub fn limit_stock(&self, part: PageCount, whole: PageCount) {
+        if self.0.engine.pool().limit_stock(part, whole) {
+            self.0.tell_of_resting();
+        }
+    }
+
     /// How many pages of `range` are in system memory, and on each device. What is on its way, or nowhere yet, is in neither.
     #[must_use]
     pub fn places(&self, range: PageRange) -> Vec<PageCount> {
@@ -435,10 +464,12 @@ impl Managed {
         self.0.engine.pool().stocked()
     }
 
-    /// Pages that have come home.
+    /// Pages that have come home, but for those that were copied into the program from a frame that stays as it is: these show in how much memory the
+    /// process has.
     #[must_use]
     pub fn came_home(&self) -> u64 {
-        self.0.engine.counters().pages_migrated_to_system.load(Relaxed)
+        let all = self.0.engine.counters().pages_migrated_to_system.load(Relaxed);
+        all.saturating_sub(self.0.engine.copied_home())
     }
 
     /// Touches that were served.
@@ -458,8 +489,9 @@ impl Managed {
     #[must_use]
     pub fn device(&self, id: DeviceId) -> Option<DeviceState> {
         let pagemap = self.0.engine.device(id)?.pagemap();
-        let (capacity, used) = (pagemap.frames.capacity(), pagemap.frames.used());
-        Some(DeviceState { id, memory_type: pagemap.memory_type, capacity, used })
+        // What others have is taken, too.
+        let (capacity, room) = (pagemap.frames.capacity(), pagemap.frames.room());
+        Some(DeviceState { id, memory_type: pagemap.memory_type, capacity, used: capacity - room })
     }
 
     /// The device on which the page at `page` is best kept.

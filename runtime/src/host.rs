@@ -164,6 +164,35 @@ impl UserMemory {
         pages
     }
 
+    /// Whether the first page of `range`, which is there, is mapped by other processes as well, and how many pages from there on are alike. Where the page
+    /// map can't be read, none is.
+    pub(crate) fn mapped_by_others(&self, range: PageRange) -> (bool, PageCount) {
+        let mut entries = [PagemapEntry::default(); 64];
+        let read = self.scanner.entries(range, &mut entries).unwrap_or(0);
+        let by_others = |entry: &PagemapEntry| entry.is_present() && !entry.is_mapped_once();
+        let first = entries[..read].first().is_some_and(by_others);
+        match entries[..read].iter().take_while(|entry| by_others(entry) == first).count() {
+            0 => (false, range.pages()),
+            alike => (first, PageCount::new(alike as u64)),
+        }
+    }
+
+    /// How many pages of `range` are in memory, mapped, and mapped by no other process.
+    pub(crate) fn present_here_only(&self, range: PageRange) -> PageCount {
+        let mut pages = PageCount::ZERO;
+        self.each_present(range, |part| {
+            let mut rest = part;
+            while !rest.is_empty() {
+                let (by_others, alike) = self.mapped_by_others(rest);
+                if !by_others {
+                    pages += alike;
+                }
+                rest = rest.slice(alike, rest.pages() - alike);
+            }
+        });
+        pages
+    }
+
     /// Calls `visit` with each run of pages of `range` that are in memory and mapped. Where the page map can't be read, all
     /// are.
     fn each_present(&self, range: PageRange, mut visit: impl FnMut(PageRange)) {

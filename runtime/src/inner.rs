@@ -32,6 +32,15 @@ const TRANSIT: PageCount = PageCount::new(64 * BLOCK_PAGES);
 /// How often pages are asked home that others are at work on.
 const HOME_TRIES: u32 = 1000;
 
+/// What a migration does with pages that other processes map as well, after a fork.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Others {
+    /// This process gets pages of its own, which move; the others keep theirs.
+    Copy,
+    /// They stay: as long as the others have them nothing is gained.
+    Leave,
+}
+
 /// The engine, and by what a runtime's threads tell one another that there is something to do. The runtime and its handler thread share one.
 pub(crate) struct Inner {
     pub(crate) engine: Engine<UserMemory>,
@@ -112,6 +121,11 @@ impl Inner {
 
     /// Migrates what `request` selects of `ranges`; the outcomes are those of all pages, in order.
     pub(crate) fn migrate(&self, ranges: &[PageRange], request: Request) -> Vec<Outcomes> {
+        self.migrate_beside(ranges, request, Others::Copy)
+    }
+
+    /// The same; what other processes map as well is as `others` says.
+    pub(crate) fn migrate_beside(&self, ranges: &[PageRange], request: Request, others: Others) -> Vec<Outcomes> {
         if !self.is_of_this_process() {
             let unmanaged = |range: &PageRange| Outcomes::all_kept(range.pages(), KeptReason::Unmanaged);
             return ranges.iter().map(unmanaged).collect();
@@ -135,12 +149,12 @@ impl Inner {
                 if lays {
                     self.migrate_shared_blocks(*range, request, outcomes);
                 } else {
-                    self.migrate_shared(*range, request, outcomes);
+                    self.migrate_shared(*range, request, outcomes, others);
                 }
             }
             all
         } else {
-            ranges.iter().map(|range| self.migrate_trapped(*range, request, &refused)).collect()
+            ranges.iter().map(|range| self.migrate_trapped(*range, request, &refused, others)).collect()
         };
         drop(claim);
         self.tell_of_resting();
@@ -171,7 +185,13 @@ impl Inner {
         drop(claim);
     }
 
-    fn migrate_trapped(&self, range: PageRange, request: Request, refused: &[(PageRange, KeptReason)]) -> Outcomes {
+    fn migrate_trapped(
+        &self,
+        range: PageRange,
+        request: Request,
+        refused: &[(PageRange, KeptReason)],
+        others: Others,
+    ) -> Outcomes {
         if let Some((part, reason)) = refused.iter().find_map(|(r, reason)| Some((r.intersect(range)?, *reason))) {
             let mut all = Outcomes::default();
             for piece in [
@@ -184,7 +204,7 @@ impl Inner {
                         self.engine.counters().count_kept(reason, part.pages().get());
                         all.append(Outcomes::all_kept(part.pages(), reason));
                     }
-                    Some(piece) => all.append(self.migrate_trapped(piece, request, refused)),
+                    Some(piece) => all.append(self.migrate_trapped(piece, request, refused, others)),
                     None => {}
                 }
             }
@@ -192,14 +212,14 @@ impl Inner {
         }
         let mut outcomes = self.engine.migrate(range, request);
         if !outcomes.kept(KeptReason::Shared).is_zero() {
-            self.migrate_shared(range, request, &mut outcomes);
+            self.migrate_shared(range, request, &mut outcomes, others);
         }
         outcomes
     }
 
     /// After a fork pages are shared until they are written: make them this process's own, then try again. What still can't be moved is
     /// pinned, which shows of the first page of each try only: those behind it were not asked for, and are tried by themselves.
-    fn migrate_shared(&self, range: PageRange, request: Request, outcomes: &mut Outcomes) {
+    fn migrate_shared(&self, range: PageRange, request: Request, outcomes: &mut Outcomes, others: Others) {
         let shared = PageOutcome::Kept(KeptReason::Shared);
         // How far pages are this process's own now, and how many are tried at once: few where pages are pinned.
         let (mut own, mut step) = (0, BLOCK_PAGES);
@@ -212,9 +232,19 @@ impl Inner {
             }
             let run = range.slice(PageCount::new(at as u64), PageCount::new(n as u64));
             if at >= own {
-                UserMemory::unshare(run);
-                own = at + n;
+                let (is_left, pages) = match others {
+                    Others::Copy => (false, run.pages()),
+                    Others::Leave => self.engine.host().mapped_by_others(run),
+                };
+                let same = run.slice(PageCount::ZERO, pages);
+                if is_left {
+                    at += same.pages().as_usize();
+                    continue;
+                }
+                UserMemory::unshare(same);
+                own = at + same.pages().as_usize();
             }
+            let run = run.slice(PageCount::ZERO, PageCount::new((own - at) as u64));
             let part = run.slice(PageCount::ZERO, PageCount::new(step));
             let tried = self.engine.migrate(part, request);
             outcomes.copy_from(at, &tried, 0, tried.as_slice().len());
@@ -273,6 +303,16 @@ impl Inner {
                 PageCount::new(present.get().saturating_sub(mapped.get()))
             })
             .sum()
+    }
+
+    /// Pages of `ranges` that are in memory and that no other process maps, without those on a device.
+    pub(crate) fn own(&self, ranges: &[PageRange]) -> PageCount {
+        let each = |range: &PageRange| {
+            let present = self.engine.host().present_here_only(*range);
+            let (_, mapped) = self.engine.away_in(*range);
+            PageCount::new(present.get().saturating_sub(mapped.get()))
+        };
+        ranges.iter().map(each).sum()
     }
 
     /// Brings every page home that a forked child would not have; `false` if some could not come while it tried.

@@ -10,8 +10,9 @@ use std::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
 use common::in_own_process;
 use hetmem_core::units::{PageCount, VirtAddr};
 use hetmem_sys::errno::Errno;
+use hetmem_sys::mapping::SharedMemory;
 use hetmem_sys::thread::{
-    Stack, confine, current_tid, futex_wait, futex_wake, give_up_privileges, is_dumpable, thread_exists,
+    Lease, Stack, confine, current_tid, futex_wait, futex_wake, give_up_privileges, is_dumpable, thread_exists,
     unshare_directories, unshare_files, unused_id,
 };
 
@@ -253,4 +254,76 @@ fn a_confined_thread_makes_no_socket() {
 #[test]
 fn a_confined_thread_maps_no_code() {
     ends_the_process("a_confined_thread_maps_no_code", map_code);
+}
+
+/// A lease in memory that forked children share, with a thread of none of the C library's in it that takes it and stays.
+#[test]
+fn a_lease_is_given_back_however_its_thread_ends() {
+    extern "C" fn take(arg: *mut c_void) {
+        // SAFETY: the test's, which stays.
+        let (lease, ends) = unsafe { *arg.cast_const().cast::<(&'static Lease, bool)>() };
+        // SAFETY: this thread is none of the C library's.
+        assert_eq!(unsafe { lease.take() }, Ok(true));
+        if !ends {
+            loop {
+                hetmem_sys::thread::backoff_sleep(999_999_999);
+            }
+        }
+    }
+    let status = in_own_process("a_lease_is_given_back_however_its_thread_ends", || {
+        let (memory, _fd) = SharedMemory::<Lease>::create(c"hetmem-test").unwrap();
+        let lease: &'static Lease = Box::leak(Box::new(memory));
+        assert!(!lease.is_held());
+        let begin = |ends: bool| {
+            let stack = stack();
+            let arg = std::ptr::from_mut(Box::leak(Box::new((lease, ends))));
+            // SAFETY: `take` expects this.
+            unsafe { stack.start(take, arg.cast()) }.unwrap();
+            stack
+        };
+        begin(true).wait_ended();
+        assert!(!lease.is_held(), "the thread has ended");
+        // Killed, and gone by exec, with the thread in the middle of its sleep.
+        for exec in [false, true] {
+            // SAFETY: the child calls nothing that another thread's lock could block: there is no other.
+            let child = unsafe { libc::fork() };
+            assert!(child >= 0);
+            if child == 0 {
+                begin(false);
+                while !lease.is_held() {
+                    hetmem_sys::thread::yield_now();
+                }
+                if exec {
+                    let arguments = [c"sh", c"-c", c"kill -STOP $$"].map(std::ffi::CStr::as_ptr);
+                    let arguments = [arguments[0], arguments[1], arguments[2], std::ptr::null()];
+                    // SAFETY: a program and its arguments.
+                    unsafe { libc::execvp(c"sh".as_ptr(), arguments.as_ptr()) };
+                }
+                loop {
+                    hetmem_sys::thread::backoff_sleep(999_999_999);
+                }
+            }
+            let pid = rustix::process::Pid::from_raw(child);
+            if !exec {
+                while !lease.is_held() {
+                    hetmem_sys::thread::yield_now();
+                }
+                // SAFETY: the test's child.
+                unsafe { libc::kill(child, libc::SIGKILL) };
+            }
+            // What was executed stops.
+            rustix::process::waitpid(pid, rustix::process::WaitOptions::UNTRACED).unwrap();
+            assert!(!lease.is_held(), "exec: {exec}");
+            // SAFETY: the test's child, or nobody, as it was waited for and no other was made.
+            unsafe { libc::kill(child, libc::SIGKILL) };
+        }
+        // Who is gone is in nobody's way.
+        begin(false);
+        while !lease.is_held() {
+            hetmem_sys::thread::yield_now();
+        }
+        // SAFETY: no lease is taken.
+        assert_eq!(unsafe { lease.take() }, Ok(false), "one at a time");
+    });
+    assert!(status.success());
 }

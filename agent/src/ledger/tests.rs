@@ -1,4 +1,8 @@
+use hetmem_core::frames::Quota as _;
+use hetmem_core::units::DeviceId;
+
 use super::*;
+use crate::budget::SharedFrames;
 
 #[test]
 fn processes_that_open_it_by_path_count_in_one_place() {
@@ -82,6 +86,25 @@ fn what_the_supervisor_wants_reaches_its_process_and_no_other() {
     ledger.set_system_limit(ByteLen::new(4096));
     assert_eq!(seat.system_limit(), ByteLen::new(4096));
     assert_eq!(ledger.system_limit(), Some(ByteLen::new(4096)));
+}
+
+#[test]
+fn of_devices_that_are_shared_those_who_have_ended_use_nothing() {
+    let ledger: &'static Ledger = Box::leak(Box::new(Ledger::create().unwrap()));
+    for pid in [7, 8] {
+        let counters = ledger.claim(pid);
+        counters.devices.iter().take(2).for_each(|device| device.add(8192));
+    }
+    // SAFETY: this thread has no robust mutex.
+    let part = unsafe { ledger.join() };
+    let frames = SharedFrames::new(part, DeviceId::new(0), PageCount::new(100));
+    assert_eq!(frames.take(PageCount::new(3)).get(), 3);
+    let sum = ledger.sum_at_end(7, std::iter::once(0));
+    let of = |device: usize| {
+        let counters = &sum.devices[device];
+        (counters.used_bytes.load(Relaxed), counters.peak_used_bytes.load(Relaxed))
+    };
+    assert_eq!((of(0), of(1)), ((3 * 4096, 3 * 4096), (16384, 16384)));
 }
 
 #[test]

@@ -27,6 +27,8 @@ pub(crate) struct Subject {
     pub(crate) devices: Vec<DeviceSpec>,
     pub(crate) policy: PolicySpec,
     pub(crate) stock: ByteLen,
+    /// Whether each process has the limit, and the sizes of devices, for itself.
+    pub(crate) per_process: bool,
     /// The machine's memory.
     pub(crate) memory: ByteLen,
     pub(crate) program: String,
@@ -72,7 +74,7 @@ impl Subject {
         }
     }
 
-    /// What each process may keep in system memory now, if the policy goes by that.
+    /// What the processes, or each of them, may keep in system memory now, if the policy goes by that.
     pub(crate) fn limit(&self) -> Option<ByteLen> {
         let told = limit_of(&self.policy)?;
         Some(self.ledger.system_limit().unwrap_or(told))
@@ -108,16 +110,22 @@ impl Subject {
             name: "system".to_owned(),
             memory_type: "system".to_owned(),
             used_bytes: counted.map(|bytes| bytes.into_iter().fold(0, u64::saturating_add)),
-            capacity_bytes: self.limit().map(|limit| limit.get().saturating_mul(each)),
+            capacity_bytes: self
+                .limit()
+                .map(|limit| limit.get().saturating_mul(if self.per_process { each } else { 1 })),
         };
         let device = |(at, spec): (usize, &DeviceSpec)| Place {
             name: spec.name.clone(),
             memory_type: spec.memory_type.label().to_owned(),
             used_bytes: Some(processes.iter().fold(0, |sum, process| sum.saturating_add(process.device_bytes[at]))),
-            // Each process has devices of its own.
-            capacity_bytes: Some(spec.size.get().saturating_mul(each)),
+            capacity_bytes: Some(spec.size.get().saturating_mul(if self.shares(spec) { 1 } else { each })),
         };
         std::iter::once(system).chain(self.devices.iter().enumerate().map(device)).collect()
+    }
+
+    /// Whether that device has one size for the run.
+    fn shares(&self, device: &DeviceSpec) -> bool {
+        !self.per_process && device.backend.kind().shares_size()
     }
 
     /// The names of all places.

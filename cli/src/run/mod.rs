@@ -86,7 +86,8 @@ pub(crate) fn run(args: &RunArgs) -> Result<u8, Failure> {
     command.env(PRELOAD, preload(library.into_os_string(), std::env::var_os(PRELOAD)));
     command.env(ASAN_OPTIONS, asan_options(std::env::var_os(ASAN_OPTIONS)));
     let supervisor = std::process::id();
-    let config = Config { devices, policy, stock, ledger: ledger.path().unwrap_or_default(), supervisor };
+    let (per_process, path) = (args.per_process, ledger.path().unwrap_or_default());
+    let config = Config { devices, policy, stock, per_process, ledger: path, supervisor };
     command.env(config::VARIABLE, config.encode());
     let running = supervise::start(&mut command).map_err(|source| cannot_start(&program, source))?;
     let name = name.to_string_lossy().into_owned();
@@ -95,6 +96,7 @@ pub(crate) fn run(args: &RunArgs) -> Result<u8, Failure> {
         devices: config.devices.clone(),
         policy: config.policy.clone(),
         stock,
+        per_process: config.per_process,
         memory,
         program: name.clone(),
         program_pid: running.pid(),
@@ -116,7 +118,9 @@ pub(crate) fn run(args: &RunArgs) -> Result<u8, Failure> {
     let end = End { exit_code: ended.exit_code(), signal, core_dumped, away, wall };
     let managed = report_agents(&ledger, &name, &ended);
     let mut unwritten = false;
-    let report = Report::new(name, end, ledger.processes(), &config.devices, &ledger.sum());
+    let shares = |of: &(usize, &DeviceSpec)| !config.per_process && of.1.backend.kind().shares_size();
+    let shared = config.devices.iter().enumerate().filter(shares).map(|(place, _)| place);
+    let report = Report::new(name, end, ledger.processes(), &config.devices, &ledger.sum_at_end(ended.pid, shared));
     if !args.quiet && managed {
         // A standard error that is gone is no reason to lose the program's status.
         let _ = write!(io::stderr().lock(), "{}", report.summary(end, &last_policy(&config.policy, &ledger)));
@@ -241,6 +245,9 @@ fn asan_options(existing: Option<OsString>) -> OsString {
 fn cannot_start(program: &Program, error: NotStarted) -> Failure {
     let program = program.file.clone();
     match error {
+        NotStarted::Memory(source) => {
+            Failure::Supervise { program, what: "is not started, as hetmem has too little memory beside it", source }
+        }
         NotStarted::Signals(source) => {
             Failure::Supervise { program, what: "is not started, as signals could not be passed on to it", source }
         }

@@ -23,6 +23,8 @@ use signal_hook::iterator::exfiltrator::WithOrigin;
 use signal_hook::iterator::exfiltrator::origin::Origin;
 use signal_hook::low_level::siginfo::Cause;
 
+use super::room;
+
 /// Signals that are passed on.
 const PASSED_ON: [i32; 8] = [SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGALRM, SIGWINCH];
 
@@ -61,6 +63,8 @@ pub(crate) struct Running {
 /// Why a program was not started. Nothing of it has run.
 #[derive(Debug)]
 pub(crate) enum NotStarted {
+    /// There is too little memory for who would look after it.
+    Memory(io::Error),
     /// Signals could not be passed on to it.
     Signals(io::Error),
     /// There can be no process, or it can't execute the program.
@@ -69,7 +73,9 @@ pub(crate) enum NotStarted {
 
 /// Starts `command`, and passes signals on to it from now on.
 pub(crate) fn start(command: &mut Command) -> Result<Running, NotStarted> {
-    // Whatever can fail comes before the program. Handlers first: a signal that comes while it starts is kept, and passed on once it has.
+    // Whatever can fail comes before the program.
+    room::beside_a_program().map_err(NotStarted::Memory)?;
+    // Handlers first: a signal that comes while it starts is kept, and passed on once it has.
     let signals = SignalsInfo::<WithOrigin>::new(to_handle(ignored())).map_err(NotStarted::Signals)?;
     let (tell, told) = mpsc::channel();
     std::thread::Builder::new()

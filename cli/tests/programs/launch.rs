@@ -25,6 +25,8 @@ pub(crate) enum Setting {
     Chaos,
     /// Little system memory, and a private device for the rest.
     Limit,
+    /// Less memory than programs want, of both.
+    Small,
     /// Nothing moves unless the program asks for it.
     Manual,
 }
@@ -34,6 +36,7 @@ impl Setting {
         match self {
             Self::Chaos => "chaos",
             Self::Limit => "limit",
+            Self::Small => "small",
             Self::Manual => "manual",
         }
     }
@@ -41,7 +44,7 @@ impl Setting {
     /// How many pages must move where `under_chaos` do under chaos.
     pub(crate) fn least_moved(self, under_chaos: u64) -> u64 {
         match self {
-            Self::Chaos | Self::Limit => under_chaos,
+            Self::Chaos | Self::Limit | Self::Small => under_chaos,
             Self::Manual => 0,
         }
     }
@@ -53,6 +56,7 @@ impl Setting {
         let words: &[&str] = match self {
             Self::Chaos => &[&["--policy", &seed], &BOTH[..]].concat(),
             Self::Manual => &[&["--policy", "manual"], &BOTH[..]].concat(),
+            Self::Small => &["--policy", "limit", "--system-limit", "16M", "--device", "private:emulated,size=24M"],
             Self::Limit => &["--policy", "limit", "--system-limit", "32M", "--device", "private:emulated,size=512M"],
         };
         words.iter().map(|&word| word.to_owned()).collect()
@@ -63,6 +67,7 @@ impl Setting {
         match self {
             Self::Chaos | Self::Manual => &[("coherent", 64 << 20), ("private", 64 << 20)],
             Self::Limit => &[("private", 512 << 20)],
+            Self::Small => &[("private", 24 << 20)],
         }
     }
 }

@@ -77,5 +77,18 @@ pub(crate) fn trials() -> Vec<Trial> {
         }
         Ok(())
     });
-    programs.chain([endings]).collect()
+    let budget = |mode: &'static str, setting: Setting, more: &'static [&str]| {
+        trial(format!("{}::budget::{mode}", setting.name()), move || {
+            let program = Program::new(host::compiled("budget")?).arguments([mode]).arguments(more.iter().copied());
+            compare(&program, setting, &Expect::moved(0)).map(drop)
+        })
+    };
+    let budgets = [
+        budget("tree", Setting::Limit, &["32"]),
+        budget("idle", Setting::Limit, &["32"]),
+        budget("device", Setting::Small, &["16", "24"]),
+        budget("short", Setting::Limit, &["32"]),
+        budget("exec", Setting::Limit, &["32"]),
+    ];
+    programs.chain([endings]).chain(budgets).collect()
 }

@@ -58,6 +58,8 @@ struct Sets {
     stocked: RunSet,
     /// Places below this are there.
     grown: PageCount,
+    /// The stock that is kept for good.
+    limit: PageCount,
     /// Pages beyond the limit of the stock that may stay for a while.
     warm: PageCount,
     usage: Usage,
@@ -79,7 +81,8 @@ pub struct SystemPool {
     start: VirtAddr,
     places: ByChunk<References>,
     ready: PageCount,
-    stock_limit: PageCount,
+    /// The stock that is kept at most.
+    most_stock: PageCount,
     sets: Mutex<Sets>,
     /// Of the stock.
     clearing: Clearing,
@@ -102,8 +105,9 @@ impl SystemPool {
         let mut empty = RunSet::empty(capacity);
         empty.insert_all(PageCount::ZERO, grown);
         let stocked = RunSet::empty(capacity);
-        let sets = Mutex::new(Sets { empty, stocked, grown, warm: PageCount::ZERO, usage: Usage::Looked });
-        Self { start, places, ready, stock_limit, sets, clearing: Clearing::default() }
+        let sets =
+            Mutex::new(Sets { empty, stocked, grown, limit: stock_limit, warm: PageCount::ZERO, usage: Usage::Looked });
+        Self { start, places, ready, most_stock: stock_limit, sets, clearing: Clearing::default() }
     }
 
     /// Grows by what is missing to a block, or by a block, if `open` can make that part of the address space usable; it may be asked for a part
@@ -262,6 +266,21 @@ impl SystemPool {
         }
     }
 
+    /// From now on of what was said at the start to be kept in stock for good as large a part is kept as `part` is of `whole`. Whether less is than
+    /// before, and than is there.
+    pub fn limit_stock(&self, part: PageCount, whole: PageCount) -> bool {
+        let kept = u128::from(self.most_stock.get()) * u128::from(part.get()) / u128::from(whole.get().max(1));
+        let limit = u64::try_from(kept).map_or(self.most_stock, PageCount::new).min(self.most_stock);
+        let mut sets = lock(&self.sets);
+        let was = std::mem::replace(&mut sets.limit, limit);
+        let is_less = sets.limit < was && sets.stocked.len() > sets.limit;
+        if is_less && sets.usage == Usage::Idle {
+            // There is reason to look again.
+            sets.usage = Usage::Looked;
+        }
+        is_less
+    }
+
     /// So many populated pages beyond the limit of the stock may stay while the pool is used.
     pub fn keep_warm(&self, pages: PageCount) {
         lock(&self.sets).warm = pages;
@@ -279,7 +298,7 @@ impl SystemPool {
     #[must_use]
     pub fn has_surplus(&self) -> bool {
         let sets = lock(&self.sets);
-        sets.usage != Usage::Idle && sets.stocked.len() > self.stock_limit
+        sets.usage != Usage::Idle && sets.stocked.len() > sets.limit
     }
 
     /// Takes a run of what is in stock beyond what is kept out of it, to be discarded and given back with [`SystemPool::release_empty`]; `None` if
@@ -288,8 +307,8 @@ impl SystemPool {
     pub fn take_surplus(&self, keep: Keep) -> Option<FrameRun> {
         let mut sets = lock(&self.sets);
         let kept = match keep {
-            Keep::Warm if sets.usage != Usage::Idle => self.stock_limit + sets.warm,
-            Keep::Warm | Keep::Limit => self.stock_limit,
+            Keep::Warm if sets.usage != Usage::Idle => sets.limit + sets.warm,
+            Keep::Warm | Keep::Limit => sets.limit,
         };
         let surplus = sets.stocked.len().get().checked_sub(kept.get()).filter(|s| *s > 0)?;
         let run = sets.stocked.take(PageCount::new(surplus))?;
@@ -419,6 +438,27 @@ mod tests {
         assert!(!pool.grow(Purpose::Fault, |_, _| panic!("it has its capacity")));
         assert_eq!(pool.in_use(), block + block);
         pool.check();
+    }
+
+    #[test]
+    fn of_the_stock_a_part_is_kept_and_what_is_beyond_is_given_back() {
+        let all = PageCount::new(2 * BLOCK_PAGES);
+        let pool = SystemPool::new(
+            VirtAddr::new(BLOCK_SIZE),
+            PoolSize { grown: all, ready: all, capacity: all },
+            PageCount::new(100),
+        );
+        pool.release(pool.take_empty(PageCount::new(80)).unwrap());
+        let pages = PageCount::new;
+        assert!(!pool.limit_stock(pages(900), pages(1000)) && !pool.has_surplus(), "no less than is there");
+        pool.look_for_use();
+        assert!(pool.limit_stock(pages(300), pages(1000)) && pool.has_surplus());
+        assert_eq!(pool.take_surplus(Keep::Warm).map(|run| run.pages), Some(pages(50)));
+        assert!(!pool.limit_stock(pages(5000), pages(1000)));
+        assert!(
+            pool.take_surplus(Keep::Limit).is_none(),
+            "never more than was said at the start, and that is not there"
+        );
     }
 
     #[test]

@@ -15,9 +15,11 @@
 //! *Limits:* 2^32 frames a device (16 TiB), 2^16 − 1 references a frame.
 
 use std::fmt;
+use std::sync::OnceLock;
 
 use super::clearing::Clearing;
 use super::descriptor::{ByChunk, FrameDescriptor};
+use super::quota::Quota;
 use super::references::Released;
 use super::run::FrameRun;
 use super::run_set::RunSet;
@@ -32,6 +34,8 @@ pub struct FrameTable {
     clearing: Clearing,
     /// No frame is taken into use any more.
     closed: AtomicBool,
+    /// What of the frames may be in use here, if others count theirs together with these.
+    quota: OnceLock<Box<dyn Quota>>,
 }
 
 impl fmt::Debug for FrameTable {
@@ -46,7 +50,13 @@ impl FrameTable {
     #[must_use]
     pub fn new(capacity: PageCount) -> Self {
         let (descriptors, free) = (ByChunk::new(capacity), Mutex::new(RunSet::full(capacity)));
-        Self { descriptors, free, clearing: Clearing::default(), closed: AtomicBool::new(false) }
+        Self {
+            descriptors,
+            free,
+            clearing: Clearing::default(),
+            closed: AtomicBool::new(false),
+            quota: OnceLock::new(),
+        }
     }
 
     /// How many frames the device has.
@@ -59,6 +69,22 @@ impl FrameTable {
     #[must_use]
     pub fn used(&self) -> PageCount {
         self.capacity() - lock(&self.free).len()
+    }
+
+    /// From now on frames are taken into use as far as `quota` has some; said once, before any is in use.
+    ///
+    /// # Panics
+    ///
+    /// If it was said before, or a frame is in use.
+    pub fn count_with_others(&self, quota: Box<dyn Quota>) {
+        assert!(self.used().is_zero() && self.quota.set(quota).is_ok(), "nothing is counted yet");
+    }
+
+    /// How many frames could be taken into use now.
+    #[must_use]
+    pub fn room(&self) -> PageCount {
+        let free = lock(&self.free).len();
+        self.quota.get().map_or(free, |quota| quota.left().min(free))
     }
 
     /// Whether the device has a frame numbered `frame`.
@@ -85,29 +111,54 @@ impl FrameTable {
     #[inline]
     #[must_use]
     pub fn allocate(&self, want: PageCount, page: VirtAddr) -> Option<FrameRun> {
-        self.allocate_by(page, |free| free.take(want))
+        self.allocate_by(want, page, RunSet::take)
     }
 
     /// Takes a whole chunk that small pages have not used, if there is one, for the huge page at `page`, with one reference for each frame.
     #[must_use]
     pub fn allocate_whole(&self, page: VirtAddr) -> Option<FrameRun> {
-        self.allocate_by(page, RunSet::take_whole)
+        self.allocate_by(PageCount::BLOCK, page, |free, want| {
+            (want == PageCount::BLOCK).then(|| free.take_whole()).flatten()
+        })
     }
 
     /// A chunk, whether small pages have used it or not.
     #[must_use]
     pub fn allocate_chunk(&self, page: VirtAddr) -> Option<FrameRun> {
-        self.allocate_by(page, RunSet::take_chunk)
+        self.allocate_by(PageCount::BLOCK, page, |free, want| {
+            (want == PageCount::BLOCK).then(|| free.take_chunk()).flatten()
+        })
     }
 
-    fn allocate_by(&self, page: VirtAddr, take: impl Fn(&mut RunSet) -> Option<FrameRun>) -> Option<FrameRun> {
+    /// Takes what `take` takes of at most `want` frames, or of as many as there may be more.
+    fn allocate_by(
+        &self,
+        want: PageCount,
+        page: VirtAddr,
+        take: impl Fn(&mut RunSet, PageCount) -> Option<FrameRun>,
+    ) -> Option<FrameRun> {
+        let want = self.quota.get().map_or(want, |quota| quota.take(want));
+        let run = if want.is_zero() { None } else { self.allocate_within(want, page, take) };
+        let rest = want - run.map_or(PageCount::ZERO, |run| run.pages);
+        if !rest.is_zero() {
+            self.quota.get().into_iter().for_each(|quota| quota.give(rest));
+        }
+        run
+    }
+
+    fn allocate_within(
+        &self,
+        want: PageCount,
+        page: VirtAddr,
+        take: impl Fn(&mut RunSet, PageCount) -> Option<FrameRun>,
+    ) -> Option<FrameRun> {
         let take = || {
             let mut free = lock(&self.free);
             // Relaxed: set and read under that lock.
             if self.closed.load(Ordering::Relaxed) {
                 return (None, false);
             }
-            let taken = take(&mut free);
+            let taken = take(&mut free, want);
             (taken, free.has_claimed())
         };
         let run = self.clearing.or_once_back(take)?;
@@ -171,6 +222,7 @@ impl FrameTable {
                     let free = run.slice(from, offset - from);
                     released(free);
                     insert(&mut lock(&self.free), free);
+                    self.quota.get().into_iter().for_each(|quota| quota.give(free.pages));
                     freed += free.pages;
                     start = None;
                 }

@@ -48,7 +48,7 @@ pub trait View {
 pub struct Signs {
     /// Anonymous memory of the process, hetmem's included.
     pub anonymous: PageCount,
-    /// Pages that have come home.
+    /// Pages that have come home, but for those that were copied there: these are seen in `anonymous`.
     pub home: u64,
     /// Touches that were served.
     pub faults: u64,

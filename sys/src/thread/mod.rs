@@ -10,10 +10,12 @@
 //! privilege   what it gives up
 //! processors  where they run
 //! slice       how soon they run
+//! lease       what is one thread's until it has ended
 //! tasks       which threads the process has, and what they are at
 //! wait        futexes, sleeps, numbers of threads
 //! ```
 
+mod lease;
 mod privilege;
 mod processors;
 mod slice;
@@ -22,6 +24,7 @@ mod tasks;
 mod tls;
 mod wait;
 
+pub use lease::Lease;
 pub use privilege::{confine, give_up_privileges, is_dumpable, unused_id};
 pub use processors::Processors;
 pub use slice::ask_for_short_slices;
