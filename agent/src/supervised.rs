@@ -10,6 +10,7 @@ use hetmem_core::units::{BLOCK_PAGES, ByteLen, PAGE_SHIFT, PageCount, PageRange,
 
 use hetmem_sys::thread::processor_time;
 
+use super::budget::Membership;
 use super::ledger::Seat;
 use super::requests::{ANSWER_WORDS, Request};
 use hetmem::for_agent::Managed;
@@ -27,6 +28,8 @@ const MOST_CELLS: u32 = 1024;
 pub(super) struct Supervised {
     /// `None` where there is no statistics memory, or no room in it.
     seat: Option<Seat<'static>>,
+    /// The process that it was forked from, which counts what both share while it lives.
+    parent: Option<Membership>,
     /// The number of the last request that was attended to.
     attended: u64,
     /// The last look for which was counted.
@@ -37,10 +40,10 @@ pub(super) struct Supervised {
 }
 
 impl Supervised {
-    pub(super) fn new(seat: Option<Seat<'static>>) -> Self {
+    pub(super) fn new(seat: Option<Seat<'static>>, parent: Option<Membership>) -> Self {
         // What was asked of the program that this process executed before, nobody waits for.
         let (attended, looked) = seat.map_or((0, 0), |seat| (seat.request_number(), 0));
-        Self { seat, attended, looked, counts_from: Instant::now(), limit: ByteLen::new(0) }
+        Self { seat, parent, attended, looked, counts_from: Instant::now(), limit: ByteLen::new(0) }
     }
 
     /// Whether there is something to attend to now.
@@ -69,7 +72,10 @@ impl Supervised {
         if is_wanted {
             self.looked = look;
             let began = processor_time();
-            seat.tell_resident(managed.count_resident(&managed.regions()), look);
+            let ranges = managed.regions();
+            let is_apart = self.parent.is_some_and(|parent| parent.is_alive());
+            let pages = if is_apart { managed.count_own(&ranges) } else { managed.count_resident(&ranges) };
+            seat.tell_resident(pages, look);
             self.counts_from = Instant::now() + processor_time().saturating_sub(began) * COUNTING;
         }
         let is_asked = number != 0 && number != self.attended;

@@ -27,7 +27,7 @@ pub(super) fn run(agent: &Agent) -> Departure {
     let sharing = agent.run.map(|part| Sharing::new(managed, part, agent.parent));
     let mut executor = Executor::new(policy, managed, &agent.memory, sharing);
     let mut house = Housekeeping::new(managed, &agent.stacks);
-    let mut supervised = Supervised::new(agent.seat);
+    let mut supervised = Supervised::new(agent.seat, agent.parent);
     let mut nap = Nap::new();
     // What the program showed last.
     let mut last = Signs::default();

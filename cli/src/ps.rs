@@ -75,11 +75,12 @@ fn table(found: &[Introduced]) -> String {
     shown::columns(&rows, &[1, 2])
 }
 
-/// The policy, with the limit that holds now.
+/// The policy, with the limit that holds now, and whether that is each process's.
 pub(crate) fn policy(run: &Run) -> String {
     let name = one_line(&run.policy);
+    let each = if run.per_process { " each" } else { "" };
     match (run.system_limit_bytes, name.split_once('=')) {
-        (Some(limit), Some((name, _))) => format!("{name}={}", hetmem_core::quantity::Exact(ByteLen::new(limit))),
+        (Some(limit), Some((name, _))) => format!("{name}={}{each}", hetmem_core::quantity::Exact(ByteLen::new(limit))),
         _ => name,
     }
 }

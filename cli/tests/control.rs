@@ -28,16 +28,8 @@ impl Run {
         self.folder.path().join(format!("hetmem/{}.sock", self.child.id()))
     }
 
-    /// The socket is made when the program is under way.
     fn connected(&self) -> UnixStream {
-        let until = Instant::now() + LONG;
-        loop {
-            match UnixStream::connect(self.socket()) {
-                Ok(socket) => return socket,
-                Err(error) if Instant::now() > until => panic!("{error}"),
-                Err(_) => std::thread::yield_now(),
-            }
-        }
+        UnixStream::connect(self.socket()).unwrap()
     }
 }
 
@@ -312,8 +304,13 @@ fn a_subscription_goes_on_over_forks_and_execs_until_the_run_ends() {
     messages.push(client.read());
     run.child.stdin.as_mut().unwrap().write_all(b"\n").unwrap();
     run.wait_for("executed");
-    messages.push(client.read());
-    messages.push(client.read());
+    // What was told before is read first.
+    let until = Instant::now() + LONG;
+    let tells_all = |message: &Value| message["statistics"]["processes_total"].as_u64() >= Some(9);
+    while !messages.last().is_some_and(tells_all) {
+        assert!(Instant::now() < until, "{messages:?}");
+        messages.push(client.read());
+    }
     let pid = messages[0]["statistics"]["run"]["program_pid"].as_u64().unwrap();
     let mut total = 0;
     for (at, message) in messages.iter().enumerate() {
@@ -324,13 +321,30 @@ fn a_subscription_goes_on_over_forks_and_execs_until_the_run_ends() {
         assert!(so_far >= total, "{told}");
         total = so_far;
     }
-    assert!(total >= 9, "{total} processes");
     // While it is told, others are too, and it may ask.
     client.send(json!({"request": "run"}));
     while !client.read()["run"].is_object() {}
     run.end();
     // Whatever was said last, the end is the end.
     client.rest();
+}
+
+#[test]
+fn the_limit_and_sizes_are_told_once_for_a_run_or_for_each_of_its_processes() {
+    for (option, times, policy) in [(None, 1, "limit=64M "), (Some("--per-process"), 2, "limit=64M each ")] {
+        let options = ["-q", "--policy", "limit=64M", "--device", "private:emulated,size=128M"];
+        let options: Vec<&str> = options.into_iter().chain(option).collect();
+        let run = Run::start(&options, "echo ready; (read x; true); true");
+        let both = |told: &Value| told["statistics"]["processes"].as_array().unwrap().len() == 2;
+        let told = Client::of(&run).ask_until(&statistics(), both);
+        let places = told["statistics"]["places"].as_array().unwrap();
+        let sizes: Vec<u64> = places.iter().map(|place| place["capacity_bytes"].as_u64().unwrap()).collect();
+        assert_eq!(sizes, [times * (64 << 20), times * (128 << 20)], "{told}");
+        assert_eq!(told["statistics"]["run"]["per_process"], option.is_some());
+        let listed = stdout(&output(&mut run.hetmem(&["ps"])));
+        assert!(listed.contains(policy), "{listed}");
+        run.end();
+    }
 }
 
 #[test]

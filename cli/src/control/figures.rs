@@ -66,6 +66,7 @@ impl Subject {
             program_pid: self.program_pid,
             policy: self.policy.to_string(),
             system_limit_bytes: self.limit().map(ByteLen::get),
+            per_process: self.per_process,
             seconds: self.started.elapsed().as_secs_f64(),
             processes: processes.len() as u64,
             managed_bytes: sum(|process| process.managed_bytes),

@@ -131,6 +131,9 @@ pub(crate) struct Run {
     pub(crate) policy: String,
     /// The limit that holds now, if the policy has one.
     pub(crate) system_limit_bytes: Option<u64>,
+    /// Whether each process has that, and the sizes of devices, for itself.
+    #[serde(default)]
+    pub(crate) per_process: bool,
     pub(crate) seconds: f64,
     /// Managed processes that are there now.
     pub(crate) processes: u64,

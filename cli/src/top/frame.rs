@@ -323,6 +323,7 @@ mod tests {
             program_pid: 42,
             policy: "limit=1G".into(),
             system_limit_bytes: Some(256 << 20),
+            per_process: false,
             seconds: 3725.5,
             processes: 1,
             managed_bytes: 512 << 20,

@@ -3,7 +3,7 @@
 use std::io::{BufRead as _, BufReader};
 use std::path::Path;
 use std::process::{Child, ChildStdout, Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::support::{hetmem, status, stderr};
 
@@ -18,7 +18,7 @@ pub(crate) struct Run {
 }
 
 impl Run {
-    /// Runs `script`, and waits until it has said `ready`.
+    /// Runs `script`, and waits until it has said `ready`, and the run can be asked.
     pub(crate) fn start(options: &[&str], script: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let mut command = hetmem();
@@ -27,7 +27,20 @@ impl Run {
         let output = BufReader::new(child.stdout.take().unwrap());
         let mut run = Self { child, output, folder };
         run.wait_for("ready");
+        let until = Instant::now() + LONG;
+        while !run.listens() {
+            assert!(Instant::now() < until);
+            std::thread::yield_now();
+        }
         run
+    }
+
+    /// Whether its socket takes connections, which shows without one: field 4 has `__SO_ACCEPTCON`.
+    fn listens(&self) -> bool {
+        let path = self.folder.path().join(format!("hetmem/{}.sock", self.child.id()));
+        let path = path.to_str().unwrap();
+        let sockets = std::fs::read_to_string("/proc/net/unix").unwrap();
+        sockets.lines().any(|line| line.ends_with(path) && line.split_whitespace().nth(3) == Some("00010000"))
     }
 
     /// A program that has written 64 MiB, and sleeps until its input ends.

@@ -76,6 +76,7 @@ impl FrameTable {
     /// # Panics
     ///
     /// If it was said before, or a frame is in use.
+    #[doc(hidden)]
     pub fn count_with_others(&self, quota: Box<dyn Quota>) {
         assert!(self.used().is_zero() && self.quota.set(quota).is_ok(), "nothing is counted yet");
     }
