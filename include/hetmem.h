@@ -24,7 +24,8 @@
  *             into the child, where the parent has CAP_SYS_PTRACE), and until that is over migrations keep pages as HETMEM_KEPT_RACED. This is so of
  *             fork(3) but not of _Fork(3) and bare system calls, after which a child whose parent lacks that privilege reads zeros there.
  *             hetmem_config_forks_exec_at_once() spares programs the wait whose children need none of it.
- *   Agent     A program that runs under `hetmem run` is managed by the agent and gets no runtime of its own (HETMEM_HOST_REFUSES).
+ *   Agent     A program that runs under `hetmem run` is managed by the agent and gets no runtime of its own (HETMEM_HOST_REFUSES). It can give the
+ *             agent advice: hetmem_advise() with NULL for the runtime.
  *
  * Every function is C99 and can be used from C++.
  */
@@ -247,21 +248,44 @@ hetmem_error *hetmem_release(hetmem_runtime *runtime, void *address, size_t leng
 /* What is known of the use of a range. */
 typedef uint32_t hetmem_advice;
 enum {
-    /* Its pages are best kept on the device that `place` names. */
+    /* Its pages are best kept on the device that `place` names: policies send them there first, and HETMEM_ADVICE_SOON brings them there. */
     HETMEM_ADVICE_PREFERRED_LOCATION = 1,
-    /* No device is preferred. */
+    /* No place is preferred: undoes HETMEM_ADVICE_PREFERRED_LOCATION and HETMEM_ADVICE_READ_MOSTLY. */
     HETMEM_ADVICE_NO_PREFERENCE = 2,
-    /* Migrations keep its pages where they are (HETMEM_KEPT_ADVISED). Faults still bring private pages home. */
+    /* Keep here: migrations keep its pages where they are (HETMEM_KEPT_ADVISED). Faults still bring private pages home. */
     HETMEM_ADVICE_PIN = 3,
     /* Its pages may move again. */
-    HETMEM_ADVICE_UNPIN = 4
+    HETMEM_ADVICE_UNPIN = 4,
+    /*
+     * Processors and devices read its pages, and seldom write them: they are best kept on the first coherent device that has room, where both read them
+     * in place. There is one copy of each page, as ever. Takes the place of a preferred location.
+     */
+    HETMEM_ADVICE_READ_MOSTLY = 5,
+    /* It is used soon: its pages are brought to where they are best kept, which is system memory if nothing else is preferred. */
+    HETMEM_ADVICE_SOON = 6,
+    /* It is not used for a while: a policy that has to make room takes its pages first, once. A runtime of one's own has no policy. */
+    HETMEM_ADVICE_NOT_SOON = 7,
+    /*
+     * Its contents are given up: it reads as zeros on return, and takes no memory. As madvise() does for MADV_DONTNEED, but also in locked memory and on
+     * coherent DAX devices. What other threads write there before the return may be lost. What is written there soon after may be kept by migrations as
+     * HETMEM_KEPT_RACED for a while, also as after madvise().
+     */
+    HETMEM_ADVICE_DISCARD = 8
 };
 
 /*
- * Gives advice for the managed parts of a range; others are passed over. `place` is a device for HETMEM_ADVICE_PREFERRED_LOCATION, and
- * HETMEM_SYSTEM for all other advice.
+ * Gives advice for a range. It goes with the pages where these are moved (mremap), and ends with their mapping or its management. `place` is a device
+ * for HETMEM_ADVICE_PREFERRED_LOCATION, and HETMEM_SYSTEM for all other advice.
  *
- * HETMEM_INVALID_INPUT: the range is not one (as for hetmem_adopt()), or there is no such advice or device.
+ * `runtime` may be NULL in a program under `hetmem run`: then it is said to the agent that manages the program, HETMEM_DEVICE(index) is the device of
+ * that place in the order of its command line, and HETMEM_ADVICE_SOON is done in the background. Memory that the program has just mapped is managed by
+ * then; private anonymous memory that can be read and written is, but for main stacks and what hetmem itself uses. Children that are forked have the
+ * advice, too.
+ *
+ * HETMEM_INVALID_INPUT: the range is not one (as for hetmem_adopt()), or there is no such advice or device; or a part of the range is not managed: the
+ * others have the advice then, but HETMEM_ADVICE_DISCARD changes nothing. Nor does it where a part is pinned on a coherent DAX device.
+ * HETMEM_HOST_REFUSES: `runtime` is NULL, and no agent manages this program.
+ * HETMEM_EXHAUSTED, HETMEM_HOST_REFUSES: the kernel refuses HETMEM_ADVICE_DISCARD, as where nothing is mapped; parts may be discarded.
  */
 hetmem_error *hetmem_advise(hetmem_runtime *runtime, const void *address, size_t length, hetmem_advice advice,
                             hetmem_place place);

@@ -48,6 +48,7 @@ impl<'a> Executor<'a> {
             began: Instant::now(),
             ranges: Vec::new(),
             changes: 0,
+            advice: 0,
             limit: None,
             signs: Cell::default(),
             resident: Resident::default(),
@@ -66,6 +67,11 @@ impl<'a> Executor<'a> {
     pub(super) fn set_ranges(&mut self, ranges: Vec<PageRange>) {
         self.program.changes += u64::from(self.program.ranges != ranges);
         self.program.ranges = ranges;
+    }
+
+    /// So often advice was taken: what could not leave before may leave now.
+    pub(super) const fn set_advice(&mut self, times: u64) {
+        self.program.advice = times;
     }
 
     /// From now on `limit` is what may stay in system memory, whatever the policy was told.
@@ -113,8 +119,9 @@ struct Program<'a> {
     /// What the policy's time counts from.
     began: Instant,
     ranges: Vec<PageRange>,
-    /// How often they have changed.
+    /// How often they have changed, and how often advice was taken on them.
     changes: u64,
+    advice: u64,
     /// What may stay in system memory, if that was set while the program ran.
     limit: Option<PageCount>,
     /// As they were seen last.
@@ -136,7 +143,7 @@ impl Program<'_> {
             anonymous: self.memory.anonymous().unwrap_or(self.signs.get().anonymous),
             home: self.managed.came_home(),
             faults: self.managed.faults(),
-            changes: self.changes,
+            changes: self.changes + self.advice,
         };
         self.signs.set(signs);
         signs
@@ -205,6 +212,10 @@ impl View for Program<'_> {
 
     fn preferred(&self, page: VirtAddr) -> Option<DeviceId> {
         self.managed.preferred(page)
+    }
+
+    fn take_not_soon(&mut self, most: PageCount) -> Option<PageRange> {
+        self.managed.take_not_soon(most)
     }
 
     fn take_warmth(&mut self, chunk: PageRange) -> bool {

@@ -4,6 +4,7 @@
 //! start         two threads on stacks of their own, with descriptors of their own: how they begin, leave, and come back
 //! presence      whether there is an agent, and who uses it
 //! calls         what the program's threads ask
+//! advice        what they say of the use of the program's memory
 //! mailbox       what of that the worker does, between two moves
 //! work          the worker: the thread that migrates
 //! sharing       what it says to the other processes of the run, which share a limit
@@ -27,6 +28,7 @@
 //! have thread-local storage of their own.
 
 mod adopt;
+mod advice;
 mod budget;
 mod calls;
 pub mod config;
@@ -46,6 +48,7 @@ mod start;
 mod supervised;
 mod work;
 
+pub use advice::{advise, discard};
 pub use calls::{
     after_fork_in_parent, all_home, before_fork, begin_thread, is_running, keep_at_home, keep_in_place, let_go, places,
     protect_thread, release_range, residency, thread_began, undisturbed, undivided,

@@ -11,15 +11,17 @@
 //! gather() ──────────────────────► brings home what can be, stands still: a core dump is about to be written
 //! disperse() ────────────────────► goes on
 //!
-//! release(), look() ─────────────► answers each
+//! release(), look(), advise() ───► answers each
 //! leave() ───────────────────────► brings all home, and ends if that went well
 //! ```
 
 use std::time::Duration;
 
+use hetmem_core::advice::{Advice, AdviceError};
 use hetmem_core::sync::{Condvar, Mutex, MutexGuard, lock};
 use hetmem_core::units::PageRange;
 
+use super::advice::Advised;
 use super::housekeeping::Housekeeping;
 use hetmem::for_agent::Managed;
 use hetmem_sys::process::MemoryUse;
@@ -46,6 +48,9 @@ struct Wants {
     /// Ranges of which something is asked, and the answers.
     looks: Vec<(u64, PageRange, Look)>,
     seen: Vec<(u64, Vec<u8>)>,
+    /// Ranges of which something is said, or none but whether they are managed, and what came of it.
+    advice: Vec<(u64, PageRange, Option<Advice>)>,
+    taken: Vec<(u64, Result<(), AdviceError>)>,
     /// The last ticket.
     asked: u64,
     /// Whether the agent is to leave, and what came of it.
@@ -73,6 +78,7 @@ impl Wants {
             && self.dumps == 0
             && self.release.is_empty()
             && self.looks.is_empty()
+            && self.advice.is_empty()
             && self.leave != Leave::Asked
     }
 }
@@ -153,6 +159,20 @@ impl Mailbox {
             wants = self.changed.wait(wants).expect("no thread panicked while it held this lock");
         }
     }
+
+    /// What the worker says of `advice` on `range`, or of whether that is managed.
+    pub(super) fn advise(&self, range: PageRange, advice: Option<Advice>) -> Result<(), AdviceError> {
+        let mut wants = lock(&self.wants);
+        let ticket = wants.next_ticket();
+        wants.advice.push((ticket, range, advice));
+        self.changed.notify_all();
+        loop {
+            if let Some(at) = wants.taken.iter().position(|(of, _)| *of == ticket) {
+                return wants.taken.swap_remove(at).1;
+            }
+            wants = self.changed.wait(wants).expect("no thread panicked while it held this lock");
+        }
+    }
 }
 
 impl Mailbox {
@@ -187,7 +207,13 @@ impl Mailbox {
     }
 
     /// Does what the program's threads ask for; `true` if the agent leaves.
-    pub(super) fn answer(&self, managed: &Managed, memory: &MemoryUse, house: &mut Housekeeping<'_>) -> bool {
+    pub(super) fn answer(
+        &self,
+        managed: &Managed,
+        memory: &MemoryUse,
+        house: &mut Housekeeping<'_>,
+        advised: &mut Advised,
+    ) -> bool {
         let mut wants = lock(&self.wants);
         while let Some((ticket, range)) = wants.release.pop() {
             drop(wants);
@@ -197,6 +223,7 @@ impl Mailbox {
             self.changed.notify_all();
         }
         wants = self.answer_looks(managed, wants);
+        wants = self.take_advice(managed, house, advised, wants);
         if wants.forks == 0 && wants.dumps == 0 && wants.leave != Leave::Asked {
             return false;
         }
@@ -234,6 +261,7 @@ impl Mailbox {
         self.changed.notify_all();
         while wants.dumps > 0 || (wants.forks > 0 && wants.quiet) {
             wants = self.answer_looks(managed, wants);
+            wants = self.take_advice(managed, house, advised, wants);
             if wants.quiet
                 && let Some(range) = wants.undivided.pop()
             {
@@ -250,6 +278,24 @@ impl Mailbox {
         wants.quiet = false;
         wants.gathered = false;
         false
+    }
+
+    /// Takes advice: while all stands still, too, and moves nothing for it.
+    fn take_advice<'a>(
+        &'a self,
+        managed: &Managed,
+        house: &mut Housekeeping<'_>,
+        advised: &mut Advised,
+        mut wants: MutexGuard<'a, Wants>,
+    ) -> MutexGuard<'a, Wants> {
+        while let Some((ticket, range, advice)) = wants.advice.pop() {
+            drop(wants);
+            let taken = advised.take(managed, house, range, advice);
+            wants = lock(&self.wants);
+            wants.taken.push((ticket, taken));
+            self.changed.notify_all();
+        }
+        wants
     }
 
     /// Says what is there to those who ask: while all stands still, too, as a fork may take long.

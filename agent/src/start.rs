@@ -49,7 +49,7 @@ use super::notes::{PID, is_this_process, last_word, ledger};
 use super::presence::{self, Changing, Closed};
 use super::removal::thread_is_known;
 use super::work::{self, Departure};
-use hetmem::for_agent::{MOST_HELPERS, Managed, useful_helpers};
+use hetmem::for_agent::{Advised, MOST_HELPERS, Managed, useful_helpers};
 
 /// Pages of each of the agent's stacks.
 const STACK: PageCount = PageCount::new(128);
@@ -233,6 +233,9 @@ fn prepare(startup: &Startup) -> Result<&'static Agent, String> {
     if let Ok(heritage) = HERITAGE.try_lock() {
         heritage.iter().for_each(|range| managed.exclude_for_good(*range));
     }
+    if let Ok(advice) = ADVICE.try_lock() {
+        advice.iter().for_each(|(range, advised)| managed.manage_as(*range, *advised));
+    }
     if let Ok(removals) = REMOVALS.try_lock() {
         removals.iter().for_each(|range| managed.add_removal(*range));
     }
@@ -370,6 +373,7 @@ pub fn leave() -> Option<Away> {
 fn leave_alone() -> bool {
     let Some(leaving) = Closed::close() else { return false };
     *lock(&HERITAGE) = leaving.managed.exclusions();
+    *lock(&ADVICE) = leaving.managed.try_advice().unwrap_or_default();
     let granted = leaving.mailbox.leave();
     if granted {
         leaving.end();
@@ -382,6 +386,8 @@ fn leave_alone() -> bool {
 
 /// What the last agent of this process, or of the process that this one was forked from, kept in place: the next one does so for good.
 static HERITAGE: Mutex<Vec<PageRange>> = Mutex::new(Vec::new());
+/// What was said to it of the use of memory, which the next one goes by, too.
+static ADVICE: Mutex<Vec<(PageRange, Advised)>> = Mutex::new(Vec::new());
 /// Removals that were announced to the last agent of this process and are not known to be over: a thread may be in the middle of one still, and take
 /// away what the next agent leaves to it, but not what that has moved elsewhere.
 static REMOVALS: Mutex<Vec<PageRange>> = Mutex::new(Vec::new());
@@ -409,6 +415,9 @@ pub fn after_fork_in_child() -> bool {
     // day.
     if let (Some(kept), Ok(mut heritage)) = (parents.managed.try_exclusions(), HERITAGE.try_lock()) {
         *heritage = kept;
+    }
+    if let (Some(said), Ok(mut advice)) = (parents.managed.try_advice(), ADVICE.try_lock()) {
+        *advice = said;
     }
     true
 }

@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use hetmem_core::policy::Signs;
 
+use super::advice::Advised;
 use super::executor::{Executor, Pace};
 use super::housekeeping::Housekeeping;
 use super::pace::{Nap, SHORTEST};
@@ -28,13 +29,14 @@ pub(super) fn run(agent: &Agent) -> Departure {
     let mut executor = Executor::new(policy, managed, &agent.memory, sharing);
     let mut house = Housekeeping::new(managed, &agent.stacks);
     let mut supervised = Supervised::new(agent.seat, agent.parent);
+    let mut advised = Advised::default();
     let mut nap = Nap::new();
     // What the program showed last.
     let mut last = Signs::default();
     // When it was looked whether there is a program still.
     let mut rested = Instant::now();
     loop {
-        if mailbox.answer(managed, &agent.memory, &mut house) {
+        if mailbox.answer(managed, &agent.memory, &mut house, &mut advised) {
             return Departure::Asked;
         }
         if let Some(limit) = supervised.new_limit() {
@@ -48,9 +50,14 @@ pub(super) fn run(agent: &Agent) -> Departure {
             }
             executor.set_ranges(house.look());
         }
+        if let Some(ranges) = advised.take_found() {
+            executor.set_ranges(ranges);
+        }
+        executor.set_advice(advised.times());
+        let brought = advised.bring_some(managed);
         let pace = executor.step(|| !mailbox.is_empty() || supervised.is_asked());
         let again = executor.again_within();
-        if pace == Pace::Rest {
+        if pace == Pace::Rest && !brought {
             if let Some(again) = again.filter(|again| *again < SHORTEST && rested.elapsed() < SHORTEST) {
                 mailbox.wait(again);
                 continue;

@@ -128,6 +128,8 @@ impl Default for Heat {
 impl Heat {
     /// Of a page that was never seen.
     pub const UNKNOWN: Self = Self(u8::MAX);
+    /// Of a page that is about as warm as one gets, and was seen just now.
+    pub const IN_USE: Self = Self(0);
 
     /// A page with these powers, each 15 at most.
     #[must_use]
@@ -251,6 +253,14 @@ impl BlockHeat {
     pub fn taken_out(&mut self, index: usize) {
         let heat = self.of(index);
         *heat = heat.taken_out();
+    }
+
+    /// The pages of `range`, which lies in the block, are this warm by what somebody says who should know.
+    pub fn set(&mut self, range: PageRange, heat: Heat) {
+        if range.pages() < PageCount::BLOCK {
+            self.divide();
+        }
+        range.iter().for_each(|page| *self.of(page.index_in_block()) = heat);
     }
 
     /// Page `index` was put back untouched.

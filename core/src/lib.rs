@@ -16,6 +16,7 @@
 //! slot          where a page's bytes are
 //! home          what a page is where no frame holds it
 //! heat          which pages were used lately
+//! advice        what the program says of the use of its memory, and gives up of it
 //! frames        frames of devices and of the pool, and references to them
 //! physmap       frame numbers, and whose they are
 //!
@@ -36,6 +37,7 @@
 //! ```
 #![forbid(unsafe_code)]
 
+pub mod advice;
 pub mod budget;
 pub mod device_table;
 pub mod engine;

@@ -35,13 +35,15 @@ mod near;
 mod runs;
 mod slots;
 
+use crate::advice::Preference;
 use crate::home::Home;
 use crate::migrate::Target;
 use crate::outcome::KeptReason;
 use crate::port::FaultPath;
 use crate::range_map::RangeMap;
-use crate::sync::{Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard, read, write};
-use crate::units::{DeviceId, PAGE_SIZE, PageRange, VirtAddr};
+use crate::sync::atomic::AtomicBool;
+use crate::sync::{Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard, read, try_read, write};
+use crate::units::{PAGE_SIZE, PageRange, VirtAddr};
 pub use block::{Block, BlockState};
 pub use blocks::BlockRef;
 use blocks::Blocks;
@@ -56,12 +58,22 @@ pub struct Region {
     pub home: Home,
     /// Whether its pages must stay where they are.
     pub pinned: bool,
-    /// The device on which its pages are best kept.
-    pub preferred: Option<DeviceId>,
+    /// Where its pages are best kept.
+    pub preferred: Option<Preference>,
+    /// Whether its pages are not used soon, and no policy has been told yet.
+    pub not_soon: bool,
     /// Whether its management is about to end: pins keep its pages from coming home no longer.
     pub ending: bool,
     /// Whether nobody but hetmem maps, unmaps or protects what is there, so that device memory may be laid over it ([`crate::exchange`]).
     pub owned: bool,
+}
+
+impl Region {
+    /// Whether pages of both may be of one batch: what is said of them differs only in what matters to policies.
+    pub(crate) fn moves_as(&self, other: &Self) -> bool {
+        let to_policies = |region: &Self| Self { preferred: None, not_soon: false, ..*region };
+        to_policies(self) == to_policies(other)
+    }
 }
 
 /// The lock between those who install or take out pages and who applies events.
@@ -99,6 +111,8 @@ pub struct Space {
     /// How many exclusions hold for a range; `u32::MAX` if one never ends.
     excluded: RwLock<RangeMap<u32>>,
     removals: Mutex<RangeMap<Removal>>,
+    /// Whether some region may be [not used soon](Region::not_soon).
+    pub(crate) some_not_soon: AtomicBool,
     blocks: Blocks,
 }
 
@@ -142,13 +156,14 @@ impl Space {
         rest
     }
 
-    /// Changes what is said of the managed parts of `range`.
+    /// Changes what is said of the managed parts of `range`. What says the same afterwards is one region, if it has no gap.
     pub fn change_region(&self, range: PageRange, change: impl Fn(&mut Region)) {
         let mut regions = write(&self.regions);
         for (part, mut region) in regions.remove(range) {
             change(&mut region);
             regions.insert(part, region);
         }
+        unite(&mut regions, range);
     }
 
     /// Ends the management of `range`; its pages must be home.
@@ -224,6 +239,11 @@ impl Space {
         read(&self.regions).iter().map(|(range, region)| (range, *region)).collect()
     }
 
+    /// The same, unless somebody is about to change them.
+    pub(crate) fn try_regions(&self) -> Option<Vec<(PageRange, Region)>> {
+        Some(try_read(&self.regions)?.iter().map(|(range, region)| (range, *region)).collect())
+    }
+
     /// Checks every block.
     ///
     /// # Panics
@@ -245,6 +265,22 @@ fn joined(regions: &RangeMap<Region>, region: PageRange, path: FaultPath) -> Pag
         end = behind.end();
     }
     PageRange::between(start, end).unwrap_or(region)
+}
+
+/// Makes one region of those in `range`, and beside it, that follow one another and say the same.
+fn unite(regions: &mut RangeMap<Region>, range: PageRange) {
+    let before = VirtAddr::new(range.start().get().saturating_sub(PAGE_SIZE));
+    // Beside the last page there is none.
+    let behind = range.end().get().checked_add(PAGE_SIZE).map_or(range.end(), VirtAddr::new);
+    let Some(around) = PageRange::between(before, behind) else { return };
+    let found: Vec<(PageRange, Region)> = regions.overlapping(around).map(|(part, region)| (part, *region)).collect();
+    for alike in found.chunk_by(|(a, of_a), (b, of_b)| a.end() == b.start() && of_a == of_b) {
+        if let [(first, region), .., (last, _)] = alike
+            && let Some(all) = PageRange::between(first.start(), last.end())
+        {
+            regions.insert(all, *region);
+        }
+    }
 }
 
 fn parts_of(regions: &RangeMap<Region>, range: PageRange) -> Vec<(PageRange, Option<Region>)> {

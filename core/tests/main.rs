@@ -2,6 +2,7 @@
 //! compiled once.
 #![cfg(not(loom))]
 
+mod advice;
 mod device_failures;
 mod fail_each_step;
 mod install;

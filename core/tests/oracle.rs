@@ -2,6 +2,7 @@
 
 use std::sync::atomic::Ordering::Relaxed;
 
+use hetmem_core::advice::{Advice, AdviceError, DiscardError, Preference};
 use hetmem_core::engine::Residency;
 use hetmem_core::heat;
 use hetmem_core::migrate::{Request, Select, Target};
@@ -48,7 +49,10 @@ enum Op {
     Remove(u64, u64),
     Zap,
     Home,
-    Pin(u64, u64, bool),
+    Advise(u64, u64, Advice),
+    /// As a policy does, of so many pages.
+    TakeNotSoon(u64),
+    Discard(u64, u64),
     Exclude(u64, u64, bool),
     Protect(u64, u64, bool),
     Stick(u64, bool),
@@ -85,6 +89,18 @@ fn program_op() -> impl Strategy<Value = Op> {
     ]
 }
 
+fn advice() -> impl Strategy<Value = Advice> {
+    prop_oneof![
+        2 => Just(Advice::Pin),
+        4 => Just(Advice::Unpin),
+        1 => (0u8..5).prop_map(|device| Advice::PreferredLocation(DeviceId::new(device))),
+        1 => Just(Advice::ReadMostly),
+        1 => Just(Advice::NoPreference),
+        3 => Just(Advice::Soon),
+        3 => Just(Advice::NotSoon),
+    ]
+}
+
 fn select() -> impl Strategy<Value = u8> {
     prop_oneof![3 => Just(7u8), 2 => 1u8..16]
 }
@@ -105,7 +121,9 @@ fn op() -> impl Strategy<Value = Op> {
         3 => (page(), count()).prop_map(|(p, n)| Op::WriteAll(p, n)),
         4 => (page(), count()).prop_map(|(p, n)| Op::Map(p, n)),
         1 => Just(Op::Home),
-        1 => (page(), count(), any::<bool>()).prop_map(|(p, n, on)| Op::Pin(p, n, on)),
+        3 => (page(), count(), advice()).prop_map(|(p, n, advice)| Op::Advise(p, n, advice)),
+        1 => (1u64..20).prop_map(Op::TakeNotSoon),
+        3 => (page(), count()).prop_map(|(p, n)| Op::Discard(p, n)),
         1 => (page(), count(), any::<bool>()).prop_map(|(p, n, on)| Op::Exclude(p, n, on)),
         1 => (page(), any::<bool>()).prop_map(|(p, on)| Op::Stick(p, on)),
     ]
@@ -163,7 +181,9 @@ impl Run {
             | Op::RangeFault(..)
             | Op::Map(..)
             | Op::Home
-            | Op::Pin(..)
+            | Op::Advise(..)
+            | Op::TakeNotSoon(_)
+            | Op::Discard(..)
             | Op::Exclude(..)
             | Op::Stick(..)
             | Op::During(..) => return None,
@@ -227,7 +247,17 @@ impl Run {
                     assert_eq!(left, PageCount::ZERO, "of {away:?} pages some stayed away");
                 }
             }
-            Op::Pin(p, n, on) => engine.change_region(self.range(p, n), |region| region.pinned = on),
+            Op::Advise(p, n, advice) => self.advise(self.range(p, n), advice),
+            Op::TakeNotSoon(most) => {
+                let before = engine.regions();
+                let first = before.iter().find(|(_, region)| region.not_soon);
+                let expected = first.map(|(range, _)| range.slice(PageCount::ZERO, PageCount::new(most)));
+                let taken = engine.take_not_soon(PageCount::new(most));
+                if self.calm {
+                    assert_eq!(taken, expected, "the first of {before:?}");
+                }
+            }
+            Op::Discard(p, n) => self.discard(self.range(p, n)),
             Op::Exclude(p, n, true) => engine.exclude(self.range(p, n)),
             Op::Exclude(p, n, false) => engine.include(self.range(p, n)),
             Op::Protect(p, n, on) => model.protect(self.range(p, n), on),
@@ -250,6 +280,59 @@ impl Run {
         }
         let memory = model.lock();
         self.calm = memory.events.is_empty() && !memory.has_plans();
+    }
+
+    fn advise(&self, range: PageRange, advice: Advice) {
+        let engine = &self.world.engine;
+        let result = engine.advise(range, advice);
+        if matches!(advice, Advice::PreferredLocation(device) if device.index() >= 4) {
+            return assert!(matches!(result, Err(AdviceError::NoDevice { .. })));
+        }
+        if advice == Advice::Soon {
+            engine.expect_use(range);
+            for (part, target) in engine.best_places(range) {
+                self.migrate(&[part], Request::all_to(target));
+            }
+        }
+        if !self.calm {
+            return;
+        }
+        let parts = engine.regions_in(range);
+        let unmanaged =
+            parts.iter().find(|(_, region)| region.is_none()).map(|(part, _)| AdviceError::Unmanaged(*part));
+        assert_eq!(result, unmanaged.map_or(Ok(()), Err));
+        for region in parts.iter().filter_map(|(_, region)| *region) {
+            assert!(match advice {
+                Advice::Pin => region.pinned,
+                Advice::Unpin => !region.pinned,
+                Advice::PreferredLocation(device) => region.preferred == Some(Preference::Device(device)),
+                Advice::ReadMostly => region.preferred == Some(Preference::Coherent),
+                Advice::NoPreference => region.preferred.is_none(),
+                Advice::NotSoon => region.not_soon,
+                Advice::Soon | _ => !region.not_soon,
+            });
+        }
+        let regions = engine.regions();
+        let apart =
+            |(a, of_a): &(PageRange, Region), (b, of_b): &(PageRange, Region)| a.end() < b.start() || of_a != of_b;
+        let near: Vec<_> = regions.iter().filter(|(part, _)| part.overlaps(range)).collect();
+        assert!(near.windows(2).all(|two| apart(two[0], two[1])), "what says the same is one region: {regions:?}");
+    }
+
+    fn discard(&self, range: PageRange) {
+        let unmanaged = self.world.engine.unmanaged_in(range);
+        let result = self.world.model.discard(range);
+        if !self.calm {
+            return;
+        }
+        assert_eq!(result, unmanaged.map_or(Ok(()), |part| Err(DiscardError::Unmanaged(part))));
+        if result.is_ok() {
+            let memory = self.world.model.lock();
+            // What a read finds is compared with that.
+            assert!(range.iter().all(|page| memory.truth[&page.get()].is_zero()), "there are zeros and nothing else");
+            drop(memory);
+            assert_eq!(self.world.engine.away_in(range), (PageCount::ZERO, PageCount::ZERO), "and no frame is used");
+        }
     }
 
     fn target(&self, number: u8) -> Target {

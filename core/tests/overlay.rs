@@ -270,11 +270,9 @@ fn advice_keeps_a_block_where_it_is() {
 }
 
 #[test]
-fn a_block_of_several_regions_that_say_the_same_is_laid() {
+fn a_block_of_several_regions_that_differ_for_policies_only_is_laid() {
     let world = at_home();
-    for pinned in [true, false] {
-        world.engine.change_region(world.at(FIRST + 100, 7), |region| region.pinned = pinned);
-    }
+    world.engine.change_region(world.at(FIRST + 100, 7), |region| region.not_soon = true);
     assert_eq!(world.engine.regions().len(), 3);
     assert_eq!(to_overlay(&world).moved(), PageCount::new(512));
     finish(&world);

@@ -1,5 +1,6 @@
 //! Whatever the program and hetmem do where blocks are laid, in whatever order: a read finds what the program wrote.
 
+use hetmem_core::advice::DiscardError;
 use hetmem_core::engine::Residency;
 use hetmem_core::frames::FrameRun;
 use hetmem_core::migrate::{Request, Target};
@@ -27,6 +28,7 @@ enum Op {
     /// Where are they, for an owner who wants to know, to read or to write?
     RangeFault(u64, u64, Want, Option<u64>),
     Remove(u64, u64),
+    Discard(u64, u64),
     Zap,
     Deliver,
     Exclusive(u64),
@@ -72,6 +74,7 @@ fn op() -> impl Strategy<Value = Op> {
         8 => program_op(),
         8 => (0usize..12, program_op()).prop_map(|(at, op)| Op::During(at, Box::new(op))),
         6 => (0..BLOCKS).prop_map(Op::WriteBlock),
+        3 => (page(), prop_oneof![1u64..8, 400u64..700]).prop_map(|(p, n)| Op::Discard(p, n)),
         1 => page().prop_map(Op::Exclusive),
         1 => (0u32..1000).prop_map(Op::Evict),
         1 => Just(Op::Home),
@@ -103,6 +106,7 @@ impl Run {
             Op::WriteBlock(_)
             | Op::Migrate(..)
             | Op::MigratePart(..)
+            | Op::Discard(..)
             | Op::RangeFault(..)
             | Op::Exclusive(_)
             | Op::Evict(_)
@@ -125,6 +129,7 @@ impl Run {
             Op::MigratePart(p, n, to) => self.migrate(self.range(p, n), target(to)),
             Op::Remove(p, n) => model.remove(self.range(p, n)),
             Op::RangeFault(p, n, want, owner) => self.range_fault(self.range(p, n), want, owner.map(Owner::new)),
+            Op::Discard(p, n) => self.discard(self.range(p, n)),
             Op::Zap => model.zap_all(),
             Op::Deliver => model.deliver(),
             Op::Exclusive(p) => _ = engine.make_exclusive(self.range(p, 1).start(), Owner::new(1)),
@@ -164,6 +169,32 @@ impl Run {
             self.world.judge(range, want, owner, result, &out);
         } else {
             let _whatever = self.world.ask_by_runs(range, request);
+        }
+    }
+
+    fn discard(&self, range: PageRange) {
+        let engine = &self.world.engine;
+        let is_pinned = engine
+            .laid_in(range)
+            .into_iter()
+            .any(|block| engine.regions_in(block).iter().any(|(_, region)| region.is_some_and(|region| region.pinned)));
+        let result = self.world.model.discard(range);
+        if !self.calm {
+            return;
+        }
+        let is_away = !self.world.model.lock().zaps.is_empty();
+        match result {
+            Ok(()) => {
+                let memory = self.world.model.lock();
+                assert!(
+                    range.iter().all(|page| memory.truth[&page.get()].is_zero()),
+                    "there are zeros and nothing else"
+                );
+                drop(memory);
+                assert_eq!(engine.away_in(range), (PageCount::ZERO, PageCount::ZERO), "and no frame is used");
+            }
+            Err(DiscardError::Laid(KeptReason::Advised)) => assert!(is_pinned),
+            Err(error) => assert!(is_away, "{error:?}"),
         }
     }
 

@@ -7,6 +7,7 @@ use std::os::fd::OwnedFd;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
+use hetmem_core::advice::{Advice, AdviceError};
 use hetmem_core::engine::{CountersAt, Residency};
 use hetmem_core::frames::Quota;
 use hetmem_core::heat::CHUNK_PAGES;
@@ -73,6 +74,10 @@ pub fn useful_helpers() -> usize {
 
 /// The memory of this process, managed.
 pub struct Managed(Inner);
+
+/// What is said of the use of a range.
+#[derive(Clone, Copy, Debug)]
+pub struct Advised(Region);
 
 /// The beginning, the threads, the end.
 impl Managed {
@@ -168,6 +173,52 @@ impl Managed {
     /// Manages `range`.
     pub fn manage(&self, range: PageRange) {
         self.0.engine.manage(range, Region { path: FaultPath::Thread, ..Region::default() });
+    }
+
+    /// Manages `range` as another agent did, which has told so ([`Managed::try_advice`]).
+    pub fn manage_as(&self, range: PageRange, advised: Advised) {
+        let Region { pinned, preferred, not_soon, .. } = advised.0;
+        self.0
+            .engine
+            .manage(range, Region { path: FaultPath::Thread, pinned, preferred, not_soon, ..Region::default() });
+    }
+
+    /// What advice there is, in order of address, unless somebody is about to change it.
+    #[must_use]
+    pub fn try_advice(&self) -> Option<Vec<(PageRange, Advised)>> {
+        Some(self.0.engine.try_advice()?.into_iter().map(|(range, region)| (range, Advised(region))).collect())
+    }
+
+    /// Takes advice. Who gives [`Advice::Soon`] has the pages [brought](Self::bring_to_best_places), too.
+    ///
+    /// # Errors
+    ///
+    /// If a device is named that is not there, or a part of the range is not managed.
+    pub fn advise(&self, range: PageRange, advice: Advice) -> Result<(), AdviceError> {
+        let taken = self.0.engine.advise(range, advice);
+        if advice == Advice::Soon {
+            self.0.engine.expect_use(range);
+        }
+        taken
+    }
+
+    /// The managed parts of `range`, in order.
+    #[must_use]
+    pub fn managed_in(&self, range: PageRange) -> Vec<PageRange> {
+        let parts = self.0.engine.regions_in(range).into_iter();
+        parts.filter_map(|(part, region)| region.map(|_| part)).collect()
+    }
+
+    /// The first part of `range` that is not managed, if any.
+    #[must_use]
+    pub fn unmanaged_in(&self, range: PageRange) -> Option<PageRange> {
+        self.0.engine.unmanaged_in(range)
+    }
+
+    /// Up to `most` pages that are not used soon; it is told once.
+    #[must_use]
+    pub fn take_not_soon(&self, most: PageCount) -> Option<PageRange> {
+        self.0.engine.take_not_soon(most)
     }
 
     /// Manages `range` no longer; nothing of it is on a device.
@@ -268,6 +319,11 @@ impl Managed {
     #[must_use]
     pub fn migrate_all(&self, ranges: &[PageRange], request: Request, others: Others) -> Vec<Outcomes> {
         self.0.migrate_beside(ranges, request, others)
+    }
+
+    /// Brings what is managed of `range` to where it is best kept now, as far as it goes there.
+    pub fn bring_to_best_places(&self, range: PageRange) {
+        self.0.bring_to_best_places(range);
     }
 
     /// Takes the pages of `ranges` that `select` names out as samples; how many those are.
@@ -497,7 +553,7 @@ impl Managed {
     /// The device on which the page at `page` is best kept.
     #[must_use]
     pub fn preferred(&self, page: VirtAddr) -> Option<DeviceId> {
-        self.0.engine.region_at(page).and_then(|(_, region)| region.preferred)
+        self.0.engine.region_at(page).and_then(|(_, region)| self.0.engine.preferred(&region))
     }
 
     /// Whether something of `chunk` was used since this was asked last.

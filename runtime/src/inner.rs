@@ -57,6 +57,14 @@ pub(crate) struct Inner {
     process: u32,
 }
 
+impl Drop for Inner {
+    fn drop(&mut self) {
+        if self.is_of_this_process() {
+            self.unregister_own();
+        }
+    }
+}
+
 impl Inner {
     pub(crate) fn new(
         contexts: Contexts,
@@ -112,6 +120,20 @@ impl Inner {
             started: Start::begin(),
             process: std::process::id(),
         })
+    }
+
+    /// Ends the registrations of hetmem's own memory, before that is unmapped. Contexts that nobody reads any more end with their last descriptor, which
+    /// a forked child may have: until it ends, too, nothing that is registered with them can be unmapped.
+    fn unregister_own(&self) {
+        let context = &self.engine.host().contexts.thread;
+        let frames = self
+            .engine
+            .devices()
+            .iter()
+            .filter_map(|device| PageRange::new(device.reach().movable()?, device.pagemap().frames.capacity()));
+        let own = [self.engine.host().pool.range(), self.guards.bell(), self.probe.places()];
+        // One that is not registered needs no unregistering.
+        own.into_iter().chain(frames).for_each(|range| _ = context.unregister(range));
     }
 
     /// Whether the caller is not a forked child, whose descriptors name the parent's memory, and which has no handler thread.

@@ -61,6 +61,7 @@
 #![warn(missing_debug_implementations)]
 
 pub mod accelerator;
+mod advice;
 mod builder;
 mod children;
 mod claim;
@@ -93,6 +94,7 @@ mod traps;
 pub use builder::Builder;
 pub use device::{Device, FrameRun};
 pub use error::{Error, ErrorKind};
+pub use hetmem_core::advice::Advice;
 pub use hetmem_core::engine::Residency;
 pub use hetmem_core::migrate::{Request, Select, Target};
 pub use hetmem_core::outcome::{KeptReason, Outcomes, PageOutcome};
@@ -105,7 +107,7 @@ pub use hetmem_devices::spec::{DeviceSpec, SpecError};
 #[doc(inline)]
 pub use hetmem_devices::{kind, spec};
 pub use hetmem_sys::mapping::Guard;
-pub use memory::{Advice, Mapping};
+pub use memory::Mapping;
 pub use runtime::Runtime;
 pub use statistics::{DeviceStatistics, Statistics};
 

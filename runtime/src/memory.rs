@@ -1,4 +1,4 @@
-//! Memory under management: mapped by hetmem or adopted, advised about, and released.
+//! Memory under management: mapped by hetmem or adopted, and released.
 
 use std::fmt;
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use hetmem_core::migrate::{Request, Target};
 use hetmem_core::outcome::{KeptReason, PageOutcome};
 use hetmem_core::port::FaultPath;
 use hetmem_core::space::Region as RegionEntry;
-use hetmem_core::units::{ByteLen, DeviceId, PAGE_SIZE, PageRange};
+use hetmem_core::units::{ByteLen, PAGE_SIZE, PageRange};
 use hetmem_sys::mapping::{Arena, ArenaOptions, Guard, HugePages, OnFork, Whose};
 
 use crate::error::Error;
@@ -20,26 +20,12 @@ use crate::inner::Inner;
 use crate::runtime::{Running, Runtime};
 use crate::service::MEMORY_PATIENCE;
 
-/// What is known of the use of a range, for [`Runtime::advise`].
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-#[non_exhaustive]
-pub enum Advice {
-    /// Its pages are best kept on this device; policies send them there first.
-    PreferredLocation(DeviceId),
-    /// No device is preferred.
-    NoPreference,
-    /// Its pages stay where they are; migrations keep them as [`KeptReason::Advised`]. Faults still bring private pages home.
-    Pin,
-    /// Its pages may move again.
-    Unpin,
-}
-
 impl Runtime {
     /// Maps `len` of managed memory that reads as zeros. It begins at a multiple of 2 MiB.
     ///
     /// The mapping is hetmem's: the program unmaps, protects and moves no part of it. Whole blocks of 2 MiB may go to a coherent DAX device, where
     /// they are used in place; `MADV_DONTNEED` keeps their bytes there, and a transfer by direct I/O, io_uring or RDMA into them is lost if they are
-    /// migrated meanwhile: pin them before ([`Advice::Pin`]).
+    /// migrated meanwhile: pin them before ([`Advice::Pin`](crate::Advice::Pin)).
     ///
     /// # Errors
     ///
@@ -157,34 +143,6 @@ impl Runtime {
     /// If a page could not come home. The range stays managed then, and its advice holds; other pages of it may have come home.
     pub fn release(&self, range: PageRange) -> Result<(), Error> {
         release(&self.inner, range)
-    }
-
-    /// Says what is known of the use of `range`. Parts that are not managed are passed over.
-    ///
-    /// # Errors
-    ///
-    /// If a device is named that doesn't exist.
-    pub fn advise(&self, range: PageRange, advice: Advice) -> Result<(), Error> {
-        if let Advice::PreferredLocation(device) = advice
-            && self.inner.engine.device(device).is_none()
-        {
-            return Err(Error::invalid(format!(
-                "there is no device {}; the runtime has {}",
-                device.index(),
-                self.inner.engine.devices().len()
-            )));
-        }
-        self.inner.engine.change_region(range, |region| match advice {
-            Advice::PreferredLocation(device) => region.preferred = Some(device),
-            Advice::NoPreference => region.preferred = None,
-            Advice::Pin => region.pinned = true,
-            Advice::Unpin => region.pinned = false,
-        });
-        if advice == Advice::Pin {
-            // A block that was about to come home does, and none after.
-            self.inner.engine.await_exchanges(range);
-        }
-        Ok(())
     }
 }
 

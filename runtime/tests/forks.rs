@@ -268,3 +268,58 @@ fn a_child_changes_nothing_of_its_parents() {
     assert_eq!(runtime.residency(mapping.range()), before);
     verify(&mapping);
 }
+
+/// It has the descriptors of its parent's contexts, which nobody reads when the parent's runtime has ended.
+#[test]
+fn a_runtime_ends_while_a_child_lives() {
+    let _alone = alone();
+    let memory = Raw::anonymous(16);
+    memory.fill();
+    let over = Raw::anywhere(1, libc::MAP_SHARED | libc::MAP_ANONYMOUS, -1);
+    let runtime = runtime();
+    // SAFETY: the test's own memory, which no system call is given.
+    unsafe { runtime.adopt(memory.range(), FaultPath::Thread) }.unwrap();
+    let mapping = map(&runtime, 16, FaultPath::Sigbus);
+    fill(&mapping);
+    for (range, device) in [(memory.range(), PRIVATE), (mapping.range(), COHERENT)] {
+        assert_eq!(runtime.migrate(range, to(device)).moved(), PageCount::new(16));
+    }
+    let child = fork();
+    if child == 0 {
+        while over.get(0) == 0 {
+            std::thread::yield_now();
+        }
+        end(wrong_page(&mapping).is_none());
+    }
+    drop(mapping);
+    drop(runtime);
+    memory.verify();
+    memory.unmap(4, 4);
+    over.set(0, 1);
+    assert_eq!(status_of(child), 0);
+}
+
+#[test]
+fn a_child_has_what_its_parent_discards_after_the_fork() {
+    let _alone = alone();
+    for target in [Target::System, Target::Device(PRIVATE), Target::Device(COHERENT)] {
+        let runtime = runtime();
+        let over = Raw::anywhere(1, libc::MAP_SHARED | libc::MAP_ANONYMOUS, -1);
+        let mapping = map(&runtime, 16, FaultPath::Thread);
+        fill(&mapping);
+        runtime.migrate(mapping.range(), Request::all_to(target));
+        let child = fork();
+        if child == 0 {
+            while over.get(0) == 0 {
+                std::thread::yield_now();
+            }
+            end(wrong_page(&mapping).is_none());
+        }
+        // SAFETY: the test's own memory, whose contents it gives up.
+        unsafe { runtime.discard(mapping.range().slice(PageCount::new(3), PageCount::new(13))) }.unwrap();
+        over.set(0, 1);
+        assert_eq!(wrong_page(&mapping), Some(3));
+        assert!(mapping.words()[3 * 512..].iter().all(|word| word.load(Relaxed) == 0));
+        assert_eq!(status_of(child), 0, "the child has its own copy");
+    }
+}

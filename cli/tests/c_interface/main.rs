@@ -171,6 +171,18 @@ fn refused_under_run() -> Checked {
     })
 }
 
+/// A program that says to the agent how it uses its memory, under a policy that goes by it.
+fn advice_under_run() -> Checked {
+    let dir = tempfile::tempdir()?;
+    let program = compiled(&sources().join("cli/tests/c_interface/c/advise.c"), &own_flags(), &dir)?;
+    let devices = ["--device", "private:emulated,size=64M", "--device", "coherent:emulated,size=64M"];
+    let policy = ["--policy", "clock=8M", "--per-process", "--stock", "1M"];
+    let run = output(hetmem().args(["run", "--quiet"]).args(devices).args(policy).arg("--").arg(program));
+    expect(status(&run) == 0 && stdout(&run).ends_with("ok\n"), || {
+        format!("{}\n{}{}", run.status, stdout(&run), stderr(&run))
+    })
+}
+
 /// Whoever starts a program of more privilege than his own, which is linked with the library, has no say in it.
 fn nobody_configures_more_privilege() -> Checked {
     use std::os::unix::fs::PermissionsExt as _;
@@ -223,6 +235,7 @@ fn main() -> ExitCode {
         trial("examples::out_and_home", || out_and_home(&example("out_and_home.c", &own_flags())?)),
         trial("pkg_config_finds_the_installed_interface", || out_and_home(&example("out_and_home.c", &flags()?)?)),
         trial("a_program_under_run_gets_no_runtime", refused_under_run),
+        trial("a_program_under_run_gives_its_agent_advice", advice_under_run),
         trial("nobody_configures_a_program_of_more_privilege", nobody_configures_more_privilege),
         trial("the_header_is_cpp_too", header_in_cpp),
         trial("exported_symbols_are_those_of_the_header", declared::symbols),

@@ -122,7 +122,7 @@ impl<H: Host> Engine<H> {
                 let Some(region) = region else { continue };
                 for (block, piece) in part.by_block() {
                     let follows = batch.last().is_some_and(|(last, _)| {
-                        last.start().block() == block && last.end() <= piece.start() && batch_region == region
+                        last.start().block() == block && last.end() <= piece.start() && batch_region.moves_as(&region)
                     });
                     if !follows {
                         self.migrate_parts(&mut batch, batch_region, request, ranges, &mut all);

@@ -121,7 +121,7 @@ impl<H: Host> Engine<H> {
         let mut sampled = PageCount::ZERO;
         let request = Request { target: OUT, select, owner: None };
         let follows = |(a, of_a): &(PageRange, Region), (b, of_b): &(PageRange, Region)| {
-            a.start().block() == b.start().block() && a.end() <= b.start() && of_a == of_b
+            a.start().block() == b.start().block() && a.end() <= b.start() && of_a.moves_as(of_b)
         };
         for run in self.managed_parts(ranges).chunk_by(follows) {
             let (Some((first, region)), Some((last, _))) = (run.first(), run.last()) else { continue };
@@ -186,7 +186,7 @@ impl<H: Host> Engine<H> {
     }
 
     /// The managed parts of `ranges`, each in one block and region.
-    fn managed_parts(&self, ranges: &[PageRange]) -> Vec<(PageRange, Region)> {
+    pub(crate) fn managed_parts(&self, ranges: &[PageRange]) -> Vec<(PageRange, Region)> {
         let by_region = ranges.iter().flat_map(|range| self.space.regions_in(*range));
         let managed = by_region.filter_map(|(part, region)| Some((part, region?)));
         managed.flat_map(|(part, region)| part.by_block().map(move |(_, piece)| (piece, region))).collect()

@@ -100,6 +100,10 @@ impl Clock {
         devices.retain(|device| !device.room().is_zero());
         let room: PageCount = devices.iter().map(DeviceState::room).sum();
         let enough = round.surplus.min(room.max(PageCount::ONE));
+        while plan.pages() < enough && plan.has_room() && !devices.is_empty() {
+            let Some(range) = view.take_not_soon(enough - plan.pages()) else { break };
+            plan.push(Move::migrate(range, Select::SYSTEM, Self::to(&devices, view, range)));
+        }
         while plan.pages() < enough && plan.has_room() && round.chunks > 0 {
             round.chunks -= 1;
             let Some(range) = hand.next(view.ranges()) else { return };
@@ -107,11 +111,16 @@ impl Clock {
             if view.take_warmth(range) || devices.is_empty() {
                 continue;
             }
-            let preferred = view.preferred(range.start());
-            let mut to: Vec<Target> = devices.iter().map(|device| Target::Device(device.id)).collect();
-            to.sort_by_key(|target| preferred.map(Target::Device) != Some(*target));
-            plan.push(Move::migrate(range, Select::SYSTEM, to));
+            plan.push(Move::migrate(range, Select::SYSTEM, Self::to(&devices, view, range)));
         }
+    }
+
+    /// Where pages from the start of `range` on may go, the best first.
+    fn to(devices: &[DeviceState], view: &dyn View, range: PageRange) -> Vec<Target> {
+        let preferred = view.preferred(range.start());
+        let mut to: Vec<Target> = devices.iter().map(|device| Target::Device(device.id)).collect();
+        to.sort_by_key(|target| preferred.map(Target::Device) != Some(*target));
+        to
     }
 }
 
@@ -249,6 +258,22 @@ mod tests {
         model.preferred = Some(DeviceId::new(1));
         settle(&mut clock(64), &mut model);
         assert_eq!(model.devices.iter().map(|d| d.used.get()).collect::<Vec<_>>(), [2 * 64 - 10, 64 + 10, 0]);
+    }
+
+    #[test]
+    fn what_is_not_used_soon_leaves_first_and_once() {
+        let mut model = Model::new(&[(0, 64 * 10)], &[5000]);
+        model.not_soon = vec![range(64 * 7 + 10, 50), range(64 * 9, 64)];
+        settle(&mut clock(64 * 10 - 100), &mut model);
+        assert_eq!(model.away(), [7, 9], "where the hand is not yet");
+        model.not_soon = vec![range(64 * 5, 64)];
+        settle(&mut clock(64 * 10), &mut model);
+        assert_eq!(model.away(), [7, 9], "nothing leaves for it where there is room");
+        model.bring_all_home();
+        settle(&mut clock(64 * 10 - 64), &mut model);
+        assert_eq!(model.away(), [5]);
+        settle(&mut clock(64 * 10 - 128), &mut model);
+        assert_eq!(model.away(), [0, 5], "and the hand goes round as ever");
     }
 
     #[test]

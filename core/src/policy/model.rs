@@ -20,6 +20,8 @@ pub(super) struct Model {
     pages: BTreeMap<u64, Target>,
     pub(super) devices: Vec<DeviceState>,
     pub(super) preferred: Option<DeviceId>,
+    /// What the program has said is not used soon.
+    pub(super) not_soon: Vec<PageRange>,
     /// What it may have of the limit.
     pub(super) share: Option<PageCount>,
     /// Chunks that are warm, by their numbers.
@@ -51,6 +53,7 @@ impl Model {
             ranges,
             devices: devices.iter().enumerate().map(device).collect(),
             preferred: None,
+            not_soon: Vec::new(),
             share: None,
             warm: BTreeSet::new(),
             faults: 0,
@@ -156,6 +159,14 @@ impl View for Model {
 
     fn preferred(&self, _page: VirtAddr) -> Option<DeviceId> {
         self.preferred
+    }
+
+    fn take_not_soon(&mut self, most: PageCount) -> Option<PageRange> {
+        let range = self.not_soon.first_mut()?;
+        let taken = range.slice(PageCount::ZERO, most);
+        *range = range.slice(taken.pages(), range.pages());
+        self.not_soon.retain(|range| !range.is_empty());
+        Some(taken)
     }
 
     fn now(&self) -> u64 {

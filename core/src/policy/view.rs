@@ -30,6 +30,11 @@ pub trait View {
     /// The device on which the page at `page` is best kept, if the program said so. Costs a search.
     fn preferred(&self, page: VirtAddr) -> Option<DeviceId>;
 
+    /// Up to `most` pages that the program has said are not used soon, the next in order of address; it is told once. Costs next to nothing if there are none.
+    fn take_not_soon(&mut self, _most: PageCount) -> Option<PageRange> {
+        None
+    }
+
     /// Whether something of `chunk`, which lies in one [chunk](crate::heat), was brought home by a touch since this was asked last. Costs a search.
     fn take_warmth(&mut self, chunk: PageRange) -> bool;
 

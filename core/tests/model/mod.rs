@@ -80,6 +80,13 @@ pub(crate) struct Page {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Truth(Vec<Token>);
 
+impl Truth {
+    /// Whether it is zeros for certain.
+    pub(crate) fn is_zero(&self) -> bool {
+        self.0 == [ZERO]
+    }
+}
+
 /// Something that the program did, and nobody has read of.
 #[derive(Clone, Debug)]
 pub(crate) enum Event {

@@ -1,7 +1,9 @@
 //! What the program does, and what the handler thread does about it.
 
+use hetmem_core::advice::DiscardError;
 use hetmem_core::fault::{Ended, FaultResolution};
 use hetmem_core::frames::Keep;
+use hetmem_core::migrate::{Request, Target};
 use hetmem_core::slot::{SYSTEM_POOL, Slot};
 use hetmem_core::space::Region;
 use hetmem_core::units::{PageCount, PageRange, VirtAddr};
@@ -174,7 +176,19 @@ impl Model {
         self.changed.notify_all();
     }
 
-    /// The same; the event waits until hetmem has changed the mappings.
+    /// Has the engine discard `range`: it is removed, and that is over on return.
+    pub(crate) fn discard(&self, range: PageRange) -> Result<(), DiscardError<()>> {
+        let engine = self.engine();
+        let bring_home = |laid: &[PageRange]| engine.migrate_all(laid, Request::all_to(Target::System));
+        engine.discard_range(range, bring_home, || {
+            self.remove(range);
+            self.deliver();
+            self.zap_all();
+            Ok(())
+        })
+    }
+
+    /// The same as [`Model::remove`]; the event waits until hetmem has changed the mappings.
     pub(crate) fn remove_late(&self, range: PageRange) {
         let mut memory = self.lock();
         let events = memory.begin_removal(range);

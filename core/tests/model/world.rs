@@ -38,6 +38,7 @@ pub(crate) const OWNED: Region = Region {
     home: Home::Anonymous,
     pinned: false,
     preferred: None,
+    not_soon: false,
     ending: false,
     owned: true,
 };

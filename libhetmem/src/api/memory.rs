@@ -1,11 +1,14 @@
-//! Memory under management: mapped or adopted, released, advised about, and where its pages are.
+//! Memory under management: mapped or adopted, released, advised about, discarded, and where its pages are.
 #![expect(unsafe_code, reason = "exports C functions")]
 
 use std::ffi::c_void;
 use std::mem::ManuallyDrop;
 use std::sync::Arc;
 
+use hetmem_core::advice::DiscardError;
 use hetmem_core::units::{ByteLen, DeviceId, PAGE_SIZE, PageCount, PageRange, VirtAddr};
+use hetmem_interpose::cancel::uncancelled;
+use hetmem_sys::errno::Errno;
 use hetmem_sys::mapping::set_aside;
 use runtime::{Advice, FaultPath, Mapping, Residency, Target};
 
@@ -98,20 +101,43 @@ fn fault_path(path: u32) -> Result<FaultPath, Failure> {
     }
 }
 
-fn advice(instance: &Instance, advice: u32, place: Place) -> Result<Advice, Failure> {
-    let advice = match advice {
+/// What `hetmem_advise` is asked to do of a range.
+enum Asked {
+    Advise(Advice),
+    Discard,
+}
+
+/// `hetmem_advice`, and the place that goes with it, of which `device` finds the device.
+fn asked(advice: u32, place: Place, device: impl FnOnce(Place) -> Result<Target, Failure>) -> Result<Asked, Failure> {
+    let asked = match advice {
         1 => {
-            return match target(instance, place)? {
-                Target::Device(device) => Ok(Advice::PreferredLocation(device)),
+            return match device(place)? {
+                Target::Device(device) => Ok(Asked::Advise(Advice::PreferredLocation(device))),
                 Target::System => Err(Failure::invalid("a preferred location is a device: HETMEM_DEVICE(index)")),
             };
         }
-        2 => Advice::NoPreference,
-        3 => Advice::Pin,
-        4 => Advice::Unpin,
-        other => return Err(Failure::invalid(format!("there is no advice {other}; they are 1 to 4"))),
+        2 => Asked::Advise(Advice::NoPreference),
+        3 => Asked::Advise(Advice::Pin),
+        4 => Asked::Advise(Advice::Unpin),
+        5 => Asked::Advise(Advice::ReadMostly),
+        6 => Asked::Advise(Advice::Soon),
+        7 => Asked::Advise(Advice::NotSoon),
+        8 => Asked::Discard,
+        other => return Err(Failure::invalid(format!("there is no advice {other}; they are 1 to 8"))),
     };
-    if place == SYSTEM { Ok(advice) } else { Err(Failure::invalid("this advice takes no place; give HETMEM_SYSTEM")) }
+    if place == SYSTEM { Ok(asked) } else { Err(Failure::invalid("this advice takes no place; give HETMEM_SYSTEM")) }
+}
+
+/// # Safety
+///
+/// As for `hetmem_advise`.
+unsafe fn advise(instance: &Instance, range: PageRange, asked: &Asked) -> Result<(), Failure> {
+    let runtime = instance.runtime()?;
+    match asked {
+        // SAFETY: as the caller promised.
+        Asked::Discard => Ok(unsafe { runtime.discard(range) }?),
+        Asked::Advise(advice) => Ok(runtime.advise(range, *advice)?),
+    }
 }
 
 /// # Safety
@@ -177,6 +203,34 @@ unsafe extern "C" fn hetmem_release(runtime: *const Handle, address: *mut c_void
     answer(instance.and_then(|instance| Ok(instance.runtime()?.release(pages(address, len)?)?)))
 }
 
+/// Takes it to the agent of this program.
+///
+/// # Safety
+///
+/// As for `hetmem_advise`.
+unsafe fn advise_agent(range: PageRange, asked: &Asked) -> Result<(), Failure> {
+    let answer = match asked {
+        Asked::Advise(advice) => {
+            agent::advise(range, *advice).map(|taken| taken.map_err(|error| Failure::invalid(error.to_string())))
+        }
+        // SAFETY: as the caller promised.
+        Asked::Discard => unsafe { agent::discard(range) }.map(|discarded| discarded.map_err(undiscarded)),
+    };
+    answer.unwrap_or_else(|| {
+        Err(Failure::refused(
+            "runtime is NULL, which is for programs under `hetmem run`, and no agent manages this one; give the runtime that manages the range",
+        ))
+    })
+}
+
+fn undiscarded(error: DiscardError<Errno>) -> Failure {
+    match error {
+        DiscardError::Unmanaged(part) => Failure::invalid(format!("{part} is not managed; nothing was discarded")),
+        DiscardError::Laid(reason) => Failure::invalid(format!("device memory stays mapped ({})", reason.label())),
+        DiscardError::Host(errno) => Failure::refused(format!("the range can't be discarded: {errno}")),
+    }
+}
+
 #[unsafe(no_mangle)]
 unsafe extern "C" fn hetmem_advise(
     runtime: *const Handle,
@@ -185,11 +239,22 @@ unsafe extern "C" fn hetmem_advise(
     what: u32,
     place: Place,
 ) -> Answer {
+    if runtime.is_null() {
+        let any = |place: Place| {
+            let device = place.checked_sub(1).map(u8::try_from).transpose();
+            let device = device.map_err(|_| Failure::invalid(format!("there is no place {place}")))?;
+            Ok(device.map_or(Target::System, |index| Target::Device(DeviceId::new(index))))
+        };
+        // SAFETY: the header's contract.
+        let advise = |range, asked| unsafe { advise_agent(range, &asked) };
+        return uncancelled(|| answer(pages(address, len).and_then(|range| advise(range, asked(what, place, any)?))));
+    }
     // SAFETY: the header's contract.
     let instance = unsafe { borrow(runtime, "runtime") };
     answer(instance.and_then(|instance| {
-        let range = pages(address, len)?;
-        Ok(instance.runtime()?.advise(range, advice(instance, what, place)?)?)
+        let (range, asked) = (pages(address, len)?, asked(what, place, |place| target(instance, place))?);
+        // SAFETY: the header's contract.
+        unsafe { advise(instance, range, &asked) }
     }))
 }
 

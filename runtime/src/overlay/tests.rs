@@ -428,3 +428,27 @@ fn dropping_pages_of_a_laid_block_keeps_their_bytes() {
         assert!(mapping.words().iter().all(|word| word.load(Relaxed) == 0));
     }
 }
+
+#[test]
+fn what_is_discarded_of_a_laid_block_reads_as_zeros_and_frees_it() {
+    let _unforked = FORKS.read().unwrap_or_else(PoisonError::into_inner);
+    for scene in scenes() {
+        let mapping = scene.map(2 * BLOCK_PAGES, FaultPath::Thread);
+        fill(&mapping, 15);
+        scene.place(&mapping, Target::Device(LAID));
+        let given_up = mapping.range().slice(PageCount::new(BLOCK_PAGES - 3), PageCount::new(10));
+        scene.runtime.advise(mapping.range().slice(PageCount::ZERO, PageCount::ONE), Advice::Pin).unwrap();
+        // SAFETY: memory of the test's own.
+        let refused = unsafe { scene.runtime.discard(given_up) }.unwrap_err();
+        assert!(refused.to_string().contains("(advised); nothing was discarded"), "{refused}");
+        verify(&mapping, 15);
+        scene.runtime.advise(mapping.range(), Advice::Unpin).unwrap();
+        // SAFETY: memory of the test's own.
+        unsafe { scene.runtime.discard(given_up) }.unwrap();
+        assert_eq!(scene.laid_in(mapping.range()), 0);
+        for (i, word) in mapping.words().iter().enumerate() {
+            let is_gone = given_up.contains(mapping.range().start().add_pages(PageCount::new(i as u64 / 512)));
+            assert_eq!(word.load(Relaxed), if is_gone { 0 } else { i as u64 ^ 15 }, "word {i}");
+        }
+    }
+}

@@ -122,3 +122,17 @@ pub unsafe fn discard(range: PageRange) -> Result<(), Errno> {
     // SAFETY: the caller gives the contents up.
     rustix::io::retry_on_intr(|| unsafe { advise(range, Advice::LinuxDontNeed) })
 }
+
+/// The same of locked memory, too (`MADV_DONTNEED_LOCKED`, Linux 5.18), which stays locked.
+///
+/// # Safety
+///
+/// As for [`discard`].
+pub unsafe fn discard_locked_too(range: PageRange) -> Result<(), Errno> {
+    // rustix has no name for it.
+    const DONTNEED_LOCKED: usize = 24;
+    let (start, len) = (address(range.start()), range.pages().as_usize() * 4096);
+    // SAFETY: the caller gives the contents up.
+    let dropped = || unsafe { crate::raw::syscall5(libc::SYS_madvise, [start, len, DONTNEED_LOCKED, 0, 0]) };
+    rustix::io::retry_on_intr(dropped).map(|_| ())
+}

@@ -14,7 +14,10 @@ mod set_aside;
 mod shared;
 mod wiped;
 
-pub use advice::{Guard, discard, forbid_huge_pages, guard, is_locked, populate_huge, populate_read, populate_write};
+pub use advice::{
+    Guard, discard, discard_locked_too, forbid_huge_pages, guard, is_locked, populate_huge, populate_read,
+    populate_write,
+};
 pub use arena::{Access, Arena, ArenaOptions, HugePages, OnDump, OnFork, Prefault, Whose, allow_access};
 pub use exchange::{Spare, map_again_over};
 pub use query::{is_mapped, resident};

@@ -92,12 +92,18 @@ static void memory(hetmem_runtime *runtime, char *bytes)
     }
 
     BAD(hetmem_release(NULL, bytes, length), "runtime is NULL");
-    BAD(hetmem_advise(NULL, bytes, length, HETMEM_ADVICE_PIN, HETMEM_SYSTEM), "runtime is NULL");
+    REFUSED(hetmem_advise(NULL, bytes, length, HETMEM_ADVICE_PIN, HETMEM_SYSTEM), HETMEM_HOST_REFUSES, "under `hetmem run`");
+    REFUSED(hetmem_advise(NULL, bytes, length, HETMEM_ADVICE_DISCARD, HETMEM_SYSTEM), HETMEM_HOST_REFUSES, "no agent");
+    BAD(hetmem_advise(NULL, bytes, length, 9, HETMEM_SYSTEM), "no advice 9");
+    BAD(hetmem_advise(NULL, bytes, length, HETMEM_ADVICE_PREFERRED_LOCATION, HETMEM_MIGRATING), "no place 4294967295");
     BAD(hetmem_advise(runtime, bytes, length, 0, HETMEM_SYSTEM), "no advice 0");
-    BAD(hetmem_advise(runtime, bytes, length, 5, HETMEM_SYSTEM), "no advice 5");
+    BAD(hetmem_advise(runtime, bytes, length, 9, HETMEM_SYSTEM), "there is no advice 9; they are 1 to 8");
     BAD(hetmem_advise(runtime, bytes, length, HETMEM_ADVICE_PIN, HETMEM_DEVICE(0)), "takes no place");
     BAD(hetmem_advise(runtime, bytes, length, HETMEM_ADVICE_PREFERRED_LOCATION, HETMEM_SYSTEM), "is a device");
     BAD(hetmem_advise(runtime, bytes, length, HETMEM_ADVICE_PREFERRED_LOCATION, HETMEM_DEVICE(2)), "no device 2");
+    for (hetmem_advice advice = HETMEM_ADVICE_NO_PREFERENCE; advice <= HETMEM_ADVICE_DISCARD; advice++) {
+        BAD(hetmem_advise(runtime, (void *)HETMEM_PAGE_SIZE, HETMEM_PAGE_SIZE, advice, HETMEM_SYSTEM), "is not managed");
+    }
 
     BAD(hetmem_residency(NULL, bytes, length, places, PAGES), "runtime is NULL");
     BAD(hetmem_residency(runtime, bytes, length, NULL, PAGES), "places is NULL");

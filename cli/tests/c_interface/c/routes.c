@@ -80,8 +80,16 @@ static void selection_and_owner(hetmem_runtime *runtime, char *memory)
     OK(hetmem_advise(runtime, memory, LENGTH, HETMEM_ADVICE_UNPIN, HETMEM_SYSTEM));
     OK(hetmem_advise(runtime, memory, LENGTH, HETMEM_ADVICE_PREFERRED_LOCATION, HETMEM_DEVICE(COHERENT)));
     OK(hetmem_advise(runtime, memory, LENGTH, HETMEM_ADVICE_NO_PREFERENCE, HETMEM_SYSTEM));
+    OK(hetmem_advise(runtime, memory, LENGTH, HETMEM_ADVICE_NOT_SOON, HETMEM_SYSTEM));
     OK(hetmem_migrate(runtime, memory, LENGTH, &request, outcomes, PAGES, &moved));
     EXPECT(moved == 1 && outcomes[0] == HETMEM_MOVED && outcomes[1] == HETMEM_KEPT_ALREADY_THERE);
+
+    hetmem_place places[PAGES];
+    OK(hetmem_advise(runtime, memory, HETMEM_PAGE_SIZE, HETMEM_ADVICE_READ_MOSTLY, HETMEM_SYSTEM));
+    OK(hetmem_advise(runtime, memory, LENGTH, HETMEM_ADVICE_SOON, HETMEM_SYSTEM));
+    OK(hetmem_residency(runtime, memory, LENGTH, places, PAGES));
+    EXPECT(places[0] == HETMEM_DEVICE(COHERENT) && places[1] == HETMEM_SYSTEM && places[PAGES - 1] == HETMEM_SYSTEM);
+    OK(hetmem_advise(runtime, memory, LENGTH, HETMEM_ADVICE_NO_PREFERENCE, HETMEM_SYSTEM));
 
     hetmem_statistics counted;
     OK(hetmem_statistics_get(runtime, &counted, sizeof counted));
@@ -132,8 +140,15 @@ static void whole_address_space(hetmem_runtime *runtime, char *memory)
     size_t length = ((size_t)1 << 56) - HETMEM_PAGE_SIZE;
     memset(memory, 6, LENGTH);
     move(runtime, memory, HETMEM_DEVICE(PRIVATE));
-    OK(hetmem_advise(runtime, start, length, HETMEM_ADVICE_PIN, HETMEM_SYSTEM));
-    OK(hetmem_advise(runtime, start, length, HETMEM_ADVICE_UNPIN, HETMEM_SYSTEM));
+    REFUSED(hetmem_advise(runtime, start, length, HETMEM_ADVICE_PIN, HETMEM_SYSTEM), HETMEM_INVALID_INPUT, "holds for what is");
+    REFUSED(hetmem_advise(runtime, start, length, HETMEM_ADVICE_DISCARD, HETMEM_SYSTEM), HETMEM_INVALID_INPUT, "not managed");
+    hetmem_request home = {HETMEM_SYSTEM, 0, 0};
+    hetmem_outcome kept[PAGES];
+    uint64_t came;
+    OK(hetmem_migrate(runtime, memory, LENGTH, &home, kept, PAGES, &came));
+    EXPECT(came == 0 && kept[0] == HETMEM_KEPT_ADVISED && memory[0] == 6);
+    REFUSED(hetmem_advise(runtime, start, length, HETMEM_ADVICE_UNPIN, HETMEM_SYSTEM), HETMEM_INVALID_INPUT, "holds for what is");
+    REFUSED(hetmem_advise(runtime, start, length, HETMEM_ADVICE_SOON, HETMEM_SYSTEM), HETMEM_INVALID_INPUT, "holds for what is");
     REFUSED(hetmem_adopt(runtime, start, length, HETMEM_FAULT_THREAD), HETMEM_INVALID_INPUT, "hetmem's own");
     OK(hetmem_release(runtime, start, length));
     hetmem_statistics counted;
@@ -185,6 +200,28 @@ static void more_than_a_gibibyte(hetmem_runtime *runtime)
     hetmem_mapping_free(mapping);
 }
 
+/* Contents are given up, wherever they are. */
+static void discarded(hetmem_runtime *runtime)
+{
+    static const hetmem_place targets[] = {HETMEM_SYSTEM, HETMEM_DEVICE(PRIVATE), HETMEM_DEVICE(COHERENT)};
+    for (size_t i = 0; i < sizeof targets / sizeof targets[0]; i++) {
+        hetmem_mapping *mapping;
+        hetmem_place places[PAGES];
+        OK(hetmem_map(runtime, LENGTH, HETMEM_FAULT_THREAD, &mapping));
+        char *memory = hetmem_mapping_address(mapping);
+        memset(memory, 8, LENGTH);
+        move(runtime, memory, targets[i]);
+        OK(hetmem_advise(runtime, memory + HETMEM_PAGE_SIZE, LENGTH / 2, HETMEM_ADVICE_DISCARD, HETMEM_SYSTEM));
+        OK(hetmem_residency(runtime, memory, LENGTH, places, PAGES));
+        for (size_t page = 0; page < PAGES; page++) {
+            int is_gone = page >= 1 && page < 1 + PAGES / 2;
+            EXPECT(places[page] == (is_gone ? HETMEM_SYSTEM : targets[i]));
+            EXPECT(memory[page * HETMEM_PAGE_SIZE] == (is_gone ? 0 : 8));
+        }
+        hetmem_mapping_free(mapping);
+    }
+}
+
 int main(void)
 {
     bounded();
@@ -203,6 +240,7 @@ int main(void)
     eviction(runtime, adopted);
     whole_address_space(runtime, adopted);
     more_than_a_gibibyte(runtime);
+    discarded(runtime);
 
     /* The runtime goes on until its last mapping is gone, and brings adopted memory home when it ends. */
     hetmem_mapping *last;
