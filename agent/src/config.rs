@@ -17,7 +17,7 @@ use thiserror::Error;
 pub const VARIABLE: &str = "HETMEM_AGENT";
 
 /// Changes whenever an older agent would misread the configuration or the statistics memory.
-const VERSION: u32 = 6;
+const VERSION: u32 = 7;
 
 /// Everything that the agent is told.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -32,6 +32,8 @@ pub struct Config {
     pub per_process: bool,
     /// The statistics memory: a path that the process opens and maps, of the form `/proc/PID/fd/N`.
     pub ledger: PathBuf,
+    /// The rings for records, if the run is recorded: a path of the same form.
+    pub rings: Option<PathBuf>,
     /// The process id of the supervising `hetmem run`. Its direct child is the program itself; a process with another
     /// parent is one that the program started.
     pub supervisor: u32,
@@ -73,6 +75,7 @@ impl Config {
             stock: self.stock.get(),
             per_process: self.per_process,
             ledger: self.ledger.clone(),
+            rings: self.rings.clone(),
             supervisor: self.supervisor,
         };
         serde_json::to_string(&wire).expect("strings, numbers and a textual path are JSON")
@@ -97,6 +100,7 @@ impl Config {
             stock: ByteLen::new(wire.stock),
             per_process: wire.per_process,
             ledger: wire.ledger,
+            rings: wire.rings,
             supervisor: wire.supervisor,
         })
     }
@@ -127,6 +131,7 @@ struct Wire {
     stock: u64,
     per_process: bool,
     ledger: PathBuf,
+    rings: Option<PathBuf>,
     supervisor: u32,
 }
 
@@ -144,6 +149,7 @@ mod tests {
             stock: ByteLen::new(1 << 20),
             per_process: true,
             ledger: "/proc/12/fd/3".into(),
+            rings: Some("/proc/12/fd/4".into()),
             supervisor: 12,
         }
     }

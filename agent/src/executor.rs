@@ -65,7 +65,19 @@ impl<'a> Executor<'a> {
 
     /// What is managed from now on, in order of address.
     pub(super) fn set_ranges(&mut self, ranges: Vec<PageRange>) {
-        self.program.changes += u64::from(self.program.ranges != ranges);
+        if self.program.ranges == ranges {
+            return;
+        }
+        self.program.changes += 1;
+        if self.program.managed.is_recorded() {
+            let (before, managed) = (&self.program.ranges, self.program.managed);
+            let only = |of: &[PageRange], than: &[PageRange]| {
+                let new = |range: &&PageRange| than.binary_search(range).is_err();
+                of.iter().filter(new).copied().collect::<Vec<_>>()
+            };
+            only(before, &ranges).into_iter().for_each(|range| managed.record_managed(range, false));
+            only(&ranges, before).into_iter().for_each(|range| managed.record_managed(range, true));
+        }
         self.program.ranges = ranges;
     }
 
@@ -96,6 +108,7 @@ impl<'a> Executor<'a> {
         self.plans = self.plans.wrapping_add(1);
         self.program.tick();
         self.policy.plan(&mut self.program, &mut self.plan);
+        self.program.managed.record_tick(self.program.signs.get().anonymous);
         if self.plan.is_empty() {
             self.plans = 0;
             return Pace::Rest;

@@ -20,7 +20,7 @@
 #![expect(unsafe_code, reason = "a type is declared fit for shared memory")]
 
 use std::ffi::{CStr, CString};
-use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::os::fd::{AsRawFd as _, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicU64;
@@ -194,11 +194,7 @@ impl Ledger {
     /// process that did not make it.
     #[must_use]
     pub fn path(&self) -> Option<PathBuf> {
-        let fd = self.fd.as_ref()?;
-        // The number that `/proc` knows this process by: that of its own namespace, which need not be this one's.
-        let link = rustix::fs::readlink(c"/proc/self", Vec::new()).ok();
-        let number = link.and_then(|link| link.into_string().ok()).unwrap_or_else(|| std::process::id().to_string());
-        Some(PathBuf::from(format!("/proc/{number}/fd/{}", fd.as_raw_fd())))
+        self.fd.as_ref().map(|fd| path_of(fd.as_raw_fd()))
     }
 
     /// The counters of process `pid`. A process that asks again, as one does after exec, gets the same ones, with what they
@@ -420,8 +416,16 @@ const fn parts(key: u64) -> (u32, u32) {
     (key as u32, (key >> 32) as u32)
 }
 
+/// The path by which other processes of the same user open what this process has as descriptor `fd`.
+pub(super) fn path_of(fd: RawFd) -> PathBuf {
+    // The number that `/proc` knows this process by: that of its own namespace, which need not be this one's.
+    let link = rustix::fs::readlink(c"/proc/self", Vec::new()).ok();
+    let number = link.and_then(|link| link.into_string().ok()).unwrap_or_else(|| std::process::id().to_string());
+    PathBuf::from(format!("/proc/{number}/fd/{fd}"))
+}
+
 /// A process's number, and the namespace that it counts in: the same number is another process's in another.
-fn key(pid: u32) -> u64 {
+pub(super) fn key(pid: u32) -> u64 {
     // Without `/proc` the number alone.
     let namespace = rustix::fs::stat(c"/proc/self/ns/pid").map_or(0, |stat| stat.st_ino);
     u64::from(pid) | (namespace & u64::from(u32::MAX)) << 32

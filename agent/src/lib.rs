@@ -16,6 +16,7 @@
 //! dump          everything home before a core dump
 //! removal       removals that userfaultfd does not tell of
 //! config        what `hetmem run` asks of the agent
+//! recording     the memory through which records reach `hetmem run`
 //! ledger        the statistics memory shared with `hetmem run`
 //! budget        the part of it in which processes share the run's limit, and frames of devices
 //! requests      the part of it by which `hetmem run` asks one process, and the answer
@@ -41,6 +42,7 @@ mod mailbox;
 mod notes;
 mod pace;
 mod presence;
+pub mod recording;
 mod removal;
 pub mod requests;
 mod sharing;

@@ -6,9 +6,12 @@ use std::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
 
 use super::config::Config;
 use super::ledger::Ledger;
+use super::recording::Rings;
 
 /// The ledger, which outlives agents.
 static LEDGER: AtomicPtr<Ledger> = AtomicPtr::new(ptr::null_mut());
+/// The rings for records, if there are any; they outlive agents, too.
+static RINGS: AtomicPtr<Rings> = AtomicPtr::new(ptr::null_mut());
 /// The process that the agent is in.
 pub(super) static PID: AtomicU32 = AtomicU32::new(0);
 
@@ -26,6 +29,17 @@ pub(super) fn ledger(config: &Config) -> Option<&'static Ledger> {
     let ledger: &'static Ledger = Box::leak(Box::new(Ledger::open(&config.ledger).ok()?));
     LEDGER.store(ptr::from_ref(ledger).cast_mut(), Ordering::Release);
     Some(ledger)
+}
+
+/// The rings, opened once, as the ledger is.
+pub(super) fn rings(config: &Config) -> Option<&'static Rings> {
+    // SAFETY: null or leaked rings. Acquire pairs with the Release below.
+    if let Some(rings) = unsafe { RINGS.load(Ordering::Acquire).as_ref() } {
+        return Some(rings);
+    }
+    let rings: &'static Rings = Box::leak(Box::new(Rings::open(config.rings.as_ref()?).ok()?));
+    RINGS.store(ptr::from_ref(rings).cast_mut(), Ordering::Release);
+    Some(rings)
 }
 
 /// Leaves `line` to the supervisor of this process, which has no agent: what became of the management of this process, in words that follow its name.

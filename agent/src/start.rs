@@ -45,7 +45,7 @@ use super::ends;
 use super::housekeeping::Stacks;
 use super::ledger::Seat;
 use super::mailbox::Mailbox;
-use super::notes::{PID, is_this_process, last_word, ledger};
+use super::notes::{PID, is_this_process, last_word, ledger, rings};
 use super::presence::{self, Changing, Closed};
 use super::removal::thread_is_known;
 use super::work::{self, Departure};
@@ -224,7 +224,11 @@ fn prepare(startup: &Startup) -> Result<&'static Agent, String> {
     // SAFETY: this thread is none of the C library's, and has begun just now.
     let run = ledger.filter(|_| !config.per_process).map(|ledger| unsafe { ledger.join() });
     let seat = ledger.and_then(|ledger| ledger.seat(std::process::id()));
-    let managed = Managed::open(&config.devices, config.stock, counters, last_word).map_err(|error| whole(&error))?;
+    let mut managed =
+        Managed::open(&config.devices, config.stock, counters, last_word).map_err(|error| whole(&error))?;
+    if let Some(ring) = rings(config).and_then(|rings| rings.claim(std::process::id())) {
+        managed.record_in(ring);
+    }
     if let Some(part) = run {
         share_devices(&managed, &config.devices, part);
     }

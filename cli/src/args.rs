@@ -87,6 +87,12 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "ADDR|FILE")]
     pub(crate) metrics: Option<metrics::Where>,
 
+    /// Record what hetmem does and sees of the run into this file, for `hetmem replay`
+    ///
+    /// The file is made, or emptied. What can't be written is said, and ends the recording, not the program.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) record: Option<PathBuf>,
+
     /// Print no summary when the program has ended
     #[arg(short, long)]
     pub(crate) quiet: bool,

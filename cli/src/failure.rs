@@ -69,6 +69,9 @@ pub(crate) enum Failure {
     /// A run can't be asked, or refuses.
     #[error("{0}")]
     Control(String),
+    /// A recording can't begin.
+    #[error("the run can't be recorded in {}: {source}", .path.display())]
+    Recording { path: PathBuf, source: io::Error },
     /// A trace can't be replayed.
     #[error("trace {}: {source}", .path.display())]
     Trace { path: PathBuf, source: hetmem_trace::TraceError },
@@ -94,6 +97,7 @@ impl Failure {
             | Self::Output { .. }
             | Self::Picture { .. }
             | Self::Control(_)
+            | Self::Recording { .. }
             | Self::Trace { .. }
             | Self::Bench(_) => REFUSED,
         }

@@ -36,8 +36,10 @@ pub(crate) const DEVICE_TRIES: u32 = 8;
 /// What became of a fault.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum FaultResolution {
-    /// This many pages came home from a device or the pool.
+    /// This many pages came home from a device.
     Home(PageCount),
+    /// This many pages, which were out as samples or in transit, are back: where they were.
+    Back(PageCount),
     /// The page had never been written and reads as zeros now, or was there all along.
     Present,
     /// Somebody else works on the page and will wake who waits for it.
@@ -170,7 +172,7 @@ impl<H: Host> Engine<H> {
         let at = PageRange::page_of(page);
         let mut bytes = self.refer_to(Frames::single(frame));
         let result = match self.install(state, path, at, Source::Slots(&mut bytes), Ways::MoveOrCopy) {
-            Installed::Pages(pages) => FaultResolution::Home(pages),
+            Installed::Pages(pages) => FaultResolution::Back(pages),
             Installed::Discarded(_) => {
                 self.host.wake(path, at);
                 FaultResolution::Present

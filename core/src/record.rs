@@ -42,11 +42,11 @@ pub enum Record {
         /// When.
         time: u64,
     },
-    /// A page was watched for a while.
+    /// A page was out as a sample for a while.
     Sample {
         /// The page.
         page: VirtAddr,
-        /// How many pages were watched as one, from this one on, as a power of two.
+        /// How many pages were out as one, from this one on, as a power of two.
         order: u8,
         /// Whether it was touched.
         touched: bool,
@@ -62,7 +62,7 @@ pub enum Record {
         /// Which of the chunk, the first as the lowest bit.
         pages: u64,
     },
-    /// Pages of a chunk were seen in system memory, and no others of it.
+    /// Pages of a chunk were seen to be there.
     Present {
         /// The chunk's first page.
         chunk: VirtAddr,
@@ -99,6 +99,8 @@ pub enum Record {
         /// How many.
         records: u64,
     },
+    /// The process begins, or executes another program: nothing is managed, or there.
+    Began,
     /// The recording ended here, and was not cut off.
     End {
         /// When.
@@ -121,6 +123,7 @@ mod kind {
     pub(super) const PROCESS: u8 = 11;
     pub(super) const DROPPED: u8 = 12;
     pub(super) const END: u8 = 13;
+    pub(super) const BEGAN: u8 = 14;
 }
 
 /// In the detail of a move, system memory; a device is its number.
@@ -160,6 +163,7 @@ impl Record {
             Self::Process { pid } => (kind::PROCESS, 0, 0, u64::from(pid)),
             Self::Dropped { records } => (kind::DROPPED, 0, 0, records),
             Self::End { time } => (kind::END, 0, 0, time),
+            Self::Began => (kind::BEGAN, 0, 0, 0),
         };
         [u64::from(kind) | u64::from(detail) << DETAIL_AT | page << PAGE_AT, value]
     }
@@ -197,6 +201,7 @@ impl Record {
             kind::PROCESS => Self::Process { pid: u32::try_from(value).ok()? },
             kind::DROPPED => Self::Dropped { records: value },
             kind::END => Self::End { time: value },
+            kind::BEGAN => Self::Began,
             _ => return None,
         })
     }
@@ -262,6 +267,7 @@ mod tests {
             any::<u32>().prop_map(|pid| Record::Process { pid }),
             any::<u64>().prop_map(|records| Record::Dropped { records }),
             any::<u64>().prop_map(|time| Record::End { time }),
+            Just(Record::Began),
         ]
     }
 

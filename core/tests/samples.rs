@@ -1,8 +1,10 @@
 //! Pages that are out as samples: whatever fails, they are where they were, and who touches one is seen.
 
 use hetmem_core::engine::Residency;
+use hetmem_core::fault::FaultResolution;
 use hetmem_core::migrate::{Place, Request, Select, Survey, Target};
 use hetmem_core::outcome::{KeptReason, PageOutcome};
+use hetmem_core::port::FaultPath;
 use hetmem_core::units::{PageCount, PageRange};
 
 use crate::fail_each_step::{ALL, COUNT, agrees, batch, fail_each_step, residency_at, world};
@@ -116,6 +118,17 @@ fn a_touch_of_a_sample_is_seen_and_others_are_not() {
         assert_eq!(world.engine.put_back(&[part]), PageCount::new(5));
         world.engine.survey(part, &mut survey);
         assert!(survey.pages.iter().all(|page| page.place == used && page.heat.age() == 0));
+        world.verify();
+    }
+}
+
+#[test]
+fn a_touch_of_a_sample_is_told_from_one_of_what_was_away() {
+    let one = PageCount::ONE;
+    let places = SAMPLED.map(|place| (sampled(place), FaultResolution::Back(one)));
+    let away = (world(Target::Device(PRIVATE)), FaultResolution::Home(one));
+    for (world, resolution) in places.into_iter().chain([away]) {
+        assert_eq!(world.engine.fault(batch(&world).start(), FaultPath::Thread), resolution);
         world.verify();
     }
 }

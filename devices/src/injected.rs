@@ -47,7 +47,7 @@ impl Injected {
     /// `inner` as slow and as prone to fail as `spec` says; `inner` itself where it says nothing of that.
     pub(crate) fn wrap(inner: Box<dyn Device>, spec: &DeviceSpec) -> Result<Box<dyn Device>, Errno> {
         let DeviceSpec { latency, bandwidth, fail_every, .. } = *spec;
-        if latency.is_zero() && bandwidth.is_none() && fail_every.is_none() {
+        if !spec.is_injected() {
             return Ok(inner);
         }
         Ok(Box::new(Self {

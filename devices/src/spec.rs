@@ -308,6 +308,14 @@ impl FromStr for DeviceSpec {
 }
 
 /// Printed with its name and size, and with the other keys where they are set; parses back to the same.
+impl DeviceSpec {
+    /// Whether its copies are slowed down, or some of them fail: then all of them go through the device, and its memory is never read in place.
+    #[must_use]
+    pub const fn is_injected(&self) -> bool {
+        !self.latency.is_zero() || self.bandwidth.is_some() || self.fail_every.is_some()
+    }
+}
+
 impl fmt::Display for DeviceSpec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { memory_type, backend, name, size, latency, bandwidth, fail_every } = self;

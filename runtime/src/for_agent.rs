@@ -17,6 +17,7 @@ use hetmem_core::physmap::MemoryType;
 use hetmem_core::policy::DeviceState;
 use hetmem_core::port::{FaultPath, Host as _};
 use hetmem_core::range_map::RangeMap;
+use hetmem_core::record::{Record, Ring};
 use hetmem_core::space::Region;
 use hetmem_core::units::{BlockNo, ByteLen, DeviceId, PAGE_SHIFT, PageCount, PageRange, VirtAddr};
 use hetmem_devices::spec::DeviceSpec;
@@ -31,6 +32,7 @@ use crate::host::contexts::Contexts;
 use crate::host::removals::RETURNED;
 use crate::inner::Inner;
 pub use crate::inner::Others;
+use crate::recorder::Recorder;
 use crate::rest::Warmth;
 use crate::service::crew::{self, MOST};
 use crate::service::{self, MEMORY_PATIENCE};
@@ -104,6 +106,30 @@ impl Managed {
         if let Some(device) = self.0.engine.device(id) {
             device.pagemap().frames.count_with_others(quota);
         }
+    }
+
+    /// Leaves records of what happens in `ring` from now on, the first that the process begins.
+    pub fn record_in(&mut self, ring: &'static Ring) {
+        ring.push(Record::Began);
+        self.0.recorder = Some(Recorder::new(ring, self.0.started));
+    }
+
+    /// Records that `range` is managed now, or no longer.
+    pub fn record_managed(&self, range: PageRange, is_managed: bool) {
+        self.0.record(if is_managed { Record::Managed(range) } else { Record::Forgotten(range) });
+    }
+
+    /// Records that the policy has been asked, while the process has so much anonymous memory.
+    pub fn record_tick(&self, anonymous: PageCount) {
+        if let Some(recorder) = &self.0.recorder {
+            recorder.push(Record::Tick { anonymous, time: recorder.at(self.0.started.now()) });
+        }
+    }
+
+    /// Whether what happens is recorded.
+    #[must_use]
+    pub const fn is_recorded(&self) -> bool {
+        self.0.recorder.is_some()
     }
 
     /// Serves touches and events until `stop` is readable.

@@ -8,6 +8,7 @@ use hetmem_core::migrate::{Request, Target};
 use hetmem_core::notifier::{Notice, Subscription};
 use hetmem_core::outcome::{KeptReason, Outcomes, PageOutcome};
 use hetmem_core::port::{Device, Host};
+use hetmem_core::record::Record;
 use hetmem_core::units::{BLOCK_PAGES, ByteLen, PageCount, PageRange};
 use hetmem_sys::errno::Errno;
 use hetmem_sys::mapping::{Access, Arena, ArenaOptions, HugePages, OnDump, OnFork};
@@ -21,6 +22,7 @@ use crate::guards::Guards;
 use crate::host::UserMemory;
 use crate::host::contexts::Contexts;
 use crate::probe::Probe;
+use crate::recorder::Recorder;
 use crate::rest::{self, Warmth};
 use crate::service::crew::Crew;
 use crate::service::late::Moves;
@@ -53,6 +55,8 @@ pub(crate) struct Inner {
     pub(crate) crew: Crew,
     pub(crate) moves: Moves,
     pub(crate) started: Start,
+    /// Where what happens is recorded, if it is.
+    pub(crate) recorder: Option<Recorder>,
     /// The process whose memory it is.
     process: u32,
 }
@@ -118,6 +122,7 @@ impl Inner {
             crew,
             moves: Moves::default(),
             started: Start::begin(),
+            recorder: None,
             process: std::process::id(),
         })
     }
@@ -139,6 +144,11 @@ impl Inner {
     /// Whether the caller is not a forked child, whose descriptors name the parent's memory, and which has no handler thread.
     pub(crate) fn is_of_this_process(&self) -> bool {
         self.process == std::process::id()
+    }
+
+    /// Leaves `record` to who has asked for records.
+    pub(crate) fn record(&self, record: Record) {
+        self.recorder.iter().for_each(|recorder| recorder.push(record));
     }
 
     /// Migrates what `request` selects of `ranges`; the outcomes are those of all pages, in order.
@@ -179,6 +189,10 @@ impl Inner {
             ranges.iter().map(|range| self.migrate_trapped(*range, request, &refused, others)).collect()
         };
         drop(claim);
+        if let Some(recorder) = &self.recorder {
+            let each = ranges.iter().zip(&outcomes);
+            each.for_each(|(range, outcomes)| recorder.moved(*range, request.target, outcomes));
+        }
         self.tell_of_resting();
         outcomes
     }
@@ -320,7 +334,14 @@ impl Inner {
         ranges
             .iter()
             .map(|range| {
-                let present = self.engine.host().present(*range);
+                let present = match &self.recorder {
+                    None => self.engine.host().present(*range),
+                    Some(recorder) => {
+                        let parts = self.engine.host().present_parts(*range);
+                        recorder.present(&parts);
+                        parts.iter().map(|part| part.pages()).sum()
+                    }
+                };
                 let (_, mapped) = self.engine.away_in(*range);
                 PageCount::new(present.get().saturating_sub(mapped.get()))
             })

@@ -84,6 +84,7 @@ pub mod mirror;
 mod mirror_host;
 mod overlay;
 mod probe;
+mod recorder;
 mod rest;
 mod runtime;
 mod service;

@@ -67,7 +67,7 @@ impl Start {
         Self(Instant::now())
     }
 
-    fn now(self) -> u64 {
+    pub(crate) fn now(self) -> u64 {
         u64::try_from(self.0.elapsed().as_nanos()).unwrap_or(u64::MAX)
     }
 
@@ -301,13 +301,17 @@ fn apply(
                 continue;
             }
             Event::Remove { range } if range == inner.guards.bell() => inner.serve_guards(events),
-            Event::Remove { range } => engine.removed(events, range),
+            Event::Remove { range } => {
+                engine.removed(events, range);
+                inner.recorder.iter().for_each(|recorder| recorder.gone(range));
+            }
             // The end of the address that a lifted block came from: nothing was there, and somebody's mapping may be by now.
             Event::Unmap { range } if engine.host().traps.was_spare(range) => {}
             Event::Unmap { range } => {
                 for part in inner.moves.unmapped(range) {
                     engine.unmapped(events, part);
                     engine.host().traps.unmapped(part);
+                    inner.recorder.iter().for_each(|recorder| recorder.gone(part));
                 }
             }
             Event::Remap { from, to, len } => {
@@ -316,6 +320,7 @@ fn apply(
                     match PageRange::new(to, from.pages()).filter(|to| engine.is_own_change(*to)) {
                         Some(lifted) => engine.host().traps.lifted(from, lifted, path),
                         None => {
+                            inner.recorder.iter().for_each(|recorder| recorder.renamed(from, to));
                             engine.host().traps.remapped(from, to);
                             if let Some(to) = PageRange::new(to, from.pages()) {
                                 inner.moves.moved(from, to);
@@ -415,11 +420,18 @@ fn serve(inner: &Inner, fault: Fault) -> Option<Fault> {
 fn resolve(inner: &Inner, fault: Fault, resolution: FaultResolution) -> Option<Fault> {
     let engine = &inner.engine;
     match resolution {
-        FaultResolution::Home(_) => {
+        FaultResolution::Home(pages) | FaultResolution::Back(pages) => {
             let now = inner.started.now();
             let served = Duration::from_nanos(now.saturating_sub(fault.read_at));
             record_latency(engine.counters(), served + inner.probe.beside());
             inner.probe.ring(now);
+            match &inner.recorder {
+                Some(recorder) if matches!(resolution, FaultResolution::Back(_)) => {
+                    recorder.sample(fault.addr.page_down(), pages, fault.read_at);
+                }
+                Some(recorder) => recorder.fault(fault.addr.page_down(), pages, fault.read_at),
+                None => {}
+            }
             None
         }
         FaultResolution::Present | FaultResolution::Waiting | FaultResolution::UnderWay => None,
@@ -475,12 +487,13 @@ pub(crate) fn serve_sigbus(inner: &Inner, addr: VirtAddr) -> bool {
                 engine.host().events.wait_after(before);
             }
             FaultResolution::Home(PageCount::ZERO)
+            | FaultResolution::Back(PageCount::ZERO)
             | FaultResolution::EventsPending
             | FaultResolution::Waiting
             // A thread that waits itself has the device wait, too.
             | FaultResolution::UnderWay
             | FaultResolution::NoRoom => engine.host().await_events(),
-            FaultResolution::Home(_) => {
+            FaultResolution::Home(_) | FaultResolution::Back(_) => {
                 record_latency(engine.counters(), start.elapsed());
                 inner.tell_of_resting();
                 return true;

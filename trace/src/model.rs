@@ -23,6 +23,8 @@ pub struct SimulatedDevice {
     pub memory_type: MemoryType,
     /// Its pages.
     pub pages: PageCount,
+    /// Whether touches copy pages from where they are on it into the program, and so need none of the stock.
+    pub is_readable: bool,
 }
 
 /// Where the pages of a program are.
@@ -39,6 +41,8 @@ pub(crate) struct Model {
     /// Whether touches brought something of the chunk home since that was asked.
     warm: Vec<bool>,
     devices: Vec<DeviceState>,
+    /// Those from which pages come home without one of the stock.
+    readable: Vec<bool>,
     resident: u64,
     stocked: u64,
     stock: u64,
@@ -89,6 +93,7 @@ impl Model {
             heats: HashMap::default(),
             warm: Vec::new(),
             devices: (0..).zip(devices).map(state).collect(),
+            readable: devices.iter().map(|device| device.is_readable).collect(),
             resident: 0,
             stocked: 0,
             stock,
@@ -193,7 +198,7 @@ impl Model {
         state.used = state.used - PageCount::ONE;
         self.home += 1;
         self.resident += 1;
-        self.stocked = self.stocked.saturating_sub(1);
+        self.stocked = self.stocked.saturating_sub(u64::from(!self.readable[device]));
     }
 
     /// Something is at `page`, in system memory if that is not known to be elsewhere.

@@ -16,7 +16,7 @@ use hetmem_core::units::{BLOCK_PAGES, PAGE_SIZE, PageCount, PageRange, VirtAddr}
 
 use crate::baseline::{BASELINES, Baseline, Misses, Op, What};
 use crate::model::{Found, Model, Shown, SimulatedDevice};
-use crate::space::{GROUPS, Mix, Numbers, Page, Sampling, number, of_process, process};
+use crate::space::{GROUPS, Mix, Numbers, PROCESS_PAGES, Page, Sampling, number, of_process, process};
 
 /// How much is planned at a time, as in the agent.
 const BUDGET: PageCount = PageCount::new(8 * BLOCK_PAGES);
@@ -307,6 +307,12 @@ impl Replay {
                 self.events.push(Event::Asked);
             }
             Record::Process { pid } => self.process = process(&mut self.processes, pid),
+            Record::Began => {
+                if let Some(all) = PageRange::new(VirtAddr::default(), PageCount::new(PROCESS_PAGES)) {
+                    self.gone(all);
+                    self.events.extend(self.of_process(all).map(Event::Forgotten));
+                }
+            }
             Record::Dropped { .. } | Record::End { .. } => {}
         }
     }
@@ -372,11 +378,10 @@ impl Replay {
 
     /// The pages of a range in this process that may be simulated: of a chunk of which nothing is known none is.
     fn known(&self, range: PageRange) -> Vec<u64> {
-        let (first, end) = (number(range.start()), number(range.end()));
-        let chunks = first / CHUNK..end.div_ceil(CHUNK);
-        let known = chunks.filter(|chunk| self.numbers.chunk_of(of_process(chunk * CHUNK, self.process)).is_some());
-        let pages = known.flat_map(|chunk| (chunk * CHUNK).max(first)..((chunk + 1) * CHUNK).min(end));
-        pages.map(|page| of_process(page, self.process)).collect()
+        let first = of_process(number(range.start()), self.process);
+        let end = first.saturating_add(range.pages().get());
+        let known = self.numbers.seen_of(first / CHUNK..end.div_ceil(CHUNK)).into_iter();
+        known.flat_map(|chunk| (chunk * CHUNK).max(first)..((chunk + 1) * CHUNK).min(end)).collect()
     }
 
     fn renamed(&mut self, from: PageRange, to: VirtAddr) {
@@ -396,11 +401,15 @@ impl Replay {
         }
     }
 
+    /// A range of this process, in the one space for all of them.
+    fn of_process(&self, range: PageRange) -> Option<PageRange> {
+        let first = of_process(number(range.start()), self.process);
+        PageRange::new(VirtAddr::new(first * PAGE_SIZE), range.pages())
+    }
+
     /// The parts of a range in this process that are simulated.
     fn each_simulated(&mut self, range: PageRange, event: impl Fn(PageRange) -> Event) {
-        let at = |page: u64| VirtAddr::new(page * PAGE_SIZE);
-        let first = of_process(number(range.start()), self.process);
-        let Some(range) = PageRange::new(at(first), range.pages()) else { return };
+        let Some(range) = self.of_process(range) else { return };
         if self.sampling.is_all() {
             return self.events.push(event(range));
         }

@@ -6,6 +6,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasher, Hasher};
+use std::ops::Range;
 
 use hetmem_core::record::{CHUNK, MOST_PAGES, Record};
 use hetmem_core::units::{BLOCK_PAGES, PAGE_SHIFT, VirtAddr};
@@ -18,7 +19,7 @@ const _: () = assert!(PLACES as u64 == CHUNK, "a chunk's pages are the bits of a
 /// No number.
 pub(crate) const NONE: u32 = u32::MAX;
 /// A process's memory begins so many pages after that of the one before: 48 bits of addresses.
-const PROCESS_PAGES: u64 = 1 << 36;
+pub(crate) const PROCESS_PAGES: u64 = 1 << 36;
 
 /// A number as random as its argument is not (the end of SplitMix64).
 #[inline]
@@ -200,7 +201,11 @@ impl Survey {
                 Record::Tick { time, .. } | Record::End { time } => self.time(time),
                 Record::Process { pid } => self.process = process(&mut self.known, pid),
                 Record::Dropped { records } => self.dropped += records,
-                Record::Managed(_) | Record::Forgotten(_) | Record::Gone(_) | Record::Renamed { .. } => {}
+                Record::Managed(_)
+                | Record::Forgotten(_)
+                | Record::Gone(_)
+                | Record::Renamed { .. }
+                | Record::Began => {}
             }
         }
         self.processes = self.processes.max(self.known.len() as u64);
@@ -351,6 +356,14 @@ impl Numbers {
         self.chunks.get(&(page / CHUNK)).copied()
     }
 
+    /// Those of the chunks `of` memory that have been seen.
+    pub(crate) fn seen_of(&self, of: Range<u64>) -> Vec<u64> {
+        if of.end.saturating_sub(of.start) > self.places.len() as u64 {
+            return self.places.iter().copied().filter(|chunk| of.contains(chunk)).collect();
+        }
+        of.filter(|chunk| self.chunks.contains_key(chunk)).collect()
+    }
+
     /// The first page of chunk `chunk`.
     #[inline]
     pub(crate) fn first_of(&self, chunk: u32) -> u64 {
@@ -463,6 +476,10 @@ mod tests {
         assert_eq!(numbers.forget(7).unwrap().number, 0);
         assert!(numbers.forget(7).is_none() && numbers.forget(9).is_none() && numbers.forget(1 << 30).is_none());
         assert!(numbers.page(7).unwrap().is_new);
+        numbers.page(5 * CHUNK);
+        for (of, seen) in [(0..1, vec![0]), (5..6, vec![5]), (1..5, vec![]), (0..1000, vec![0, 5])] {
+            assert_eq!(numbers.seen_of(of), seen);
+        }
     }
 
     #[test]

@@ -41,7 +41,11 @@ fn setup(policies: &[&str], limits: &[u64]) -> Setup {
     Setup {
         policies: policies.iter().map(|policy| policy.parse().unwrap()).collect(),
         limits: limits.iter().map(|pages| PageCount::new(*pages)).collect(),
-        devices: vec![SimulatedDevice { memory_type: MemoryType::DevicePrivate, pages: PageCount::new(1 << 40) }],
+        devices: vec![SimulatedDevice {
+            memory_type: MemoryType::DevicePrivate,
+            pages: PageCount::new(1 << 40),
+            is_readable: true,
+        }],
         stock: PageCount::ZERO,
         sampling: Sampling::ALL,
         is_recorded: false,
@@ -176,6 +180,13 @@ fn a_recording_is_followed() {
     other.push(Record::Process { pid: 8 });
     other.push(fault(base, 1));
     assert_eq!(replay(&setup, &other).first_touches, 1.0);
+    // Of a process that executes another program nothing is there, and none of the others is concerned.
+    let mut anew = records.clone();
+    anew.extend([Record::Process { pid: 8 }, Record::Began, Record::Process { pid: 7 }]);
+    assert_eq!(of(&replay(&setup, &anew), "clock")[0].misses, 32.0);
+    anew.extend([Record::Began, fault(base, 1), fault(base + 1023, 1)]);
+    let outcomes = replay(&setup, &anew);
+    assert_eq!((outcomes.first_touches, of(&outcomes, "clock")[0].misses), (2.0, 32.0));
 }
 
 #[test]

@@ -164,13 +164,16 @@ fn pages(limit: ByteLen) -> Result<PageCount, Failure> {
 
 /// The devices of the recording; of other traces a private one that takes everything.
 fn devices(played: &Played) -> Result<Vec<SimulatedDevice>, Failure> {
-    let everything = SimulatedDevice { memory_type: MemoryType::DevicePrivate, pages: PageCount::new(1 << 40) };
+    let (memory_type, pages) = (MemoryType::DevicePrivate, PageCount::new(1 << 40));
+    let everything = SimulatedDevice { memory_type, pages, is_readable: true };
     let Some(recording) = &played.recording else { return Ok(vec![everything]) };
     let device = |text: &String| {
         let spec: DeviceSpec =
             text.parse().map_err(|error| Failure::Usage(format!("the recording's device `{text}`: {error}")))?;
         let pages = spec.size.get() / PAGE_SIZE;
-        Ok(SimulatedDevice { memory_type: spec.memory_type, pages: PageCount::new(pages) })
+        // As those that private ones are made of: memory.
+        let is_readable = !spec.is_injected();
+        Ok(SimulatedDevice { memory_type: spec.memory_type, pages: PageCount::new(pages), is_readable })
     };
     recording.devices.iter().map(device).collect()
 }

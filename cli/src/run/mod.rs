@@ -5,6 +5,7 @@
 //! program    finds the program and refuses those that can't be managed
 //! room       the limit on files, which is the program's
 //! output     the file of --stats, made sure of before the start
+//! record     what is written down of it, if that is asked for
 //! supervise  starts the program, passes signals on, waits
 //! report     what came of it
 //! ```
@@ -15,6 +16,7 @@
 mod found;
 pub(crate) mod output;
 mod program;
+mod record;
 pub(crate) mod report;
 pub(crate) mod room;
 mod supervise;
@@ -23,6 +25,7 @@ use std::ffi::OsString;
 use std::hash::{BuildHasher as _, RandomState};
 use std::io::{self, Write as _};
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
+use std::path::Path;
 use std::process::Command;
 
 use hetmem_agent::config::{self, Config};
@@ -39,8 +42,10 @@ use crate::control::{Server, Subject};
 use crate::failure::{self, Failure, REFUSED};
 use crate::host;
 use crate::metrics::{self, Metrics, Prepared, Where};
+use hetmem_trace::format::Recording;
 use output::Output;
 use program::Program;
+use record::Recorder;
 use report::{End, Report};
 pub(crate) use supervise::ignored as ignored_signals;
 use supervise::{Ended, NotStarted};
@@ -86,11 +91,16 @@ pub(crate) fn run(args: &RunArgs) -> Result<u8, Failure> {
     command.env(PRELOAD, preload(library.into_os_string(), std::env::var_os(PRELOAD)));
     command.env(ASAN_OPTIONS, asan_options(std::env::var_os(ASAN_OPTIONS)));
     let supervisor = std::process::id();
+    let name = name.to_string_lossy().into_owned();
+    let recorder = match &args.record {
+        None => None,
+        Some(path) => Some(begin_recording(path, &name, &policy, &devices, stock)?),
+    };
+    let rings = recorder.as_ref().and_then(Recorder::rings);
     let (per_process, path) = (args.per_process, ledger.path().unwrap_or_default());
-    let config = Config { devices, policy, stock, per_process, ledger: path, supervisor };
+    let config = Config { devices, policy, stock, per_process, ledger: path, rings, supervisor };
     command.env(config::VARIABLE, config.encode());
     let running = supervise::start(&mut command).map_err(|source| cannot_start(&program, source))?;
-    let name = name.to_string_lossy().into_owned();
     let subject = Arc::new(Subject {
         ledger: ledger.clone(),
         devices: config.devices.clone(),
@@ -107,6 +117,9 @@ pub(crate) fn run(args: &RunArgs) -> Result<u8, Failure> {
     let waiting =
         |source| Failure::Supervise { program: program.file.clone(), what: "could not be waited for", source };
     let ended = running.wait().map_err(waiting)?;
+    if let Some(recorder) = recorder {
+        recorder.end();
+    }
     drop(control);
     let told = metrics.map_or(Ok(()), Metrics::end);
 
@@ -155,6 +168,25 @@ fn prepare_metrics(target: &Where) -> Result<Prepared, Failure> {
 fn last_policy(policy: &PolicySpec, ledger: &Ledger) -> PolicySpec {
     let set = limit_of(policy).and_then(|_| ledger.system_limit());
     set.and_then(|limit| policy.with(&limit.get().to_string()).ok()).unwrap_or_else(|| policy.clone())
+}
+
+/// Begins to record the run of `program` into the file at `path`.
+fn begin_recording(
+    path: &Path,
+    program: &str,
+    policy: &PolicySpec,
+    devices: &[DeviceSpec],
+    stock: ByteLen,
+) -> Result<Recorder, Failure> {
+    let recording = Recording {
+        hetmem: env!("CARGO_PKG_VERSION").to_owned(),
+        program: program.to_owned(),
+        policy: policy.to_string(),
+        devices: devices.iter().map(ToString::to_string).collect(),
+        stock_bytes: stock.get(),
+    };
+    let begun = room::with_all_there_is(|| Recorder::begin(path, &recording));
+    begun.map_err(|source| Failure::Recording { path: path.to_owned(), source })
 }
 
 fn devices(texts: &[String], memory: ByteLen) -> Result<Vec<DeviceSpec>, Failure> {

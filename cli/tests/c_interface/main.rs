@@ -198,6 +198,7 @@ fn nobody_configures_more_privilege() -> Checked {
     let program = compiled(&sources().join("cli/tests/c_interface/c/secure.c"), &flags, &dir)?;
     let ledger = Ledger::create().map_err(|error| error.to_string())?;
     let config = Config {
+        rings: None,
         devices: vec!["private:emulated,size=16M".parse().map_err(|error: SpecError| error.to_string())?],
         policy: PolicySpec::default(),
         stock: ByteLen::new(64 << 20),

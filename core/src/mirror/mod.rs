@@ -282,17 +282,17 @@ impl<H: MirrorHost> Engine<H> {
     /// A touch of `page` by this thread, in a region that is served by SIGBUS.
     fn touch(&self, page: VirtAddr) {
         use crate::fault::FaultResolution::{
-            EventsPending, Home, Mirrored, NoMemory, NoRoom, Present, UnderWay, Waiting,
+            Back, EventsPending, Home, Mirrored, NoMemory, NoRoom, Present, UnderWay, Waiting,
         };
         for _ in 0..TRIES {
             match self.fault(page, FaultPath::Sigbus) {
-                Home(pages) if !pages.is_zero() => return,
+                Home(pages) | Back(pages) if !pages.is_zero() => return,
                 Present => return,
                 NoMemory => {
                     self.trim_pool(Keep::Limit);
                     self.host.await_events();
                 }
-                Home(_) | Waiting | EventsPending | Mirrored | NoRoom | UnderWay => self.host.await_events(),
+                Home(_) | Back(_) | Waiting | EventsPending | Mirrored | NoRoom | UnderWay => self.host.await_events(),
             }
         }
     }

@@ -19,9 +19,9 @@ use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use super::Record;
 
 /// Records that a ring holds.
-pub const PLACES: usize = 1 << 15;
+pub const PLACES: usize = 1 << 16;
 
-/// Records on their way. 512 KiB, which are there as far as they were used.
+/// Records on their way. 1 MiB, which is there as far as it was used.
 #[repr(C)]
 #[derive(Debug)]
 pub struct Ring {
@@ -30,6 +30,8 @@ pub struct Ring {
     /// How many of them were emptied.
     tail: AtomicU64,
     dropped: AtomicU64,
+    /// Not 0 when nobody reads any more.
+    closed: AtomicU64,
     places: [[AtomicU64; 2]; PLACES],
 }
 
@@ -43,6 +45,9 @@ impl Ring {
     /// Leaves `record` to who reads, or counts that there is no room for it. Waits for nobody, and allocates nothing.
     #[inline]
     pub fn push(&self, record: Record) {
+        if self.closed.load(Relaxed) != 0 {
+            return;
+        }
         let [first, second] = record.encode();
         // Acquire pairs with the release in `drain`: a place that is free is empty.
         let mut head = self.head.load(Relaxed);
@@ -91,9 +96,20 @@ impl Ring {
         taken
     }
 
+    /// Records are left by nobody from now on.
+    pub fn close(&self) {
+        self.closed.store(1, Relaxed);
+    }
+
     /// How many records there was no room for since this was asked last.
     pub fn take_dropped(&self) -> u64 {
         self.dropped.swap(0, Relaxed)
+    }
+
+    /// Whether half of the places are taken, or more.
+    #[must_use]
+    pub fn is_half_full(&self) -> bool {
+        self.head.load(Relaxed).wrapping_sub(self.tail.load(Relaxed)) >= PLACES as u64 / 2
     }
 
     /// Whether no place is taken.
@@ -109,6 +125,7 @@ impl Default for Ring {
             head: AtomicU64::new(0),
             tail: AtomicU64::new(0),
             dropped: AtomicU64::new(0),
+            closed: AtomicU64::new(0),
             places: [const { [const { AtomicU64::new(0) }; 2] }; PLACES],
         }
     }
@@ -146,6 +163,9 @@ mod tests {
         (0..PLACES as u64 + 7).for_each(|time| ring.push(Record::End { time }));
         assert!(drain(&ring, false).into_iter().eq(0..PLACES as u64));
         assert_eq!((ring.take_dropped(), ring.take_dropped()), (7, 0));
+        ring.close();
+        ring.push(Record::End { time: 0 });
+        assert!(ring.is_empty() && ring.take_dropped() == 0, "nobody wants to know any more");
     }
 
     #[test]

@@ -395,7 +395,7 @@ impl Model {
             FaultResolution::Mirrored => panic!("only a signal handler is told so"),
             FaultResolution::NoRoom => panic!("there is room for more faults than the model has"),
             FaultResolution::NoMemory => self.engine().trim_pool(Keep::Limit),
-            FaultResolution::Home(_) | FaultResolution::Present => {
+            FaultResolution::Home(_) | FaultResolution::Back(_) | FaultResolution::Present => {
                 let sleeps = self.lock().waiters.contains(&page);
                 assert!(!sleeps, "the touch of {page:#x} ended as {resolution:?}, and nobody woke it");
             }

@@ -124,7 +124,7 @@ impl Model {
                 self.lock().messages.push_back(page);
             }
             FaultResolution::Mirrored => panic!("only a signal handler is told so"),
-            FaultResolution::Home(_) | FaultResolution::Present => {}
+            FaultResolution::Home(_) | FaultResolution::Back(_) | FaultResolution::Present => {}
         }
     }
 
