@@ -19,6 +19,7 @@
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use std::sync::atomic::{AtomicU64, fence};
 
+use hetmem_core::advice::Advice;
 use hetmem_core::migrate::Target;
 use hetmem_core::units::{DeviceId, PAGE_SHIFT, PageCount, PageRange, VirtAddr};
 
@@ -57,12 +58,41 @@ pub enum Request {
         /// Whereto.
         to: Target,
     },
+    /// Something is said of the use of a range. Answered by one row: first page and number of pages of its first part that is not managed, 0 pages if all
+    /// is.
+    Advise {
+        /// Which.
+        range: PageRange,
+        /// What.
+        advice: Advice,
+    },
 }
 
 const REGIONS: u64 = 1;
 const RESIDENCY: u64 = 2;
 const HEAT: u64 = 3;
 const MIGRATE: u64 = 4;
+const ADVISE: u64 = 5;
+
+/// Advice, by its number; [`Advice::PreferredLocation`] is all above.
+const ADVICE: [Advice; 6] =
+    [Advice::Pin, Advice::Unpin, Advice::ReadMostly, Advice::NoPreference, Advice::Soon, Advice::NotSoon];
+
+fn number_of(advice: Advice) -> u64 {
+    let known = ADVICE.iter().position(|known| *known == advice);
+    let number = if let Advice::PreferredLocation(device) = advice {
+        ADVICE.len() + device.index()
+    } else {
+        known.expect("the others are in the table")
+    };
+    number as u64
+}
+
+fn advice_of(number: u64) -> Option<Advice> {
+    let number = usize::try_from(number).ok()?;
+    let device = || u8::try_from(number.checked_sub(ADVICE.len())?).ok().map(DeviceId::new);
+    ADVICE.get(number).copied().or_else(|| device().map(Advice::PreferredLocation))
+}
 /// [`Target::System`], among the numbers of devices.
 const SYSTEM: u64 = u64::MAX;
 
@@ -79,6 +109,7 @@ impl Request {
                 };
                 [MIGRATE, range.start().get(), range.pages().get(), to]
             }
+            Self::Advise { range, advice } => [ADVISE, range.start().get(), range.pages().get(), number_of(advice)],
         }
     }
 
@@ -92,6 +123,10 @@ impl Request {
                 let range = PageRange::new(VirtAddr::new(first), PageCount::new(second))?;
                 let device = |number| u8::try_from(number).ok().map(|id| Target::Device(DeviceId::new(id)));
                 Some(Self::Migrate { range, to: if third == SYSTEM { Target::System } else { device(third)? } })
+            }
+            ADVISE => {
+                let range = PageRange::new(VirtAddr::new(first), PageCount::new(second))?;
+                Some(Self::Advise { range, advice: advice_of(third)? })
             }
             _ => None,
         }
@@ -230,6 +265,14 @@ mod tests {
             Request::Heat { cells: 80 },
             Request::Migrate { range, to: Target::System },
             Request::Migrate { range, to: Target::Device(DeviceId::new(15)) },
+            Request::Advise { range, advice: Advice::Pin },
+            Request::Advise { range, advice: Advice::Unpin },
+            Request::Advise { range, advice: Advice::ReadMostly },
+            Request::Advise { range, advice: Advice::NoPreference },
+            Request::Advise { range, advice: Advice::Soon },
+            Request::Advise { range, advice: Advice::NotSoon },
+            Request::Advise { range, advice: Advice::PreferredLocation(DeviceId::new(0)) },
+            Request::Advise { range, advice: Advice::PreferredLocation(DeviceId::new(15)) },
         ] {
             let number = area.ask(7, request);
             assert_eq!(area.state(number), State::Waiting);

@@ -5,12 +5,15 @@
 
 use std::time::Instant;
 
+use hetmem_core::advice::{Advice, AdviceError};
 use hetmem_core::migrate::{Request as Migration, Target};
 use hetmem_core::units::{BLOCK_PAGES, ByteLen, PAGE_SHIFT, PageCount, PageRange, VirtAddr};
 
 use hetmem_sys::thread::processor_time;
 
+use super::advice::Advised;
 use super::budget::Membership;
+use super::housekeeping::Housekeeping;
 use super::ledger::Seat;
 use super::requests::{ANSWER_WORDS, Request};
 use hetmem::for_agent::Managed;
@@ -65,7 +68,7 @@ impl Supervised {
     }
 
     /// Does what is wanted; whether there was anything.
-    pub(super) fn attend(&mut self, managed: &Managed) -> bool {
+    pub(super) fn attend(&mut self, managed: &Managed, house: &mut Housekeeping<'_>, advised: &mut Advised) -> bool {
         let Some(seat) = self.seat else { return false };
         let (look, number) = (seat.looks(), seat.request_number());
         let is_wanted = look != self.looked && Instant::now() >= self.counts_from;
@@ -86,7 +89,7 @@ impl Supervised {
                 self.attended = number;
             }
             if let Some(request) = request {
-                let (words, next) = answer(managed, request);
+                let (words, next) = answer(managed, house, advised, request);
                 seat.answer(number, &words, next);
             }
         }
@@ -95,7 +98,12 @@ impl Supervised {
 }
 
 /// The words of an answer, and where to go on.
-fn answer(managed: &Managed, request: Request) -> (Vec<u64>, Option<VirtAddr>) {
+fn answer(
+    managed: &Managed,
+    house: &mut Housekeeping<'_>,
+    advised: &mut Advised,
+    request: Request,
+) -> (Vec<u64>, Option<VirtAddr>) {
     match request {
         Request::Regions { from } => {
             rows(managed, from, PageRange::ALL.pages(), 2, |part| vec![number_of(part.start()), part.pages().get()])
@@ -109,6 +117,22 @@ fn answer(managed: &Managed, request: Request) -> (Vec<u64>, Option<VirtAddr>) {
         }),
         Request::Heat { cells } => (heat(managed, cells.min(MOST_CELLS)), None),
         Request::Migrate { range, to } => migrate(managed, range, to),
+        Request::Advise { range, advice } => (advise(managed, house, advised, range, advice), None),
+    }
+}
+
+/// Takes advice; what of the range is not managed.
+fn advise(
+    managed: &Managed,
+    house: &mut Housekeeping<'_>,
+    advised: &mut Advised,
+    range: PageRange,
+    advice: Advice,
+) -> Vec<u64> {
+    match advised.take(managed, house, range, Some(advice)) {
+        Err(AdviceError::Unmanaged(part)) => vec![number_of(part.start()), part.pages().get()],
+        // Whoever asks knows which devices there are.
+        Ok(()) | Err(AdviceError::NoDevice { .. }) => vec![0, 0],
     }
 }
 

@@ -43,7 +43,7 @@ pub(super) fn run(agent: &Agent) -> Departure {
             executor.set_limit(limit);
         }
         managed.probe();
-        let attended = supervised.attend(managed);
+        let attended = supervised.attend(managed, &mut house, &mut advised);
         if executor.wants_a_look().unwrap_or_else(|| house.is_due()) {
             if let Some(status) = managed.ended_but(agent.threads()) {
                 return Departure::Alone(status);

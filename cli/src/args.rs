@@ -9,7 +9,7 @@ use hetmem_core::quantity;
 use hetmem_core::units::ByteLen;
 use hetmem_devices::kind::KINDS;
 
-use crate::{bench, heat, metrics, ps, replay, set, top, topology};
+use crate::{advise, bench, heat, metrics, ps, replay, set, top, topology};
 
 /// Heterogeneous memory management in user space: pages of unmodified programs move between system memory and device
 /// memory while the programs run.
@@ -39,6 +39,8 @@ pub(crate) enum Command {
     Heat(heat::Args),
     #[command(about = "Change what a run goes by, while it is under way")]
     Set(set::Args),
+    #[command(about = "Say to a process of a run how its memory is used")]
+    Advise(advise::Args),
     #[command(about = "Say what policies make of a trace, without a program")]
     Replay(replay::Args),
     /// Be measured by `hetmem bench agent` or `hetmem bench policy`

@@ -9,6 +9,7 @@
 //!      ├─ ps          which runs are under way
 //!      ├─ top, heat   show one
 //!      ├─ set         changes what one goes by
+//!      ├─ advise      says to one how memory is used
 //!      ├─ metrics     what one tells Prometheus
 //!      ├─ shown       what several commands show in one way
 //!      ├─ control     how they are asked, and answer
@@ -18,6 +19,7 @@
 //!
 //! Every failure is one line on standard error that begins with `hetmem:`.
 
+mod advise;
 mod args;
 mod bench;
 mod control;
@@ -49,6 +51,7 @@ fn main() -> ExitCode {
         Ok(Command::Top(args)) => top::run(&args),
         Ok(Command::Heat(args)) => heat::run(&args),
         Ok(Command::Set(args)) => set::run(&args),
+        Ok(Command::Advise(args)) => advise::run(&args),
         Ok(Command::Replay(args)) => replay::run(&args),
         Ok(Command::BenchTarget(args)) => bench::target::run(&args),
         Err(args::Stop::Shown) => return ExitCode::SUCCESS,

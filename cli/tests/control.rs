@@ -136,11 +136,33 @@ fn a_run_says_what_its_pages_are_and_moves_them() {
         client.ask_until(&statistics(), |told| told["statistics"]["places"][0]["used_bytes"].as_u64() < Some(64 << 20));
     assert!(told["statistics"]["places"][2]["used_bytes"].as_u64().unwrap() >= 64 << 20, "{told}");
 
+    let say = |advice: &str| json!({"request": "advise", "pid": pid, "start": start, "end": end, "advice": advice});
+    assert_eq!(client.ask(say("pin"))["advise"]["unmanaged"], Value::Null);
+    assert_eq!(client.ask(moved("far"))["migrate"]["pages_moved"], 0, "they stay");
+    client.ask(say("unpin"));
+    client.ask(say("soon"));
+    let all_home = |told: &Value| told["statistics"]["places"][2]["used_bytes"] == 0;
+    client.ask_until(&statistics(), all_home);
+    let range = format!("{}-{}", start.as_str().unwrap(), end.as_str().unwrap());
+    let advise = |pid: u64, advice: &str| output(&mut run.hetmem(&["advise", &pid.to_string(), &range, advice]));
+    for of in [pid, u64::from(run.child.id())] {
+        let said = advise(of, "prefer=near");
+        assert_eq!(stdout(&said), format!("process {pid}: said\n"), "{}", stderr(&said));
+    }
+    advise(pid, "soon");
+    client.ask_until(&statistics(), |told| told["statistics"]["places"][2]["used_bytes"].as_u64() >= Some(64 << 20));
+    let refused = advise(1, "pin");
+    assert!(stderr(&refused).contains("process 1 is of no run"), "{}", stderr(&refused));
+    let refused = output(&mut run.hetmem(&["advise", &pid.to_string(), "1000-2000", "pin"]));
+    assert!(stderr(&refused).contains("1000-2000 is not managed"), "{}", stderr(&refused));
+
     let heat = client.ask(json!({"request": "heat", "pid": pid, "cells": 10}));
     assert_eq!(heat["heat"]["cells"].as_array().unwrap().len(), 10, "{heat}");
     for (request, part) in [
         (moved("moon"), "`moon` is no place of this run; they are system, far, near"),
         (json!({"request": "migrate", "pid": pid, "start": end, "end": start, "to": "far"}), "ends before it begins"),
+        (say("preferred_location"), "`to` is missing"),
+        (say("discard"), "unknown variant `discard`"),
         (json!({"request": "residency", "pid": 1}), "no process 1 of this run is managed here"),
         (json!({"request": "heat", "pid": pid, "cells": 0}), "0 cells can't be told"),
         (json!({"request": "set", "system_limit_bytes": 1 << 20}), "policy manual has no limit"),

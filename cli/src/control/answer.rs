@@ -7,6 +7,7 @@ use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
 use hetmem_agent::requests::{Reply, Request as Asked, State as Asking};
+use hetmem_core::advice::Advice;
 use hetmem_core::migrate::Target;
 use hetmem_core::sync::{Arc, Condvar, Mutex, lock};
 use hetmem_core::units::{ByteLen, DeviceId, PAGE_SHIFT, PAGE_SIZE, PageCount, PageRange, VirtAddr};
@@ -14,7 +15,8 @@ use rustix::event::PollFlags;
 
 use super::figures::{Earlier, Subject};
 use super::protocol::{
-    Address, Answer, Cell, Heat, Migrated, Range, Regions, Request, Residency, Resident, Set, State, Statistics,
+    Address, Advised, Answer, Cell, Heat, Migrated, Range, Regions, Request, Residency, Resident, Said, Set, State,
+    Statistics,
 };
 use super::wire;
 use crate::run::limit_of;
@@ -58,6 +60,9 @@ impl Answerer {
             Request::Heat { pid, cells } => self.heat(pid, cells.unwrap_or(CELLS), client),
             Request::Set { system_limit_bytes } => self.set(ByteLen::new(system_limit_bytes)),
             Request::Migrate { pid, start, end, to } => self.migrate(pid, (start, end), &to, client),
+            Request::Advise { pid, start, end, advice, to } => {
+                self.advise(pid, (start, end), advice, to.as_deref(), client)
+            }
         };
         answered.unwrap_or_else(Answer::Error)
     }
@@ -132,15 +137,8 @@ impl Answerer {
         to: &str,
         client: Client<'_>,
     ) -> Result<Answer, String> {
-        let Some(mut left) = PageRange::between(start, end).filter(|range| !range.is_empty()) else {
-            return Err("the range ends before it begins".to_owned());
-        };
-        let names = self.subject.place_names();
-        let to = match names.iter().position(|name| name == to) {
-            Some(0) => Target::System,
-            Some(place) => Target::Device(DeviceId::new(u8::try_from(place - 1).unwrap_or(u8::MAX))),
-            None => return Err(format!("`{to}` is no place of this run; they are {}", names.join(", "))),
-        };
+        let mut left = range(start, end)?;
+        let to = self.place(to)?;
         let until = Instant::now() + MIGRATION;
         let (mut moved, mut kept) = (0_u64, 0_u64);
         loop {
@@ -158,6 +156,55 @@ impl Answerer {
                 return Ok(Answer::Migrate(Migrated { pages_moved: moved, pages_kept: kept, next }));
             }
             left = rest;
+        }
+    }
+
+    fn advise(
+        &self,
+        pid: u32,
+        (Address(start), Address(end)): (Address, Address),
+        said: Said,
+        to: Option<&str>,
+        client: Client<'_>,
+    ) -> Result<Answer, String> {
+        let range = range(start, end)?;
+        let advice = match (said, to) {
+            (Said::PreferredLocation, Some(to)) => match self.place(to)? {
+                Target::Device(device) => Advice::PreferredLocation(device),
+                Target::System => {
+                    return Err(
+                        "a preferred location is a device; system memory is where nothing is preferred".to_owned()
+                    );
+                }
+            },
+            (Said::PreferredLocation, None) => return Err("`to` is missing; it is the name of a device".to_owned()),
+            (_, Some(_)) => return Err("only preferred_location has a `to`".to_owned()),
+            (Said::Pin, None) => Advice::Pin,
+            (Said::Unpin, None) => Advice::Unpin,
+            (Said::ReadMostly, None) => Advice::ReadMostly,
+            (Said::NoPreference, None) => Advice::NoPreference,
+            (Said::Soon, None) => Advice::Soon,
+            (Said::NotSoon, None) => Advice::NotSoon,
+        };
+        let reply = self.ask(pid, Asked::Advise { range, advice }, client)?;
+        let [first, pages] = reply.words[..] else { return Err(nonsense(pid)) };
+        let unmanaged = match pages {
+            0 => None,
+            _ => {
+                let end = first.checked_add(pages).and_then(address);
+                Some(address(first).zip(end).map(|(start, end)| Range { start, end }).ok_or_else(|| nonsense(pid))?)
+            }
+        };
+        Ok(Answer::Advise(Advised { unmanaged }))
+    }
+
+    /// The place of this name.
+    fn place(&self, name: &str) -> Result<Target, String> {
+        let names = self.subject.place_names();
+        match names.iter().position(|place| place == name) {
+            Some(0) => Ok(Target::System),
+            Some(place) => Ok(Target::Device(DeviceId::new(u8::try_from(place - 1).unwrap_or(u8::MAX)))),
+            None => Err(format!("`{name}` is no place of this run; they are {}", names.join(", "))),
         }
     }
 
@@ -209,6 +256,11 @@ impl Drop for Turn<'_> {
 fn has_gone(client: Client<'_>) -> bool {
     let seen = wire::wait(client, PollFlags::empty(), Some(LOOK_AGAIN_AFTER));
     seen.intersects(PollFlags::HUP | PollFlags::ERR)
+}
+
+fn range(start: VirtAddr, end: VirtAddr) -> Result<PageRange, String> {
+    let range = PageRange::between(start, end).filter(|range| !range.is_empty());
+    range.ok_or_else(|| "the range ends before it begins".to_owned())
 }
 
 fn start(from: Option<Address>) -> VirtAddr {

@@ -155,6 +155,21 @@ pub(crate) fn runs() -> Vec<Introduced> {
     opened.into_iter().map(introduce).filter(|found| found.run.as_ref().err() != Some(&ended)).collect()
 }
 
+/// The run of which process `pid` is one that is managed, or which it is itself: then its program is meant.
+pub(crate) fn find_process(pid: u32, patience: Duration) -> Result<(Run, u32, Connection), String> {
+    for found in runs() {
+        let Ok((run, mut connection)) = found.run else { continue };
+        if pid == run.pid || pid == run.program_pid {
+            return Ok((run.clone(), run.program_pid, connection));
+        }
+        let Ok(Answer::Statistics(statistics)) = connection.ask(&Request::Statistics {}, patience) else { continue };
+        if statistics.processes.iter().any(|process| process.pid == pid) {
+            return Ok((run, pid, connection));
+        }
+    }
+    Err(format!("process {pid} is of no run of hetmem's that may be asked; see `hetmem ps` and `hetmem top`"))
+}
+
 /// Removes the name of a run that was killed: nobody listens, and there is no such process.
 fn forget(found: &Found) {
     let pid = i32::try_from(found.pid).ok().and_then(rustix::process::Pid::from_raw);

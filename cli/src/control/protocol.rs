@@ -33,6 +33,21 @@ pub(crate) enum Request {
     Set { system_limit_bytes: u64 },
     /// Pages are to move, to `system` or a device, by its name.
     Migrate { pid: u32, start: Address, end: Address, to: String },
+    /// Something is said of the use of a range; `to` is the device of `preferred_location`, by its name.
+    Advise { pid: u32, start: Address, end: Address, advice: Said, to: Option<String> },
+}
+
+/// What can be said of the use of a range. Contents are given up by the program itself, and by nobody else.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Said {
+    Pin,
+    Unpin,
+    PreferredLocation,
+    ReadMostly,
+    NoPreference,
+    Soon,
+    NotSoon,
 }
 
 impl Request {
@@ -65,6 +80,7 @@ pub(crate) enum Answer {
     Heat(Heat),
     Set(Set),
     Migrate(Migrated),
+    Advise(Advised),
     Error(String),
 }
 
@@ -284,6 +300,12 @@ pub(crate) struct Migrated {
     pub(crate) next: Option<Address>,
 }
 
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub(crate) struct Advised {
+    /// The first part of the range that is not managed; the others have the advice.
+    pub(crate) unmanaged: Option<Range>,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -300,6 +322,7 @@ mod tests {
             Request::Heat { pid: 3, cells: None },
             Request::Set { system_limit_bytes: 1 << 62 },
             Request::Migrate { pid: 3, start: address(0x1000), end: address(0x2000), to: "system".into() },
+            Request::Advise { pid: 3, start: address(0x1000), end: address(0x2000), advice: Said::NotSoon, to: None },
         ] {
             let line = request.line();
             assert!(line.starts_with("{\"format\":1,\"request\":\"") && line.ends_with("}\n"), "{line}");

@@ -117,6 +117,7 @@ fn take(shown: &mut Shown, answer: Result<Answer, AskError>) -> Result<(), AskEr
             | Answer::Residency(_)
             | Answer::Set(_)
             | Answer::Migrate(_)
+            | Answer::Advise(_)
             | Answer::Error(_),
         ) => {}
         Err(error) => return Err(error),
