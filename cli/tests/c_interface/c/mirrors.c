@@ -9,6 +9,7 @@
 enum { PAGES = 8 };
 
 static const size_t LENGTH = PAGES * HETMEM_PAGE_SIZE;
+static const size_t BLOCK = 2 << 20;
 
 static struct {
     int calls;
@@ -69,8 +70,12 @@ int main(void)
     hetmem_runtime *runtime = two_devices();
     hetmem_subscription *subscription = NULL;
     hetmem_mirror_page pages[PAGES];
-    char *memory = mmap(NULL, LENGTH, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    EXPECT(memory != MAP_FAILED);
+    /* Within one block of 2 MiB: of two, a migration is told twice. */
+    char *around = mmap(NULL, 2 * BLOCK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    EXPECT(around != MAP_FAILED);
+    char *memory = (char *)(((uintptr_t)around + BLOCK) / BLOCK * BLOCK);
+    EXPECT(munmap(around, (size_t)(memory - around)) == 0);
+    EXPECT(munmap(memory + LENGTH, (size_t)(around + 2 * BLOCK - memory) - LENGTH) == 0);
     memset(memory, 1, LENGTH);
     OK(hetmem_adopt(runtime, memory, LENGTH, HETMEM_FAULT_THREAD));
 
