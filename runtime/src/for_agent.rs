@@ -19,7 +19,7 @@ use hetmem_core::port::{FaultPath, Host as _};
 use hetmem_core::range_map::RangeMap;
 use hetmem_core::record::{Record, Ring};
 use hetmem_core::space::Region;
-use hetmem_core::units::{BLOCK_SIZE, BlockNo, ByteLen, DeviceId, PAGE_SHIFT, PageCount, PageRange, VirtAddr};
+use hetmem_core::units::{BlockNo, ByteLen, DeviceId, PAGE_SHIFT, PageCount, PageRange, VirtAddr};
 use hetmem_devices::spec::DeviceSpec;
 use hetmem_sys::errno::Errno;
 use hetmem_sys::mapping::Guard;
@@ -546,14 +546,12 @@ impl Managed {
         self.0.engine.pool().stocked()
     }
 
-    /// Populated system pages that hetmem keeps: the stock, and as many as there ever were on devices, which have been populated by then, a huge page at
-    /// a time.
+    /// Populated system pages that hetmem keeps: the stock, and as many as there ever were on devices, which have been populated by then.
     #[must_use]
     pub fn kept_populated(&self) -> PageCount {
         let engine = &self.0.engine;
         let devices = &engine.counters().devices[..engine.devices().len()];
-        let peaks = devices.iter().map(|device| device.peak_used_bytes.load(Relaxed).next_multiple_of(BLOCK_SIZE));
-        let peaks = peaks.map(|bytes| ByteLen::new(bytes).pages_down());
+        let peaks = devices.iter().map(|device| ByteLen::new(device.peak_used_bytes.load(Relaxed)).pages_down());
         peaks.sum::<PageCount>() + self.stocked()
     }
 
