@@ -120,6 +120,7 @@ impl<'a> Executor<'a> {
             carry_out(program.managed, of, others)
         };
         self.plan.carry_out(act, urgent);
+        self.program.carried_out(self.plan.moved());
         Pace::GoOn
     }
 }
@@ -153,7 +154,6 @@ impl Program<'_> {
         let signs = Signs {
             // An answer that can't be had is no sign.
             anonymous: self.memory.anonymous().unwrap_or(self.signs.get().anonymous),
-            own: self.managed.kept_populated(),
             home: self.managed.came_home(),
             faults: self.managed.faults(),
             changes: self.changes + self.advice,
@@ -176,6 +176,15 @@ impl Program<'_> {
             let (managed, ranges) = (self.managed, &self.ranges);
             let count = || if is_apart { managed.count_own(ranges) } else { managed.count_resident(ranges) };
             self.resident.count(self.counts.run(count), signs);
+        }
+    }
+
+    /// `moved` pages have moved since the policy looked.
+    fn carried_out(&mut self, moved: PageCount) {
+        // Where nobody asks how many there are, nobody needs to know.
+        if self.counts.was_done() {
+            let before = self.signs.get();
+            self.resident.left(moved, before, self.look_for_signs());
         }
     }
 }
@@ -233,10 +242,6 @@ impl View for Program<'_> {
     fn used(&self) -> u64 {
         // What the policy costs is no sign that the program does something.
         micros(process_time().saturating_sub(processor_time()))
-    }
-
-    fn spent(&self) -> u64 {
-        micros(processor_time())
     }
 
     fn survey(&mut self, range: PageRange, survey: &mut Survey) {

@@ -71,7 +71,7 @@ pub(crate) struct RunArgs {
     #[arg(long)]
     pub(crate) per_process: bool,
 
-    /// How much populated system memory each process keeps for pages on their way home; counts against the limit [default: 64M, or a 256th of the limit if that is less]
+    /// How much populated system memory each process keeps for pages on their way home; counts against the limit [default: 64M, or an eighth of the limit if that is less]
     #[arg(long, value_name = "SIZE", value_parser = quantity::size)]
     pub(crate) stock: Option<ByteLen>,
 

@@ -484,13 +484,13 @@ impl Managed {
     /// Counts the pages of `ranges` that are in system memory.
     #[must_use]
     pub fn count_resident(&self, ranges: &[PageRange]) -> PageCount {
-        self.0.resident(ranges) + self.0.engine.pool().in_use()
+        self.0.resident(ranges)
     }
 
     /// Counts those that no other process maps.
     #[must_use]
     pub fn count_own(&self, ranges: &[PageRange]) -> PageCount {
-        self.0.own(ranges) + self.0.engine.pool().in_use()
+        self.0.own(ranges)
     }
 
     /// How many pages are on devices.
@@ -546,19 +546,12 @@ impl Managed {
         self.0.engine.pool().stocked()
     }
 
-    /// Populated system pages that hetmem keeps: the stock, and as many as there ever were on devices, which have been populated by then.
-    #[must_use]
-    pub fn kept_populated(&self) -> PageCount {
-        let engine = &self.0.engine;
-        let devices = &engine.counters().devices[..engine.devices().len()];
-        let peaks = devices.iter().map(|device| ByteLen::new(device.peak_used_bytes.load(Relaxed)).pages_down());
-        peaks.sum::<PageCount>() + self.stocked()
-    }
-
-    /// Pages that have come home.
+    /// Pages that have come home, but for those that were copied into the program from a frame that stays as it is: these show in how much memory the
+    /// process has.
     #[must_use]
     pub fn came_home(&self) -> u64 {
-        self.0.engine.counters().pages_migrated_to_system.load(Relaxed)
+        let all = self.0.engine.counters().pages_migrated_to_system.load(Relaxed);
+        all.saturating_sub(self.0.engine.copied_home())
     }
 
     /// Touches that were served.

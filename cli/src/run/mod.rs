@@ -55,7 +55,7 @@ const DEFAULT_DEVICE: &str = "coherent:emulated";
 /// How much populated memory is kept if nobody says.
 const STOCK: ByteLen = ByteLen::new(64 << 20);
 /// Where there is a limit it is at most one part of so many.
-const LIMIT_SHARE: u64 = 256;
+const LIMIT_SHARE: u64 = 8;
 /// The policy that `--system-limit` belongs to.
 const LIMIT: &str = "limit";
 /// The policies that hold a limit, which is their argument.
@@ -350,9 +350,8 @@ mod tests {
         let chosen = |given: Option<&str>, limit: Option<&str>| stock(given.map(size), limit.map(size), MEMORY);
         for (given, limit, stock) in [
             (None, None, "64M"),
-            (None, Some("1G"), "4M"),
-            (None, Some("80M"), "320K"),
-            (None, Some("1T"), "64M"),
+            (None, Some("1G"), "64M"),
+            (None, Some("80M"), "10M"),
             (None, Some("4K"), "0"),
             (Some("0"), None, "0"),
             (Some("512M"), None, "512M"),

@@ -27,8 +27,6 @@ pub(crate) enum Setting {
     Limit,
     /// Less memory than programs want, of both.
     Small,
-    /// Less, and devices of both kinds: some is promoted, and all of the programs' memory is sampled.
-    Tiers,
     /// Nothing moves unless the program asks for it.
     Manual,
 }
@@ -39,7 +37,6 @@ impl Setting {
             Self::Chaos => "chaos",
             Self::Limit => "limit",
             Self::Small => "small",
-            Self::Tiers => "tiers",
             Self::Manual => "manual",
         }
     }
@@ -47,7 +44,7 @@ impl Setting {
     /// How many pages must move where `under_chaos` do under chaos.
     pub(crate) fn least_moved(self, under_chaos: u64) -> u64 {
         match self {
-            Self::Chaos | Self::Limit | Self::Small | Self::Tiers => under_chaos,
+            Self::Chaos | Self::Limit | Self::Small => under_chaos,
             Self::Manual => 0,
         }
     }
@@ -59,18 +56,8 @@ impl Setting {
         let words: &[&str] = match self {
             Self::Chaos => &[&["--policy", &seed], &BOTH[..]].concat(),
             Self::Manual => &[&["--policy", "manual"], &BOTH[..]].concat(),
-            // By a policy that takes nothing out to look whether it is used: programs see of what is out only that it is not there.
-            Self::Small => &["--policy", "clock=16M", "--device", "private:emulated,size=24M"],
-            Self::Limit => &[
-                &["--policy", "limit", "--system-limit", "32M", "--stock", "4M"][..],
-                &["--device", "private:emulated,size=512M"],
-            ]
-            .concat(),
-            Self::Tiers => &[
-                &["--policy", "limit", "--system-limit", "16M"][..],
-                &["--device", "private:emulated,size=512M", "--device", "coherent:emulated,size=32M"],
-            ]
-            .concat(),
+            Self::Small => &["--policy", "limit", "--system-limit", "16M", "--device", "private:emulated,size=24M"],
+            Self::Limit => &["--policy", "limit", "--system-limit", "32M", "--device", "private:emulated,size=512M"],
         };
         words.iter().map(|&word| word.to_owned()).collect()
     }
@@ -81,7 +68,6 @@ impl Setting {
             Self::Chaos | Self::Manual => &[("coherent", 64 << 20), ("private", 64 << 20)],
             Self::Limit => &[("private", 512 << 20)],
             Self::Small => &[("private", 24 << 20)],
-            Self::Tiers => &[("private", 512 << 20), ("coherent", 32 << 20)],
         }
     }
 }

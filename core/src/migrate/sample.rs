@@ -12,7 +12,7 @@
 //! Engine::put_back   moves it in; or Engine::migrate
 //! ```
 //!
-//! *Limits:* blocks of laid memory, and pages that are pinned, shared or excluded, are not sampled.
+//! *Limits:* blocks of laid memory, and pages that are pinned, shared or excluded, are not sampled. No policy in the table takes samples.
 
 use crate::engine::Engine;
 use crate::heat::{BlockHeat, Heat};
@@ -20,7 +20,6 @@ use crate::install::{Installed, Source, Ways};
 use crate::migrate::exclusive::OUT;
 use crate::migrate::{Collected, Request, Select};
 use crate::notifier::Event;
-use crate::outcome::{KeptReason, PageOutcome};
 use crate::port::{FaultPath, Host};
 use crate::slot::{SYSTEM_POOL, Slot};
 use crate::space::{Block, Region};
@@ -212,31 +211,18 @@ impl<H: Host> Collected<'_, H> {
         let mut left = PageCount::ZERO;
         let batch = &mut self.batch;
         let _shared = batch.engine.space.gate.share();
-        let block = batch.block.clone();
-        let mut state = block.lock();
+        let mut state = batch.block.lock();
         for mut piece in std::mem::take(&mut batch.pieces) {
             while !piece.is_empty() {
                 let (ours, n) = piece.same_fate(&state);
                 let part = piece.take_front(n);
                 if ours {
-                    let at = part.at;
                     part.leave_out(&mut state);
-                    batch.set_outcome(at, PageOutcome::Moved);
                     left += n;
                 }
             }
         }
-        if let Some(heat) = &mut state.heat {
-            // Whoever looks for pages to take out does not find those again at once that can't be.
-            for (page, outcome) in batch.range.iter().zip(batch.outcomes.as_slice()) {
-                match outcome {
-                    PageOutcome::Moved
-                    | PageOutcome::Kept(KeptReason::NotSelected | KeptReason::Raced | KeptReason::Hole) => {}
-                    PageOutcome::Kept(_) => heat.refused(page.index_in_block()),
-                }
-            }
-        }
-        batch.engine.release_waiters(&block, &mut state, batch.path, batch.range);
+        batch.engine.release_waiters(&batch.block, &mut state, batch.path, batch.range);
         left
     }
 }
