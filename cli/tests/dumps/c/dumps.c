@@ -187,6 +187,8 @@ static void storm(void) {
 static void in_child(void (*die)(void)) {
     pid_t child = fork();
     if (child == 0) {
+        // What it shares with its parent stays where it is.
+        fill();
         die();
         _exit(0);
     }
