@@ -9,7 +9,7 @@ use hetmem_core::quantity;
 use hetmem_core::units::ByteLen;
 use hetmem_devices::kind::KINDS;
 
-use crate::{advise, bench, heat, metrics, ps, replay, set, top, topology};
+use crate::{advise, bench, heat, metrics, pages, ps, replay, set, top, topology};
 
 /// Heterogeneous memory management in user space: pages of unmodified programs move between system memory and device
 /// memory while the programs run.
@@ -43,6 +43,9 @@ pub(crate) enum Command {
     Advise(advise::Args),
     #[command(about = "Say what policies make of a trace, without a program")]
     Replay(replay::Args),
+    /// Write manual pages and completions
+    #[command(hide = true)]
+    Pages(pages::Args),
     /// Be measured by `hetmem bench agent` or `hetmem bench policy`
     #[command(hide = true)]
     BenchTarget(bench::target::Args),
@@ -170,6 +173,11 @@ pub(crate) enum Stop {
     Shown,
     /// The command line is wrong, with the message in one line.
     Usage(String),
+}
+
+/// All that can be asked for.
+pub(crate) fn definition() -> clap::Command {
+    <Cli as clap::CommandFactory>::command()
 }
 
 /// Reads the command line of this process.

@@ -66,6 +66,9 @@ pub(crate) enum Failure {
     /// The picture can't be written.
     #[error("the picture can't be written to {}: {source}", .path.display())]
     Picture { path: PathBuf, source: io::Error },
+    /// A manual page or completions can't be written.
+    #[error("{} can't be written: {source}", .path.display())]
+    Page { path: PathBuf, source: io::Error },
     /// A run can't be asked, or refuses.
     #[error("{0}")]
     Control(String),
@@ -96,6 +99,7 @@ impl Failure {
             | Self::Supervise { .. }
             | Self::Output { .. }
             | Self::Picture { .. }
+            | Self::Page { .. }
             | Self::Control(_)
             | Self::Recording { .. }
             | Self::Trace { .. }

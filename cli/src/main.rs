@@ -13,6 +13,7 @@
 //!      ├─ metrics     what one tells Prometheus
 //!      ├─ shown       what several commands show in one way
 //!      ├─ control     how they are asked, and answer
+//!      ├─ pages       manual pages and completions
 //!      ├─ replay      what policies make of a trace
 //!      └─ failure     everything that can go wrong before and around a program, with its exit status
 //! ```
@@ -28,6 +29,7 @@ mod failure;
 mod heat;
 mod host;
 mod metrics;
+mod pages;
 mod ps;
 mod replay;
 mod run;
@@ -53,6 +55,7 @@ fn main() -> ExitCode {
         Ok(Command::Set(args)) => set::run(&args),
         Ok(Command::Advise(args)) => advise::run(&args),
         Ok(Command::Replay(args)) => replay::run(&args),
+        Ok(Command::Pages(args)) => pages::run(&args, args::definition()),
         Ok(Command::BenchTarget(args)) => bench::target::run(&args),
         Err(args::Stop::Shown) => return ExitCode::SUCCESS,
         Err(args::Stop::Usage(message)) => Err(Failure::Usage(message)),
