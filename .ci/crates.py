@@ -1,6 +1,6 @@
 """Checks the crates of the workspace with what `cargo metadata` says on standard input.
 
-Usage: crates.py floors | crates.py licences | crates.py published (prints them, as arguments of cargo)
+Usage: crates.py floors | crates.py published (prints them, as arguments of cargo) | crates.py notices (prints the licences of what programs are made of)
 """
 
 import json
@@ -9,24 +9,6 @@ import re
 import sys
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-
-# Permissive licences that ask for no more than a notice.
-ALLOWED = {
-    "0BSD",
-    "Apache-2.0",
-    "Apache-2.0 WITH LLVM-exception",
-    "BSD-2-Clause",
-    "BSD-3-Clause",
-    "BSL-1.0",
-    "CC0-1.0",
-    "ISC",
-    "MIT",
-    "MIT-0",
-    "Unicode-3.0",
-    "Unlicense",
-    "Zlib",
-}
-
 
 def floors(metadata):
     """Dependencies on the same floor or a higher one, by the floors of ARCHITECTURE.md, and crates that it or CONTRIBUTING.md lacks or calls otherwise."""
@@ -50,37 +32,47 @@ def floors(metadata):
         yield f"CONTRIBUTING.md has the folders and crates {listed}, and they are {folder}"
 
 
-def permitted(expression):
-    """Whether an SPDX expression is satisfied by allowed licences alone."""
-    tokens = re.findall(r"\(|\)|[^\s()/]+(?:\s+WITH\s+[^\s()/]+)?|/", expression)
-    words = {"AND": "and", "OR": "or", "/": "or", "(": "(", ")": ")"}
-    return bool(eval(" ".join(words.get(token) or str(token in ALLOWED) for token in tokens), {"__builtins__": {}}))
-
-
-def licences(metadata):
-    """Packages whose licence is unknown or not allowed."""
-    for package in metadata["packages"]:
-        expression = package["license"]
-        if expression is None or not permitted(expression):
-            yield f"{package['name']} {package['version']}: {expression}"
-
-
 def published(metadata):
     """The crates that are meant for others to build on: those without `publish = false`."""
-    return [package["name"] for package in metadata["packages"] if package["source"] is None and package["publish"] is None]
+    yield from (f"--package={package['name']}" for package in metadata["packages"] if package["source"] is None and package["publish"] is None)
+
+
+def notices(metadata):
+    """The texts of licences that come with packages of others which are linked into what users get, each once, below the names of who has it."""
+    node = {node["id"]: node for node in metadata["resolve"]["nodes"]}
+    package = {package["id"]: package for package in metadata["packages"]}
+    pending = [member for member in metadata["workspace_members"] if package[member]["name"] in ("hetmem-cli", "libhetmem", "hetmem-dmirror")]
+    linked = set()
+    while pending:
+        one = pending.pop()
+        if one not in linked:
+            linked.add(one)
+            kinds = ((dep["pkg"], {kind["kind"] for kind in dep["dep_kinds"]}) for dep in node[one]["deps"])
+            pending += [dependency for dependency, found in kinds if None in found]
+    texts = {}
+    for one in sorted((package[one] for one in linked if package[one]["source"]), key=lambda one: one["name"]):
+        name = f"{one['name']} {one['version']} ({one['license']})"
+        folder = pathlib.Path(one["manifest_path"]).parent
+        files = sorted(file for file in folder.iterdir() if re.match("licen[cs]e|copying|notice", file.name, re.IGNORECASE) and file.is_file())
+        for text in [file.read_text().strip() for file in files] or ["(it comes without a text)"]:
+            texts.setdefault(text, []).append(name)
+    yield from (", ".join(names) + "\n\n" + text + "\n\n" + "-" * 80 + "\n" for text, names in texts.items())
 
 
 def main():
-    if sys.argv[1] == "published":
-        print("\n".join(f"--package={name}" for name in published(json.load(sys.stdin))))
-        return 0
-    check = {"floors": floors, "licences": licences}[sys.argv[1]]
+    what = {"floors": floors, "published": published, "notices": notices}.get(sys.argv[1])
+    if what is None:
+        print(f"crates.py knows no {sys.argv[1]} (licences are checked by cargo deny, see deny.toml)", file=sys.stderr)
+        return 2
     metadata = json.load(sys.stdin)
-    problems = list(check(metadata))
-    for problem in problems:
+    found = list(what(metadata))
+    if what is not floors:
+        print("\n".join(found))
+        return 0
+    for problem in found:
         print(problem, file=sys.stderr)
-    print(f"{sys.argv[1]}: {len(metadata['packages'])} packages, {len(problems)} problems")
-    return 1 if problems else 0
+    print(f"floors: {len(metadata['packages'])} packages, {len(found)} problems")
+    return 1 if found else 0
 
 
 if __name__ == "__main__":

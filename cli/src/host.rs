@@ -54,11 +54,14 @@ pub(crate) fn library() -> Result<PathBuf, Failure> {
     let executable = std::env::current_exe()
         .map_err(|error| Failure::Library(format!("hetmem can't tell where its own executable is: {error}")))?;
     let directory = executable.parent().unwrap_or(Path::new("/"));
-    let places = [directory.join(LIBRARY), directory.join("../lib").join(LIBRARY)];
+    let above = directory.parent().unwrap_or(directory);
+    let places = [directory.join(LIBRARY), above.join("lib").join(LIBRARY)];
     let Some(found) = places.iter().find(|place| place.is_file()) else {
         let [beside, lib] = places.map(|place| place.display().to_string());
         return Err(Failure::Library(format!(
-            "{LIBRARY} is neither at {beside} nor at {lib}; build it (`cargo build --workspace`) or install it there"
+            "{LIBRARY} is neither at {beside} nor at {lib}, where this puts it, in hetmem's sources: cargo build --release -p libhetmem && sh \
+             libhetmem/install.sh {}",
+            above.display()
         )));
     };
     let library =

@@ -228,6 +228,28 @@ fn a_missing_agent_library_is_named() {
     one_line(&run, 125, &["libhetmem.so", dir.path().to_str().unwrap()]);
 }
 
+/// As after `cargo install`, which installs no libraries.
+#[test]
+fn the_command_that_puts_the_agent_library_in_place_is_told_and_does_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let bin = dir.path().join("bin");
+    std::fs::create_dir(&bin).unwrap();
+    let copy = copy_of_hetmem(&bin);
+    let run = output(Command::new(&copy).args(["run", "--", "true"]));
+    let told = format!("&& sh libhetmem/install.sh {}\n", dir.path().display());
+    one_line(&run, 125, &["cargo build --release -p libhetmem", &told]);
+
+    let said = stderr(&run);
+    let (_, command) = said.trim_end().rsplit_once("&& ").unwrap();
+    let sources = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let library = built("libhetmem.so");
+    let script = format!("{command} {}", library.display());
+    let installed = output(Command::new("sh").args(["-c", &script]).current_dir(sources).env_remove("DESTDIR"));
+    assert_eq!(status(&installed), 0, "{}", stderr(&installed));
+    let run = output(Command::new(&copy).args(["run", "--", "echo", "managed"]));
+    assert_eq!((status(&run), stdout(&run).as_str()), (0, "managed\n"), "{}", stderr(&run));
+}
+
 fn file(dir: &Path, name: &str, content: &[u8], mode: u32) -> PathBuf {
     let path = dir.join(name);
     std::fs::write(&path, content).unwrap();

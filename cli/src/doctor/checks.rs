@@ -141,7 +141,7 @@ fn fork_events(found: &Capabilities) -> Check {
 fn agent() -> Check {
     let result = match host::library() {
         Ok(path) => Ok(path.display().to_string()),
-        Err(failure) => Err((failure.to_string(), "build the whole workspace, or install libhetmem.so with hetmem")),
+        Err(failure) => Err((failure.to_string(), "install libhetmem.so beside hetmem, as packaging/install.sh does")),
     };
     simple("agent library", true, result)
 }
