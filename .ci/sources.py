@@ -118,13 +118,13 @@ def is_item(path, texts):
 def names():
     """Files, items and tests that documents name and that are not there."""
     texts = {(crate, module): text for crate, module, text in sources()}
-    files = [file for folder in (*CRATES, "include") for file in (ROOT / folder).rglob("*") if file.suffix in (".rs", ".c", ".h", ".sh")]
+    files = [file for folder in (*CRATES, "include", "python") for file in (ROOT / folder).rglob("*") if file.suffix in (".rs", ".c", ".h", ".sh", ".py")]
     words = {file.stem for file in files} | {word for file in files for word in re.findall(r"\w+", file.read_text())}
     for document in DOCUMENTS:
         text = re.sub(r"^```.*?^```", "", (ROOT / document).read_text(), flags=re.MULTILINE | re.DOTALL)
         for code in re.findall(r"`([^`\n]+)`", text):
             path = code.split("::")[0]
-            if re.fullmatch(rf"(?:{'|'.join((*CRATES, 'include', 'docs', '[.]ci'))})/[\w./]+", path) and not (ROOT / path).exists():
+            if re.fullmatch(rf"(?:{'|'.join((*CRATES, 'include', 'python', 'packaging', 'docs', '[.]ci'))})/[\w./]+", path) and not (ROOT / path).exists():
                 yield f"{document}: there is no {path}"
             for item in re.findall(r"\w+(?:::\w+)+", code):
                 if item.split("::")[0] in CRATES and not is_item(item, texts):

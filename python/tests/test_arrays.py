@@ -1,0 +1,460 @@
+"""Arrays in managed memory: their contents, their pages, and what becomes of them at the end."""
+
+import gc
+import mmap
+import multiprocessing
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import hetmem
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+DEVICES = ["private:emulated,size=64M", "coherent:emulated,size=64M"]
+
+
+@pytest.fixture
+def runtime() -> Iterator[hetmem.Runtime]:
+    with hetmem.Runtime(DEVICES) as runtime:
+        yield runtime
+
+
+@pytest.mark.parametrize("device", ["private0", "coherent0"])
+@pytest.mark.parametrize("dtype", ["u1", "f8", "c16", "M8[s]", [("a", "u2"), ("b", "f4")]])
+def test_contents_are_the_same_wherever_pages_are(runtime: hetmem.Runtime, device: str, dtype: Any) -> None:
+    wanted = np.frombuffer(np.random.default_rng(7).bytes(np.dtype(dtype).itemsize * 30_000), dtype)
+    array = runtime.empty(wanted.shape, dtype)
+    array[...] = wanted
+    for place in [device, "system", device]:
+        outcomes = runtime.migrate(array, place)
+        assert len(outcomes) == -(-array.nbytes // hetmem.PAGE)
+        # What was on a private device came home when it was compared.
+        assert set(outcomes) == {"already_there" if (device, place) == ("private0", "system") else "moved"}
+        assert runtime.where(array) == {place: len(outcomes)}
+        assert array.tobytes() == wanted.tobytes()
+    assert runtime.statistics().errors == 0
+
+
+def test_new_arrays_are_zeros_of_any_shape_and_order(runtime: hetmem.Runtime) -> None:
+    assert runtime.zeros(5).tolist() == [0.0] * 5
+    assert runtime.empty((3, 4), "i4", order="F").flags.f_contiguous
+    assert runtime.full((2, 2), 7).tolist() == [[7, 7], [7, 7]]
+    assert runtime.full(2, 1.5, "f4").dtype == np.float32
+    assert runtime.empty((0, 3)).shape == (0, 3)
+    assert runtime.empty(()).shape == ()
+    array = runtime.empty(np.int64(100), np.uint8)
+    assert array.ctypes.data % hetmem.PAGE == 0
+    assert runtime.migrate(array, "private0").kept == {"hole": 1}
+
+
+def test_slices_that_are_not_whole_pages_move_the_pages_that_they_have_a_byte_of(runtime: hetmem.Runtime) -> None:
+    array = runtime.full(4 * 512, 1.0)
+    assert list(runtime.migrate(array[511:513], 0)) == ["moved", "moved"]
+    assert runtime.residency(array).tolist() == [1, 1, 0, 0]
+    assert runtime.migrate(array[1024:1025], "coherent0").moved == 1
+    assert runtime.residency(array[1023:1025]).tolist() == [1, 2]
+    assert len(runtime.migrate(array[5:5], "private0")) == 0
+    assert runtime.where(array[5:5]) == {}
+    with pytest.raises(hetmem.InvalidInputError, match="lie apart"):
+        runtime.migrate(array[::2], "private0")
+    with pytest.raises(hetmem.InvalidInputError, match="lie apart"):
+        runtime.migrate(array.reshape(64, 32)[:, :16], "private0")
+    assert runtime.migrate(array.reshape(64, 32).T, "private0").moved == 2
+    assert array.sum() == 4 * 512
+
+
+def test_views_and_buffers_keep_the_memory(runtime: hetmem.Runtime) -> None:
+    array = runtime.full(1024, 3.0)
+    runtime.migrate(array, "private0")
+    view, buffer = array[1:].reshape(-1, 3)[1:], memoryview(array)  # type: ignore[arg-type,unused-ignore]
+    del array
+    gc.collect()
+    assert view.sum() == 3.0 * 1020
+    assert runtime.where(buffer) == {"system": 2}
+    assert buffer[1023] == 3.0
+    assert np.from_dlpack(view).sum() == 3.0 * 1020
+
+
+def test_arrays_outlive_their_runtime() -> None:
+    with hetmem.Runtime(DEVICES) as runtime:
+        array = runtime.full(2048, 5.0)
+        runtime.migrate(array, "private0")
+    del runtime
+    gc.collect()
+    assert array.sum() == 5.0 * 2048
+    array[:] = 6.0
+    assert array.sum() == 6.0 * 2048
+
+
+def test_memory_is_given_back_when_the_last_view_is_gone(runtime: hetmem.Runtime) -> None:
+    before = runtime.statistics().adopted_bytes
+    array = runtime.full(1 << 20, 1.0)
+    assert runtime.statistics().adopted_bytes > before
+    view = array[7:9]
+    del array
+    gc.collect()
+    assert runtime.statistics().adopted_bytes > before
+    del view
+    gc.collect()
+    assert runtime.statistics().adopted_bytes == before
+
+
+def test_a_closed_runtime_says_so_and_may_be_closed_again() -> None:
+    runtime = hetmem.Runtime(DEVICES)
+    array = runtime.full(512, 1.0)
+    runtime.close()
+    runtime.close()
+    uses: list[Callable[[], object]] = [
+        lambda: runtime.empty(1),
+        lambda: runtime.migrate(array, "private0"),
+        lambda: runtime.residency(array),
+        lambda: runtime.advise(array, "pin"),
+        lambda: runtime.statistics(),
+    ]
+    for use in uses:
+        with pytest.raises(hetmem.ClosedError, match="closed"):
+            use()
+
+
+def test_arrays_that_are_there_already_are_adopted(runtime: hetmem.Runtime) -> None:
+    array = np.arange(100_000, dtype=np.float64)
+    managed = runtime.adopt(array)
+    assert 0 < managed <= array.nbytes
+    assert runtime.migrate(array, "private0").moved == managed // hetmem.PAGE
+    assert runtime.where(array) == {"private0": managed // hetmem.PAGE}
+    assert array.sum() == 100_000 * 99_999 / 2
+    runtime.migrate(array, "private0")
+    with pytest.raises(hetmem.InvalidInputError):
+        runtime.adopt(array)
+    with pytest.raises(hetmem.InvalidInputError, match="not adopted"):
+        runtime.release(array[:50_000])
+    runtime.advise(array, "prefer", "coherent0")
+    runtime.advise(array[:1000], "soon")
+    assert runtime.where(array).get("coherent0", 0) > 0
+    runtime.release(array)
+    with pytest.raises(hetmem.InvalidInputError, match="not adopted"):
+        runtime.release(array)
+    assert array[::999].tolist() == list(range(0, 100_000, 999))
+    with pytest.raises(hetmem.InvalidInputError, match="no page"):
+        runtime.adopt(np.zeros(100))
+
+
+def test_an_adopted_array_stays_alive_and_comes_home_at_the_end() -> None:
+    with hetmem.Runtime(DEVICES) as runtime:
+        array = np.full(100_000, 2.0)
+        view = array[50_000:]
+        runtime.adopt(array)
+        runtime.migrate(array, "private0")
+        del array
+        gc.collect()
+        assert view[0] == 2.0
+    assert view.sum() == 2.0 * 50_000
+    # Nobody closes it.
+    other = np.full(100_000, 3.0)
+    runtime = hetmem.Runtime(DEVICES)
+    runtime.adopt(other)
+    runtime.migrate(other, "private0")
+    del runtime
+    gc.collect()
+    assert other.sum() == 3.0 * 100_000
+
+
+def test_mappings_of_the_programs_own_are_adopted(runtime: hetmem.Runtime) -> None:
+    memory = mmap.mmap(-1, 16 * hetmem.PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    memory[:] = bytes([9]) * len(memory)
+    assert runtime.adopt(memory) == len(memory)
+    assert runtime.migrate(memory, "private0").moved == 16
+    assert memory[5 * hetmem.PAGE] == 9
+    runtime.release(memory)
+    memory.close()
+
+
+def test_discarded_arrays_read_as_zeros_and_their_neighbours_stay(runtime: hetmem.Runtime) -> None:
+    array = runtime.full(4 * 512, 1.0)
+    runtime.migrate(array, "private0")
+    runtime.discard(array[100:1500])
+    assert array.nonzero()[0].tolist() == [*range(100), *range(1500, 2048)]
+    runtime.discard(array[:3])
+    assert array.sum() == 2048 - 1400 - 3
+    matrix = runtime.full((64, 64), 1.0, order="F")
+    runtime.discard(matrix)
+    assert matrix.sum() == 0
+    array.flags.writeable = False
+    with pytest.raises(hetmem.InvalidInputError, match="can't be written"):
+        runtime.discard(array)
+    with pytest.raises(hetmem.InvalidInputError, match="objects"):
+        runtime.discard(np.array([object()] * 2000))
+
+
+def test_advice_is_taken_and_what_is_none_is_named(runtime: hetmem.Runtime) -> None:
+    array = runtime.full(512, 1.0)
+    runtime.advise(array, "pin")
+    assert runtime.migrate(array, "private0").kept == {"advised": 1}
+    runtime.advise(array, "unpin")
+    runtime.advise(array, "prefer", "private0")
+    runtime.advise(array, "soon")
+    assert runtime.where(array) == {"private0": 1}
+    for advice, device, part in [("warm", None, "there is no advice 'warm'"), ("prefer", None, "needs a device"), ("pin", 0, "without a device")]:
+        with pytest.raises(hetmem.InvalidInputError, match=part):
+            runtime.advise(array, advice, device)  # type: ignore[arg-type]
+    with pytest.raises(hetmem.InvalidInputError, match="not managed"):
+        runtime.advise(np.zeros(100_000), "pin")
+    with pytest.raises(hetmem.HostRefusesError, match="hetmem run"):
+        hetmem.advise(array, "soon")
+
+
+def test_devices_are_named_removed_and_restored(runtime: hetmem.Runtime) -> None:
+    assert [(d.name, d.index, d.memory_type, d.capacity_bytes) for d in runtime.devices] == [
+        ("private0", 0, "private", 64 << 20),
+        ("coherent0", 1, "coherent", 64 << 20),
+    ]
+    array = runtime.full(512, 1.0)
+    assert runtime.migrate(array, runtime.devices[1]).moved == 1
+    assert runtime.statistics().devices["coherent0"].used_bytes == hetmem.PAGE
+    runtime.remove_device("coherent0")
+    assert runtime.where(array) == {"system": 1}
+    assert runtime.migrate(array, 1).kept == {"no_frame": 1}
+    runtime.restore_device("coherent0")
+    assert runtime.migrate(array, 1).moved == 1
+    wrong: list[str | int] = ["private1", 2, -1, "System"]
+    for place in wrong:
+        with pytest.raises(hetmem.InvalidInputError, match="system, private0, coherent0"):
+            runtime.migrate(array, place)
+    with pytest.raises(hetmem.InvalidInputError, match="no device"):
+        runtime.remove_device("system")
+
+
+def test_wrong_input_is_named() -> None:
+    wrong: list[tuple[str | list[str], str]] = [
+        ("public:emulated", "unknown memory type"),
+        (["private:cuda"], "unknown backend"),
+        (["private:emulated,size=3"], "multiple of the page"),
+        (["private:emulated\0"], "zero byte"),
+        (["private:emulated,size=1M"] * 17, "16 devices"),
+    ]
+    for devices, part in wrong:
+        with pytest.raises(hetmem.InvalidInputError, match=part):
+            hetmem.Runtime(devices)
+    with pytest.raises(hetmem.InvalidInputError, match="negative"):
+        hetmem.Runtime(stock_bytes=-1)
+    with pytest.raises(hetmem.InvalidInputError, match="page"):
+        hetmem.Runtime(stock_bytes=5)
+    with hetmem.Runtime() as runtime:
+        assert runtime.devices[0].memory_type == "coherent"
+        with pytest.raises(hetmem.InvalidInputError, match="negative size"):
+            runtime.empty((3, -1))
+        with pytest.raises(hetmem.InvalidInputError, match="objects of Python"):
+            runtime.empty(3, object)
+        with pytest.raises(hetmem.ExhaustedError):
+            runtime.empty(1 << 60)
+        with pytest.raises(hetmem.Error):
+            runtime.empty(1 << 50, "u1")
+        with pytest.raises(hetmem.InvalidInputError, match="not list"):
+            runtime.migrate([1, 2], 0)  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match="another process"):
+            pickle.dumps(runtime)
+
+
+def test_threads_touch_arrays_while_others_move_them(runtime: hetmem.Runtime) -> None:
+    array = runtime.full(64 * 512, 0, np.int64)
+    failures: list[BaseException] = []
+    is_over = threading.Event()
+
+    def add(part: npt.NDArray[np.int64]) -> None:
+        try:
+            for _ in range(200):
+                part += 1
+        except BaseException as error:
+            failures.append(error)
+
+    def move() -> None:
+        try:
+            while not is_over.is_set():
+                for place in ["private0", "coherent0", "system"]:
+                    runtime.migrate(array, place)
+        except BaseException as error:
+            failures.append(error)
+
+    workers = [threading.Thread(target=add, args=[array[i::4]]) for i in range(4)]
+    mover = threading.Thread(target=move)
+    mover.start()
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    is_over.set()
+    mover.join()
+    assert not failures
+    assert (array == 200).all()
+
+
+def test_a_runtime_is_closed_when_the_calls_of_other_threads_are_over() -> None:
+    runtime = hetmem.Runtime(DEVICES)
+    array = runtime.full(512 * 512, 1.0)
+    ended: list[type] = []
+
+    def move() -> None:
+        try:
+            while True:
+                runtime.migrate(array, "private0")
+                runtime.migrate(array, "system")
+        except hetmem.Error as error:
+            ended.append(type(error))
+
+    movers = [threading.Thread(target=move) for _ in range(3)]
+    for mover in movers:
+        mover.start()
+    while runtime.statistics().pages_migrated_to_device == 0:
+        pass
+    runtime.close()
+    for mover in movers:
+        mover.join()
+    assert ended == [hetmem.ClosedError] * 3
+    assert array.sum() == 512 * 512
+
+
+def test_a_signal_handler_cant_close_a_runtime_in_the_middle_of_a_call(runtime: hetmem.Runtime) -> None:
+    def interrupt(number: int, frame: object) -> None:
+        with pytest.raises(hetmem.Error, match="in use by a call of this thread"):
+            runtime.close()
+
+    before = signal.signal(signal.SIGUSR1, interrupt)
+    try:
+        with runtime._handle.use():
+            signal.raise_signal(signal.SIGUSR1)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert runtime.empty(1).tolist() == [0.0]
+
+
+def _child(array: npt.NDArray[Any], runtime: hetmem.Runtime, answers: "multiprocessing.Queue[Any]") -> None:
+    answers.put(float(array.sum()))
+    array[:] = 0
+    try:
+        runtime.migrate(array, "private0")
+    except hetmem.InvalidInputError as error:
+        answers.put(str(error))
+    with hetmem.Runtime("private:emulated,size=16M") as own:
+        other = own.full(1000, 2.0)
+        own.migrate(other, 0)
+        answers.put(float(other.sum()))
+    runtime.close()
+    answers.put("closed")
+
+
+def test_forked_children_read_arrays_and_make_runtimes_of_their_own(runtime: hetmem.Runtime) -> None:
+    array = runtime.full(100_000, 1.0)
+    adopted = np.full(100_000, 4.0)
+    runtime.adopt(adopted)
+    runtime.migrate(array, "private0")
+    runtime.migrate(adopted, "private0")
+    context = multiprocessing.get_context("fork")
+    answers = context.Queue()
+    child = context.Process(target=_child, args=(array, runtime, answers))
+    child.start()
+    assert answers.get(timeout=60) == 100_000
+    assert "a forked child must make one of its own" in answers.get(timeout=60)
+    assert answers.get(timeout=60) == 2000
+    assert answers.get(timeout=60) == "closed"
+    child.join()
+    assert child.exitcode == 0
+    assert array.sum() == 100_000 and adopted.sum() == 400_000
+    assert runtime.migrate(array, "private0").moved > 0
+
+
+def test_pools_of_processes_work_on_copies(runtime: hetmem.Runtime) -> None:
+    array = runtime.full((8, 10_000), 1.0)
+    runtime.migrate(array, "private0")
+    with multiprocessing.get_context("fork").Pool(2) as pool:
+        assert pool.map(np.sum, list(array)) == [10_000.0] * 8
+
+
+def test_a_child_that_is_forked_while_other_threads_call_can_exit() -> None:
+    script = f"""
+import hetmem, os, sys, threading
+runtime = hetmem.Runtime({DEVICES})
+array = runtime.full(200_000, 1.0)
+stop = threading.Event()
+def move():
+    while not stop.is_set():
+        runtime.migrate(array, "private0")
+thread = threading.Thread(target=move)
+thread.start()
+for _ in range(20):
+    child = os.fork()
+    if child == 0:
+        assert array.sum() == 200_000
+        del array
+        sys.exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+stop.set()
+thread.join()
+print("ended")
+"""
+    ended = subprocess.run([sys.executable, "-W", "ignore", "-c", script], capture_output=True, text=True, timeout=120)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "ended\n", "")
+
+
+def test_a_program_may_end_with_arrays_away_and_threads_at_work() -> None:
+    script = f"""
+import hetmem, threading, numpy as np
+runtime = hetmem.Runtime({DEVICES})
+array = runtime.full(200_000, 1.0)
+adopted = np.full(200_000, 1.0)
+runtime.adopt(adopted)
+def move():
+    try:
+        while True:
+            runtime.migrate(array, "private0"); runtime.migrate(adopted, "private0")
+    except hetmem.ClosedError:
+        pass
+threading.Thread(target=move, daemon=True).start()
+while runtime.statistics().pages_migrated_to_device == 0: pass
+print(array.sum())
+"""
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "200000.0\n", "")
+
+
+def test_pictures_are_drawn_where_matplotlib_is_installed(runtime: hetmem.Runtime) -> None:
+    array = runtime.full(512 * 100, 1.0)
+    runtime.migrate(array[: 512 * 30], "private0")
+    try:
+        import matplotlib
+    except ImportError:
+        with pytest.raises(hetmem.Error, match="matplotlib is not installed"):
+            runtime.draw(array)
+        return
+    matplotlib.use("Agg")
+    axes = runtime.draw(array, columns=16)
+    picture = axes.images[0].get_array()
+    assert picture.shape == (7, 16) and picture.mask.sum() == 12
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["system", "private0"]
+    assert (picture == 1).sum() == 30
+    with pytest.raises(hetmem.InvalidInputError, match="columns"):
+        runtime.draw(array, columns=0)
+
+
+def test_the_library_is_of_the_packages_version() -> None:
+    import importlib.metadata
+
+    assert hetmem.version() == importlib.metadata.version("hetmem")
+
+
+def test_what_is_exported_has_a_description() -> None:
+    for name in [name for name in hetmem.__all__ if name not in ("PAGE", "Advice", "Place")]:
+        assert getattr(hetmem, name).__doc__, name
+    methods = [name for name in vars(hetmem.Runtime) if not name.startswith("_")]
+    assert len(methods) > 10
+    for name in methods:
+        assert getattr(hetmem.Runtime, name).__doc__, name
+
+
+assert "HETMEM_AGENT" not in os.environ, "these tests are for programs that have a runtime of their own"
