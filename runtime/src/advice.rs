@@ -25,7 +25,8 @@ impl Runtime {
     ///
     /// # Errors
     ///
-    /// If a device is named that doesn't exist, or a part of the range is not managed: as with `madvise` and its `ENOMEM`, the others have the advice then.
+    /// If a device is named that doesn't exist, or a part of the range is not managed: as with `madvise` and its `ENOMEM`, the others have the advice
+    /// then.
     pub fn advise(&self, range: PageRange, advice: Advice) -> Result<(), Error> {
         let taken = self.inner.engine.advise(range, advice);
         if advice == Advice::Soon {

@@ -3,23 +3,22 @@
 //! A [`Managed`] is a runtime without threads of its own. The agent lends it one, which [serves](Managed::serve), and decides what is managed and
 //! what moves.
 
+mod seen;
+
 use std::os::fd::OwnedFd;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use hetmem_core::advice::{Advice, AdviceError};
-use hetmem_core::engine::{CountersAt, Residency};
+use hetmem_core::engine::CountersAt;
 use hetmem_core::frames::Quota;
-use hetmem_core::heat::CHUNK_PAGES;
 use hetmem_core::migrate::{Request, Select, Survey, Target};
 use hetmem_core::outcome::Outcomes;
-use hetmem_core::physmap::MemoryType;
-use hetmem_core::policy::DeviceState;
 use hetmem_core::port::{FaultPath, Host as _};
 use hetmem_core::range_map::RangeMap;
 use hetmem_core::record::{Record, Ring};
 use hetmem_core::space::Region;
-use hetmem_core::units::{BlockNo, ByteLen, DeviceId, PAGE_SHIFT, PageCount, PageRange, VirtAddr};
+use hetmem_core::units::{BlockNo, ByteLen, DeviceId, PageCount, PageRange, VirtAddr};
 use hetmem_devices::spec::DeviceSpec;
 use hetmem_sys::errno::Errno;
 use hetmem_sys::mapping::Guard;
@@ -438,154 +437,6 @@ impl Managed {
     /// Ends every registration of the mappings that `range` touches, unless pages of them are away after all.
     pub fn unregister_around(&self, range: PageRange) {
         self.0.unregister_around(range);
-    }
-}
-
-/// What there is to be seen.
-impl Managed {
-    /// How many pages of `range` are on devices, or on their way.
-    #[must_use]
-    pub fn away_in(&self, range: PageRange) -> PageCount {
-        let (unmapped, mapped) = self.0.engine.away_in(range);
-        unmapped + mapped
-    }
-
-    /// What the kernel says of the pages of `range` (`mincore(2)`), and of those that are away what it would say; empty where it refuses.
-    #[must_use]
-    pub fn residency(&self, range: PageRange) -> Vec<u8> {
-        // With the gate held alone nothing is on its way.
-        let _events = self.0.engine.events();
-        let Ok(mut seen) = hetmem_sys::mapping::resident(range) else { return Vec::new() };
-        self.0.engine.each_away(range, |page| seen[page.start().pages_since(range.start()).as_usize()] |= 1);
-        seen
-    }
-
-    /// Where the pages of `range` are, a byte for each: [`IN_SYSTEM_MEMORY`], [`ON_ITS_WAY`], or the number of a device and one.
-    #[must_use]
-    pub fn each_place(&self, range: PageRange) -> Vec<u8> {
-        let place = |page| match page {
-            Residency::System => IN_SYSTEM_MEMORY,
-            Residency::Migrating => ON_ITS_WAY,
-            Residency::Device(device) => u8::try_from(device.index() + 1).unwrap_or(ON_ITS_WAY),
-        };
-        self.0.engine.residency(range).into_iter().map(place).collect()
-    }
-
-    /// How many pages are on private devices.
-    #[must_use]
-    pub fn on_private_devices(&self) -> PageCount {
-        let private = self.0.engine.devices().iter().map(|device| device.pagemap());
-        private
-            .filter(|pagemap| pagemap.memory_type == MemoryType::DevicePrivate)
-            .map(|pagemap| pagemap.frames.used())
-            .sum()
-    }
-
-    /// Counts the pages of `ranges` that are in system memory.
-    #[must_use]
-    pub fn count_resident(&self, ranges: &[PageRange]) -> PageCount {
-        self.0.resident(ranges)
-    }
-
-    /// Counts those that no other process maps.
-    #[must_use]
-    pub fn count_own(&self, ranges: &[PageRange]) -> PageCount {
-        self.0.own(ranges)
-    }
-
-    /// How many pages are on devices.
-    #[must_use]
-    pub fn on_devices(&self) -> PageCount {
-        self.0.engine.devices().iter().map(|device| device.pagemap().frames.used()).sum()
-    }
-
-    /// From now on of the populated system pages that may be kept for pages on their way home as large a part is kept as `part` is of `whole`.
-    pub fn limit_stock(&self, part: PageCount, whole: PageCount) {
-        if self.0.engine.pool().limit_stock(part, whole) {
-            self.0.tell_of_resting();
-        }
-    }
-
-    /// How many pages of `range` are in system memory, and on each device. What is on its way, or nowhere yet, is in neither.
-    #[must_use]
-    pub fn places(&self, range: PageRange) -> Vec<PageCount> {
-        let mut places = vec![PageCount::ZERO; 1 + self.0.engine.devices().len()];
-        places[0] = self.count_resident(&[range]);
-        // Elsewhere nothing is but in system memory.
-        let parts = self.0.engine.migrated_parts(range);
-        for (_, part) in parts.into_iter().flat_map(PageRange::by_block) {
-            for residency in self.0.engine.residency(part) {
-                if let Residency::Device(device) = residency {
-                    places[1 + device.index()] += PageCount::ONE;
-                }
-            }
-        }
-        places
-    }
-
-    /// How warm the pages of `range` are, together: each is as warm as its chunk, 0 to 255.
-    #[must_use]
-    pub fn warmth(&self, range: PageRange) -> u64 {
-        let warmth = |mut part: PageRange| {
-            let mut sum = 0;
-            while !part.is_empty() {
-                let to_chunks_end = CHUNK_PAGES - (part.start().get() >> PAGE_SHIFT) % CHUNK_PAGES;
-                let chunk = part.slice(PageCount::ZERO, PageCount::new(to_chunks_end));
-                part = part.slice(chunk.pages(), part.pages());
-                sum += chunk.pages().get() * u64::from(self.0.engine.warmth(chunk));
-            }
-            sum
-        };
-        // Elsewhere nothing is known.
-        self.0.engine.migrated_parts(range).into_iter().map(warmth).sum()
-    }
-
-    /// Populated system pages that are kept for pages on their way home.
-    #[must_use]
-    pub fn stocked(&self) -> PageCount {
-        self.0.engine.pool().stocked()
-    }
-
-    /// Pages that have come home, but for those that were copied into the program from a frame that stays as it is: these show in how much memory the
-    /// process has.
-    #[must_use]
-    pub fn came_home(&self) -> u64 {
-        let all = self.0.engine.counters().pages_migrated_to_system.load(Relaxed);
-        all.saturating_sub(self.0.engine.copied_home())
-    }
-
-    /// Touches that were served.
-    #[must_use]
-    pub fn faults(&self) -> u64 {
-        self.0.engine.counters().cpu_faults.load(Relaxed)
-    }
-
-    /// The devices, in the order of their ids.
-    #[must_use]
-    pub fn devices(&self) -> Vec<DeviceState> {
-        let devices = (0..self.0.engine.devices().len()).map(|id| DeviceId::new(u8::try_from(id).unwrap_or(u8::MAX)));
-        devices.filter_map(|id| self.device(id)).collect()
-    }
-
-    /// The device `id`, if there is one.
-    #[must_use]
-    pub fn device(&self, id: DeviceId) -> Option<DeviceState> {
-        let pagemap = self.0.engine.device(id)?.pagemap();
-        // What others have is taken, too.
-        let (capacity, room) = (pagemap.frames.capacity(), pagemap.frames.room());
-        Some(DeviceState { id, memory_type: pagemap.memory_type, capacity, used: capacity - room })
-    }
-
-    /// The device on which the page at `page` is best kept.
-    #[must_use]
-    pub fn preferred(&self, page: VirtAddr) -> Option<DeviceId> {
-        self.0.engine.region_at(page).and_then(|(_, region)| self.0.engine.preferred(&region))
-    }
-
-    /// Whether something of `chunk` was used since this was asked last.
-    #[must_use]
-    pub fn take_warmth(&self, chunk: PageRange) -> bool {
-        self.0.engine.take_warmth(chunk)
     }
 }
 
