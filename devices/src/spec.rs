@@ -307,7 +307,6 @@ impl FromStr for DeviceSpec {
     }
 }
 
-/// Printed with its name and size, and with the other keys where they are set; parses back to the same.
 impl DeviceSpec {
     /// Whether its copies are slowed down, or some of them fail: then all of them go through the device, and its memory is never read in place.
     #[must_use]
@@ -316,6 +315,7 @@ impl DeviceSpec {
     }
 }
 
+/// Printed with its name and size, and with the other keys where they are set; parses back to the same.
 impl fmt::Display for DeviceSpec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { memory_type, backend, name, size, latency, bandwidth, fail_every } = self;
