@@ -21,7 +21,7 @@ pub(super) fn pointer(addr: VirtAddr) -> *mut c_void {
 /// The advice must be one that the caller may give on the range.
 pub(super) unsafe fn advise(range: PageRange, advice: Advice) -> Result<(), Errno> {
     // SAFETY: the caller's.
-    unsafe { rustix::mm::madvise(pointer(range.start()), range.pages().as_usize() * 4096, advice) }
+    unsafe { rustix::mm::madvise(pointer(range.start()), range.pages().bytes().as_usize(), advice) }
 }
 
 /// Makes every page of `range` present and writable as by a write that changes nothing (`MADV_POPULATE_WRITE`): holes
@@ -131,7 +131,7 @@ pub unsafe fn discard(range: PageRange) -> Result<(), Errno> {
 pub unsafe fn discard_locked_too(range: PageRange) -> Result<(), Errno> {
     // rustix has no name for it.
     const DONTNEED_LOCKED: usize = 24;
-    let (start, len) = (address(range.start()), range.pages().as_usize() * 4096);
+    let (start, len) = (address(range.start()), range.pages().bytes().as_usize());
     // SAFETY: the caller gives the contents up.
     let dropped = || unsafe { crate::raw::syscall5(libc::SYS_madvise, [start, len, DONTNEED_LOCKED, 0, 0]) };
     rustix::io::retry_on_intr(dropped).map(|_| ())
