@@ -108,6 +108,25 @@ _Noreturn static void child(struct shared *shared, int number, size_t pages) {
     _exit(0);
 }
 
+static pid_t start_child(struct shared *shared, int number) {
+    pid_t pid = fork();
+    CHECK(pid >= 0);
+    if (pid == 0) {
+        child(shared, number, limit);
+    }
+    return pid;
+}
+
+// Starts those that use as much as the limit each.
+static struct shared *with_children(pid_t *children) {
+    struct shared *shared = mmap(NULL, sizeof *shared, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    CHECK(shared != MAP_FAILED);
+    for (int i = 0; i < CHILDREN; i++) {
+        children[i] = start_child(shared, i);
+    }
+    return shared;
+}
+
 static bool all_counted(struct shared *shared, const pid_t *children) {
     for (int i = 0; i < CHILDREN; i++) {
         if (children[i] > 0 && shared->of[i].counted != shared->wanted) {
@@ -153,16 +172,8 @@ static void stays_below(struct shared *shared, const pid_t *children, size_t mos
 }
 
 static int tree(void) {
-    struct shared *shared = mmap(NULL, sizeof *shared, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-    CHECK(shared != MAP_FAILED);
     pid_t children[CHILDREN];
-    for (int i = 0; i < CHILDREN; i++) {
-        children[i] = fork();
-        CHECK(children[i] >= 0);
-        if (children[i] == 0) {
-            child(shared, i, limit);
-        }
-    }
+    struct shared *shared = with_children(children);
     stays_below(shared, children, limit);
     int status;
     // One is killed: the others have its share.
@@ -220,16 +231,8 @@ static int idle(void) {
 }
 
 static int device(size_t frames) {
-    struct shared *shared = mmap(NULL, sizeof *shared, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-    CHECK(shared != MAP_FAILED);
     pid_t children[CHILDREN];
-    for (int i = 0; i < CHILDREN; i++) {
-        children[i] = fork();
-        CHECK(children[i] >= 0);
-        if (children[i] == 0) {
-            child(shared, i, limit);
-        }
-    }
+    struct shared *shared = with_children(children);
     size_t now;
     AWAIT((now = CHILDREN * limit - sum(shared, children)) > frames * 3 / 4, "only %zu pages are away", now);
     for (int i = 0; i < 200 && is_managed(); i++) {
@@ -241,11 +244,7 @@ static int device(size_t frames) {
         if (i == 100) {
             // What one had others can have.
             CHECK(kill(children[0], SIGKILL) == 0 && status_of_killed(children[0]));
-            children[0] = fork();
-            CHECK(children[0] >= 0);
-            if (children[0] == 0) {
-                child(shared, 0, limit);
-            }
+            children[0] = start_child(shared, 0);
         }
     }
     shared->end = true;
