@@ -116,7 +116,8 @@ const MOST_PAGES: u64 = (1 << 52) - 1;
 
 const AREA_BYTES: u64 = size_of::<Area>() as u64;
 
-// SAFETY: `repr(C)`, and made of `AtomicU64`, arrays of it, `RequestArea`, which is `repr(C)` and made of those, and `Members` and `Counters`, which are `SharedLayout` themselves.
+// SAFETY: `repr(C)`, and made of `AtomicU64`, arrays of it, `RequestArea`, which is `repr(C)` and made of those, and `Members` and `Counters`, which
+// are `SharedLayout` themselves.
 unsafe impl SharedLayout for Area {}
 
 /// Why an agent could not start.

@@ -14,9 +14,9 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Say to a process of a run how a range of its memory is used.
 ///
-/// START-END is as a line of /proc/PID/maps begins. ADVICE is one of: pin (its pages stay where they are), unpin; prefer=DEVICE (what leaves goes there first),
-/// read-mostly (as if the first coherent device with room were preferred), no-preference; soon (pages are brought to where they are preferred, else to
-/// system memory), not-soon (of what must leave, its pages leave first, once). To give contents up is for the program itself.
+/// START-END is as a line of /proc/PID/maps begins. ADVICE is one of: pin (its pages stay where they are), unpin; prefer=DEVICE (what leaves goes
+/// there first), read-mostly (as if the first coherent device with room were preferred), no-preference; soon (pages are brought to where they are
+/// preferred, else to system memory), not-soon (of what must leave, its pages leave first, once). To give contents up is for the program itself.
 #[derive(clap::Args, Debug)]
 pub(crate) struct Args {
     /// The process, or the run: then its program (see `hetmem ps`)

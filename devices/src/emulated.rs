@@ -3,7 +3,8 @@
 //! It is the default device and the one that tests use: latency, bandwidth and failures can be injected. Its memory is
 //! opened and populated when a frame is first used and kept from then on, so that only first uses pay for allocation.
 //!
-//! *Limits:* each process has its own, though those of a run may share a size ([`Kind::shares_size`]); the memory is that of the process that uses the device, in accounting too.
+//! *Limits:* each process has its own, though those of a run may share a size ([`Kind::shares_size`]); the memory is that of the process that uses
+//! the device, in accounting too.
 
 use hetmem_core::frames::FrameRun;
 use hetmem_core::physmap::{MemoryType, Owner, Pagemap};

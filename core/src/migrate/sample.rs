@@ -1,8 +1,8 @@
 //! Samples: pages that are taken out of the program for a while, to see whether they are touched.
 //!
 //! A page in use shows nothing. One that is out, and stays where it then is, costs nothing but the way: a frame of the pool, by moving the page
-//! there, or its own frame of a coherent device. A touch is a fault as any other, which moves the page in and [notes it](crate::heat). Those that nobody has
-//! touched are [put back](Engine::put_back), or go on to where they are wanted: as [`Select::SAMPLED`], or as pages of their device.
+//! there, or its own frame of a coherent device. A touch is a fault as any other, which moves the page in and [notes it](crate::heat). Those that
+//! nobody has touched are [put back](Engine::put_back), or go on to where they are wanted: as [`Select::SAMPLED`], or as pages of their device.
 //!
 //! ```text
 //! Engine::survey     what is where, and how warm it is by what is known

@@ -30,7 +30,8 @@ pub trait View {
     /// The device on which the page at `page` is best kept, if the program said so. Costs a search.
     fn preferred(&self, page: VirtAddr) -> Option<DeviceId>;
 
-    /// Up to `most` pages that the program has said are not used soon, the next in order of address; it is told once. Costs next to nothing if there are none.
+    /// Up to `most` pages that the program has said are not used soon, the next in order of address; it is told once. Costs next to nothing if there
+    /// are none.
     fn take_not_soon(&mut self, _most: PageCount) -> Option<PageRange> {
         None
     }
