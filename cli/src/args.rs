@@ -64,7 +64,7 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "POLICY", default_value_t, help = policies(), long_help = policies_at_length())]
     pub(crate) policy: PolicySpec,
 
-    /// How much managed memory of all processes together may stay in system memory: the SIZE of --policy limit
+    /// How much managed memory of all processes together may stay in system memory: the SIZE of --policy limit or clock
     #[arg(long, value_name = "SIZE", value_parser = quantity::size)]
     pub(crate) system_limit: Option<ByteLen>,
 

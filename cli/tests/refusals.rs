@@ -64,7 +64,7 @@ fn wrong_policies_and_limits_are_usage_errors() {
     refused(&["--policy", "manual=1"], 2, &["policy manual takes no argument"]);
     refused(&["--policy", "limit"], 2, &["--policy limit needs --system-limit"]);
     refused(&["--policy", "limit=1M", "--system-limit", "1M"], 2, &["goes without --system-limit"]);
-    refused(&["--system-limit", "1M"], 2, &["goes with --policy limit only"]);
+    refused(&["--system-limit", "1M"], 2, &["goes with --policy limit or clock only"]);
     for (size, part) in [
         ("0", "zero"),
         ("5000", "multiple of the page"),

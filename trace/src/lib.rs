@@ -23,6 +23,6 @@ mod space;
 
 pub use error::TraceError;
 pub use model::SimulatedDevice;
-pub use replay::{Outcome, Outcomes, Replay, Setup, has_limit, with_limit};
+pub use replay::{Outcome, Outcomes, Replay, Setup};
 pub use source::{Format, Played, play};
 pub use space::{Sampling, Survey};

@@ -10,7 +10,7 @@
 
 use std::collections::HashMap;
 
-use hetmem_core::policy::{Argument, POLICIES, Plan, Policy, PolicyError, PolicySpec};
+use hetmem_core::policy::{Plan, Policy, PolicyError, PolicySpec};
 use hetmem_core::record::{CHUNK, Record};
 use hetmem_core::units::{BLOCK_PAGES, PAGE_SIZE, PageCount, PageRange, VirtAddr};
 
@@ -53,17 +53,6 @@ impl Setup {
         // Its number, and what a policy keeps of a page; a vector that grows takes twice as much.
         2 * (4 + limits as u64 * (baselines + policies as u64))
     }
-}
-
-/// Whether a policy holds a limit, and can be simulated at several.
-#[must_use]
-pub fn has_limit(policy: &PolicySpec) -> bool {
-    policy.argument().is_none() && with_limit().any(|name| name == policy.name())
-}
-
-/// The names of the policies that hold a limit.
-pub fn with_limit() -> impl Iterator<Item = &'static str> {
-    POLICIES.iter().filter(|entry| matches!(entry.argument, Argument::Needed(_))).map(|entry| entry.name)
 }
 
 /// What came of one policy at one limit. Numbers are of the whole trace, estimated from the part that was simulated.

@@ -1,10 +1,10 @@
 //! Simulations: textbook policies against libCacheSim's, the real ones over a model, a part against the whole.
 
 use hetmem_core::physmap::MemoryType;
-use hetmem_core::policy::{Argument, POLICIES, PolicySpec};
+use hetmem_core::policy::{Argument, POLICIES};
 use hetmem_core::record::Record;
 use hetmem_core::units::{PAGE_SIZE, PageCount, PageRange, VirtAddr};
-use hetmem_trace::{Outcome, Outcomes, Replay, Sampling, Setup, SimulatedDevice, Survey, has_limit};
+use hetmem_trace::{Outcome, Outcomes, Replay, Sampling, Setup, SimulatedDevice, Survey};
 
 /// As `from_libcachesim.py` draws them.
 struct Draws(u64);
@@ -84,18 +84,8 @@ fn textbook_policies_miss_as_often_as_libcachesims() {
 
 /// Policies that hold a limit, as the table has them.
 fn policies() -> Vec<&'static str> {
-    let holds = POLICIES.iter().filter(|entry| matches!(entry.argument, Argument::Needed(_)));
+    let holds = POLICIES.iter().filter(|entry| entry.argument == Argument::Limit);
     holds.map(|entry| entry.name).collect()
-}
-
-#[test]
-fn only_policies_that_hold_a_limit_are_simulated() {
-    let spec = |text: &str| text.parse::<PolicySpec>().unwrap();
-    assert!(policies().iter().all(|name| has_limit(&spec(name))));
-    for text in ["manual", "chaos", "chaos=1", "limit=1M"] {
-        assert!(!has_limit(&spec(text)), "{text}");
-    }
-    assert!(policies().contains(&"limit"));
 }
 
 #[test]

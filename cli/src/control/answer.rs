@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use hetmem_agent::requests::{Reply, Request as Asked, State as Asking};
 use hetmem_core::advice::Advice;
 use hetmem_core::migrate::Target;
+use hetmem_core::policy::with_limit;
 use hetmem_core::sync::{Arc, Condvar, Mutex, lock};
 use hetmem_core::units::{ByteLen, DeviceId, PAGE_SHIFT, PAGE_SIZE, PageCount, PageRange, VirtAddr};
 use rustix::event::PollFlags;
@@ -19,7 +20,6 @@ use super::protocol::{
     Statistics,
 };
 use super::wire;
-use crate::run::limit_of;
 
 /// How long an agent is waited for: its longest nap, and time for the work.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -115,8 +115,8 @@ impl Answerer {
 
     fn set(&self, limit: ByteLen) -> Result<Answer, String> {
         let Subject { ledger, policy, stock, memory, .. } = &*self.subject;
-        if limit_of(policy).is_none() {
-            return Err(format!("policy {policy} has no limit; limit and clock have one"));
+        if policy.limit().is_none() {
+            return Err(format!("policy {policy} has no limit; {} have one", with_limit(" and ")));
         }
         // The policy says what is no limit.
         policy.with(&limit.get().to_string()).map_err(|error| error.to_string())?;

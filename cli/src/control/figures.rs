@@ -13,8 +13,6 @@ use hetmem_core::sync::Arc;
 use hetmem_core::units::ByteLen;
 use hetmem_devices::spec::DeviceSpec;
 
-use crate::run::limit_of;
-
 use super::protocol::{Interval, Latency, Place, Process, Run, State, Statistics, Sums};
 
 /// Ticks of `/proc/PID/stat` in a second (`USER_HZ`, the same on every architecture that hetmem runs on).
@@ -77,7 +75,7 @@ impl Subject {
 
     /// What the processes, or each of them, may keep in system memory now, if the policy goes by that.
     pub(crate) fn limit(&self) -> Option<ByteLen> {
-        let told = limit_of(&self.policy)?;
+        let told = self.policy.limit()?;
         Some(self.ledger.system_limit().unwrap_or(told))
     }
 

@@ -18,13 +18,11 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use hetmem_core::physmap::MemoryType;
-use hetmem_core::policy::PolicySpec;
+use hetmem_core::policy::{PolicySpec, with_limit};
 use hetmem_core::quantity;
 use hetmem_core::units::{ByteLen, PAGE_SIZE, PageCount};
 use hetmem_devices::spec::DeviceSpec;
-use hetmem_trace::{
-    Format, Outcomes, Played, Replay, Sampling, Setup, SimulatedDevice, Survey, TraceError, has_limit, play, with_limit,
-};
+use hetmem_trace::{Format, Outcomes, Played, Replay, Sampling, Setup, SimulatedDevice, Survey, TraceError, play};
 
 use crate::failure::Failure;
 
@@ -93,11 +91,10 @@ struct Done {
 /// Simulates, and prints; the result is the exit status.
 pub(crate) fn run(args: &Args) -> Result<u8, Failure> {
     let usage = |message: String| Failure::Usage(message);
-    if let Some(policy) = args.policy.iter().find(|policy| !has_limit(policy)) {
-        let names: Vec<&str> = with_limit().collect();
+    if let Some(policy) = args.policy.iter().find(|policy| !policy.holds_limit() || policy.argument().is_some()) {
         return Err(usage(format!(
             "--policy {policy}: only policies that hold a limit are replayed, without it ({})",
-            names.join(", ")
+            with_limit(", ")
         )));
     }
     let mut limits = args.system_limit.iter().map(|limit| pages(*limit)).collect::<Result<Vec<_>, _>>()?;

@@ -30,8 +30,7 @@ use std::process::Command;
 
 use hetmem_agent::config::{self, Config};
 use hetmem_agent::ledger::Ledger;
-use hetmem_core::policy::PolicySpec;
-use hetmem_core::quantity;
+use hetmem_core::policy::{PolicySpec, with_limit};
 use hetmem_core::sync::Arc;
 use hetmem_core::units::{ByteLen, PAGE_SIZE};
 use hetmem_devices::spec::{self, DeviceSpec};
@@ -56,10 +55,6 @@ const DEFAULT_DEVICE: &str = "coherent:emulated";
 const STOCK: ByteLen = ByteLen::new(64 << 20);
 /// Where there is a limit it is at most one part of so many.
 const LIMIT_SHARE: u64 = 8;
-/// The policy that `--system-limit` belongs to.
-const LIMIT: &str = "limit";
-/// The policies that hold a limit, which is their argument.
-const HOLD_A_LIMIT: [&str; 2] = [LIMIT, "clock"];
 /// The variable that names libraries to preload.
 const PRELOAD: &str = "LD_PRELOAD";
 
@@ -74,7 +69,7 @@ pub(crate) fn run(args: &RunArgs) -> Result<u8, Failure> {
     let memory = host::memory()?;
     let devices = devices(&args.devices, memory)?;
     let policy = policy(&args.policy, args.system_limit, memory)?;
-    let stock = stock(args.stock, limit_of(&policy), memory)?;
+    let stock = stock(args.stock, policy.limit(), memory)?;
     let program = program::resolve(name)?;
     if let Some(obstacle) = host::obstacle(&Capabilities::probe()) {
         return Err(Failure::Host(format!("{obstacle}; see also `hetmem doctor`")));
@@ -166,7 +161,7 @@ fn prepare_metrics(target: &Where) -> Result<Prepared, Failure> {
 
 /// The policy with the limit that held last.
 fn last_policy(policy: &PolicySpec, ledger: &Ledger) -> PolicySpec {
-    let set = limit_of(policy).and_then(|_| ledger.system_limit());
+    let set = policy.limit().and_then(|_| ledger.system_limit());
     set.and_then(|limit| policy.with(&limit.get().to_string()).ok()).unwrap_or_else(|| policy.clone())
 }
 
@@ -197,33 +192,26 @@ fn devices(texts: &[String], memory: ByteLen) -> Result<Vec<DeviceSpec>, Failure
         .map_err(|error| Failure::Usage(error.to_string()))
 }
 
-/// The policy with all that it needs. `--system-limit` is another way to write the argument of [`LIMIT`].
+/// The policy with all that it needs. `--system-limit` is another way to write the argument of one that holds a limit.
 fn policy(given: &PolicySpec, limit: Option<ByteLen>, memory: ByteLen) -> Result<PolicySpec, Failure> {
     let usage = |message: String| Err(Failure::Usage(message));
-    let is_limit = given.name() == LIMIT;
     let spec = match (limit, given.argument()) {
-        (Some(_), _) if !is_limit => {
-            return usage(format!("--system-limit goes with --policy {LIMIT} only, not with {given}"));
+        (Some(_), _) if !given.holds_limit() => {
+            return usage(format!("--system-limit goes with --policy {} only, not with {given}", with_limit(" or ")));
         }
         (Some(limit), Some(_)) => return usage(format!("--policy {given} goes without --system-limit {limit}")),
         (Some(limit), None) => given.with(&limit.get().to_string()),
-        (None, None) if is_limit => return usage(format!("--policy {LIMIT} needs --system-limit SIZE")),
+        (None, None) if given.holds_limit() => return usage(format!("--policy {given} needs --system-limit SIZE")),
         // The summary names what was drawn, so that the run can be repeated.
         (None, _) => given.clone().complete(|| RandomState::new().hash_one(std::process::id())),
     };
     let spec = spec.map_err(|error| Failure::Usage(error.to_string()))?;
-    match limit_of(&spec) {
+    match spec.limit() {
         Some(limit) if limit > memory => {
             usage(format!("the limit {limit} is larger than this machine's memory ({memory})"))
         }
         _ => Ok(spec),
     }
-}
-
-/// How much memory the policy leaves in system memory, if it holds a limit.
-pub(crate) fn limit_of(policy: &PolicySpec) -> Option<ByteLen> {
-    let limit = policy.argument().filter(|_| HOLD_A_LIMIT.contains(&policy.name()))?;
-    quantity::size(limit).ok()
 }
 
 /// How much populated memory is kept, if `given` doesn't say: not much of a limit against which it counts.
@@ -312,6 +300,8 @@ fn report_agents(ledger: &Ledger, name: &str, ended: &Ended) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use hetmem_core::quantity;
+
     use super::*;
 
     const MEMORY: ByteLen = ByteLen::new(1 << 30);
@@ -327,11 +317,13 @@ mod tests {
     fn the_limit_belongs_to_its_policy() {
         let page = Some(ByteLen::new(PAGE_SIZE));
         let chosen = |name: &str, limit| policy(&name.parse().unwrap(), limit, MEMORY);
-        for (name, limit) in [("limit", page), ("limit=4K", None)] {
-            assert_eq!(chosen(name, limit).unwrap().to_string(), "limit=4K");
+        for (name, limit) in [("limit", page), ("limit=4K", None), ("clock", page), ("clock=4K", None)] {
+            let whole = format!("{}=4K", name.trim_end_matches("=4K"));
+            assert_eq!(chosen(name, limit).unwrap().to_string(), whole);
         }
         for (name, limit) in [
             ("limit", None),
+            ("clock", None),
             ("limit", Some(ByteLen::new(0))),
             ("limit", Some(ByteLen::new(5000))),
             ("limit", Some(ByteLen::new(2 << 30))),

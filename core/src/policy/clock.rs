@@ -14,7 +14,7 @@ use crate::units::{PAGE_SIZE, PageCount, PageRange, VirtAddr};
 /// `clock`, as the table of policies has it.
 pub(super) const ENTRY: Entry = Entry {
     name: "clock",
-    argument: Argument::Needed("SIZE"),
+    argument: Argument::Limit,
     help: "as limit=SIZE, always by a clock (second chance) that knows touches of what was away, and no others: a yardstick to compare limit with",
     make: |argument| Ok(Box::new(Clock::new(pages(argument)?))),
 };

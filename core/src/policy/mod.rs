@@ -39,7 +39,7 @@ use std::fmt;
 
 pub use plan::{Act, Move, Plan};
 pub use random::Random;
-pub use registry::{Argument, Entry, POLICIES, PolicyError, PolicySpec};
+pub use registry::{Argument, Entry, POLICIES, PolicyError, PolicySpec, with_limit};
 pub use resident::Resident;
 pub use view::{DeviceState, Signs, View};
 

@@ -6,9 +6,18 @@ use std::str::FromStr;
 use thiserror::Error;
 
 use super::Policy;
+use crate::quantity;
+use crate::units::ByteLen;
 
 /// All policies. The first is the one without being asked.
 pub const POLICIES: &[Entry] = &[super::manual::ENTRY, super::limit::ENTRY, super::clock::ENTRY, super::chaos::ENTRY];
+
+/// The names of those that hold a limit on system memory, with `between` between them.
+#[must_use]
+pub fn with_limit(between: &str) -> String {
+    let names = POLICIES.iter().filter(|entry| entry.argument == Argument::Limit).map(|entry| entry.name);
+    names.collect::<Vec<_>>().join(between)
+}
 
 /// A policy, as it is offered.
 pub struct Entry {
@@ -27,8 +36,8 @@ pub struct Entry {
 pub enum Argument {
     /// Nothing.
     None,
-    /// Something of this name, without which there is no policy.
-    Needed(&'static str),
+    /// How much may stay in system memory, without which there is no policy.
+    Limit,
     /// A number of this name, which is drawn where none is given.
     Drawn(&'static str),
 }
@@ -38,7 +47,7 @@ impl fmt::Display for Entry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.argument {
             Argument::None => write!(f, "{}", self.name),
-            Argument::Needed(argument) => write!(f, "{}={argument}", self.name),
+            Argument::Limit => write!(f, "{}=SIZE", self.name),
             Argument::Drawn(argument) => write!(f, "{}[={argument}]", self.name),
         }
     }
@@ -119,6 +128,19 @@ impl PolicySpec {
         self.argument.as_deref()
     }
 
+    /// Whether it holds a limit on system memory, said or not.
+    #[must_use]
+    pub fn holds_limit(&self) -> bool {
+        self.entry.argument == Argument::Limit
+    }
+
+    /// How much it leaves in system memory, if it holds a limit, and that was said.
+    #[must_use]
+    pub fn limit(&self) -> Option<ByteLen> {
+        let argument = self.argument().filter(|_| self.holds_limit())?;
+        quantity::size(argument).ok()
+    }
+
     /// The same policy with `argument`.
     ///
     /// # Errors
@@ -135,7 +157,7 @@ impl PolicySpec {
     /// If an argument is needed that was not given.
     pub fn complete(self, draw: impl FnOnce() -> u64) -> Result<Self, PolicyError> {
         match (self.entry.argument, &self.argument) {
-            (Argument::Needed(_), None) => Err(PolicyError::NoArgument(self.entry)),
+            (Argument::Limit, None) => Err(PolicyError::NoArgument(self.entry)),
             (Argument::Drawn(_), None) => self.with(&draw().to_string()),
             _ => Ok(self),
         }
@@ -149,8 +171,8 @@ impl PolicySpec {
     pub fn make(&self) -> Result<Box<dyn Policy>, PolicyError> {
         let argument = match (self.entry.argument, &self.argument) {
             (Argument::None, _) => "",
-            (Argument::Needed(_) | Argument::Drawn(_), Some(argument)) => argument,
-            (Argument::Needed(_) | Argument::Drawn(_), None) => return Err(PolicyError::NoArgument(self.entry)),
+            (Argument::Limit | Argument::Drawn(_), Some(argument)) => argument,
+            (Argument::Limit | Argument::Drawn(_), None) => return Err(PolicyError::NoArgument(self.entry)),
         };
         (self.entry.make)(argument).map_err(PolicyError::Argument)
     }
@@ -197,6 +219,16 @@ mod tests {
 
     fn read(text: &str) -> Result<PolicySpec, PolicyError> {
         text.parse()
+    }
+
+    #[test]
+    fn who_holds_a_limit_says_which() {
+        let limit = |text: &str| read(text).unwrap().limit().map(ByteLen::get);
+        assert_eq!([limit("limit=4K"), limit("clock=1M")], [Some(4096), Some(1 << 20)]);
+        assert_eq!([limit("limit"), limit("manual"), limit("chaos=0x2a")], [None; 3]);
+        let holds = ["limit", "clock", "manual", "chaos=0x2a"].map(|text| read(text).unwrap().holds_limit());
+        assert_eq!(holds, [true, true, false, false]);
+        assert_eq!(with_limit(" or "), "limit or clock");
     }
 
     #[test]
