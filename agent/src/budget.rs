@@ -128,6 +128,13 @@ impl Members {
         PageCount::new(each.fold(0, u64::saturating_add))
     }
 
+    /// What all would hold who are alive, if there were no limit.
+    fn wanted(&self) -> PageCount {
+        // Of what others write nothing is trusted.
+        let each = self.alive().map(|member| member.wanted.load(Relaxed).max(member.held.load(Relaxed)));
+        PageCount::new(each.fold(0, u64::saturating_add))
+    }
+
     fn alive(&self) -> impl Iterator<Item = &Member> {
         // Places that nobody had are not to be made by a look at them.
         let known = usize::try_from(self.known.load(SeqCst)).unwrap_or(MEMBERS).min(MEMBERS);
@@ -230,9 +237,21 @@ impl Membership {
         member.pressure.store(pressure, Relaxed);
         member.heard.store(self.members.turns.load(Relaxed), Relaxed);
         self.members.turn(limit);
-        let granted = PageCount::new(member.granted.load(Relaxed));
-        // Before the first turn that knows it nothing is asked of it.
-        if granted.is_zero() { limit } else { granted.min(limit) }
+        self.told(limit, need.held)
+    }
+
+    /// What this process, which holds `held`, was told that it may hold.
+    fn told(&self, limit: PageCount, held: PageCount) -> PageCount {
+        let granted = PageCount::new(self.member().granted.load(Relaxed));
+        // Before the first turn that knows it nothing is asked of it; and the last turn knows what was said before it: of who has grown since then
+        // nothing is asked as long as all that is wanted fits.
+        if granted.is_zero() {
+            limit
+        } else if granted < held && self.members.wanted() <= limit {
+            held
+        } else {
+            granted.min(limit)
+        }
     }
 }
 

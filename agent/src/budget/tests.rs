@@ -93,6 +93,29 @@ fn two_share_what_one_has_again_when_the_other_has_ended() {
 }
 
 #[test]
+fn who_grows_between_two_turns_is_asked_for_nothing_while_all_fits() {
+    let members = members();
+    let (first, second) = (Process::begin(members), Process::begin(members));
+    let told = |holds: u64, wants: u64, other: u64| {
+        let said = [(&first, holds, wants), (&second, other, other)];
+        for (process, held, wanted) in said {
+            let member = process.membership().member();
+            // As the last turn left it, in which both had just begun.
+            member.granted.store(LIMIT / 2, Relaxed);
+            member.held.store(held, Relaxed);
+            member.wanted.store(wanted, Relaxed);
+        }
+        first.membership().told(PageCount::new(LIMIT), PageCount::new(holds)).get()
+    };
+    let most = LIMIT * 3 / 4;
+    assert_eq!(told(most, most, 1), most);
+    assert_eq!(told(1, LIMIT, 1), LIMIT / 2, "what it may grow to is for the turn to say");
+    assert_eq!(told(most, LIMIT, 1), LIMIT / 2, "with what it has away it wants more than there is");
+    assert_eq!(told(most, most, LIMIT / 2), LIMIT / 2, "there is not enough for both");
+    assert_eq!(told(most, most, u64::MAX), LIMIT / 2, "nothing is trusted");
+}
+
+#[test]
 fn who_comes_to_a_place_is_not_who_had_it() {
     let members = members();
     let first = Process::begin(members);
