@@ -20,6 +20,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 #[derive(clap::Args, Debug)]
 pub(crate) struct Args {
     /// The process, or the run: then its program (see `hetmem ps`)
+    #[arg(value_parser = crate::args::pid)]
     pid: u32,
 
     /// Addresses in hexadecimal, the end exclusive

@@ -9,7 +9,7 @@ use hetmem_core::quantity;
 use hetmem_core::units::ByteLen;
 use hetmem_devices::kind::KINDS;
 
-use crate::{advise, bench, heat, metrics, pages, ps, replay, set, top, topology};
+use crate::{advise, bench, heat, metrics, mistakes, pages, ps, replay, set, top, topology};
 
 /// Heterogeneous memory management in user space: pages of unmodified programs move between system memory and device
 /// memory while the programs run.
@@ -186,27 +186,21 @@ pub(crate) fn parse() -> Result<Command, Stop> {
 }
 
 fn parse_from(args: impl IntoIterator<Item = OsString>) -> Result<Command, Stop> {
-    match Cli::try_parse_from(args) {
+    let args: Vec<OsString> = args.into_iter().collect();
+    match Cli::try_parse_from(&args) {
         Ok(cli) => Ok(cli.command),
         Err(error) if !error.use_stderr() => {
             // A reader that went away early (`hetmem --help | head -1`) has seen what it wanted.
             let _ = error.print();
             Err(Stop::Shown)
         }
-        Err(error) => Err(Stop::Usage(in_one_line(&error))),
+        Err(error) => Err(Stop::Usage(mistakes::in_one_line(&error, &args, &definition()))),
     }
 }
 
-/// The error that clap explains in paragraphs, in one line: what is wrong, what may have been meant, where help is.
-fn in_one_line(error: &clap::Error) -> String {
-    if error.kind() == clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
-        return "no command is given; see `hetmem --help`".to_owned();
-    }
-    let text = error.to_string();
-    let paragraphs = text.split("\n\n").map(|p| p.split_whitespace().collect::<Vec<_>>().join(" "));
-    let told = paragraphs.filter(|p| !p.starts_with("Usage:") && !p.starts_with("For more information"));
-    let told: Vec<_> = told.map(|p| p.trim_start_matches("error: ").to_owned()).filter(|p| !p.is_empty()).collect();
-    format!("{}; see `hetmem --help`", told.join("; "))
+/// Reads the number of a process.
+pub(crate) fn pid(text: &str) -> Result<u32, String> {
+    text.parse().map_err(|_| "it is no number of a process; `hetmem ps` lists the runs".to_owned())
 }
 
 #[cfg(test)]

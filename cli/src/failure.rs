@@ -32,7 +32,7 @@ pub(crate) enum Failure {
     Usage(String),
     /// The program is not there.
     #[error("{}: not found{}", .program.display(), .why)]
-    NotFound { program: PathBuf, why: &'static str },
+    NotFound { program: PathBuf, why: String },
     /// An interpreter that the program names is not there.
     #[error("{}: its interpreter {} was not found", .program.display(), .interpreter.display())]
     NoInterpreter { program: PathBuf, interpreter: PathBuf },

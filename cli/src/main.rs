@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! main ── args        what can be asked for
+//!      ├─ mistakes    what is said where that is wrong
 //!      ├─ run         preflight → program → supervise → report
 //!      ├─ doctor      what hetmem can use on this host
 //!      ├─ bench       measurements
@@ -29,6 +30,7 @@ mod failure;
 mod heat;
 mod host;
 mod metrics;
+mod mistakes;
 mod pages;
 mod ps;
 mod replay;

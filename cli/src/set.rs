@@ -20,6 +20,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 #[derive(clap::Args, Debug)]
 pub(crate) struct Args {
     /// The run: the process of `hetmem run`, or of its program (see `hetmem ps`)
+    #[arg(value_parser = crate::args::pid)]
     pid: u32,
 
     /// What to change
@@ -30,6 +31,7 @@ pub(crate) struct Args {
 fn setting(text: &str) -> Result<ByteLen, String> {
     match text.split_once('=') {
         Some(("system-limit", size)) => quantity::size(size).map_err(|error| error.to_string()),
+        _ if quantity::size(text).is_ok() => Err(format!("what is set must be said: system-limit={text}")),
         _ => Err("only system-limit=SIZE can be set".to_owned()),
     }
 }

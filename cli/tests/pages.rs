@@ -39,6 +39,8 @@ fn every_command_that_help_lists_has_a_page_and_so_have_devices_policies_and_the
     let folder = written();
     let help = stdout(&output(hetmem().arg("--help")));
     let commands = help.lines().skip_while(|line| *line != "Commands:").skip(1).take_while(|line| !line.is_empty());
+    // Others go on with what is said of one.
+    let commands = commands.filter(|line| !line.starts_with("   "));
     let mut expected: BTreeSet<String> =
         commands.map(|line| format!("hetmem-{}.1", line.split_whitespace().next().unwrap())).collect();
     assert!(expected.contains("hetmem-run.1"), "{help}");

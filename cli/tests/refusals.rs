@@ -82,7 +82,7 @@ fn wrong_command_lines_are_one_line() {
     refused(&["--polcy", "manual"], 2, &["unexpected argument '--polcy'", "--policy"]);
     for (args, part) in [
         (&["run"][..], "PROGRAM"),
-        (&["frobnicate"], "unrecognized subcommand 'frobnicate'"),
+        (&["frobnicate"], "no command `frobnicate`"),
         (&[], "no command is given"),
         (&["doctor", "x"], "unexpected argument 'x'"),
     ] {

@@ -197,6 +197,11 @@ fn heat_is_told_line_by_line_or_drawn() {
             .is_some_and(|row| row.len() == 72 && row.bytes().all(|byte| byte.is_ascii_digit()))
     };
     assert!(rows.len() == 3 && rows.iter().all(digits), "{shown}");
+    let json = output(&mut run.hetmem(&["heat", "--json", &pid, "--rows", "2", "--interval", "100ms"]));
+    let lines: Vec<serde_json::Value> = stdout(&json).lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let is_told =
+        |line: &serde_json::Value| line["seconds"].is_number() && line["cells"].as_array().unwrap().len() == 72;
+    assert!(lines.len() == 2 && lines.iter().all(is_told), "{}", stdout(&json));
     let picture = run.folder.path().join("heat.svg");
     let drawn = output(&mut run.hetmem(&[
         "heat",

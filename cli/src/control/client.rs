@@ -194,7 +194,7 @@ pub(crate) fn find(pid: Option<u32>) -> Result<(Run, Connection), String> {
             found.run.map_err(|why| format!("run {}: {why}", found.pid))
         }
         (0, Some(pid)) => Err(format!("process {pid} is no run of hetmem's that may be asked; see `hetmem ps`")),
-        (0, None) => Err("no run of hetmem's is under way".to_owned()),
+        (0, None) => Err("no run of hetmem's is under way; `hetmem run -- PROGRAM` begins one".to_owned()),
         _ => {
             let pids: Vec<String> =
                 runs.iter().filter(|found| is_meant(found)).map(|found| found.pid.to_string()).collect();

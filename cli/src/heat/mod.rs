@@ -10,10 +10,11 @@ use std::time::{Duration, Instant};
 use hetmem_core::quantity;
 use hetmem_core::sync::Arc;
 use rustix::event::PollFlags;
+use serde::Serialize;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use crate::control::client::{self, AskError, Connection};
-use crate::control::protocol::{Answer, Heat, Request, Run};
+use crate::control::protocol::{self, Answer, Heat, Request, Run};
 use crate::control::wait;
 use crate::failure::Failure;
 use crate::run::report::short;
@@ -34,12 +35,17 @@ const SHORTEST: Duration = Duration::from_millis(100);
 /// what is in it. Ctrl-C ends it, as the run's end does; a picture is written then.
 #[derive(clap::Args, Debug)]
 pub(crate) struct Args {
-    /// The run: the process of `hetmem run`, or of its program (see `hetmem ps`)
-    pid: u32,
+    /// The run: the process of `hetmem run`, or of its program (see `hetmem ps`) [default: the only one]
+    #[arg(value_parser = crate::args::pid)]
+    pid: Option<u32>,
 
     /// Draw into this file, as SVG, instead of printing text
     #[arg(long, value_name = "FILE")]
     svg: Option<PathBuf>,
+
+    /// Print JSON, a line each time
+    #[arg(long, conflicts_with = "svg")]
+    json: bool,
 
     /// How many lines
     #[arg(long, value_name = "N", default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=10_000))]
@@ -65,7 +71,7 @@ struct Row {
 
 /// Shows it; the result is the exit status.
 pub(crate) fn run(args: &Args) -> Result<u8, Failure> {
-    let (run, mut connection) = client::find(Some(args.pid)).map_err(Failure::Control)?;
+    let (run, mut connection) = client::find(args.pid).map_err(Failure::Control)?;
     let file = args.svg.as_deref().map(Picture::prepare).transpose()?;
     let failed = |error: AskError| Failure::Control(format!("run {}: {error}", run.pid));
     let is_interrupted = Arc::new(AtomicBool::new(false));
@@ -107,7 +113,8 @@ pub(crate) fn run(args: &Args) -> Result<u8, Failure> {
         };
         let row = Row { time: began.elapsed(), heat };
         if args.svg.is_none() {
-            if !shown::print_on(&text(rows.last(), &row), "heat")? {
+            let told = if args.json { json(&row) } else { text(rows.last(), &row) };
+            if !shown::print_on(&told, "heat")? {
                 break;
             }
             rows.clear();
@@ -134,6 +141,17 @@ fn has_ended(connection: &mut Connection) -> bool {
         Ok(_) => false,
         Err(_) => true,
     }
+}
+
+/// A line of JSON.
+fn json(row: &Row) -> String {
+    #[derive(Serialize)]
+    struct Line<'a> {
+        seconds: f64,
+        #[serde(flatten)]
+        heat: &'a Heat,
+    }
+    protocol::line(&Line { seconds: row.time.as_secs_f64(), heat: &row.heat })
 }
 
 /// A line, and before it another if what is managed is not what it was.

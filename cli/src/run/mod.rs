@@ -201,7 +201,9 @@ fn policy(given: &PolicySpec, limit: Option<ByteLen>, memory: ByteLen) -> Result
         }
         (Some(limit), Some(_)) => return usage(format!("--policy {given} goes without --system-limit {limit}")),
         (Some(limit), None) => given.with(&limit.get().to_string()),
-        (None, None) if given.holds_limit() => return usage(format!("--policy {given} needs --system-limit SIZE")),
+        (None, None) if given.holds_limit() => {
+            return usage(format!("--policy {given} needs --system-limit SIZE, such as 256M"));
+        }
         // The summary names what was drawn, so that the run can be repeated.
         (None, _) => given.clone().complete(|| RandomState::new().hash_one(std::process::id())),
     };
@@ -272,7 +274,7 @@ fn cannot_start(program: &Program, error: NotStarted) -> Failure {
             Failure::Supervise { program, what: "is not started, as signals could not be passed on to it", source }
         }
         NotStarted::Program(source) if source.kind() == io::ErrorKind::NotFound => {
-            Failure::NotFound { program, why: "" }
+            Failure::NotFound { program, why: String::new() }
         }
         NotStarted::Program(source)
             if matches!(source.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::OutOfMemory) =>

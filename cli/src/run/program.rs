@@ -80,9 +80,9 @@ fn unmanageable(program: &Path, why: &str) -> Failure {
 
 /// The file that `execvp(3)` would execute for `name`.
 fn find(name: &OsStr, path: Option<&OsStr>) -> Result<PathBuf, Failure> {
-    let not_found = |why| Failure::NotFound { program: name.into(), why };
+    let not_found = |why: &str| Failure::NotFound { program: name.into(), why: why.to_owned() };
     if name.is_empty() {
-        return Err(Failure::NotFound { program: "''".into(), why: ": the name is empty" });
+        return Err(Failure::NotFound { program: "''".into(), why: ": the name is empty".to_owned() });
     }
     if name.as_bytes().contains(&b'/') {
         let file = PathBuf::from(name);
@@ -92,7 +92,7 @@ fn find(name: &OsStr, path: Option<&OsStr>) -> Result<PathBuf, Failure> {
             Err(error) if error.kind() == io::ErrorKind::NotADirectory => {
                 Err(not_found(": a part of its path is no directory"))
             }
-            Err(error) => Err(not_executable(&file, error.to_string())),
+            Err(error) => Err(refusal(&file, &error)),
         };
     }
     let path = path.unwrap_or(OsStr::new(DEFAULT_PATH));
@@ -103,12 +103,34 @@ fn find(name: &OsStr, path: Option<&OsStr>) -> Result<PathBuf, Failure> {
         match check_executable(&file) {
             Ok(()) => return Ok(file),
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-                refused.get_or_insert_with(|| not_executable(&file, error.to_string()));
+                refused.get_or_insert_with(|| refusal(&file, &error));
             }
             Err(_) => {}
         }
     }
-    Err(refused.unwrap_or_else(|| not_found(" in PATH")))
+    Err(refused.unwrap_or_else(|| not_found(&format!(" in PATH{}", meant(name)))))
+}
+
+/// Why a file that is there can't be executed, with what would help.
+fn refusal(file: &Path, error: &io::Error) -> Failure {
+    let is_script = std::fs::metadata(file).is_ok_and(|found| found.is_file() && found.mode() & 0o111 == 0);
+    let help = if is_script { format!("; chmod +x {} makes it a program", file.display()) } else { String::new() };
+    not_executable(file, format!("{error}{help}"))
+}
+
+/// What may have been meant by a name that is no program's.
+fn meant(name: &OsStr) -> String {
+    let text = name.to_string_lossy();
+    if let Some((variable, _)) = text.split_once('=') {
+        return format!("; variables are set before hetmem, as in {variable}=… hetmem run …");
+    }
+    if text.contains(' ') {
+        return format!("; a program and its arguments are words of their own: hetmem run -- {text}");
+    }
+    if Path::new(name).is_file() {
+        return format!("; the file here is ./{text}");
+    }
+    String::new()
 }
 
 /// Whether the file is there and may be executed. Directories may not, with the errno of `execve(2)`.

@@ -48,6 +48,7 @@ const ONCE_SIZE: Rect = Rect { x: 0, y: 0, width: 80, height: 24 };
 #[derive(clap::Args, Debug)]
 pub(crate) struct Args {
     /// The run: the process of `hetmem run`, or of its program (see `hetmem ps`) [default: the only one]
+    #[arg(value_parser = crate::args::pid)]
     pid: Option<u32>,
 
     /// Print one frame as text, and end

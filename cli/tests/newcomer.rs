@@ -1,0 +1,154 @@
+//! Mistakes that newcomers make: each answer is one line, which says what would be right. And what else makes a command friendly: help on one screen, no
+//! colours where there is no terminal, JSON wherever there is a table.
+
+mod support;
+
+use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::process::CommandExt as _;
+use std::path::Path;
+use std::process::Command;
+
+use support::{built, hetmem, output, status, stderr, stdout};
+
+/// Runs hetmem in `folder`, and checks its exit status, and that its one line has each of `parts`.
+#[track_caller]
+fn told(folder: &Path, args: &[&str], expected: i32, parts: &[&str]) {
+    let run = output(hetmem().args(args).current_dir(folder).env("XDG_RUNTIME_DIR", folder));
+    let said = stderr(&run);
+    assert_eq!(status(&run), expected, "{args:?}: {said}");
+    assert!(said.starts_with("hetmem: ") && said.lines().count() == 1, "{args:?}: {said}");
+    for part in parts {
+        assert!(said.contains(part), "{args:?}: no `{part}` in: {said}");
+    }
+}
+
+#[test]
+fn who_forgets_a_word_is_told_the_whole_line() {
+    let here = tempfile::tempdir().unwrap();
+    let told = |args: &[&str], parts: &[&str]| told(here.path(), args, 2, parts);
+    told(&["python3", "x.py", "-v"], &["no command `python3`", "hetmem run -- python3 x.py -v"]);
+    told(&["runn", "--", "ls"], &["'run'"]);
+    told(&["help"], &["see `hetmem --help`"]);
+    told(&["help", "run"], &["see `hetmem run --help`"]);
+    told(&["run"], &["`hetmem run -- python3 script.py`"]);
+    told(
+        &["run", "--limit", "64M", "ls"],
+        &["no option `--limit`", "--policy", "--system-limit", "`hetmem run --help`"],
+    );
+    told(&["run", "--divice=coherent:emulated", "ls"], &["'--device'"]);
+    told(&["ps", "--all"], &["no option `--all`", "--json"]);
+    told(&["set", "--limit", "64M"], &["no option `--limit`; there are --help; see"]);
+    told(&["set", "64M"], &["`hetmem ps` lists the runs"]);
+    told(&["set", "1", "64M"], &["system-limit=64M"]);
+    told(&["advise", "1", "0x1000", "soon"], &["such as 7f0012345000-7f0012347000"]);
+    told(&["top"], &["--once"]);
+}
+
+#[test]
+fn who_writes_a_value_wrongly_is_told_one_that_is_right() {
+    let here = tempfile::tempdir().unwrap();
+    let told = |args: &[&str], parts: &[&str]| told(here.path(), &[&["run"], args, &["ls"]].concat(), 2, parts);
+    told(&["--device", "gpu"], &["for example coherent:emulated,size=1G"]);
+    told(&["--device", "node=0"], &["TYPE:BACKEND"]);
+    told(&["--device", "private:cuda"], &["emulated, node=N, dax=/dev/daxX.Y"]);
+    told(&["--device", "private:emulated,size=1GB"], &["K, M, G or T"]);
+    told(&["--device", "private:emulated,latency=5"], &["ns, us, ms or s"]);
+    told(&["--device", "private:emulated,size=64"], &["4K would be"]);
+    told(&["--policy", "limit"], &["--system-limit SIZE, such as 256M"]);
+    told(&["--policy", "lru"], &["manual, limit=SIZE"]);
+    told(&["--policy", "limit=64MB"], &["K, M, G or T"]);
+    told(&["--system-limit", "64M"], &["goes with --policy limit or clock only"]);
+    told(&["--metrics", "9100"], &["127.0.0.1:9100", "./9100"]);
+}
+
+#[test]
+fn who_names_no_program_is_told_what_may_have_been_meant() {
+    let here = tempfile::tempdir().unwrap();
+    let script = here.path().join("job.sh");
+    std::fs::write(&script, "echo hi\n").unwrap();
+    std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o644)).unwrap();
+    let told = |program: &str, expected, part| told(here.path(), &["run", "--", program], expected, &[program, part]);
+    told("job.sh", 127, "the file here is ./job.sh");
+    told("./job.sh", 126, "chmod +x ./job.sh");
+    told("ls -l", 127, "words of their own: hetmem run -- ls -l");
+    told("DEBUG=1", 127, "DEBUG=… hetmem run");
+    told("no-such-program", 127, "not found in PATH\n");
+    told("./no-such-program", 127, "not found\n");
+    told("/", 126, "it is a directory\n");
+}
+
+#[test]
+fn who_asks_where_nothing_runs_is_told_how_something_would() {
+    let here = tempfile::tempdir().unwrap();
+    // Root is told of all users' runs, and there may be some: so somebody else asks, who must be able to execute it.
+    let copy = here.path().join("hetmem");
+    std::fs::copy(built("hetmem"), &copy).unwrap();
+    std::fs::set_permissions(here.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+    for args in [&["top", "--once"][..], &["heat"]] {
+        let mut command = Command::new(&copy);
+        if rustix::process::geteuid().is_root() {
+            command.uid(12345).gid(12345);
+        }
+        let run = output(command.args(args).env("XDG_RUNTIME_DIR", here.path()));
+        assert_eq!(status(&run), 125, "{}", stderr(&run));
+        assert!(stderr(&run).contains("`hetmem run -- PROGRAM` begins one"), "{}", stderr(&run));
+    }
+    for args in [&["heat", "1"][..], &["set", "1", "system-limit=64M"], &["advise", "1", "1000-2000", "soon"]] {
+        told(here.path(), args, 125, &["process 1", "`hetmem ps`"]);
+    }
+    let trace = here.path().join("trace");
+    std::fs::write(&trace, "hello\n").unwrap();
+    told(here.path(), &["replay", "trace"], 125, &["lackey", "--format"]);
+}
+
+#[test]
+fn help_is_one_screen_and_that_of_each_command_says_what_there_is_in_forty_lines() {
+    let help = |args: &[&str]| stdout(&output(hetmem().args(args).env("COLUMNS", "80")));
+    let all = help(&["--help"]);
+    assert!(all.lines().count() <= 24, "{all}");
+    let commands = all.lines().skip_while(|line| *line != "Commands:").skip(1).take_while(|line| !line.is_empty());
+    // Others go on with what is said of one.
+    let commands = commands.filter(|line| !line.starts_with("   "));
+    let commands: Vec<&str> = commands.filter_map(|line| line.split_whitespace().next()).collect();
+    assert!(commands.contains(&"run"), "{all}");
+    for command in commands {
+        let short = help(&[command, "-h"]);
+        assert!((5..=40).contains(&short.lines().count()), "{short}");
+        assert!(short.lines().all(|line| line.chars().count() <= 80), "{short}");
+    }
+}
+
+#[test]
+fn there_are_colours_on_a_terminal_alone_and_none_where_they_are_not_wanted() {
+    let escape = "\u{1b}[";
+    assert!(!stdout(&output(hetmem().arg("--help"))).contains(escape));
+    assert!(!stderr(&output(hetmem().arg("--nothing"))).contains(escape));
+    let on_terminal = |no_colour: &str| {
+        let mut script = Command::new("script");
+        script.args(["-qec"]).arg(format!("{} --help", built("hetmem").display())).arg("/dev/null");
+        // Whatever the tests themselves were started with.
+        for name in ["NO_COLOR", "CLICOLOR", "CLICOLOR_FORCE", "CI"] {
+            script.env_remove(name);
+        }
+        stdout(&output(script.env("TERM", "xterm").env("NO_COLOR", no_colour)))
+    };
+    let with = on_terminal("");
+    assert!(with.contains("Usage:") && with.contains(escape), "{with:?}");
+    let without = on_terminal("1");
+    assert!(without.contains("Usage:") && !without.contains(escape), "{without:?}");
+}
+
+#[test]
+fn what_is_told_as_a_table_is_told_as_json_too() {
+    let here = tempfile::tempdir().unwrap();
+    for args in [&["doctor", "--json"][..], &["ps", "--json"], &["topology", "--json"]] {
+        let run = output(hetmem().args(args).env("XDG_RUNTIME_DIR", here.path()));
+        let told: serde_json::Value = serde_json::from_str(&stdout(&run)).unwrap();
+        assert!(told.is_object(), "{args:?}: {told}");
+    }
+    // Of the others, which need a run or a trace, that there is such an option; their own tests try it.
+    for command in ["top", "heat", "replay", "bench"] {
+        let help = stdout(&output(hetmem().args([command, "-h"])));
+        assert!(help.contains("--json"), "{help}");
+    }
+}
