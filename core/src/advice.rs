@@ -237,13 +237,13 @@ struct Held<'e, H: Host>(&'e Engine<H>);
 
 impl<'e, H: Host> Held<'e, H> {
     fn overlays(engine: &'e Engine<H>) -> Self {
-        engine.hold_overlays();
+        engine.hold_exchanges();
         Self(engine)
     }
 }
 
 impl<H: Host> Drop for Held<'_, H> {
     fn drop(&mut self) {
-        self.0.release_overlays();
+        self.0.release_exchanges();
     }
 }

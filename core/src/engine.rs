@@ -69,6 +69,8 @@ pub struct Engine<H> {
     /// Who wants no page to leave.
     holds: AtomicU32,
     pub(crate) has_overlays: bool,
+    /// Whether files were ever managed.
+    pub(crate) has_files: AtomicBool,
     pub(crate) exchanges: Exchanges,
     pub(crate) under_way: UnderWay,
     /// Pages that touches have had copied home from where private frames can be read.
@@ -102,6 +104,7 @@ impl<H: Host> Engine<H> {
             tick: AtomicU32::new(0),
             holds: AtomicU32::new(0),
             has_overlays,
+            has_files: AtomicBool::new(false),
             exchanges,
             under_way,
             copied_home: AtomicU64::new(0),
@@ -403,6 +406,7 @@ impl<H: Host> Engine<H> {
         if self.has_overlays() {
             self.check_overlays();
         }
+        self.check_files();
         let mut held = vec![0u64; self.devices.len()];
         let mut pooled = 0;
         for (_, block) in self.space.blocks() {

@@ -16,7 +16,7 @@ impl<H: Host> Engine<H> {
         if self.is_own_change(range) {
             return;
         }
-        if self.has_overlays() {
+        if self.may_exchange() {
             self.exchanges.forget(range);
         }
         let _notice = self.notifiers.start_if_any(range, Event::Unmap, false);
@@ -75,6 +75,9 @@ impl<H: Host> Engine<H> {
                 });
             }
             self.wake_all(&block, part);
+        }
+        if self.may_exchange() {
+            self.exchanges.moved(from, target);
         }
         self.space.move_regions(from, target);
         self.space.forget_removals(from);

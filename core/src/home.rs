@@ -2,13 +2,13 @@
 //!
 //! What becomes of a page for that reason is decided here alone:
 //!
-//! | question | of anonymous memory | answered by |
-//! | --- | --- | --- |
-//! | what fills a hole | zeros | `Engine::fill` |
-//! | what becomes of a mapped page that was dropped unseen | a hole | `Engine::fill_dropped` |
-//! | what `MADV_DONTNEED` leaves | a hole, and nothing in the frame that is the program's | `Engine::discard_pages` |
-//! | what comes back when a page goes home | its bytes, which are nowhere else: it is owed | `Engine::bring_all_home`, migrations to [`Target::System`], touches |
-//! | what a forked child must have | a copy of all that is away | `Engine::for_each_unmapped` |
+//! | question | of anonymous memory | of a file | answered by |
+//! | --- | --- | --- | --- |
+//! | what fills a hole | zeros | the file's bytes | `Engine::fill` |
+//! | what becomes of a mapped page that was dropped unseen | a hole | a hole | `Engine::fill_dropped` |
+//! | what `MADV_DONTNEED` leaves | a hole, and nothing in the frame that is the program's | the same | `Engine::discard_pages` |
+//! | what comes back when a page goes home | its bytes, which are nowhere else: it is owed | the file's mapping, by whole blocks, or, to a touch, its bytes from the device | `Engine::bring_all_home`, migrations to [`Target::System`], touches |
+//! | what a forked child must have | a copy of all that is away | the file's mapping | `Engine::for_each_unmapped`, `Engine::bring_files_home` |
 
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -28,6 +28,59 @@ pub enum Home {
     /// Private anonymous memory: a page is zeros until it is written, and its bytes are in one place only.
     #[default]
     Anonymous,
+    /// A file that is mapped to be read, and that nobody writes while anything of it is on a device ([`crate::exchange::files`]).
+    File(FileHome),
+}
+
+/// One of the files that the host knows.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct FileId(u32);
+
+impl FileId {
+    /// The file that the host calls so.
+    #[must_use]
+    pub const fn new(id: u32) -> Self {
+        Self(id)
+    }
+
+    /// Its number.
+    #[must_use]
+    pub const fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
+/// Which pages of which file a region maps.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct FileHome {
+    /// The file.
+    pub file: FileId,
+    // The address at which the file would be mapped from its first byte on; it wraps around.
+    origin: u64,
+}
+
+impl FileHome {
+    /// The file's byte `offset`, a multiple of the page, is mapped at `page`, and what is around it accordingly.
+    #[must_use]
+    pub const fn new(file: FileId, page: VirtAddr, offset: u64) -> Self {
+        Self { file, origin: page.get().wrapping_sub(offset) }
+    }
+
+    /// Which byte of the file is the first of the page at `page`.
+    #[must_use]
+    pub const fn offset_at(self, page: VirtAddr) -> u64 {
+        page.get().wrapping_sub(self.origin)
+    }
+}
+
+impl Home {
+    /// What it is when the pages from `from` on are at `to`.
+    pub(crate) const fn moved(self, from: VirtAddr, to: VirtAddr) -> Self {
+        match self {
+            Self::Anonymous => self,
+            Self::File(home) => Self::File(FileHome::new(home.file, to, home.offset_at(from))),
+        }
+    }
 }
 
 /// Never written pages that one touch fills at most.
@@ -84,6 +137,7 @@ impl<H: Host> Engine<H> {
     fn fill_by(&self, path: FaultPath, home: Home, range: PageRange) -> Arrived {
         match home {
             Home::Anonymous => self.host.zero_fill(path, range),
+            Home::File(home) => self.fill_from_file(path, home, range),
         }
     }
 
@@ -141,6 +195,10 @@ impl<H: Host> Engine<H> {
             }
             for page in no.range().iter() {
                 let Slot::Unmapped { frame, .. } = state.slot(page.index_in_block()) else { continue };
+                // No child has the memory that stands in for a file's.
+                if self.exchanges.stands_in(page) {
+                    continue;
+                }
                 let bytes = Frames::single(frame);
                 let one = PageRange::page_of(page);
                 if let Some(address) = self.address(bytes) {
@@ -159,15 +217,15 @@ impl<H: Host> Engine<H> {
         Ok(())
     }
 
-    /// Brings every page home that the program doesn't map, and returns how many could not come.
+    /// Brings every page home that the program doesn't map, and all of files, and returns how many could not come.
     pub fn bring_all_home(&self) -> PageCount {
-        let mut left = PageCount::ZERO;
+        let mut left = self.bring_files_home(|_| true);
         for (no, block) in self.space.blocks() {
             if block.lock().unmapped() == 0 {
                 continue;
             }
             for (part, region) in self.space.regions_in(no.range()) {
-                let Some(mut region) = region else { continue };
+                let Some(mut region) = region.filter(|region| region.home == Home::Anonymous) else { continue };
                 region.pinned = false;
                 let mut at = PageCount::ZERO;
                 while at < part.pages() {

@@ -74,6 +74,12 @@ kept_reasons! {
     Poisoned = "poisoned",
     /// The memory can be written and executed, and the kernel moves pages only to memory that allows the same; hetmem's allows no execution.
     Executable = "executable",
+    /// The file is open for writing, or somebody waits to open it so: what a device had of it could grow stale.
+    FileOpenForWriting = "file_open_for_writing",
+    /// Nobody can be kept from writing to the file meanwhile: the process neither owns it nor has `CAP_LEASE`, or its file system has no leases.
+    NoLease = "no_lease",
+    /// Bytes of the file can't be read: it ends before them, or there was an error.
+    FileUnreadable = "file_unreadable",
 }
 
 /// What became of one page.

@@ -176,8 +176,9 @@ impl Space {
         let mut regions = write(&self.regions);
         let moved = regions.remove(from);
         regions.remove(to);
-        for (part, region) in moved {
+        for (part, mut region) in moved {
             let at = to.slice(part.start().pages_since(from.start()), part.pages());
+            region.home = region.home.moved(part.start(), at.start());
             regions.insert(at, region);
         }
     }
@@ -212,8 +213,8 @@ impl Space {
         parts_of(&read(&self.regions), range)
     }
 
-    /// The extents of `ranges`, in order: each region that overlaps one of them, joined with those before and behind it that touch it and have its
-    /// path. An extent is one mapping to the kernel. The cost is that of the regions that are named or joined, however many others there are.
+    /// The extents of `ranges`, in order: each region of anonymous memory that overlaps one of them, joined with those before and behind it that touch
+    /// it and have its path. An extent is one mapping to the kernel. The cost is that of the regions that are named or joined, however many others there are.
     #[must_use]
     pub fn extents(&self, ranges: &[PageRange]) -> Vec<(PageRange, FaultPath)> {
         let mut ranges: Vec<PageRange> = ranges.iter().copied().filter(|range| !range.is_empty()).collect();
@@ -224,8 +225,9 @@ impl Space {
             // What lies in the last extent is in the list.
             let from = extents.last().map_or(range.start(), |(last, _)| range.start().max(last.end()));
             let Some(rest) = PageRange::between(from, range.end()).filter(|rest| !rest.is_empty()) else { continue };
-            for (region, Region { path, .. }) in regions.overlapping(rest) {
-                if extents.last().is_none_or(|(last, _)| last.end() <= region.start()) {
+            for (region, Region { path, home, .. }) in regions.overlapping(rest) {
+                let is_listed = extents.last().is_some_and(|(last, _)| last.end() > region.start());
+                if *home == Home::Anonymous && !is_listed {
                     extents.push((joined(&regions, region, *path), *path));
                 }
             }
@@ -256,7 +258,8 @@ impl Space {
 
 /// `region` and its neighbours on both sides that touch one another and have the same path.
 fn joined(regions: &RangeMap<Region>, region: PageRange, path: FaultPath) -> PageRange {
-    let of_path = |at: VirtAddr| regions.get(at).filter(|(_, region)| region.path == path).map(|(range, _)| range);
+    let joins = |region: &Region| region.path == path && region.home == Home::Anonymous;
+    let of_path = |at: VirtAddr| regions.get(at).filter(|(_, region)| joins(region)).map(|(range, _)| range);
     let (mut start, mut end) = (region.start(), region.end());
     while let Some(before) = start.get().checked_sub(PAGE_SIZE).and_then(|at| of_path(VirtAddr::new(at))) {
         start = before.start();

@@ -5,6 +5,7 @@
 mod advice;
 mod device_failures;
 mod fail_each_step;
+mod files;
 mod install;
 mod model;
 mod oracle;

@@ -423,16 +423,16 @@ fn a_dropped_phase_puts_the_block_back() {
 fn while_overlays_are_held_blocks_are_lifted_and_none_laid() {
     let world = at_home();
     let Ok(copied) = phase(&world).copy() else { panic!("nothing fails here") };
-    world.engine.hold_overlays();
+    world.engine.hold_exchanges();
     let outcomes = copied.finalize();
     kept(&world, &outcomes, KeptReason::Raced, Place::At(Target::System));
     let outcomes = to_overlay(&world);
     kept(&world, &outcomes, KeptReason::Raced, Place::At(Target::System));
-    world.engine.release_overlays();
+    world.engine.release_exchanges();
     assert_eq!(to_overlay(&world).moved(), PageCount::new(512));
-    world.engine.hold_overlays();
+    world.engine.hold_exchanges();
     assert_eq!(world.migrate(block(&world), Target::System).moved(), PageCount::new(512));
-    world.engine.release_overlays();
+    world.engine.release_exchanges();
     finish(&world);
 }
 
@@ -440,13 +440,13 @@ fn while_overlays_are_held_blocks_are_lifted_and_none_laid() {
 fn a_child_finds_what_was_laid() {
     for (place, back) in [(Place::At(ON_OVERLAY), false), (Place::At(ON_OVERLAY), true), (Place::Lifted, false)] {
         let world = world(place);
-        world.engine.hold_overlays();
+        world.engine.hold_exchanges();
         for range in world.engine.laid_in(PageRange::ALL) {
             assert_eq!(world.migrate(range, Target::System).moved(), PageCount::new(512));
         }
         world.model.fork(block(&world));
         world.model.deliver();
-        world.engine.release_overlays();
+        world.engine.release_exchanges();
         if back {
             assert_eq!(to_overlay(&world).moved(), PageCount::new(512));
         }

@@ -142,8 +142,8 @@ impl Run {
             Op::Fork => self.fork(),
             Op::Hold(on) => {
                 match (self.held, on) {
-                    (false, true) => engine.hold_overlays(),
-                    (true, false) => engine.release_overlays(),
+                    (false, true) => engine.hold_exchanges(),
+                    (true, false) => engine.release_exchanges(),
                     _ => {}
                 }
                 self.held = on;
@@ -201,7 +201,7 @@ impl Run {
     fn fork(&self) {
         let engine = &self.world.engine;
         let all = self.range(0, 512 * BLOCKS);
-        engine.hold_overlays();
+        engine.hold_exchanges();
         for block in engine.laid_in(all) {
             let _ = engine.migrate(block, Request::all_to(Target::System));
         }
@@ -210,7 +210,7 @@ impl Run {
             self.world.model.fork(all);
             self.world.model.deliver();
         }
-        engine.release_overlays();
+        engine.release_exchanges();
     }
 
     fn migrate(&self, range: PageRange, target: Target) {

@@ -207,7 +207,7 @@ fn while_laying<T: Send>(meanwhile: impl Fn(&World) -> T + Sync) -> T {
 #[test]
 fn whoever_holds_or_ends_overlays_waits_for_those_under_way() {
     let held = while_laying(|world| {
-        world.engine.hold_overlays();
+        world.engine.hold_exchanges();
         world.engine.laid_in(PageRange::ALL).len()
     });
     let ended = while_laying(|world| {

@@ -206,7 +206,7 @@ fn overlay_dropper(world: &World, own: PageRange) {
 fn overlay_forker(world: &World, own: PageRange, all: PageRange) {
     for round in 1..OVERLAY_ROUNDS / 10 {
         write_all(world, own, round);
-        world.engine.hold_overlays();
+        world.engine.hold_exchanges();
         loop {
             let laid = world.engine.laid_in(all);
             if laid.is_empty() {
@@ -218,7 +218,7 @@ fn overlay_forker(world: &World, own: PageRange, all: PageRange) {
         }
         world.model.fork(own);
         world.model.wait_until_read();
-        world.engine.release_overlays();
+        world.engine.release_exchanges();
     }
 }
 

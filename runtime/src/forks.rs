@@ -148,8 +148,16 @@ pub(crate) fn expect(inner: &Arc<Inner>, needs: Needs) -> Result<(), Error> {
     }
     let mut runtimes = lock(&RUNTIMES);
     runtimes.retain(|runtime| runtime.strong_count() > 0);
-    runtimes.push(Arc::downgrade(inner));
+    if !runtimes.iter().any(|known| std::ptr::eq(known.as_ptr(), Arc::as_ptr(inner))) {
+        runtimes.push(Arc::downgrade(inner));
+    }
     Ok(())
+}
+
+/// Has forks bring what there is of files home before, whatever else `inner` needs of them.
+pub(crate) fn expect_files(inner: &Arc<Inner>) -> Result<(), Error> {
+    let needs = lock(&inner.forks.state).needs;
+    expect(inner, needs)
 }
 
 fn homes(inner: &Inner) -> bool {
@@ -174,9 +182,10 @@ extern "C" fn prepare() {
     let registered = lock(&RUNTIMES);
     let living = registered.iter().filter_map(Weak::upgrade);
     let runtimes: Vec<Arc<Inner>> = living.filter(|inner| inner.is_of_this_process()).collect();
-    for inner in runtimes.iter().filter(|inner| inner.engine.has_overlays()) {
-        inner.engine.hold_overlays();
+    for inner in &runtimes {
+        inner.engine.hold_exchanges();
         inner.lift_all();
+        inner.bring_files_home();
     }
     runtimes.iter().filter(|inner| homes(inner)).for_each(|inner| bring_home(inner));
     runtimes.iter().for_each(|inner| begin(inner));
@@ -190,9 +199,7 @@ extern "C" fn in_parent() {
         if homes(inner) {
             inner.engine.release_pages();
         }
-        if inner.engine.has_overlays() {
-            inner.engine.release_overlays();
-        }
+        inner.engine.release_exchanges();
     }
 }
 
@@ -200,6 +207,7 @@ extern "C" fn in_parent() {
 extern "C" fn in_child() {
     // The lock is let go of, as the child may have runtimes of its own.
     if let Some(fork) = UNDER_WAY.take() {
+        fork.runtimes.iter().for_each(|inner| inner.engine.host().files.close_in_child());
         std::mem::forget(fork.runtimes);
     }
 }

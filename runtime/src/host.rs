@@ -28,6 +28,7 @@ use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::time::Duration;
 
+use hetmem_core::home::{FileHome, FileId};
 use hetmem_core::outcome::KeptReason;
 use hetmem_core::port::{Arrived, Backing, FaultPath, Host, How, InstallStop, Taken};
 use hetmem_core::sync::{Condvar, Mutex, lock};
@@ -41,6 +42,7 @@ use hetmem_sys::procmap::MappingQuery;
 use hetmem_sys::thread::Tasks;
 use hetmem_sys::uffd::{CopyFlags, Mode, MoveFlags, OwnSide, Progress, Userfaultfd, Wake, WriteProtect};
 
+use crate::files::Files;
 use crate::traps::Traps;
 use contexts::Contexts;
 use removals::Removals;
@@ -101,6 +103,8 @@ pub(crate) struct UserMemory {
     pub(crate) mappings: Option<MappingQuery>,
     /// Announced removals, and the threads that may still be at them.
     pub(crate) removals: Removals,
+    /// Files that are managed.
+    pub(crate) files: Files,
     /// Address space that is never populated.
     nowhere: Arena,
     /// The pool's memory.
@@ -127,6 +131,7 @@ impl UserMemory {
             tasks: Tasks::open()?,
             mappings: MappingQuery::open().ok(),
             removals: Removals::default(),
+            files: Files::default(),
             refusal: AtomicI32::new(0),
             nowhere: Arena::reserve(PageCount::BLOCK, &nowhere)?,
             pool,
@@ -416,12 +421,27 @@ impl Host for UserMemory {
         self.removals.is_over(range, looks, others, |tid| self.tasks.is_at_rest(tid))
     }
 
-    fn exchange(&self, path: FaultPath, block: PageRange, backing: Backing) -> Result<(), KeptReason> {
+    fn exchange(&self, path: FaultPath, block: PageRange, backing: Backing<'_>) -> Result<(), KeptReason> {
         match backing {
             Backing::Device(frames) => exchange::lay(block, frames),
             Backing::Anonymous => self.lift(path, block),
+            Backing::StandIn(pages) => self.stand_in(path, block, pages),
+            Backing::File(home) => self.map_file_again(block, home),
         }
         .map_err(|errno| self.exchange_failed(block, errno))
+    }
+
+    fn is_unwritten(&self, file: FileId) -> Result<(), KeptReason> {
+        self.files.get(file).map_or(Err(KeptReason::NoLease), |file| file.is_unwritten())
+    }
+
+    fn read_file(&self, home: FileHome, page: VirtAddr, to: VirtAddr, pages: PageCount) -> Result<(), KeptReason> {
+        let file = self.files.get(home.file).ok_or(KeptReason::FileUnreadable)?;
+        // SAFETY: the pages are hetmem's own, and the engine has references to them.
+        unsafe { file.file.read_pages(home.offset_at(page), to, pages) }.map_err(|errno| {
+            self.note_refusal(errno);
+            KeptReason::FileUnreadable
+        })
     }
 
     fn stop_the_program(&self, page: VirtAddr, why: &'static str) -> ! {

@@ -166,6 +166,9 @@ impl Inner {
         if lays {
             self.fill_holes(ranges);
         }
+        if request.target != Target::System {
+            self.ask_for_leases(ranges);
+        }
         let claim = self.trapped_all(ranges);
         let mut refused = claim.refused().to_vec();
         if self.engine.has_overlays() {
@@ -361,6 +364,7 @@ impl Inner {
     /// Brings every page home that a forked child would not have; `false` if some could not come while it tried.
     pub(crate) fn bring_home(&self) -> bool {
         self.lift_all();
+        self.bring_files_home();
         for _ in 0..HOME_TRIES {
             let left = self.engine.bring_all_home();
             self.tell_of_resting();

@@ -69,6 +69,7 @@ mod delegate;
 pub mod device;
 mod error;
 mod evict;
+mod files;
 #[doc(hidden)]
 #[expect(missing_debug_implementations, reason = "not for users")]
 pub mod for_agent;
@@ -108,7 +109,7 @@ pub use hetmem_devices::spec::{DeviceSpec, SpecError};
 #[doc(inline)]
 pub use hetmem_devices::{kind, spec};
 pub use hetmem_sys::mapping::Guard;
-pub use memory::Mapping;
+pub use memory::{FileMapping, Mapping};
 pub use runtime::Runtime;
 pub use statistics::{DeviceStatistics, Statistics};
 

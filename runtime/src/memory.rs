@@ -1,6 +1,7 @@
 //! Memory under management: mapped by hetmem or adopted, and released.
 
 use std::fmt;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
@@ -10,7 +11,9 @@ use hetmem_core::migrate::{Request, Target};
 use hetmem_core::outcome::{KeptReason, PageOutcome};
 use hetmem_core::port::FaultPath;
 use hetmem_core::space::Region as RegionEntry;
-use hetmem_core::units::{ByteLen, PAGE_SIZE, PageRange};
+use hetmem_core::units::{ByteLen, PAGE_SIZE, PageCount, PageRange};
+use hetmem_sys::errno::Errno;
+use hetmem_sys::lease::{MappedFile, Sharing, unmap};
 use hetmem_sys::mapping::{Arena, ArenaOptions, Guard, HugePages, OnFork, Whose};
 
 use crate::error::Error;
@@ -119,6 +122,54 @@ impl Runtime {
         Ok(rest)
     }
 
+    /// Maps `len` bytes of `file` from byte `offset` on, to be read, and manages them: pages of the file can be on devices as any others. On a coherent
+    /// device they are used in place; the touch of one on a private device brings it home.
+    ///
+    /// Pages of a file move by blocks of 2 MiB of address space, and by what there is of one at the ends of the mapping: who asks for one page moves its
+    /// block. A device has copies of them, as the page cache has the file; so they go home by mapping the file again.
+    ///
+    /// While anything of the file is on a device, nobody writes to it: hetmem has a read lease (`F_SETLEASE` of fcntl(2)). Who opens it for writing, or
+    /// truncates it, waits for its pages to come home, mostly less than a millisecond for each MiB, and is refused with `EWOULDBLOCK` if he opens with
+    /// `O_NONBLOCK`. As long as somebody has the file open for writing its pages stay home ([`KeptReason::FileOpenForWriting`]). A lease takes the file's
+    /// owner, or `CAP_LEASE`, and a file system of this machine that has leases, such as ext4, XFS, Btrfs, tmpfs; without one they stay home, too
+    /// ([`KeptReason::NoLease`]). A process that is stopped for longer than `/proc/sys/fs/lease-break-time` loses its leases, and may read what was
+    /// written meanwhile late.
+    ///
+    /// The memory is like any that mmap(2) maps shared and to be read: a touch behind the end of a file that was truncated raises SIGBUS. The mapping
+    /// must not be changed otherwise than by hetmem: not unmapped, moved, or protected; nor is there a use for `madvise` on it. Forks by the C library
+    /// bring all pages of files home before, and a child that is forked otherwise has none of what was on devices (its touch raises SIGSEGV).
+    ///
+    /// # Errors
+    ///
+    /// If `offset` is not a multiple of the page, if the file does not have so many bytes or `len` is zero, if it is no regular file or can't be opened
+    /// again to be read (which needs `/proc`), or if the host has no address space.
+    pub fn map_file(&self, file: impl AsFd, offset: u64, len: ByteLen) -> Result<FileMapping, Error> {
+        if !self.inner.is_of_this_process() {
+            return Err(Error::invalid("a forked child has no runtime".to_owned()));
+        }
+        if !offset.is_multiple_of(PAGE_SIZE) {
+            return Err(Error::invalid(format!("offset {offset} is not a multiple of the page, {PAGE_SIZE} B")));
+        }
+        let opened = MappedFile::open(file).map_err(|errno| match errno {
+            Errno::INVAL => Error::invalid("only regular files can be mapped so"),
+            errno => Error::os("the file can't be opened again to be read", errno),
+        })?;
+        let has = opened.size().map_err(|errno| Error::os("the length of the file can't be read", errno))?;
+        let end = offset.checked_add(len.get()).filter(|end| *end <= has && len.get() > 0);
+        let pages = end.map(|_| PageCount::new(len.get().div_ceil(PAGE_SIZE))).ok_or_else(|| {
+            Error::invalid(format!("{len} from byte {offset} on are not in the file, which has {} B", has))
+        })?;
+        self.inner.expect_files()?;
+        let range = opened
+            .map(pages, offset, Sharing::Shared)
+            .map_err(|errno| Error::os(format!("{len} of the file can't be mapped"), errno))?;
+        let mapping = FileMapping { range, len, inner: Arc::clone(&self.inner) };
+        let managed = |part| Error::invalid(format!("{part} of {range} is managed already"));
+        self.inner.manage_file(range, opened, offset, Sharing::Shared).map_err(managed)?;
+        self.was_added(&[range]);
+        Ok(mapping)
+    }
+
     fn check_path(&self, path: FaultPath) -> Result<(), Error> {
         if path == FaultPath::Sigbus && !self.inner.sigbus {
             return Err(Error::invalid("faults by SIGBUS must be allowed when the runtime is built (Builder::sigbus)"));
@@ -155,9 +206,12 @@ pub(crate) fn release(inner: &Inner, range: PageRange) -> Result<(), Error> {
     }
     let engine = &inner.engine;
     let start = Instant::now();
+    let files = inner.files_in(range);
     loop {
         // Anew each time, as another's attempt at a part of it may have failed.
         engine.change_region(range, |region| region.ending = true);
+        // What is left of them is told below.
+        let _ = engine.bring_files_home(|file| files.contains(&file));
         let outcomes = inner.migrate(&engine.migrated_parts(range), Request::all_to(Target::System));
         let left = match engine.end_management(range) {
             Ok(managed) => {
@@ -184,6 +238,7 @@ pub(crate) fn release(inner: &Inner, range: PageRange) -> Result<(), Error> {
         // Somebody works on them: a fault, or another's migration.
         hetmem_sys::thread::yield_now();
     }
+    inner.forget_files(&files);
     // So the end of the mapping raises no event, which would come over what is mapped there next.
     inner.unregister(range);
     Ok(())
@@ -258,5 +313,68 @@ impl Drop for Mapping {
         }
         self.inner.tell_of_resting();
         // The arena goes last: from then on the address may be another mapping's, and what the books say of it is that one's.
+    }
+}
+
+/// Managed memory from [`Runtime::map_file`], unmapped when it is dropped. As long as it lives the runtime does, too, whether the [`Runtime`] is there or
+/// not.
+#[must_use]
+pub struct FileMapping {
+    // Invariant: mapped by this value, to be read.
+    range: PageRange,
+    len: ByteLen,
+    inner: Arc<Running>,
+}
+
+impl FileMapping {
+    /// The mapping's pages.
+    #[must_use]
+    pub const fn range(&self) -> PageRange {
+        self.range
+    }
+
+    /// The first of the file's bytes that are mapped. What is behind it changes if somebody writes to the file.
+    #[must_use]
+    pub fn as_ptr(&self) -> *const u8 {
+        std::ptr::with_exposed_provenance(usize::try_from(self.range.start().get()).unwrap_or(0))
+    }
+
+    /// How many of the file's bytes are mapped.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.len.as_usize()
+    }
+
+    /// Whether none is; never so.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len.get() == 0
+    }
+}
+
+impl fmt::Debug for FileMapping {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("FileMapping").field(&self.range).finish()
+    }
+}
+
+impl Drop for FileMapping {
+    fn drop(&mut self) {
+        if self.inner.is_of_this_process() {
+            // What can't come home goes with the mapping; the file has it.
+            let _ = release(&self.inner, self.range);
+            let files = self.inner.files_in(self.range);
+            self.inner.engine.await_exchanges(self.range);
+            {
+                let events = self.inner.engine.events();
+                self.inner.engine.unmapped(&events, self.range);
+            }
+            self.inner.forget_files(&files);
+            self.inner.tell_of_resting();
+        }
+        // SAFETY: by the invariant this value's.
+        #[expect(unsafe_code, reason = "unmaps memory that is named by number")]
+        let unmapped = unsafe { unmap(self.range) };
+        debug_assert_eq!(unmapped, Ok(()));
     }
 }

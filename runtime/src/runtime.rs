@@ -16,9 +16,10 @@ use hetmem_core::units::{DeviceId, PageRange};
 
 use crate::builder::Builder;
 use crate::error::Error;
+use crate::files::Keeper;
 use crate::inner::Inner;
 use crate::memory::release;
-use crate::{service, sigbus};
+use crate::{files, forks, service, sigbus};
 
 /// Manages memory of this process: moves its pages to devices and back while threads use it. Threads may share it; its methods may be called by all
 /// of them at once.
@@ -46,6 +47,8 @@ pub(crate) struct Running {
     probing: Option<JoinHandle<()>>,
     /// Whether it serves by SIGBUS, too.
     pub(crate) sigbus: bool,
+    /// The thread that gives up leases on files that others want to write.
+    keeper: Keeper,
 }
 
 impl Deref for Running {
@@ -101,7 +104,7 @@ impl Running {
             Ok((stop, service)) => {
                 let helpers = (1..inner.crew.len()).map_while(|number| help(&inner, number)).collect();
                 let probing = probe(&inner);
-                Ok(Self { inner, stop, service: Some(service), helpers, probing, sigbus })
+                Ok(Self { inner, stop, service: Some(service), helpers, probing, sigbus, keeper: Keeper::default() })
             }
             Err(error) => {
                 inner.forks.end();
@@ -139,6 +142,13 @@ impl Running {
             inner.engine.host().events.wait_after(before);
         }
         Ok((stop, service))
+    }
+
+    /// Has all that files need which are managed.
+    pub(crate) fn expect_files(&self) -> Result<(), Error> {
+        forks::expect_files(&self.inner)?;
+        files::keep(&self.inner, &self.keeper)
+            .map_err(|error| Error::os("the thread that gives up leases can't be started", errno_of(&error)))
     }
 
     /// Keeps all that the runtime has for as long as the process lives.
@@ -180,6 +190,7 @@ impl Drop for Running {
             // Touches of what can't come home are served as ever, by the handler thread: without it and its registrations they would find zeros.
             return self.keep();
         }
+        files::end(&self.inner, &self.keeper);
         if self.sigbus {
             sigbus::leave(&self.inner);
         }

@@ -318,6 +318,7 @@ fn apply(
                 if let Some(from) = len.whole_pages().and_then(|pages| PageRange::new(from, pages)) {
                     engine.remapped(events, from, to);
                     match PageRange::new(to, from.pages()).filter(|to| engine.is_own_change(*to)) {
+                        Some(part) if engine.is_of_a_file(part.start()) => engine.host().traps.stood_in(from),
                         Some(lifted) => engine.host().traps.lifted(from, lifted, path),
                         None => {
                             inner.recorder.iter().for_each(|recorder| recorder.renamed(from, to));

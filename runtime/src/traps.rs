@@ -96,6 +96,11 @@ impl Traps {
         table.spares.push(spare);
     }
 
+    /// What stands in for a file's mapping came with its registration, from `spare`. It keeps that until the file is mapped again.
+    pub(crate) fn stood_in(&self, spare: PageRange) {
+        lock(&self.table).spares.push(spare);
+    }
+
     /// Whether `range` is where a lifted block's mapping came from, and this its end: told once, right after the move.
     pub(crate) fn was_spare(&self, range: PageRange) -> bool {
         let mut table = lock(&self.table);

@@ -16,6 +16,7 @@
 //! access   loads, stores and copies beside other threads
 //! copy     page copies that race with nobody
 //! dax      memory that is a character device
+//! lease    files that are mapped, and leases on them
 //! process  this process: its limits, its signals, its end
 //! room     how much memory there is left
 //! timer    a timer that is a descriptor
@@ -42,6 +43,7 @@ pub mod dax;
 pub mod errno;
 pub mod fatal;
 mod flags;
+pub mod lease;
 pub mod mapping;
 pub mod maps;
 pub mod numa;

@@ -2,7 +2,7 @@
 //!
 //! Whoever touches the block finds what was there before, or what is there after, or waits for a page of it: there is no moment in between
 //! ([`Host::exchange`]). A block of managed memory is backed by anonymous memory of the program's, until something else takes its place
-//! ([`Backing`]). For now that is a device's memory ([`overlay`]).
+//! ([`Backing`]): a device's memory ([`overlay`]). And a file's mapping gives way to anonymous memory, whose pages can be away ([`files`]).
 //!
 //! An exchange is a change of the program's mappings, of which the kernel tells the handler thread as of any other and waits until it has read that.
 //! So it is made with no lock held, while the block's pages are busy. [`Engine::is_own_change`] tells it from the program's. From before that until
@@ -15,17 +15,20 @@
 //! gate, block locked    the slots say what came of it; who waits looks again
 //! ```
 
+pub mod files;
 pub mod overlay;
 
 use std::collections::BTreeMap;
+use std::sync::atomic::Ordering::Relaxed;
 
 use crate::engine::Engine;
 use crate::migrate::Target;
 use crate::outcome::KeptReason;
 use crate::port::{Backing, FaultPath, Host};
+use crate::range_map::RangeMap;
 use crate::space::{Block, BlockState, Region, kept_by_advice};
 use crate::sync::{Condvar, Mutex, MutexGuard, lock};
-use crate::units::{BlockNo, DeviceId, PageRange};
+use crate::units::{BlockNo, DeviceId, PageRange, VirtAddr};
 
 /// Which blocks are backed by what is not the program's, or about to be.
 #[derive(Default)]
@@ -38,11 +41,13 @@ pub(crate) struct Exchanges {
 struct State {
     /// Blocks over which a device's frames are laid, each with the device.
     laid: BTreeMap<BlockNo, DeviceId>,
-    /// Blocks whose mappings are being exchanged.
-    changing: Vec<BlockNo>,
+    /// Where something stands in for a file's mapping.
+    stood_in: RangeMap<()>,
+    /// What is being exchanged: blocks, or parts of them, one of each block.
+    changing: Vec<PageRange>,
     /// How many exchanges have begun.
     begun: u64,
-    /// While there are such, no block is laid.
+    /// While there are such, no block is laid, and nothing comes to stand in for a file's mapping.
     holds: u32,
 }
 
@@ -57,7 +62,7 @@ impl Exchanges {
 
     fn end(&self, no: BlockNo, laid_on: Option<DeviceId>) {
         let mut state = self.lock();
-        state.changing.retain(|changing| *changing != no);
+        state.changing.retain(|changing| *changing != no.range());
         match laid_on {
             Some(device) => _ = state.laid.insert(no, device),
             None => _ = state.laid.remove(&no),
@@ -65,17 +70,48 @@ impl Exchanges {
         self.ended.notify_all();
     }
 
-    /// Waits until no block that `overlaps` is being exchanged. The result is how many exchanges of any block have begun.
-    fn settle(&self, overlaps: impl Fn(BlockNo) -> bool) -> u64 {
+    /// Waits until nothing that `overlaps` is being exchanged. The result is how many exchanges of anything have begun.
+    fn settle(&self, overlaps: impl Fn(PageRange) -> bool) -> u64 {
         let mut state = self.lock();
-        while state.changing.iter().any(|no| overlaps(*no)) {
+        while state.changing.iter().any(|part| overlaps(*part)) {
             state = self.ended.wait(state).expect("no thread panicked while it held this lock");
         }
         state.begun
     }
 
+    /// Whether something stands in for a file's mapping at `page`. Allocates nothing.
+    pub(crate) fn stands_in(&self, page: VirtAddr) -> bool {
+        self.lock().stood_in.get(page).is_some()
+    }
+
+    /// The program has moved what was at `from`.
+    pub(crate) fn moved(&self, from: PageRange, to: PageRange) {
+        let mut state = self.lock();
+        let moved = state.stood_in.remove(from);
+        state.stood_in.remove(to);
+        for (part, ()) in moved {
+            state.stood_in.insert(to.slice(part.start().pages_since(from.start()), part.pages()), ());
+        }
+    }
+
+    /// `range` was unmapped.
     pub(crate) fn forget(&self, range: PageRange) {
-        self.lock().laid.retain(|no, _| !no.range().overlaps(range));
+        let mut state = self.lock();
+        state.laid.retain(|no, _| !no.range().overlaps(range));
+        state.stood_in.remove(range);
+    }
+}
+
+impl State {
+    /// Claims `part` for an exchange, whose block is locked.
+    fn begin(&mut self, part: PageRange, block: &mut BlockState) -> Result<(), KeptReason> {
+        if self.changing.iter().any(|changing| changing.start().block() == part.start().block()) {
+            return Err(KeptReason::Raced);
+        }
+        self.changing.push(part);
+        self.begun += 1;
+        block.exchanging = true;
+        Ok(())
     }
 }
 
@@ -83,17 +119,25 @@ impl<H: Host> Engine<H> {
     /// Whether a change of the mappings of just this range is hetmem's own, and no event of the program's.
     #[must_use]
     pub fn is_own_change(&self, range: PageRange) -> bool {
-        self.has_overlays && self.exchanges.lock().changing.iter().any(|no| no.range() == range)
+        self.may_exchange() && self.exchanges.lock().changing.contains(&range)
     }
 
-    /// From here until [`Engine::release_overlays`] no block is laid, and those that were being laid are. The caller holds no lock.
-    pub fn hold_overlays(&self) {
+    /// Whether anything is ever exchanged.
+    #[must_use]
+    pub fn may_exchange(&self) -> bool {
+        // Relaxed: who has a file managed waits for who found none.
+        self.has_overlays || self.has_files.load(Relaxed)
+    }
+
+    /// From here until [`Engine::release_exchanges`] no block is laid, nothing comes to stand in for a file's mapping, and what was about to has. The
+    /// caller holds no lock.
+    pub fn hold_exchanges(&self) {
         self.exchanges.lock().holds += 1;
         self.exchanges.settle(|_| true);
     }
 
-    /// Ends [`Engine::hold_overlays`].
-    pub fn release_overlays(&self) {
+    /// Ends [`Engine::hold_exchanges`].
+    pub fn release_exchanges(&self) {
         self.exchanges.lock().holds -= 1;
     }
 
@@ -105,12 +149,12 @@ impl<H: Host> Engine<H> {
         }
     }
 
-    /// Waits until no block of `range` is being laid or lifted, and returns how many were so far. The caller holds no lock.
+    /// Waits until nothing of `range` is being exchanged, and returns how many exchanges there were so far. The caller holds no lock.
     ///
     /// Meanwhile a page can be touched already that is on its way by the books, and Linux 6.18 lists no mapping there for a moment (`PROCMAP_QUERY`
     /// no longer waits for who changes others), although a touch finds one at any time.
     pub fn await_exchanges(&self, range: PageRange) -> u64 {
-        if self.has_overlays { self.exchanges.settle(|no| no.range().overlaps(range)) } else { 0 }
+        if self.may_exchange() { self.exchanges.settle(|part| part.overlaps(range)) } else { 0 }
     }
 
     /// Claims the block for an exchange, with its lock held. One that is to be laid must be hetmem's alone, and touches of it served by that path;
@@ -130,13 +174,7 @@ impl<H: Host> Engine<H> {
             }
             None => {}
         }
-        if state.changing.contains(&no) {
-            return Err(KeptReason::Raced);
-        }
-        state.changing.push(no);
-        state.begun += 1;
-        block.exchanging = true;
-        Ok(())
+        state.begin(no.range(), block)
     }
 
     /// Exchanges the mapping of the block that was claimed. `settle` is told whether it was, has the slots say so, and says on which device the block
@@ -146,7 +184,7 @@ impl<H: Host> Engine<H> {
         no: BlockNo,
         block: &Block,
         path: FaultPath,
-        backing: Backing,
+        backing: Backing<'_>,
         settle: impl FnOnce(&mut BlockState, bool) -> Option<DeviceId>,
     ) -> Result<(), KeptReason> {
         let range = no.range();

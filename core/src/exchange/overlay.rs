@@ -19,7 +19,7 @@
 //! Nothing tells who refers to a laid page, as `EBUSY` of a MOVE does of others. So a block of which a part is pinned by advice stays laid, and who
 //! pins it waits for changes under way ([`Engine::await_exchanges`]).
 //!
-//! A child has no mapping where a block is laid: who forks lifts all first, and lays none until it is done ([`Engine::hold_overlays`]).
+//! A child has no mapping where a block is laid: who forks lifts all first, and lays none until it is done ([`Engine::hold_exchanges`]).
 //!
 //! *Limits:* nobody else may map, unmap or protect what is there ([`Region::owned`]). In a laid block `MADV_DONTNEED` keeps the bytes. To lay a block
 //! that was lifted again, the device needs a second, free block of frames.

@@ -10,6 +10,7 @@
 
 use crate::engine::Engine;
 use crate::frames::{FrameRun, restate};
+use crate::home::Home;
 use crate::migrate::{Collected, Request, Select, Target};
 use crate::notifier::Event;
 use crate::outcome::KeptReason;
@@ -39,6 +40,9 @@ impl<H: Host> Engine<H> {
     pub fn make_exclusive(&self, page: VirtAddr, owner: Owner) -> Result<VirtAddr, KeptReason> {
         let one = PageRange::page_of(page);
         let (_, region) = self.space.region_at(page).ok_or(KeptReason::Unmanaged)?;
+        if region.home != Home::Anonymous {
+            return Err(KeptReason::Unsupported);
+        }
         self.make_room(PageCount::ONE);
         let select = Select::SYSTEM.union(Select::DEVICE_COHERENT);
         let request = Request { target: OUT, select, owner: Some(owner) };

@@ -30,6 +30,7 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use crate::engine::Engine;
 use crate::frames::Keep;
+use crate::home::Home;
 use crate::outcome::{KeptReason, Outcomes, PageOutcome};
 use crate::physmap::Owner;
 use crate::port::{FaultPath, Host};
@@ -163,6 +164,9 @@ impl<H: Host> Engine<H> {
     ) {
         let (Some((first, _)), Some((last, _))) = (batch.first(), batch.last()) else { return };
         let Some(hull) = PageRange::between(first.start(), last.end()) else { return };
+        if let Home::File(home) = region.home {
+            return self.migrate_file_parts(batch, home, region, request, ranges, all);
+        }
         if request.target == Target::System && self.space.existing_block(hull.start().block()).is_none() {
             // Nothing of the block was ever migrated.
             let reason = kept_by_advice(&region, request.target).unwrap_or(KeptReason::AlreadyThere);

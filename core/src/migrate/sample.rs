@@ -12,10 +12,11 @@
 //! Engine::put_back   moves it in; or Engine::migrate
 //! ```
 //!
-//! *Limits:* blocks of laid memory, and pages that are pinned, shared or excluded, are not sampled. No policy in the table takes samples.
+//! *Limits:* blocks of laid memory, and pages of files, and such as are pinned, shared or excluded, are not sampled. No policy in the table takes samples.
 
 use crate::engine::Engine;
 use crate::heat::{BlockHeat, Heat};
+use crate::home::Home;
 use crate::install::{Installed, Source, Ways};
 use crate::migrate::exclusive::OUT;
 use crate::migrate::{Collected, Request, Select};
@@ -123,7 +124,10 @@ impl<H: Host> Engine<H> {
         let follows = |(a, of_a): &(PageRange, Region), (b, of_b): &(PageRange, Region)| {
             a.start().block() == b.start().block() && a.end() <= b.start() && of_a.moves_as(of_b)
         };
-        for run in self.managed_parts(ranges).chunk_by(follows) {
+        let mut parts = self.managed_parts(ranges);
+        // What stands in for a file's mapping takes no page back.
+        parts.retain(|(_, region)| region.home == Home::Anonymous);
+        for run in parts.chunk_by(follows) {
             let (Some((first, region)), Some((last, _))) = (run.first(), run.last()) else { continue };
             let Some(hull) = PageRange::between(first.start(), last.end()) else { continue };
             self.make_room(hull.pages());

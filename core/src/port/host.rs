@@ -1,5 +1,6 @@
 //! The program's memory, as the host lets hetmem change it: [`Host`], and [`MirrorHost`] for mirrors.
 
+use crate::home::{FileHome, FileId};
 use crate::outcome::KeptReason;
 use crate::units::{PageCount, PageRange, VirtAddr};
 
@@ -69,13 +70,18 @@ pub enum How {
     FetchTouched,
 }
 
-/// What a block can be backed by.
+/// What a block, or a part of one, can be backed by.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Backing {
+pub enum Backing<'a> {
     /// Anonymous memory without a page: touches are trapped.
     Anonymous,
     /// Memory of a device, which hetmem has mapped from this address on, and which is mapped a second time.
     Device(VirtAddr),
+    /// Anonymous memory that can be read, in place of a file's: in it are these pages, each moved there from a frame with an address, and touches of
+    /// the others are trapped. A forked child has none of it.
+    StandIn(&'a [(PageRange, VirtAddr)]),
+    /// A file, as it was mapped before something stood in for it; who waits for a page is to be woken.
+    File(FileHome),
 }
 
 /// The program's memory, as the host lets hetmem change it.
@@ -149,9 +155,30 @@ pub trait Host: Send + Sync {
     ///
     /// # Errors
     ///
-    /// Why the block is as it was.
-    fn exchange(&self, _path: FaultPath, _block: PageRange, _backing: Backing) -> Result<(), KeptReason> {
+    /// Why the block is as it was. (Of the frames of a stand-in pages may be lost.)
+    fn exchange(&self, _path: FaultPath, _block: PageRange, _backing: Backing<'_>) -> Result<(), KeptReason> {
         Err(KeptReason::Unsupported)
+    }
+
+    /// Whether what devices have of `file` stays as it is: nobody can write to it before all of that is home ([`Engine::bring_files_home`]).
+    ///
+    /// # Errors
+    ///
+    /// Why not.
+    ///
+    /// [`Engine::bring_files_home`]: crate::engine::Engine::bring_files_home
+    fn is_unwritten(&self, _file: FileId) -> Result<(), KeptReason> {
+        Err(KeptReason::Unsupported)
+    }
+
+    /// Reads the bytes of the `pages` pages from `page` on, whose home this is, to pages that are not the program's. What lies behind the end of the
+    /// file in its last page is zeros.
+    ///
+    /// # Errors
+    ///
+    /// [`KeptReason::FileUnreadable`] if some can't be read.
+    fn read_file(&self, _home: FileHome, _page: VirtAddr, _to: VirtAddr, _pages: PageCount) -> Result<(), KeptReason> {
+        Err(KeptReason::FileUnreadable)
     }
 
     /// A page's bytes can't be put back: stops the program with `why`.

@@ -1,5 +1,6 @@
 //! The program's memory as the kernel lets hetmem change it.
 
+use hetmem_core::home::{FileHome, FileId};
 use hetmem_core::outcome::KeptReason;
 use hetmem_core::port::{Arrived, Backing, FaultPath, Host, How, InstallStop, Taken};
 use hetmem_core::units::{PageCount, PageRange, VirtAddr};
@@ -232,11 +233,27 @@ impl Host for ModelHost {
         failure.is_none() && !self.0.lock().zaps.iter().any(|zap| zap.range.overlaps(range))
     }
 
-    fn exchange(&self, _path: FaultPath, block: PageRange, backing: Backing) -> Result<(), KeptReason> {
+    fn exchange(&self, _path: FaultPath, block: PageRange, backing: Backing<'_>) -> Result<(), KeptReason> {
         match backing {
             Backing::Device(frames) => self.0.exchange(StepKind::Lay, block, |memory| memory.lay(block, frames)),
             Backing::Anonymous => self.0.exchange(StepKind::Lift, block, |memory| memory.lift(block)),
+            Backing::StandIn(placed) => {
+                self.0.exchange(StepKind::StandIn, block, |memory| memory.stand_in(block, placed))
+            }
+            Backing::File(home) => {
+                self.0.exchange(StepKind::MapFile, block, |memory| memory.map_file_again(block, home))
+            }
         }
+    }
+
+    fn is_unwritten(&self, _file: FileId) -> Result<(), KeptReason> {
+        if self.0.lock().written { Err(KeptReason::FileOpenForWriting) } else { Ok(()) }
+    }
+
+    fn read_file(&self, home: FileHome, page: VirtAddr, to: VirtAddr, pages: PageCount) -> Result<(), KeptReason> {
+        self.0.fails_to_read()?;
+        self.0.lock().read_file(home.offset_at(page), to, pages);
+        Ok(())
     }
 
     fn stop_the_program(&self, page: VirtAddr, why: &'static str) -> ! {

@@ -27,7 +27,12 @@ pub(crate) enum StepKind {
     Lay,
     /// Before a block is lifted.
     Lift,
-    /// After either, with the slots as they were.
+    /// Before memory stands in for a file's mapping.
+    StandIn,
+    /// Before a file is mapped again.
+    MapFile,
+    ReadFile,
+    /// After any of these, with the slots as they were.
     Exchanged,
 }
 
@@ -73,6 +78,8 @@ pub(crate) enum Failure {
     Fault,
     /// The block is as it was.
     NotExchanged(KeptReason),
+    /// There was an error.
+    NotRead,
     /// Pages stay, or the process may have no more memory.
     Refused,
 }
@@ -98,7 +105,10 @@ impl StepKind {
             Self::CopyOut => vec![Failure::Device(TransferError::Transient)],
             Self::HostCopy | Self::MappingFrom | Self::Presence | Self::Exchanged => Vec::new(),
             Self::Discard | Self::OpenPlaces => vec![Failure::Refused],
-            Self::Lay | Self::Lift => EXCHANGE_REASONS.map(Failure::NotExchanged).to_vec(),
+            Self::ReadFile => vec![Failure::NotRead],
+            Self::Lay | Self::Lift | Self::StandIn | Self::MapFile => {
+                EXCHANGE_REASONS.map(Failure::NotExchanged).to_vec()
+            }
             Self::FaultIn => vec![Failure::Fault],
             Self::RemovalIsOver => vec![Failure::NotOver],
             Self::Trapped => TRAP_REASONS.map(Failure::NotTrapped).into_iter().chain([Failure::TrappedOne]).collect(),
@@ -110,6 +120,9 @@ impl StepKind {
         match self {
             Self::CopyIn | Self::CopyOut | Self::HostCopy | Self::Discard => true,
             Self::MappingFrom | Self::Presence | Self::FaultIn | Self::Lay | Self::Lift | Self::Exchanged => true,
+            Self::StandIn | Self::MapFile => true,
+            // Bytes are read to fill a touched hole, too.
+            Self::ReadFile => false,
             Self::TakeOut | Self::Install | Self::ZeroFill | Self::RemovalIsOver | Self::Trapped | Self::OpenPlaces => {
                 false
             }

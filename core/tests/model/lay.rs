@@ -7,7 +7,7 @@ use super::inject::Failure;
 use super::{Event, Memory, Model, Page, StepKind, nth};
 
 /// Where a new mapping lies before it takes a block's place.
-const TEMPORARY: VirtAddr = VirtAddr::new(1 << 42);
+pub(super) const TEMPORARY: VirtAddr = VirtAddr::new(1 << 42);
 
 impl Page {
     /// Whether a touch needs nobody's help.

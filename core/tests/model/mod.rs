@@ -20,6 +20,7 @@
 #![allow(clippy::cast_possible_truncation, reason = "the numbers here are small")]
 
 mod device;
+mod file;
 mod host;
 mod inject;
 mod lay;
@@ -74,6 +75,8 @@ pub(crate) struct Page {
     pub(crate) laid: Option<VirtAddr>,
     /// Whether a guard marker is there, and no page: a touch ends in a signal.
     pub(crate) guarded: bool,
+    /// Which page of the file it is, if it is one.
+    pub(crate) file: Option<u64>,
 }
 
 /// What the program may find at an address.
@@ -166,6 +169,10 @@ pub(crate) struct Memory {
     exchanging: Vec<PageRange>,
     /// What pages held that were dropped meanwhile: a block that is laid over them brings it back.
     dropped: BTreeMap<u64, Truth>,
+    /// What the file has.
+    pub(crate) file: BTreeMap<u64, Token>,
+    /// Whether it is open for writing.
+    pub(crate) written: bool,
     /// How many calls to fault pages in were made to fail.
     pub(crate) faults_refused: u32,
     /// Pages on which threads of the program sleep.

@@ -65,7 +65,8 @@ impl Memory {
             }
             let sure: Vec<u64> = part.iter().map(VirtAddr::get).filter(|page| self.pages.contains_key(page)).collect();
             for page in &sure {
-                self.truth.get_mut(page).expect("what is mapped has a truth").also(ZERO);
+                let hole = self.of_a_hole(VirtAddr::new(*page));
+                self.truth.get_mut(page).expect("what is mapped has a truth").also(hole);
             }
             let zap = Zap { range: part, sure: sure.into_iter().collect() };
             if self.any_registered(part) {
@@ -83,14 +84,16 @@ impl Memory {
             let laid = self.is_laid(page);
             self.note_dropped(page);
             // What is shared keeps its bytes.
+            let hole = self.of_a_hole(page);
             let Some(entry) = self.pages.get_mut(&page.get()).filter(|_| !laid) else { continue };
-            (entry.content, entry.written) = (None, false);
+            // What is dropped of a file's own mapping is read from the file.
+            (entry.content, entry.written) = (entry.file.filter(|_| !entry.registered).map(|_| hole), false);
             let truth = self.truth.get_mut(&page.get()).expect("what is mapped has a truth");
-            if zap.sure.contains(&page.get()) { *truth = Truth(vec![ZERO]) } else { truth.also(ZERO) }
+            if zap.sure.contains(&page.get()) { *truth = Truth(vec![hole]) } else { truth.also(hole) }
         }
     }
 
-    fn agree(&mut self, page: u64, got: Token, what: &str) {
+    pub(super) fn agree(&mut self, page: u64, got: Token, what: &str) {
         let truth = self.truth.get_mut(&page).expect("what is mapped has a truth");
         assert!(truth.0.contains(&got), "{what} {page:#x} finds {got}, and the program left {truth:?} there");
     }
@@ -109,6 +112,7 @@ impl Model {
                 content: None,
                 laid: None,
                 guarded: false,
+                file: None,
             };
             let before = memory.pages.insert(page.get(), entry);
             assert!(before.is_none(), "{page} is mapped already");
@@ -476,7 +480,7 @@ impl Model {
                 }
                 (Some(content), Slot::System) => content,
                 // Mapped and missing: the removal came after the announcement, when another page had moved there.
-                (None, Slot::System | Slot::Mapped(_)) => ZERO,
+                (None, Slot::System | Slot::Mapped(_)) => memory.of_a_hole(at),
                 (None, Slot::Unmapped { frame, busy: false }) if frame.device == SYSTEM_POOL => {
                     memory.own_content(nth(POOL, u64::from(frame.index.get())))
                 }

@@ -13,7 +13,7 @@ const FOREVER: Duration = Duration::from_secs(20);
 
 impl Model {
     /// Sleeps until `awake`.
-    fn sleep_until<'a>(
+    pub(super) fn sleep_until<'a>(
         &self,
         memory: MutexGuard<'a, Memory>,
         what: &str,

@@ -1,6 +1,8 @@
 //! What the tests of mirrors and accelerators have in common.
 #![allow(dead_code, reason = "each test uses a part")]
 
+pub(crate) mod file;
+
 use hetmem::{
     BLOCK_PAGES, BLOCK_SIZE, ByteLen, DeviceId, DeviceSpec, FaultPath, Mapping, PAGE_SIZE, PageCount, PageRange,
     Request, Runtime, Target, VirtAddr,

@@ -9,7 +9,7 @@
 
 use std::ffi::CStr;
 
-use hetmem_core::units::{PageCount, PageRange, VirtAddr};
+use hetmem_core::units::{BLOCK_PAGES, PageCount, PageRange, VirtAddr};
 use rustix::mm::{Advice, MapFlags, MremapFlags, ProtFlags};
 
 use super::advice::{advise, discard, pointer};
@@ -68,6 +68,46 @@ impl Spare {
         // SAFETY: as above.
         unsafe { discard(range) }?;
         Ok(spare)
+    }
+
+    /// The same, to take the place of `over`: huge pages are where they would be there. A forked child has none of it.
+    pub fn reserve_for(over: PageRange, name: &CStr) -> Result<Self, Errno> {
+        let spare = match over.pages() >= PageCount::BLOCK {
+            false => Self::reserve(over.pages(), name)?,
+            true => {
+                let wide = Self::reserve(over.pages() + PageCount::BLOCK, name)?;
+                let wanted = over.start().index_in_block() as u64;
+                let ahead = wanted + BLOCK_PAGES - wide.range.start().index_in_block() as u64;
+                wide.cut(PageCount::new(ahead % BLOCK_PAGES), over.pages())?
+            }
+        };
+        // SAFETY: nobody has the address of this memory yet.
+        unsafe { advise(spare.range, Advice::LinuxDontFork) }?;
+        Ok(spare)
+    }
+
+    /// Only `pages` pages of it, from page `skip` on.
+    fn cut(mut self, skip: PageCount, pages: PageCount) -> Result<Self, Errno> {
+        let part = self.range.slice(skip, pages);
+        let (before, behind) = (self.range.slice(PageCount::ZERO, skip), part.end());
+        for rest in [Some(before), PageRange::between(behind, self.range.end())].into_iter().flatten() {
+            if !rest.is_empty() {
+                // SAFETY: by the invariant this value's.
+                unsafe { rustix::mm::munmap(pointer(rest.start()), rest.pages().as_usize() * 4096) }?;
+            }
+            // INVARIANT: what is left of it is mapped still.
+            self.range = if rest == before { self.range.slice(skip, self.range.pages()) } else { part };
+        }
+        Ok(self)
+    }
+
+    /// It can only be read from now on.
+    pub fn forbid_writes(&self) -> Result<(), Errno> {
+        // SAFETY: by the invariant this value's.
+        unsafe {
+            let len = self.range.pages().as_usize() * 4096;
+            rustix::mm::mprotect(pointer(self.range.start()), len, rustix::mm::MprotectFlags::READ)
+        }
     }
 
     /// Where it is.

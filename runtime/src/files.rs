@@ -1,0 +1,277 @@
+//! Files that are mapped to be read and managed: which they are, and who sees to it that nobody writes them while anything of them is on a device.
+//!
+//! Each has a description of hetmem's own, by which its pages are read, and mapped again when they come home, and on which a read lease is taken
+//! ([`hetmem_sys::lease`]). One thread of the runtime, the *keeper*, is told when somebody wants to write:
+//!
+//! ```text
+//! writer                          keeper
+//! ---------------------------     -------------------------------------------------
+//! open(), waits in the kernel ──► SIGIO: the file is written from here on, to us
+//!                                 brings its pages home
+//! goes on ◄────────────────────── gives the lease up
+//! ```
+//!
+//! The next migration to a device asks for the lease again, and gets it when nobody has the file open for writing any more.
+//!
+//! *Limits:* a process that is stopped for longer than `/proc/sys/fs/lease-break-time` loses its leases. When it goes on, all pages of such files come
+//! home; what its threads read before that may be what the file had then.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
+use std::thread::JoinHandle;
+use std::time::Instant;
+
+use hetmem_core::home::{FileHome, FileId, Home};
+use hetmem_core::outcome::KeptReason;
+use hetmem_core::port::Host as _;
+use hetmem_core::space::Region;
+use hetmem_core::sync::{Mutex, lock};
+use hetmem_core::units::{PageRange, VirtAddr};
+use hetmem_sys::errno::Errno;
+use hetmem_sys::lease::{MappedFile, Sharing, await_break, rouse};
+use hetmem_sys::process::with_signals_blocked;
+
+use crate::inner::Inner;
+use crate::service::MEMORY_PATIENCE;
+
+/// Whether anybody may be writing a file: nobody, as a lease is held; somebody; or that can't be known.
+const UNWRITTEN: u8 = 0;
+const OPEN_FOR_WRITING: u8 = 1;
+const NO_LEASE: u8 = 2;
+
+/// A file that is managed.
+pub(crate) struct ManagedFile {
+    pub(crate) file: MappedFile,
+    pub(crate) sharing: Sharing,
+    /// One of the three above. Written with the lock held.
+    state: AtomicU8,
+    /// Held by who takes the lease, or gives it up.
+    lease: Mutex<()>,
+}
+
+impl ManagedFile {
+    /// Whether nobody writes it: a lease is held.
+    pub(crate) fn is_unwritten(&self) -> Result<(), KeptReason> {
+        // SeqCst: whoever finds it so has claimed its part of the file before, which who lets somebody write looks for after.
+        match self.state.load(Ordering::SeqCst) {
+            UNWRITTEN => Ok(()),
+            OPEN_FOR_WRITING => Err(KeptReason::FileOpenForWriting),
+            _ => Err(KeptReason::NoLease),
+        }
+    }
+
+    /// Takes the lease, if it is to be had.
+    fn take_lease(&self, keeper: u32) {
+        // The caller has claimed nothing that the keeper could wait for.
+        let _lease = lock(&self.lease);
+        if self.state.load(Ordering::SeqCst) == UNWRITTEN {
+            return;
+        }
+        let taken = if self.file.is_local() { self.file.take_lease(keeper) } else { Err(Errno::INVAL) };
+        let state = match taken {
+            Ok(()) => UNWRITTEN,
+            Err(Errno::AGAIN) => OPEN_FOR_WRITING,
+            Err(_) => NO_LEASE,
+        };
+        self.state.store(state, Ordering::SeqCst);
+        if taken.is_ok() && !self.file.has_lease() {
+            // Somebody has asked for it before the keeper could know that there is one.
+            rouse(keeper);
+        }
+    }
+}
+
+/// The files of a runtime.
+#[derive(Default)]
+pub(crate) struct Files {
+    all: Mutex<Vec<Option<Arc<ManagedFile>>>>,
+    /// The thread that is told when somebody wants to write.
+    keeper: AtomicU32,
+    /// Whether it is to end.
+    ending: AtomicBool,
+}
+
+impl Files {
+    /// The file that is called so.
+    pub(crate) fn get(&self, file: FileId) -> Option<Arc<ManagedFile>> {
+        lock(&self.all).get(file.index())?.clone()
+    }
+
+    /// Manages `file` from now on.
+    fn add(&self, file: MappedFile, sharing: Sharing) -> FileId {
+        let file = ManagedFile { file, sharing, state: AtomicU8::new(NO_LEASE), lease: Mutex::default() };
+        let mut all = lock(&self.all);
+        let at = all.iter().position(Option::is_none).unwrap_or(all.len());
+        if at == all.len() {
+            all.push(None);
+        }
+        all[at] = Some(Arc::new(file));
+        FileId::new(u32::try_from(at).unwrap_or(u32::MAX))
+    }
+
+    /// `file` is managed no longer: the lease ends with its description.
+    fn remove(&self, file: FileId) {
+        let removed = lock(&self.all).get_mut(file.index()).and_then(Option::take);
+        // Somebody may have the value still; and a forked child the description.
+        removed.into_iter().for_each(|file| _ = file.file.give_lease_up());
+    }
+
+    /// In a forked child, which must not keep its parent's leases.
+    pub(crate) fn close_in_child(&self) {
+        // A thread that is not here may have it.
+        if let Ok(all) = self.all.try_lock() {
+            all.iter().flatten().for_each(|file| file.file.close_in_child());
+        }
+    }
+
+    fn each(&self) -> Vec<(FileId, Arc<ManagedFile>)> {
+        let all = lock(&self.all);
+        let files = (0..).map(FileId::new).zip(all.iter());
+        files.filter_map(|(id, file)| Some((id, Arc::clone(file.as_ref()?)))).collect()
+    }
+}
+
+/// The keeper of a runtime, from the first file on.
+pub(crate) type Keeper = Mutex<Option<JoinHandle<()>>>;
+
+/// Starts the keeper, if there is none.
+pub(crate) fn keep(inner: &Arc<Inner>, keeper: &Keeper) -> Result<(), std::io::Error> {
+    let mut keeper = lock(keeper);
+    if keeper.is_some() {
+        return Ok(());
+    }
+    inner.engine.expect_files();
+    let shared = Arc::clone(inner);
+    let run = move || {
+        shared.engine.host().files.keeper.store(hetmem_sys::thread::current_tid(), Ordering::SeqCst);
+        shared.engine.host().events.advance();
+        shared.keep_leases();
+    };
+    // It waits for a signal that the program may have a use for elsewhere.
+    let started = with_signals_blocked(|| std::thread::Builder::new().name("hetmem".to_owned()).spawn(run))?;
+    while inner.engine.host().files.keeper.load(Ordering::SeqCst) == 0 {
+        hetmem_sys::thread::yield_now();
+    }
+    *keeper = Some(started);
+    Ok(())
+}
+
+/// Ends the keeper.
+pub(crate) fn end(inner: &Inner, keeper: &Keeper) {
+    let Some(thread) = lock(keeper).take() else { return };
+    let files = &inner.engine.host().files;
+    files.ending.store(true, Ordering::SeqCst);
+    rouse(files.keeper.load(Ordering::SeqCst));
+    // It does not end by a panic that anybody could do something about.
+    let _ = thread.join();
+}
+
+impl Inner {
+    /// Gives up leases that others wait for, until it is told to end.
+    fn keep_leases(&self) {
+        let files = &self.engine.host().files;
+        loop {
+            await_break(None);
+            if files.ending.load(Ordering::SeqCst) {
+                return;
+            }
+            for (id, file) in files.each() {
+                if file.state.load(Ordering::SeqCst) == UNWRITTEN && !file.file.has_lease() {
+                    self.let_write(id, &file);
+                }
+            }
+        }
+    }
+
+    /// Somebody wants to write `file`, or does already: its pages come home, and the lease is given up.
+    fn let_write(&self, id: FileId, file: &ManagedFile) {
+        let _lease = lock(&file.lease);
+        file.state.store(OPEN_FOR_WRITING, Ordering::SeqCst);
+        self.bring_file_home(id);
+        // There may be none any more.
+        let _ = file.file.give_lease_up();
+    }
+
+    /// Has nothing stand in for the mappings of `file` any more.
+    fn bring_file_home(&self, file: FileId) {
+        self.bring_home_of(|other| other == file);
+    }
+
+    /// Has nothing stand in for the mapping of any file any more.
+    pub(crate) fn bring_files_home(&self) {
+        self.bring_home_of(|_| true);
+    }
+
+    fn bring_home_of(&self, which: impl Fn(FileId) -> bool) {
+        let (start, host) = (Instant::now(), self.engine.host());
+        while !self.engine.bring_files_home(&which).is_zero() {
+            // Others are at work on them: a touch, another's migration.
+            if start.elapsed() > MEMORY_PATIENCE {
+                host.stop_the_program(
+                    VirtAddr::default(),
+                    "the pages of a file could not come home, which others wait to write",
+                );
+            }
+            host.await_events();
+        }
+        self.tell_of_resting();
+    }
+
+    /// Manages `range`, where `file` is mapped from byte `offset` on.
+    pub(crate) fn manage_file(
+        &self,
+        range: PageRange,
+        file: MappedFile,
+        offset: u64,
+        sharing: Sharing,
+    ) -> Result<(), PageRange> {
+        let files = &self.engine.host().files;
+        let id = files.add(file, sharing);
+        let home = Home::File(FileHome::new(id, range.start(), offset));
+        let managed = self.engine.manage_new(range, Region { home, ..Region::default() });
+        match managed {
+            Ok(()) => self.ask_for_lease(id),
+            Err(_) => files.remove(id),
+        }
+        managed
+    }
+
+    /// Before pages of `ranges` go to a device: asks for the leases that are not held.
+    pub(crate) fn ask_for_leases(&self, ranges: &[PageRange]) {
+        if !self.engine.has_files() {
+            return;
+        }
+        for (_, region) in ranges.iter().flat_map(|range| self.engine.regions_in(*range)) {
+            if let Some(Home::File(home)) = region.map(|region| region.home) {
+                self.ask_for_lease(home.file);
+            }
+        }
+    }
+
+    fn ask_for_lease(&self, file: FileId) {
+        let files = &self.engine.host().files;
+        if let Some(file) = files.get(file) {
+            file.take_lease(files.keeper.load(Ordering::SeqCst));
+        }
+    }
+
+    /// Ends what `range` has to do with files, which is managed no longer.
+    pub(crate) fn forget_files(&self, were: &[FileId]) {
+        let used: Vec<FileId> = self.files_in(PageRange::ALL);
+        were.iter().filter(|file| !used.contains(file)).for_each(|file| self.engine.host().files.remove(*file));
+    }
+
+    /// The files that are managed in `range`.
+    pub(crate) fn files_in(&self, range: PageRange) -> Vec<FileId> {
+        if !self.engine.has_files() {
+            return Vec::new();
+        }
+        let regions = self.engine.regions_in(range).into_iter().filter_map(|(_, region)| region);
+        regions
+            .filter_map(|region| match region.home {
+                Home::File(home) => Some(home.file),
+                Home::Anonymous => None,
+            })
+            .collect()
+    }
+}
