@@ -214,6 +214,19 @@ typedef struct hetmem_mapping hetmem_mapping;
  */
 hetmem_error *hetmem_map(hetmem_runtime *runtime, size_t length, hetmem_fault_path path, hetmem_mapping **out);
 
+/*
+ * Maps `length` bytes of a file from byte `offset` on, to be read, and manages them, for the caller to free. `file` is a descriptor of it, which may
+ * be closed then. Pages of a file move by blocks of 2 MiB of address space, or what there is of one at the ends of the mapping. Nobody
+ * unmaps, moves or protects what is mapped so but hetmem.
+ *
+ * While pages of the file are on a device there is a read lease on it, F_SETLEASE of fcntl(2): who opens it for writing waits until they are home,
+ * and is refused (EWOULDBLOCK) if he opens with O_NONBLOCK. Without a lease its pages stay home, with an outcome that says why.
+ *
+ * HETMEM_INVALID_INPUT: `offset` is not a multiple of the page, the file does not have so many bytes, `length` is 0, or `file` is no regular file.
+ * HETMEM_EXHAUSTED, HETMEM_HOST_REFUSES: the file can't be opened once more, by /proc, or the host doesn't give the address space.
+ */
+hetmem_error *hetmem_map_file(hetmem_runtime *runtime, int file, uint64_t offset, size_t length, hetmem_mapping **out);
+
 /* Unmaps the memory: nobody may touch it any more. Its runtime need not have a handle any more. */
 void hetmem_mapping_free(hetmem_mapping *mapping);
 
@@ -367,7 +380,13 @@ enum {
     /* The page table has an entry there that is neither a page nor nothing: poison, or a page that a driver of the kernel holds. */
     HETMEM_KEPT_POISONED = 20,
     /* The memory can be written and executed; hetmem's allows no execution, and the kernel moves pages between equals only. */
-    HETMEM_KEPT_EXECUTABLE = 21
+    HETMEM_KEPT_EXECUTABLE = 21,
+    /* The file is open for writing, or somebody waits to open it so. */
+    HETMEM_KEPT_FILE_OPEN_FOR_WRITING = 22,
+    /* There is no read lease on the file to be had: it is another user's, or its file system has none. */
+    HETMEM_KEPT_NO_LEASE = 23,
+    /* Bytes of the file can't be read: it ends before them, or there was an error. */
+    HETMEM_KEPT_FILE_UNREADABLE = 24
 };
 
 /* The name of an outcome, as in the statistics of `hetmem run`: "moved", "hole", ...; "unknown" for others. Static. */

@@ -1,8 +1,9 @@
 //! Memory under management: mapped or adopted, released, advised about, discarded, and where its pages are.
 #![expect(unsafe_code, reason = "exports C functions")]
 
-use std::ffi::c_void;
+use std::ffi::{c_int, c_void};
 use std::mem::ManuallyDrop;
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 use hetmem_core::advice::DiscardError;
@@ -10,7 +11,7 @@ use hetmem_core::units::{ByteLen, DeviceId, PAGE_SIZE, PageCount, PageRange, Vir
 use hetmem_interpose::cancel::uncancelled;
 use hetmem_sys::errno::Errno;
 use hetmem_sys::mapping::set_aside;
-use runtime::{Advice, FaultPath, Mapping, Residency, Target};
+use runtime::{Advice, FaultPath, FileMapping, Mapping, Residency, Target};
 
 use super::failure::{Answer, Failure, answer};
 use super::instance::{Handle, Instance};
@@ -29,8 +30,29 @@ const MIGRATING: Place = u32::MAX;
 
 /// What `hetmem_mapping` points to. It keeps the runtime.
 struct MappingHandle {
-    mapping: ManuallyDrop<Mapping>,
+    mapping: ManuallyDrop<Mapped>,
     instance: Handle,
+}
+
+enum Mapped {
+    Memory(Mapping),
+    File(FileMapping),
+}
+
+impl Mapped {
+    fn address(&self) -> *mut c_void {
+        match self {
+            Self::Memory(mapping) => mapping.as_ptr().cast(),
+            Self::File(mapping) => mapping.as_ptr().cast_mut().cast(),
+        }
+    }
+
+    fn len(&self) -> usize {
+        match self {
+            Self::Memory(mapping) => mapping.len(),
+            Self::File(mapping) => mapping.len(),
+        }
+    }
 }
 
 impl Drop for MappingHandle {
@@ -161,8 +183,38 @@ unsafe extern "C" fn hetmem_map(runtime: *const Handle, len: usize, path: u32, o
     let out = unsafe { Out::one(out, "out") };
     answer(instance.and_then(|instance| {
         let (mut out, path) = (out?, fault_path(path)?);
-        let mapping = ManuallyDrop::new(instance.runtime()?.map(ByteLen::new(len as u64), path)?);
-        out.put(Box::into_raw(Box::new(MappingHandle { mapping, instance: Arc::clone(instance) })));
+        let mapping = Mapped::Memory(instance.runtime()?.map(ByteLen::new(len as u64), path)?);
+        out.put(handle(mapping, instance));
+        Ok(())
+    }))
+}
+
+fn handle(mapping: Mapped, instance: &Handle) -> *mut MappingHandle {
+    let mapping = ManuallyDrop::new(mapping);
+    Box::into_raw(Box::new(MappingHandle { mapping, instance: Arc::clone(instance) }))
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn hetmem_map_file(
+    runtime: *const Handle,
+    file: c_int,
+    offset: u64,
+    len: usize,
+    out: *mut *mut MappingHandle,
+) -> Answer {
+    // SAFETY: the header's contract.
+    let instance = unsafe { borrow(runtime, "runtime") };
+    // SAFETY: the header's contract.
+    let out = unsafe { Out::one(out, "out") };
+    answer(instance.and_then(|instance| {
+        let mut out = out?;
+        if file < 0 {
+            return Err(Failure::invalid(format!("file is {file}, which is no descriptor")));
+        }
+        // SAFETY: a descriptor of the caller's; one that is closed is refused by the kernel.
+        let file = unsafe { BorrowedFd::borrow_raw(file) };
+        let mapping = instance.runtime()?.map_file(file, offset, ByteLen::new(len as u64))?;
+        out.put(handle(Mapped::File(mapping), instance));
         Ok(())
     }))
 }
@@ -176,7 +228,7 @@ unsafe extern "C" fn hetmem_mapping_free(mapping: *mut MappingHandle) {
 #[unsafe(no_mangle)]
 unsafe extern "C" fn hetmem_mapping_address(mapping: *const MappingHandle) -> *mut c_void {
     // SAFETY: the header's contract.
-    unsafe { mapping.as_ref() }.map_or(std::ptr::null_mut(), |handle| handle.mapping.as_ptr().cast())
+    unsafe { mapping.as_ref() }.map_or(std::ptr::null_mut(), |handle| handle.mapping.address())
 }
 
 #[unsafe(no_mangle)]

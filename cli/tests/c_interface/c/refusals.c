@@ -2,6 +2,8 @@
 #define _DEFAULT_SOURCE
 #include "expect.h"
 
+#include <fcntl.h>
+
 #define BAD(call, text) REFUSED(call, HETMEM_INVALID_INPUT, text)
 
 enum { PAGES = 16 };
@@ -54,6 +56,15 @@ static void memory(hetmem_runtime *runtime, char *bytes)
     BAD(hetmem_map(runtime, 1, HETMEM_FAULT_THREAD, &mapping), "multiple of the page");
     BAD(hetmem_map(runtime, length, 2, &mapping), "no fault path 2");
     REFUSED(hetmem_map(runtime, SIZE_MAX - 4095, HETMEM_FAULT_THREAD, &mapping), HETMEM_EXHAUSTED, "can't be mapped");
+    BAD(hetmem_map_file(runtime, -1, 0, length, &mapping), "no descriptor");
+    int program = open("/proc/self/exe", O_RDONLY), root = open("/", O_RDONLY);
+    BAD(hetmem_map_file(NULL, program, 0, length, &mapping), "runtime is NULL");
+    BAD(hetmem_map_file(runtime, program, 0, length, NULL), "out is NULL");
+    BAD(hetmem_map_file(runtime, program, 1, length, &mapping), "multiple of the page");
+    BAD(hetmem_map_file(runtime, program, 0, (size_t)1 << 40, &mapping), "not in the file");
+    BAD(hetmem_map_file(runtime, root, 0, length, &mapping), "only regular files");
+    close(program);
+    close(root);
     REFUSED(hetmem_map(runtime, (size_t)1 << 60, HETMEM_FAULT_THREAD, &mapping), HETMEM_EXHAUSTED, "can't be mapped");
     EXPECT(mapping == NULL);
 

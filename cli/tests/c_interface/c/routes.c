@@ -2,6 +2,7 @@
 #define _DEFAULT_SOURCE
 #include "expect.h"
 
+#include <fcntl.h>
 #include <sys/mman.h>
 
 enum { PAGES = 1024, PRIVATE = 0, COHERENT = 1 };
@@ -133,6 +134,43 @@ static void eviction(hetmem_runtime *runtime, char *memory)
     }
 }
 
+/* A file goes to both devices, is read there, and comes home to who writes it. */
+static void files(hetmem_runtime *runtime)
+{
+    char name[] = "/tmp/hetmem-routes-XXXXXX";
+    int writer = mkstemp(name);
+    EXPECT(writer >= 0);
+    uint64_t *bytes = malloc(LENGTH);
+    EXPECT(bytes != NULL);
+    fill(bytes, 5);
+    EXPECT(write(writer, bytes, LENGTH) == (ssize_t)LENGTH && close(writer) == 0);
+    hetmem_mapping *mapping;
+    int reader = open(name, O_RDONLY);
+    OK(hetmem_map_file(runtime, reader, 0, LENGTH, &mapping));
+    close(reader);
+    uint64_t *words = hetmem_mapping_address(mapping);
+    EXPECT(hetmem_mapping_length(mapping) == LENGTH);
+    move(runtime, words, HETMEM_DEVICE(COHERENT));
+    verify(words, 5);
+    move(runtime, words, HETMEM_DEVICE(PRIVATE));
+    hetmem_place place;
+    writer = open(name, O_WRONLY);
+    OK(hetmem_residency(runtime, words, HETMEM_PAGE_SIZE, &place, 1));
+    EXPECT(place == HETMEM_SYSTEM);
+    fill(bytes, 6);
+    EXPECT(write(writer, bytes, LENGTH) == (ssize_t)LENGTH);
+    verify(words, 6);
+    hetmem_request request = {HETMEM_DEVICE(PRIVATE), HETMEM_SELECT_ALL, 0};
+    hetmem_outcome outcome;
+    OK(hetmem_migrate(runtime, words, HETMEM_PAGE_SIZE, &request, &outcome, 1, NULL));
+    EXPECT(outcome == HETMEM_KEPT_FILE_OPEN_FOR_WRITING && close(writer) == 0);
+    move(runtime, words, HETMEM_DEVICE(PRIVATE));
+    verify(words, 6);
+    hetmem_mapping_free(mapping);
+    unlink(name);
+    free(bytes);
+}
+
 /* Calls about everything there is. */
 static void whole_address_space(hetmem_runtime *runtime, char *memory)
 {
@@ -238,6 +276,7 @@ int main(void)
     routes(runtime, adopted);
     selection_and_owner(runtime, adopted);
     eviction(runtime, adopted);
+    files(runtime);
     whole_address_space(runtime, adopted);
     more_than_a_gibibyte(runtime);
     discarded(runtime);
