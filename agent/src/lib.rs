@@ -59,3 +59,8 @@ pub use ends::{thread_exits, thread_is_strict};
 pub use notes::{is_first, is_this_process, last_word, note};
 pub use removal::{guard, look_for_guards, removal_returned};
 pub use start::{Away, after_fork_in_child, leave, start, start_again};
+
+/// The examples of the tutorial, which are tested as those of the documentation are. Here, as what is published comes without the tutorial.
+#[cfg(doctest)]
+#[doc = include_str!("../../docs/hmm.md")]
+mod tutorial {}

@@ -108,11 +108,33 @@ fn under_run() -> Checked {
     })
 }
 
+/// The program of the tutorial compiles, and prints what the tutorial says.
+fn tutorial() -> Checked {
+    if let Some(why) = obstacle() {
+        return Err(Problem::Missing(why.to_owned()));
+    }
+    let text = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/hmm.md"))?;
+    let (_, after) = text.split_once("```c\n").ok_or_else(|| "the tutorial shows no C".to_owned())?;
+    let (program, after) = after.split_once("```").ok_or_else(|| "its C has no end".to_owned())?;
+    let (_, shown) = after.split_once("./hmm\n").ok_or_else(|| "the tutorial does not run it".to_owned())?;
+    let (shown, _) = shown.split_once("```").ok_or_else(|| "what it prints has no end".to_owned())?;
+    let dir = tempfile::tempdir()?;
+    let (source, binary) = (dir.path().join("hmm.c"), dir.path().join("hmm"));
+    std::fs::write(&source, program)?;
+    let mut cc = Command::new("cc");
+    cc.args(["-Wall", "-Wextra", "-Werror"]).arg(&source).arg("-o").arg(&binary);
+    let built_it = cc.output().map_err(|error| Problem::Missing(format!("cc: {error}")))?;
+    expect(built_it.status.success(), || stderr(&built_it))?;
+    let run = output(Command::new(binary).env_remove("HETMEM_AGENT").env("LD_PRELOAD", built(LIBRARY)));
+    expect(status(&run) == 0 && stdout(&run) == shown, || format!("{}{}", stdout(&run), stderr(&run)))
+}
+
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
     let mut trials = vec![
         trial("without_permission_an_open_says_what_would_help", without_permission),
         trial("what_is_interposed_has_no_landing_pads", || interposed_can_be_unwound(&built(LIBRARY))),
+        trial("the_tutorials_program_prints_what_the_tutorial_says", tutorial),
         trial("under_hetmem_run_there_is_no_second_manager", under_run),
     ];
     for name in PROGRAMS {
