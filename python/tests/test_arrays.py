@@ -4,6 +4,7 @@ import gc
 import mmap
 import multiprocessing
 import os
+import pathlib
 import pickle
 import signal
 import subprocess
@@ -174,6 +175,45 @@ def test_mappings_of_the_programs_own_are_adopted(runtime: hetmem.Runtime) -> No
     assert memory[5 * hetmem.PAGE] == 9
     runtime.release(memory)
     memory.close()
+
+
+def test_files_are_mapped_and_read_wherever_their_pages_are(runtime: hetmem.Runtime, tmp_path: pathlib.Path) -> None:
+    wanted = np.arange(1_000_001, dtype=np.float64)
+    file = tmp_path / "numbers"
+    wanted.tofile(file)
+    array = runtime.map_file(file, np.float64)
+    assert array.shape == wanted.shape and not array.flags.writeable
+    with pytest.raises(ValueError):
+        array.flags.writeable = True
+    for device in ["private0", "coherent0", "system"]:
+        outcomes = runtime.migrate(array, device)
+        # Where the file system has no leases its pages stay, and say why.
+        assert outcomes.moved > 0 or "no_lease" in outcomes.kept or device == "system", outcomes
+        assert (array == wanted).all()
+    part = runtime.map_file(file, "f8", (10, 512), offset=hetmem.PAGE)
+    assert (part.ravel() == wanted[512 : 512 + 5120]).all()
+    runtime.migrate(array, "private0")
+    # A writer gets the file when its pages are home.
+    with open(file, "r+b") as writer:
+        writer.write(np.float64(-1).tobytes())
+    assert array[0] == -1
+    for wrong, part_of in [
+        ({"offset": 5, "shape": 10}, "page"),
+        ({"shape": 2_000_000, "dtype": "f8"}, "file"),
+        ({"dtype": "V7"}, "no array of"),
+        ({"dtype": object}, "no elements"),
+        ({"offset": -1}, "negative"),
+        ({"shape": -1}, "negative"),
+        ({"shape": 0}, "can't be mapped"),
+    ]:
+        with pytest.raises(hetmem.InvalidInputError, match=part_of):
+            runtime.map_file(file, **wrong)  # type: ignore[arg-type]
+    with pytest.raises(FileNotFoundError):
+        runtime.map_file(tmp_path / "nothing")
+    with pytest.raises(IsADirectoryError):
+        runtime.map_file(tmp_path)
+    with pytest.raises(hetmem.InvalidInputError, match="regular file"):
+        runtime.map_file("/dev/zero", shape=10)
 
 
 def test_discarded_arrays_read_as_zeros_and_their_neighbours_stay(runtime: hetmem.Runtime) -> None:

@@ -195,12 +195,9 @@ class Runtime:
         :raises InvalidInputError: The shape has a negative size, or the type has objects of Python.
         :raises ExhaustedError: There is no room in the address space.
         """
-        sizes = tuple(map(operator.index, [shape] if isinstance(shape, SupportsIndex) else shape))
-        kind = np.dtype(dtype)
+        sizes, kind = _sizes(shape), np.dtype(dtype)
         if kind.hasobject:
             raise InvalidInputError(f"arrays of {kind} hold objects of Python, which lie elsewhere")
-        if any(size < 0 for size in sizes):
-            raise InvalidInputError(f"shape {sizes} has a negative size")
         # At least one page: memory of no length is none.
         length = max(1, -(-math.prod(sizes) * kind.itemsize // PAGE)) * PAGE
         if length > _ADDRESS_LIMIT:
@@ -223,6 +220,42 @@ class Runtime:
         array = self.empty(shape, np.asarray(value).dtype if dtype is None else dtype, order=order)
         array[...] = value
         return array
+
+    def map_file(
+        self,
+        path: str | os.PathLike[str],
+        dtype: npt.DTypeLike = np.uint8,
+        shape: SupportsIndex | Sequence[SupportsIndex] | None = None,
+        *,
+        offset: int = 0,
+    ) -> npt.NDArray[Any]:
+        """A file as an array that can be read, and whose pages can go to devices, as long as nobody has the file open for writing. It is mapped, not copied;
+        what `shape` asks for must be there, and without one it is all from `offset` on.
+
+        Pages of files move by blocks of 2 MiB. While some are on a device, who opens the file for writing waits until they are home.
+
+        :raises InvalidInputError: `offset` is not a multiple of the page, the file is shorter than the array or no regular file, or the type has objects of
+            Python.
+        :raises OSError: The file can't be opened.
+        """
+        kind = np.dtype(dtype)
+        if kind.hasobject or kind.itemsize == 0:
+            raise InvalidInputError(f"a file holds no elements of the type {kind}")
+        with open(path, "rb", buffering=0) as file:
+            if shape is None:
+                behind = os.fstat(file.fileno()).st_size - _unsigned(offset, "offset")
+                if behind <= 0 or behind % kind.itemsize != 0:
+                    raise InvalidInputError(f"the {behind} bytes of {path} from {offset} on are no array of {kind} ({kind.itemsize} bytes each)")
+                shape = behind // kind.itemsize
+            sizes = _sizes(shape)
+            length = math.prod(sizes) * kind.itemsize
+            if length == 0 or length > _ADDRESS_LIMIT:
+                raise InvalidInputError(f"an array of the shape {sizes} can't be mapped")
+            out = ffi.new("hetmem_mapping **")
+            with self._handle.use() as runtime:
+                check(lib.hetmem_map_file(runtime, file.fileno(), _unsigned(offset, "offset"), length, out))
+        # By frombuffer, which goes by the view that can't be written: ndarray() looks behind it.
+        return np.frombuffer(memoryview(mapped(length, out[0])).toreadonly(), kind).reshape(sizes)
 
     def adopt(self, array: Data) -> int:
         """Puts the memory of an existing array under management, until :meth:`release` or :meth:`close`; the runtime keeps the array alive as long. Managed
@@ -395,6 +428,13 @@ def _advice(advice: str, device: object) -> int:
     if (advice == "prefer") != (device is not None):
         raise InvalidInputError("prefer needs a device" if advice == "prefer" else f"{advice} goes without a device")
     return number
+
+
+def _sizes(shape: SupportsIndex | Sequence[SupportsIndex]) -> tuple[int, ...]:
+    sizes = tuple(map(operator.index, [shape] if isinstance(shape, SupportsIndex) else shape))
+    if any(size < 0 for size in sizes):
+        raise InvalidInputError(f"shape {sizes} has a negative size")
+    return sizes
 
 
 def _unsigned(number: int, name: str) -> int:
