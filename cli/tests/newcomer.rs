@@ -152,3 +152,31 @@ fn what_is_told_as_a_table_is_told_as_json_too() {
         assert!(help.contains("--json"), "{help}");
     }
 }
+
+/// The words of a line that are the same in every run.
+fn words(line: &str) -> Vec<&str> {
+    line.split(|c: char| !c.is_ascii_alphabetic()).filter(|word| word.len() > 3).collect()
+}
+
+#[test]
+fn the_readmes_sessions_work_as_pasted() {
+    let (_, sessions) = include_str!("../../README.md").split_once("\n## Two sessions\n").unwrap();
+    let (sessions, _) = sessions.split_once("\n## ").unwrap();
+    let here = tempfile::tempdir().unwrap();
+    let path = format!("{}:{}", built("hetmem").parent().unwrap().display(), std::env::var("PATH").unwrap());
+    let blocks: Vec<&str> =
+        sessions.split("```console\n").skip(1).map(|rest| rest.split("```").next().unwrap()).collect();
+    assert_eq!(blocks.len(), 2);
+    for block in blocks {
+        let commands: Vec<&str> = block.lines().filter_map(|line| line.strip_prefix("$ ")).collect();
+        let mut bash = Command::new("bash");
+        bash.args(["-euo", "pipefail", "-c", &commands.join("\n")]).current_dir(here.path()).env("PATH", &path);
+        let run = output(&mut bash);
+        let told = stdout(&run) + &stderr(&run);
+        assert_eq!(status(&run), 0, "{told}");
+        for line in block.lines().filter(|line| !line.starts_with("$ ")) {
+            let is_told = |word: &&str| told.contains(*word);
+            assert!(words(line).iter().all(is_told), "`{line}` is not like anything in: {told}");
+        }
+    }
+}
