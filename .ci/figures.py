@@ -264,10 +264,26 @@ def policy(section):
     return table(["workload, limit, device", "share after 5 s; at the end", "accesses", "× native", "× best fixed placement", "× `clock`", "agent: learning; stable"], rows)
 
 
+def places(section):
+    rows = []
+    for place in ("emulated", "compressed", "zram"):
+        if f"{place} out 1t" not in section.rows:
+            continue
+
+        def figures(names, unit):
+            known = [figure(section.median(f"{place} {name}")) for name in names if f"{place} {name}" in section.rows]
+            return f"{'; '.join(known)} {unit}" if known else ""
+
+        cells = [figures(["fault 1t p50", "fault 8t p50"], "µs"), figures(["out 1t", "out 2t"], "pages/s"), figures(["home"], "pages/s")]
+        rows.append([place, *cells, figures(["pages for each page of memory"], "").strip()])
+    return table(["place", "fault, p50: one thread; eight", "out: one thread; two", "home", "pages for each page of memory"], rows)
+
+
 # What a block is made of.
 BLOCKS = {
     "migrate": (migrate, ["migrate"]),
     "costs": (costs, ["fault", "touch", "steady", "bookkeeping"]),
+    "places": (places, ["places"]),
     "agent": (agent, ["agent"]),
     "alternate": (alternate, ["alternate"]),
     "mirror": (mirror, ["mirror"]),

@@ -105,7 +105,8 @@ void hetmem_config_free(hetmem_config *config);
 
 /*
  * Adds a device, described as for `hetmem run --device`: TYPE:BACKEND[=ARG][,KEY=VALUE]..., for example
- * "private:emulated,size=256M,latency=2us" or "coherent:emulated". The device's index is its place in the order of these calls, from 0.
+ * "private:emulated,size=256M,latency=2us", "coherent:emulated" or "private:compressed,size=4G,memory=1G". The device's index is its place in
+ * the order of these calls, from 0.
  *
  * "coherent:dax=/dev/daxX.Y" is for memory from hetmem_map() only: README.md, "In place on device-DAX", has the rules.
  *

@@ -1,4 +1,5 @@
-//! What the processes of a run share: its limit on system memory, and the frames of devices that have one size for the run. Part of the statistics
+//! What the processes of a run share: its limit on system memory, the frames of devices that have one size for the run, and the memory that such devices
+//! pack pages into. Part of the statistics
 //! memory.
 //!
 //! ```text
@@ -53,6 +54,27 @@ const BATCHES: u64 = 256;
 /// By how much of the difference what is known of a process's misses comes nearer to what it misses now, in a quarter of a second.
 const MEMORY: Duration = Duration::from_millis(250);
 
+/// What is counted together: the frames of each device, and the memory that each packs pages into.
+const GOODS: usize = 2 * MAX_DEVICES;
+
+/// Something that is counted together, in pages.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Good {
+    /// The frames of a device.
+    Frames(DeviceId),
+    /// The memory that a device packs pages into.
+    Memory(DeviceId),
+}
+
+impl Good {
+    const fn index(self) -> usize {
+        match self {
+            Self::Frames(device) => device.index(),
+            Self::Memory(device) => MAX_DEVICES + device.index(),
+        }
+    }
+}
+
 /// The members of a run. All zeros: there are none.
 #[repr(C)]
 #[derive(Debug)]
@@ -62,8 +84,8 @@ pub(super) struct Members {
     turned: AtomicU64,
     /// How many of the places were ever taken: the first ones.
     known: AtomicU64,
-    /// The most frames of each device that were ever taken at a time.
-    peaks: [AtomicU64; MAX_DEVICES],
+    /// The most of each good that was ever taken at a time.
+    peaks: [AtomicU64; GOODS],
     all: [Member; MEMBERS],
 }
 
@@ -85,8 +107,8 @@ struct Member {
     granted: AtomicU64,
     quiet: AtomicU64,
     patience: AtomicU64,
-    /// Frames of each device.
-    taken: [AtomicU64; MAX_DEVICES],
+    /// What it has of each good.
+    taken: [AtomicU64; GOODS],
 }
 
 // SAFETY: `repr(C)`, made of `AtomicU64`, arrays of it, and `Lease`, which is a `SharedLayout` itself.
@@ -116,15 +138,15 @@ impl Members {
         Part(None)
     }
 
-    /// The most frames of `device` that were taken at a time, by all.
-    pub(super) fn peak(&self, device: usize) -> PageCount {
-        PageCount::new(self.peaks[device].load(Relaxed))
+    /// The most of `good` that was taken at a time, by all.
+    pub(super) fn peak(&self, good: Good) -> PageCount {
+        PageCount::new(self.peaks[good.index()].load(Relaxed))
     }
 
-    /// The frames of `device` that all have now who are alive.
-    pub(super) fn taken(&self, device: usize) -> PageCount {
+    /// What of `good` all have now who are alive.
+    pub(super) fn taken(&self, good: Good) -> PageCount {
         // Of what others write nothing is trusted.
-        let each = self.alive().map(|member| member.taken[device].load(SeqCst));
+        let each = self.alive().map(|member| member.taken[good.index()].load(SeqCst));
         PageCount::new(each.fold(0, u64::saturating_add))
     }
 
@@ -331,24 +353,24 @@ impl Misses {
     }
 }
 
-/// The frames of one device that this process has of all processes' together.
-pub(super) struct SharedFrames {
+/// What this process has of something that all count together.
+pub(super) struct Shared {
     part: Part,
-    device: DeviceId,
+    good: Good,
     capacity: PageCount,
     /// How many were taken and are not in use.
     spare: Mutex<u64>,
 }
 
-impl fmt::Debug for SharedFrames {
+impl fmt::Debug for Shared {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("SharedFrames").field("device", &self.device).finish_non_exhaustive()
+        f.debug_struct("Shared").field("good", &self.good).finish_non_exhaustive()
     }
 }
 
-impl SharedFrames {
-    pub(super) const fn new(part: Part, device: DeviceId, capacity: PageCount) -> Self {
-        Self { part, device, capacity, spare: Mutex::new(0) }
+impl Shared {
+    pub(super) const fn new(part: Part, good: Good, capacity: PageCount) -> Self {
+        Self { part, good, capacity, spare: Mutex::new(0) }
     }
 
     fn batch(&self) -> u64 {
@@ -357,21 +379,20 @@ impl SharedFrames {
 
     /// Takes up to `want`, and at least as many as are left of that; how many it got.
     fn reserve(&self, of: &Membership, want: u64) -> u64 {
-        let device = self.device.index();
-        let own = &of.member().taken[device];
+        let own = &of.member().taken[self.good.index()];
         // SeqCst: of two that take the last ones at the same time, at least one sees what the other took.
         own.fetch_add(want, SeqCst);
-        let all = of.members.taken(device).get();
+        let all = of.members.taken(self.good).get();
         let beyond = all.saturating_sub(self.capacity.get()).min(want);
         if beyond > 0 {
             own.fetch_sub(beyond, SeqCst);
         }
-        of.members.peaks[device].fetch_max((all - beyond).min(self.capacity.get()), Relaxed);
+        of.members.peaks[self.good.index()].fetch_max((all - beyond).min(self.capacity.get()), Relaxed);
         want - beyond
     }
 }
 
-impl Quota for SharedFrames {
+impl Quota for Shared {
     fn take(&self, want: PageCount) -> PageCount {
         let Some(of) = &self.part.0 else { return PageCount::ZERO };
         let (want, mut spare) = (want.get(), lock(&self.spare));
@@ -394,13 +415,13 @@ impl Quota for SharedFrames {
         *spare += pages.get();
         let back = if *spare >= 2 * self.batch() { *spare - self.batch() } else { 0 };
         *spare -= back;
-        of.member().taken[self.device.index()].fetch_sub(back, SeqCst);
+        of.member().taken[self.good.index()].fetch_sub(back, SeqCst);
     }
 
     fn left(&self) -> PageCount {
         let Some(of) = &self.part.0 else { return PageCount::ZERO };
         let spare = *lock(&self.spare);
-        let taken = of.members.taken(self.device.index());
+        let taken = of.members.taken(self.good);
         PageCount::new(self.capacity.get().saturating_sub(taken.get()).saturating_add(spare))
     }
 }

@@ -78,6 +78,7 @@ impl<'a> Housekeeping<'a> {
             ranges
         });
         managed.release_idle();
+        managed.look_at_packing();
         self.audited = managed.audit(self.audited);
         ranges
     }

@@ -28,14 +28,15 @@ use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
 use std::time::Duration;
 
+use hetmem_core::port::Packing;
 use hetmem_core::stats::Counters;
-use hetmem_core::units::{ByteLen, PAGE_SIZE, PageCount, VirtAddr};
+use hetmem_core::units::{ByteLen, DeviceId, PAGE_SIZE, PageCount, VirtAddr};
 use hetmem_sys::errno::Errno;
 use hetmem_sys::mapping::{SharedLayout, SharedMemory};
 use hetmem_sys::thread::time_since_boot;
 use thiserror::Error;
 
-use super::budget::{Members, Part};
+use super::budget::{Good, Members, Part};
 use super::requests::{Request, RequestArea, State};
 
 /// Processes that can count apart from one another.
@@ -213,7 +214,10 @@ impl Ledger {
                 Err(taken) if taken == pid => {
                     slot.begin();
                     slot.counters.adopted_bytes.store(0, Relaxed);
-                    slot.counters.devices.iter().for_each(|d| d.used_bytes.store(0, Relaxed));
+                    for device in &slot.counters.devices {
+                        device.used_bytes.store(0, Relaxed);
+                        device.packing.forget_present();
+                    }
                     return &slot.counters;
                 }
                 Err(_) => {}
@@ -240,10 +244,15 @@ impl Ledger {
         let (sum, own) = (self.sum(), self.counters_of(pid));
         for device in shares {
             let (counters, members) = (&sum.devices[device], &self.area.members);
-            let own = own.map_or(0, |own| own.devices[device].used_bytes.load(Relaxed));
+            let id = u8::try_from(device).map_or(DeviceId::new(u8::MAX), DeviceId::new);
             // Anything may be written there.
             let bytes = |pages: PageCount| pages.get().saturating_mul(PAGE_SIZE);
-            let [peak, used] = [members.peak(device), members.taken(device)].map(bytes);
+            let packing = own.map_or_else(Packing::default, |own| own.devices[device].packing.get(0));
+            let peak_memory_bytes = bytes(members.peak(Good::Memory(id)));
+            let compacted_pages = counters.packing.get(0).compacted_pages;
+            counters.packing.set(&Packing { peak_memory_bytes, compacted_pages, ..packing });
+            let own = own.map_or(0, |own| own.devices[device].used_bytes.load(Relaxed));
+            let [peak, used] = [members.peak(Good::Frames(id)), members.taken(Good::Frames(id))].map(bytes);
             counters.peak_used_bytes.fetch_min(peak, Relaxed);
             counters.used_bytes.fetch_min(own.saturating_add(used).min(peak), Relaxed);
         }

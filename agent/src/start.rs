@@ -30,7 +30,7 @@ use std::sync::atomic::{AtomicI32, AtomicPtr, AtomicU32, Ordering};
 use hetmem_core::engine::CountersAt;
 use hetmem_core::policy::PolicySpec;
 use hetmem_core::sync::{Condvar, Mutex, lock};
-use hetmem_core::units::{DeviceId, PageCount, PageRange};
+use hetmem_core::units::{ByteLen, DeviceId, PageCount, PageRange};
 use hetmem_devices::spec::DeviceSpec;
 use hetmem_sys::errno::Errno;
 use hetmem_sys::process::MemoryUse;
@@ -39,7 +39,7 @@ use hetmem_sys::thread::{
     unshare_files, unused_id,
 };
 
-use super::budget::{Membership, Part, SharedFrames};
+use super::budget::{Good, Membership, Part, Shared};
 use super::config::Config;
 use super::ends;
 use super::housekeeping::Stacks;
@@ -296,11 +296,12 @@ fn prepare(startup: &Startup) -> Result<&'static Agent, String> {
     Ok(agent)
 }
 
-/// Counts the frames of devices that have one size for the run together with those of the others.
+/// Counts the frames of devices that have one size for the run together with those of the others, and so the memory that they pack pages into.
 fn share_devices(managed: &Managed, devices: &[DeviceSpec], part: Part) {
     for (id, spec) in (0..).map(DeviceId::new).zip(devices) {
         if spec.backend.kind().shares_size() {
-            managed.share_frames(id, Box::new(SharedFrames::new(part, id, spec.size.pages_down())));
+            let share = |good, size: ByteLen| Box::new(Shared::new(part, good, size.pages_down()));
+            managed.share_device(id, share(Good::Frames(id), spec.size), share(Good::Memory(id), spec.memory()));
         }
     }
 }

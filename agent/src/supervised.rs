@@ -78,6 +78,7 @@ impl Supervised {
             let ranges = managed.regions();
             let is_apart = self.parent.is_some_and(|parent| parent.is_alive());
             let pages = if is_apart { managed.count_own(&ranges) } else { managed.count_resident(&ranges) };
+            managed.look_at_packing();
             seat.tell_resident(pages, look);
             self.counts_from = Instant::now() + processor_time().saturating_sub(began) * COUNTING;
         }

@@ -356,9 +356,15 @@ impl<H: Host> Engine<H> {
                 continue;
             }
             let to = cluster.rest().slice(PageCount::ZERO, ours);
-            let installed = self.install(state, path, to, Source::Copies(&mut copies), Ways::MoveOrCopy);
+            let few = u64::from(cluster.window()) <= MAX_COPIED.get();
+            let ways = if few { Ways::Copied } else { Ways::MoveOrCopy };
+            let installed = self.install(state, path, to, Source::Copies(&mut copies), ways);
             cluster.advance(installed.settled());
             match installed {
+                // Who moves pages wakes by that.
+                Installed::Pages(pages) if ways != Ways::MoveOrCopy => {
+                    self.host.wake(path, to.slice(PageCount::ZERO, pages));
+                }
                 Installed::Pages(_) => {}
                 Installed::Discarded(_) => self.host.wake(path, first),
                 Installed::EventsPending => return Some(FaultResolution::EventsPending),

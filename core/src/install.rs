@@ -6,9 +6,10 @@
 //! | `migrate::Batch::roll_back` | the frames where the page was taken out to | leaves it there: a touch tries again |
 //! | a touch of a page in a frame with an address | that frame | tries again later, or stops the program |
 //! | a touch of a page in a private frame | that frame, where it can be read | takes the next way |
-//! | | frames of the pool | tries again later, or stops the program |
+//! | | frames of the pool, where the device had copied it | tries again later, or stops the program |
 //!
-//! The page itself is moved, if nobody may be reading the frame and the mapping accepts it, else copied. From a private frame it is always copied.
+//! The page itself is moved, if nobody may be reading the frame and the mapping accepts it, else copied. From a private frame it is always copied, and so
+//! are a few pages that a device has copied into the pool for a touch: a move has each processor forget where they were, and empties the pool.
 //! What is installed is settled at once: slots say where the pages are, and the references that went with the old place are let go of. Each caller
 //! interprets the rest ([`Installed`]).
 
@@ -17,7 +18,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use crate::engine::Engine;
 use crate::frames::{FrameRefs, Frames, Left, restate};
 use crate::outcome::KeptReason;
-use crate::port::{FaultPath, Host, How, InstallStop};
+use crate::port::{Arrived, FaultPath, Host, How, InstallStop};
 use crate::slot::Slot;
 use crate::space::BlockState;
 use crate::units::{PageCount, PageRange, VirtAddr};
@@ -47,6 +48,8 @@ pub(crate) enum Ways {
     MoveOrCopy,
     /// The same, of the one page that was touched.
     Touched,
+    /// By copying, where no memory is to be had for that by moving; who waits is to be woken.
+    Copied,
 }
 
 /// What came of it.
@@ -94,6 +97,7 @@ impl<H: Host> Engine<H> {
         // stay there for its own. So the page is copied: the frame keeps its bytes until the last reference is gone.
         let (from, mut how) = match (self.address(frames), &source) {
             (Some(from), Source::Slots(_)) if self.is_read_by_others(frames) => (from, How::Copy),
+            (Some(from), Source::Copies(_)) if ways == Ways::Copied => (from, How::Fetch),
             (Some(from), Source::Slots(_) | Source::Copies(_)) => (from, How::Move),
             (None, _) => {
                 let from = self.readable(frames).expect("pages are installed from frames that have an address");
@@ -104,9 +108,15 @@ impl<H: Host> Engine<H> {
             return Installed::Refused;
         }
         let mut arrived = self.host.install(path, to, from, how);
-        if (how, ways, arrived.pages, arrived.stop)
-            == (How::Move, Ways::MoveOrCopy, PageCount::ZERO, Some(InstallStop::Refused))
-        {
+        let none = |arrived: &Arrived, stops: &[InstallStop]| {
+            arrived.pages.is_zero() && arrived.stop.is_some_and(|stop| stops.contains(&stop))
+        };
+        if ways == Ways::Copied && how == How::Fetch && none(&arrived, &[InstallStop::Refused, InstallStop::NoMemory]) {
+            how = How::Move;
+            arrived = self.host.install(path, to, from, how);
+        }
+        let may_copy = matches!(ways, Ways::MoveOrCopy | Ways::Copied);
+        if may_copy && how == How::Move && none(&arrived, &[InstallStop::Refused]) {
             how = How::Copy;
             arrived = self.host.install(path, to, from, how);
         }

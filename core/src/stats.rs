@@ -6,6 +6,7 @@
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use crate::outcome::{KeptReason, Outcomes};
+use crate::port::Packing;
 
 /// Devices with counters of their own; `run` refuses more.
 pub const MAX_DEVICES: usize = 16;
@@ -22,6 +23,66 @@ pub struct DeviceCounters {
     pub peak_used_bytes: AtomicU64,
     /// Pages that were found elsewhere than on the device.
     pub stray_pages: AtomicU64,
+    /// How its pages are packed, if it packs them.
+    pub packing: PackingCounters,
+}
+
+/// [`Packing`], as it was when the device was last asked.
+#[repr(C)]
+#[derive(Debug, Default)]
+pub struct PackingCounters {
+    pages: AtomicU64,
+    same_filled_pages: AtomicU64,
+    raw_pages: AtomicU64,
+    packed_bytes: AtomicU64,
+    memory_bytes: AtomicU64,
+    peak_memory_bytes: AtomicU64,
+    compacted_pages: AtomicU64,
+}
+
+impl PackingCounters {
+    const fn all(&self) -> [&AtomicU64; 7] {
+        let Self { pages, same_filled_pages, raw_pages, packed_bytes, .. } = self;
+        [
+            pages,
+            same_filled_pages,
+            raw_pages,
+            packed_bytes,
+            &self.memory_bytes,
+            &self.peak_memory_bytes,
+            &self.compacted_pages,
+        ]
+    }
+
+    /// Says how pages are packed now. (What memory there may be is known without.)
+    pub fn set(&self, packing: &Packing) {
+        let Packing { pages, same_filled_pages, raw_pages, packed_bytes, .. } = *packing;
+        let Packing { memory_bytes, peak_memory_bytes, compacted_pages, .. } = *packing;
+        let all = [pages, same_filled_pages, raw_pages, packed_bytes, memory_bytes, peak_memory_bytes, compacted_pages];
+        self.all().into_iter().zip(all).for_each(|(word, value)| word.store(value, Relaxed));
+    }
+
+    /// What they say of the present is true no longer.
+    pub fn forget_present(&self) {
+        let Packing { peak_memory_bytes, compacted_pages, .. } = self.get(0);
+        self.set(&Packing { peak_memory_bytes, compacted_pages, ..Packing::default() });
+    }
+
+    /// What was said, of a device that may take `memory_limit_bytes` of memory.
+    #[must_use]
+    pub fn get(&self, memory_limit_bytes: u64) -> Packing {
+        let load = |word: &AtomicU64| word.load(Relaxed);
+        Packing {
+            pages: load(&self.pages),
+            same_filled_pages: load(&self.same_filled_pages),
+            raw_pages: load(&self.raw_pages),
+            packed_bytes: load(&self.packed_bytes),
+            memory_bytes: load(&self.memory_bytes),
+            peak_memory_bytes: load(&self.peak_memory_bytes),
+            memory_limit_bytes,
+            compacted_pages: load(&self.compacted_pages),
+        }
+    }
 }
 
 impl DeviceCounters {
@@ -98,7 +159,9 @@ impl Counters {
         let devices = self.devices.iter().zip(&other.devices).flat_map(|(a, b)| {
             [(&a.used_bytes, &b.used_bytes), (&a.peak_used_bytes, &b.peak_used_bytes), (&a.stray_pages, &b.stray_pages)]
         });
-        for (to, from) in pairs.into_iter().chain(kept).chain(devices) {
+        let packing = self.devices.iter().zip(&other.devices);
+        let packing = packing.flat_map(|(a, b)| a.packing.all().into_iter().zip(b.packing.all()));
+        for (to, from) in pairs.into_iter().chain(kept).chain(devices).chain(packing) {
             to.store(to.load(Relaxed).saturating_add(from.load(Relaxed)), Relaxed);
         }
         self.fault_latency.absorb(&other.fault_latency);
@@ -250,7 +313,8 @@ mod tests {
                 &h.max,
             ];
             let devices = counters.devices.iter().flat_map(|d| [&d.used_bytes, &d.peak_used_bytes, &d.stray_pages]);
-            let all = single.into_iter().chain(&counters.kept).chain(&h.buckets).chain(devices);
+            let packing = counters.devices.iter().flat_map(|d| d.packing.all());
+            let all = single.into_iter().chain(&counters.kept).chain(&h.buckets).chain(devices).chain(packing);
             all.for_each(|word| word.store(value, Relaxed));
             sum.absorb(&counters);
             sum.absorb(&counters);

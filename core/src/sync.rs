@@ -20,6 +20,16 @@ pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().expect("no thread panicked while it held this lock")
 }
 
+/// Locks `mutex`, if nobody has it; see [`lock`].
+#[track_caller]
+pub fn try_lock<T>(mutex: &Mutex<T>) -> Option<MutexGuard<'_, T>> {
+    match mutex.try_lock() {
+        Ok(guard) => Some(guard),
+        Err(TryLockError::WouldBlock) => None,
+        Err(TryLockError::Poisoned(_)) => panic!("no thread panicked while it held this lock"),
+    }
+}
+
 /// Locks `lock` for reading; see [`lock`].
 #[track_caller]
 pub fn read<T>(lock: &RwLock<T>) -> RwLockReadGuard<'_, T> {

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use crate::engine::Engine;
 use crate::frames::{Frames, Purpose};
 use crate::outcome::KeptReason;
-use crate::port::{Host, Transfer, TransferError};
+use crate::port::{Device, Host, Transfer, TransferError};
 use crate::units::{DeviceId, PageCount, VirtAddr};
 
 /// Pages to be copied, and what came of it.
@@ -47,6 +47,7 @@ impl<H: Host> Engine<H> {
                 continue;
             }
             device.transfer(&mut batch);
+            self.note_packing(&**device);
             let own = copies.iter_mut().filter(|copy| of_device(copy).is_some());
             own.zip(&batch).for_each(|(copy, done)| copy.result = done.result());
         }
@@ -59,6 +60,18 @@ impl<H: Host> Engine<H> {
         }
         let copied: PageCount = copies.iter().filter(|copy| copy.result.is_ok()).map(|copy| copy.from.run.pages).sum();
         self.counters.bytes_copied.fetch_add(copied.bytes().get(), Relaxed);
+    }
+
+    /// Counts how the device's pages are packed now, if it packs them.
+    fn note_packing(&self, device: &dyn Device) {
+        if let Some(packing) = device.packing() {
+            self.counters.devices[device.pagemap().device.index()].packing.set(&packing);
+        }
+    }
+
+    /// The same for all devices: what has left them since nobody has counted.
+    pub fn look_at_packing(&self) {
+        self.devices().iter().for_each(|device| self.note_packing(&**device));
     }
 
     /// Makes one copy. Allocates nothing.

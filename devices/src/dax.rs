@@ -22,7 +22,7 @@ use hetmem_core::units::{BLOCK_SIZE, ByteLen, DeviceId, VirtAddr};
 use hetmem_sys::dax::{DaxDevice, DaxError, DaxSlice};
 
 use crate::frames::Frames;
-use crate::kind::{HostProblem, Kind, MakeError};
+use crate::kind::{Footprint, HostProblem, Kind, MakeError};
 use crate::spec::DeviceSpec;
 
 /// What pages of a coherent device are used by.
@@ -56,8 +56,8 @@ impl Kind for DaxKind {
         Ok(DaxDevice::find(argument).map_err(HostProblem::new)?.size)
     }
 
-    fn takes_memory(&self) -> bool {
-        false
+    fn footprint(&self) -> Footprint {
+        Footprint::None
     }
 
     fn check_host(&self, argument: &str, memory_type: MemoryType, size: ByteLen) -> Result<(), HostProblem> {

@@ -14,7 +14,7 @@ use hetmem_sys::errno::Errno;
 use hetmem_sys::mapping::{Access, Arena, ArenaOptions, HugePages, OnDump, OnFork};
 
 use crate::frames::Frames;
-use crate::kind::{HostProblem, Kind, MakeError};
+use crate::kind::{Footprint, HostProblem, Kind, MakeError};
 use crate::spec::{DeviceSpec, default_size};
 
 /// `emulated`.
@@ -44,8 +44,8 @@ impl Kind for EmulatedKind {
         Ok(default_size(memory))
     }
 
-    fn takes_memory(&self) -> bool {
-        true
+    fn footprint(&self) -> Footprint {
+        Footprint::Size
     }
 
     fn shares_size(&self) -> bool {

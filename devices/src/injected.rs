@@ -9,9 +9,9 @@ use std::os::fd::{AsFd as _, BorrowedFd};
 use std::time::{Duration, Instant};
 
 use hetmem_core::fault::MAX_UNDER_WAY;
-use hetmem_core::frames::FrameRun;
+use hetmem_core::frames::{FrameRun, Quota};
 use hetmem_core::physmap::Pagemap;
-use hetmem_core::port::{Astray, Device, NoBacking, Progress, Reach, Ticket, Transfer, TransferError};
+use hetmem_core::port::{Astray, Device, NoBacking, Packing, Progress, Reach, Ticket, Transfer, TransferError};
 use hetmem_core::sync::atomic::{AtomicU64, Ordering};
 use hetmem_core::sync::{Mutex, lock};
 use hetmem_core::units::{ByteLen, PageCount, PageRange, VirtAddr};
@@ -147,6 +147,18 @@ impl Device for Injected {
 
     fn prepare(&self, run: FrameRun) -> Result<PageCount, NoBacking> {
         self.inner.prepare(run)
+    }
+
+    fn room(&self) -> PageCount {
+        self.inner.room()
+    }
+
+    fn packing(&self) -> Option<Packing> {
+        self.inner.packing()
+    }
+
+    fn count_memory_with_others(&self, quota: Box<dyn Quota>) {
+        self.inner.count_memory_with_others(quota);
     }
 
     fn released(&self, run: FrameRun) {

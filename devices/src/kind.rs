@@ -14,7 +14,8 @@ use crate::injected::Injected;
 use crate::spec::{DeviceSpec, SpecProblem};
 
 /// All kinds.
-pub static KINDS: &[&dyn Kind] = &[&crate::emulated::EmulatedKind, &crate::node::NodeKind, &crate::dax::DaxKind];
+pub static KINDS: &[&dyn Kind] =
+    &[&crate::emulated::EmulatedKind, &crate::node::NodeKind, &crate::dax::DaxKind, &crate::compressed::CompressedKind];
 
 /// One kind of device. Arguments are as written behind the `=`, empty if there is none; but for [`Kind::check_argument`] they were checked.
 pub trait Kind: Sync {
@@ -41,8 +42,8 @@ pub trait Kind: Sync {
     /// If this host doesn't have what the argument names.
     fn default_size(&self, argument: &str, memory: ByteLen) -> Result<ByteLen, HostProblem>;
 
-    /// Whether the frames are a part of the machine's memory (`MemTotal`).
-    fn takes_memory(&self) -> bool;
+    /// What it takes of the machine's memory (`MemTotal`).
+    fn footprint(&self) -> Footprint;
 
     /// Checks that this host has memory for a device of that type and size.
     ///
@@ -77,6 +78,20 @@ pub trait Kind: Sync {
     ///
     /// Why it can't be made.
     fn make(&self, id: DeviceId, owner: Owner, spec: &DeviceSpec) -> Result<Box<dyn Device>, MakeError>;
+}
+
+/// What a device takes of the machine's memory.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Footprint {
+    /// Nothing that counts there.
+    None,
+    /// As much as its size.
+    Size,
+    /// What `memory=` says, or half of its size; this at the least.
+    Limited {
+        /// Of which it takes whole multiples.
+        least: ByteLen,
+    },
 }
 
 /// Why a device can't be made.

@@ -36,7 +36,7 @@ use hetmem_sys::pagemap::PagemapScanner;
 
 use crate::emulated::reserve;
 use crate::frames::Frames;
-use crate::kind::{HostProblem, Kind, MakeError};
+use crate::kind::{Footprint, HostProblem, Kind, MakeError};
 use crate::spec::{DeviceSpec, default_size};
 
 /// `node=N`.
@@ -78,8 +78,8 @@ impl Kind for NodeKind {
         Ok(default_size(node_on_host(argument)?.memory().map_err(HostProblem::new)?))
     }
 
-    fn takes_memory(&self) -> bool {
-        true
+    fn footprint(&self) -> Footprint {
+        Footprint::Size
     }
 
     fn shares_size(&self) -> bool {

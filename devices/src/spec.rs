@@ -6,11 +6,13 @@
 //! coherent:node=1,size=4G
 //! private:dax=/dev/dax0.0
 //! coherent:dax=/dev/dax0.0,size=512M
+//! private:compressed,size=4G,memory=1G
 //! ```
 //!
 //! | key | value | without it |
 //! | --- | --- | --- |
 //! | `size` | capacity, a multiple of the page | 1 GiB, or a quarter of the machine's (or the node's) memory if that is less; all of a DAX device |
+//! | `memory` | of `compressed`: the memory that it may take, a multiple of 64 KiB, at most the size | half of the size, rounded up |
 //! | `name` | up to 32 letters, digits, `_`, `-`, `.` | `coherent0`, `coherent1`, … and `private0`, `private1`, … |
 //! | `latency` | added to every copy: `ns`, `us`, `ms`, `s`, at most 10 s | none |
 //! | `bandwidth` | bytes a second that copies are slowed down to | not limited |
@@ -26,14 +28,17 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use hetmem_core::physmap::MemoryType;
-use hetmem_core::quantity::{Exact, QuantityError};
+use hetmem_core::quantity::Exact;
 use hetmem_core::stats::MAX_DEVICES;
 use hetmem_core::units::{ByteLen, PAGE_SIZE};
-use thiserror::Error;
 
-use crate::kind::KINDS;
+mod problem;
+
+use crate::kind::Footprint;
 pub use crate::kind::{Backend, HostProblem};
 pub use hetmem_core::quantity;
+use problem::up;
+pub use problem::{SpecError, SpecProblem};
 
 /// A device's capacity when its spec gives none and memory is no concern.
 pub const DEFAULT_SIZE: ByteLen = ByteLen::new(1 << 30);
@@ -55,6 +60,8 @@ pub struct DeviceSpec {
     pub name: String,
     /// Its capacity: a positive multiple of the page, at most [`MAX_SIZE`].
     pub size: ByteLen,
+    /// The memory that it may take, if that was said: of kinds with [`Footprint::Limited`] only.
+    pub memory: Option<ByteLen>,
     /// Time added to every copy.
     pub latency: Duration,
     /// Bytes a second that copies are slowed down to; never zero.
@@ -63,126 +70,11 @@ pub struct DeviceSpec {
     pub fail_every: Option<NonZeroU64>,
 }
 
-/// What is wrong with the spec of a device, or with the list of them.
-#[derive(Clone, PartialEq, Eq, Debug, Error)]
-#[error("device `{spec}`: {problem}")]
-pub struct SpecError {
-    spec: String,
-    problem: SpecProblem,
-}
-
-impl SpecError {
-    /// The spec, as it was written.
-    #[must_use]
-    pub fn spec(&self) -> &str {
-        &self.spec
-    }
-
-    /// What is wrong.
-    #[must_use]
-    pub fn problem(&self) -> &SpecProblem {
-        &self.problem
-    }
-}
-
-/// What is wrong with a spec.
-#[derive(Clone, PartialEq, Eq, Debug, Error)]
-#[non_exhaustive]
-pub enum SpecProblem {
-    /// There is no `TYPE:BACKEND`.
-    #[error("not of the form TYPE:BACKEND[=ARG][,key=value]…, for example coherent:emulated,size=1G")]
-    Form,
-    /// No such memory type.
-    #[error("unknown memory type `{0}`; the types are private and coherent")]
-    UnknownType(String),
-    /// No such backend.
-    #[error("unknown backend `{name}`; known: {known}", known = list(KINDS.iter().map(|k| k.syntax())))]
-    UnknownBackend {
-        /// What was written.
-        name: String,
-    },
-    /// The backend's argument is missing, wrong, or one too many.
-    #[error("{0}")]
-    Argument(String),
-    /// The device is none for programs that don't know of it.
-    #[error("{0}")]
-    NotForAnyProgram(String),
-    /// This host has no memory for the device.
-    #[error(transparent)]
-    Host(#[from] HostProblem),
-    /// A part that is no `key=value`.
-    #[error("`{0}` is not of the form key=value")]
-    NotKeyValue(String),
-    /// No such key.
-    #[error("unknown key `{name}`; known: {known}", known = list(Key::ALL.iter().map(|k| k.label())))]
-    UnknownKey {
-        /// What was written.
-        name: String,
-    },
-    /// A key is given twice.
-    #[error("key `{0}` is given twice")]
-    DuplicateKey(&'static str),
-    /// A value can't be read.
-    #[error("{key}: {source}")]
-    Quantity {
-        /// The key.
-        key: &'static str,
-        /// Why not.
-        source: QuantityError,
-    },
-    /// A value is zero that must not be.
-    #[error("{0} is zero; it must be positive")]
-    Zero(&'static str),
-    /// The size is no multiple of the page.
-    #[error("size {} is not a multiple of the page ({PAGE_SIZE} bytes); {} would be", .0.get(), page_up(*.0))]
-    NotPages(ByteLen),
-    /// The size is beyond [`MAX_SIZE`].
-    #[error("size {0} is more than a device can have ({MAX_SIZE})")]
-    TooLarge(ByteLen),
-    /// The latency is beyond [`MAX_LATENCY`].
-    #[error("latency {} is more than {}", Exact(*.0), Exact(MAX_LATENCY))]
-    TooSlow(Duration),
-    /// The failure interval is no number.
-    #[error("fail: `{0}` is not a whole number of copies")]
-    Fail(String),
-    /// The name is empty, too long, or has other characters than it may.
-    #[error("name `{0}` is not 1 to {MAX_NAME} letters, digits, `_`, `-` or `.`, the first a letter or digit")]
-    Name(String),
-    /// An earlier device has the same name.
-    #[error("the name `{0}` is taken by an earlier device; give name=…")]
-    DuplicateName(String),
-    /// The device is larger than the machine's memory.
-    #[error("size {size} is larger than this machine's memory ({memory})")]
-    LargerThanMemory {
-        /// The device's size.
-        size: ByteLen,
-        /// The machine's memory.
-        memory: ByteLen,
-    },
-    /// The devices up to this one are together larger than the machine's memory.
-    #[error("with the devices before it {total} are asked for, more than this machine's memory ({memory})")]
-    TogetherLargerThanMemory {
-        /// The size of all devices up to this one.
-        total: ByteLen,
-        /// The machine's memory.
-        memory: ByteLen,
-    },
-    /// There are more devices than can be counted apart.
-    #[error("there are more than {MAX_DEVICES} devices")]
-    TooMany,
-}
-
-fn list<'a>(words: impl Iterator<Item = &'a str>) -> String {
-    words.collect::<Vec<_>>().join(", ")
-}
-
-fn page_up(size: ByteLen) -> Exact<ByteLen> {
-    Exact(ByteLen::new(size.get().div_ceil(PAGE_SIZE).saturating_mul(PAGE_SIZE)))
-}
-
+/// What can be said of a device beside its type and backend.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Key {
     Size,
+    Memory,
     Name,
     Latency,
     Bandwidth,
@@ -190,11 +82,12 @@ enum Key {
 }
 
 impl Key {
-    const ALL: &'static [Self] = &[Self::Size, Self::Name, Self::Latency, Self::Bandwidth, Self::Fail];
+    const ALL: &'static [Self] = &[Self::Size, Self::Memory, Self::Name, Self::Latency, Self::Bandwidth, Self::Fail];
 
     const fn label(self) -> &'static str {
         match self {
             Self::Size => "size",
+            Self::Memory => "memory",
             Self::Name => "name",
             Self::Latency => "latency",
             Self::Bandwidth => "bandwidth",
@@ -209,6 +102,7 @@ struct Written {
     backend: Backend,
     name: Option<String>,
     size: Option<ByteLen>,
+    memory: Option<ByteLen>,
     latency: Option<Duration>,
     bandwidth: Option<ByteLen>,
     fail_every: Option<NonZeroU64>,
@@ -223,8 +117,16 @@ impl Written {
             .find(|t| t.label() == memory_type)
             .ok_or_else(|| SpecProblem::UnknownType(memory_type.to_owned()))?;
         let backend = Backend::parse(backend)?;
-        let mut written =
-            Self { memory_type, backend, name: None, size: None, latency: None, bandwidth: None, fail_every: None };
+        let mut written = Self {
+            memory_type,
+            backend,
+            name: None,
+            size: None,
+            memory: None,
+            latency: None,
+            bandwidth: None,
+            fail_every: None,
+        };
         for part in parts {
             let (key, value) = part.split_once('=').ok_or_else(|| SpecProblem::NotKeyValue(part.to_owned()))?;
             let key = Key::ALL
@@ -234,6 +136,7 @@ impl Written {
                 .ok_or_else(|| SpecProblem::UnknownKey { name: key.to_owned() })?;
             written.set(key, value)?;
         }
+        written.check_memory()?;
         Ok(written)
     }
 
@@ -241,6 +144,7 @@ impl Written {
         let unreadable = |source| SpecProblem::Quantity { key: key.label(), source };
         let first = match key {
             Key::Size => self.size.replace(whole_pages(quantity::size(value).map_err(unreadable)?)?).is_none(),
+            Key::Memory => self.memory.replace(quantity::size(value).map_err(unreadable)?).is_none(),
             Key::Name => self.name.replace(checked_name(value)?).is_none(),
             Key::Latency => {
                 let latency = quantity::duration(value).map_err(unreadable)?;
@@ -265,12 +169,30 @@ impl Written {
         if first { Ok(()) } else { Err(SpecProblem::DuplicateKey(key.label())) }
     }
 
+    fn check_memory(&self) -> Result<(), SpecProblem> {
+        let Some(memory) = self.memory else { return Ok(()) };
+        let Footprint::Limited { least } = self.backend.kind().footprint() else {
+            return Err(SpecProblem::NoMemoryKey(self.backend.to_string()));
+        };
+        if memory.get() == 0 {
+            return Err(SpecProblem::Zero(Key::Memory.label()));
+        }
+        if !memory.get().is_multiple_of(least.get()) {
+            return Err(SpecProblem::NotWhole { memory, least });
+        }
+        match self.size {
+            Some(size) if memory > up(size, least) => Err(SpecProblem::MoreThanSize { memory, size }),
+            Some(_) | None => Ok(()),
+        }
+    }
+
     fn complete(self, name: String, default: ByteLen) -> DeviceSpec {
         DeviceSpec {
             memory_type: self.memory_type,
             backend: self.backend,
             name: self.name.unwrap_or(name),
             size: self.size.unwrap_or(default),
+            memory: self.memory,
             latency: self.latency.unwrap_or_default(),
             bandwidth: self.bandwidth,
             fail_every: self.fail_every,
@@ -308,6 +230,19 @@ impl FromStr for DeviceSpec {
 }
 
 impl DeviceSpec {
+    /// What it takes of the machine's memory at the most.
+    #[must_use]
+    pub fn memory(&self) -> ByteLen {
+        match self.backend.kind().footprint() {
+            Footprint::None => ByteLen::new(0),
+            Footprint::Size => self.size,
+            Footprint::Limited { least } => {
+                let most = up(self.size, least);
+                self.memory.unwrap_or_else(|| up(ByteLen::new(self.size.get().div_ceil(2)), least)).min(most)
+            }
+        }
+    }
+
     /// Whether its copies are slowed down, or some of them fail: then all of them go through the device, and its memory is never read in place.
     #[must_use]
     pub const fn is_injected(&self) -> bool {
@@ -318,8 +253,11 @@ impl DeviceSpec {
 /// Printed with its name and size, and with the other keys where they are set; parses back to the same.
 impl fmt::Display for DeviceSpec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { memory_type, backend, name, size, latency, bandwidth, fail_every } = self;
+        let Self { memory_type, backend, name, size, memory, latency, bandwidth, fail_every } = self;
         write!(f, "{}:{},size={},name={name}", memory_type.label(), backend, Exact(*size))?;
+        if let Some(memory) = memory {
+            write!(f, ",memory={}", Exact(*memory))?;
+        }
         if !latency.is_zero() {
             write!(f, ",latency={}", Exact(*latency))?;
         }
@@ -412,13 +350,11 @@ pub fn check(specs: &[DeviceSpec], memory: ByteLen) -> Result<(), (usize, SpecPr
         if i >= MAX_DEVICES {
             return Err((i, SpecProblem::TooMany));
         }
-        if !spec.backend.kind().takes_memory() {
-            continue;
+        let size = spec.memory();
+        if size > memory {
+            return Err((i, SpecProblem::LargerThanMemory { size, memory }));
         }
-        if spec.size > memory {
-            return Err((i, SpecProblem::LargerThanMemory { size: spec.size, memory }));
-        }
-        total = total.saturating_add(spec.size.get());
+        total = total.saturating_add(size.get());
         if total > memory.get() {
             return Err((i, SpecProblem::TogetherLargerThanMemory { total: ByteLen::new(total), memory }));
         }

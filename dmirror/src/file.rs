@@ -41,6 +41,7 @@ impl Devices {
                 backend: Backend::parse("emulated").expect("there is such a kind"),
                 name: format!("{NAME}{minor}"),
                 size,
+                memory: None,
                 latency: std::time::Duration::ZERO,
                 bandwidth: None,
                 fail_every: None,

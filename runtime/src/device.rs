@@ -29,7 +29,7 @@
 //! | `released` | when a page has left, once for each time that its frame was chosen; before it can be chosen again | in no other use |
 //! | `clear` | some time after that, or never | in no other use |
 //! | `astray` | when hetmem wants to know where the program's pages really are | mapped by the program |
-//! | `pagemap`, `reach`, `device_side`, `completion_descriptor` | at any time | |
+//! | `pagemap`, `reach`, `device_side`, `completion_descriptor`, `room`, `packing` | at any time | |
 //!
 //! A run of frames is at most 512 long, and a batch has any number of transfers. Calls for the same frame come one after the other, each after the
 //! one before has returned and with its effects seen, but for several transfers out. Calls for other frames come from other threads *at the same
@@ -67,6 +67,8 @@ pub use hetmem_core::fault::MAX_UNDER_WAY;
 pub use hetmem_core::frames::FrameRun;
 pub use hetmem_core::frames::FrameTable;
 pub use hetmem_core::physmap::Pagemap;
-pub use hetmem_core::port::{Astray, Device, Direction, NoBacking, Progress, Reach, Ticket, Transfer, TransferError};
+pub use hetmem_core::port::{
+    Astray, Device, Direction, NoBacking, Packing, Progress, Reach, Ticket, Transfer, TransferError,
+};
 #[doc(inline)]
 pub use hetmem_devices::conformance;

@@ -100,10 +100,11 @@ impl Managed {
         Inner::new(contexts, devices, stock, Warmth::Strict, counters, on_fatal).map(Self).map_err(OpenError::Memory)
     }
 
-    /// The frames of device `id` are counted together with those that other processes have, by `quota`.
-    pub fn share_frames(&self, id: DeviceId, quota: Box<dyn Quota>) {
+    /// The frames of device `id` are counted together with those that other processes have, by `frames`, and by `memory` what it packs pages into.
+    pub fn share_device(&self, id: DeviceId, frames: Box<dyn Quota>, memory: Box<dyn Quota>) {
         if let Some(device) = self.0.engine.device(id) {
-            device.pagemap().frames.count_with_others(quota);
+            device.pagemap().frames.count_with_others(frames);
+            device.count_memory_with_others(memory);
         }
     }
 
@@ -302,6 +303,11 @@ impl Managed {
     /// Lets registrations fall that nothing needs any more.
     pub fn release_idle(&self) {
         self.0.release_idle();
+    }
+
+    /// Counts how devices pack pages now.
+    pub fn look_at_packing(&self) {
+        self.0.engine.look_at_packing();
     }
 
     /// Compares the books with where pages are, in some blocks after `after`. Returns where to go on; `None` is the end.

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use hetmem_core::outcome::KeptReason;
+use hetmem_core::port::Packing;
 use hetmem_core::stats::{Counters, DeviceCounters};
 
 use crate::runtime::Runtime;
@@ -50,6 +51,8 @@ pub struct DeviceStatistics {
     pub peak_used_bytes: u64,
     /// Pages that were found elsewhere than on the device.
     pub stray_pages: u64,
+    /// How its pages are packed, if it packs them, as `private:compressed` does.
+    pub packing: Option<Packing>,
 }
 
 impl Runtime {
@@ -57,7 +60,11 @@ impl Runtime {
     #[must_use]
     pub fn statistics(&self) -> Statistics {
         let engine = &self.inner.engine;
-        Statistics::of(engine.counters(), engine.devices().len())
+        let mut statistics = Statistics::of(engine.counters(), engine.devices().len());
+        for (of_device, device) in statistics.devices.iter_mut().zip(engine.devices()) {
+            of_device.packing = device.packing();
+        }
+        statistics
     }
 }
 
@@ -91,6 +98,7 @@ impl DeviceStatistics {
             used_bytes: read(&counters.used_bytes),
             peak_used_bytes: read(&counters.peak_used_bytes),
             stray_pages: read(&counters.stray_pages),
+            packing: None,
         }
     }
 }

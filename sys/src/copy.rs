@@ -58,6 +58,31 @@ pub unsafe fn clear_pages(at: VirtAddr, pages: PageCount) {
     unsafe { std::ptr::write_bytes(to, 0, bytes) };
 }
 
+/// The bytes of a page.
+pub type PageBytes = [u8; 4096];
+
+/// Copies the page at `from` into `to`.
+///
+/// # Safety
+///
+/// `from` is a page boundary; the page may be loaded from, and nobody stores to it meanwhile.
+pub unsafe fn load_page(to: &mut PageBytes, from: VirtAddr) {
+    let (_, from, bytes) = arguments(from, from, PageCount::ONE);
+    // SAFETY: as the caller promised; `to` is as large as a page, and somebody else's memory.
+    unsafe { std::ptr::copy_nonoverlapping(from, to.as_mut_ptr(), bytes) };
+}
+
+/// Copies `from` to the page at `to`.
+///
+/// # Safety
+///
+/// `to` is a page boundary; the page may be stored to, and nobody accesses it meanwhile.
+pub unsafe fn store_page(to: VirtAddr, from: &PageBytes) {
+    let (to, _, bytes) = arguments(to, to, PageCount::ONE);
+    // SAFETY: as the caller promised; `from` is as large as a page, and somebody else's memory.
+    unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), to, bytes) };
+}
+
 fn arguments(dst: VirtAddr, src: VirtAddr, pages: PageCount) -> (*mut u8, *const u8, usize) {
     debug_assert!(dst.is_page_aligned() && src.is_page_aligned());
     let to = std::ptr::with_exposed_provenance_mut::<u8>(address(dst));

@@ -40,8 +40,8 @@ impl Process {
         self.membership().say(limit, Need { held, wanted, cold: PageCount::ZERO }, 0).get()
     }
 
-    fn frames(&self, capacity: u64) -> SharedFrames {
-        SharedFrames::new(self.part, DeviceId::new(3), PageCount::new(capacity))
+    fn frames(&self, capacity: u64) -> Shared {
+        Shared::new(self.part, Good::Frames(DeviceId::new(3)), PageCount::new(capacity))
     }
 }
 
@@ -165,7 +165,10 @@ fn of_frames_no_more_are_taken_than_there_are_and_who_ends_gives_all_back() {
         }
     });
     assert!(most.load(SeqCst) <= CAPACITY && most.load(SeqCst) > CAPACITY / 2, "{most:?}");
-    assert!(members.peak(3).get() >= most.load(SeqCst) && members.peak(3).get() <= CAPACITY);
+    assert!(
+        members.peak(Good::Frames(DeviceId::new(3))).get() >= most.load(SeqCst)
+            && members.peak(Good::Frames(DeviceId::new(3))).get() <= CAPACITY
+    );
     let next = Process::begin(members);
     let frames = next.frames(CAPACITY);
     assert_eq!(frames.left().get(), CAPACITY);

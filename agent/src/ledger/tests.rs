@@ -2,7 +2,7 @@ use hetmem_core::frames::Quota as _;
 use hetmem_core::units::DeviceId;
 
 use super::*;
-use crate::budget::SharedFrames;
+use crate::budget::{Good, Shared};
 
 #[test]
 fn processes_that_open_it_by_path_count_in_one_place() {
@@ -97,7 +97,7 @@ fn of_devices_that_are_shared_those_who_have_ended_use_nothing() {
     }
     // SAFETY: this thread has no robust mutex.
     let part = unsafe { ledger.join() };
-    let frames = SharedFrames::new(part, DeviceId::new(0), PageCount::new(100));
+    let frames = Shared::new(part, Good::Frames(DeviceId::new(0)), PageCount::new(100));
     assert_eq!(frames.take(PageCount::new(3)).get(), 3);
     let sum = ledger.sum_at_end(7, std::iter::once(0));
     let of = |device: usize| {

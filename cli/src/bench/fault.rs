@@ -145,13 +145,13 @@ impl Contest {
 }
 
 /// What touching all pages took.
-struct Touched {
+pub(super) struct Touched {
     wall: Duration,
-    sorted_ns: Vec<u64>,
+    pub(super) sorted_ns: Vec<u64>,
 }
 
 /// Touches the pages of each of `orders` on a thread of its own, all at once.
-fn touch(words: &[AtomicU64], orders: &[&[usize]]) -> Touched {
+pub(super) fn touch(words: &[AtomicU64], orders: &[&[usize]]) -> Touched {
     let ready = Barrier::new(orders.len());
     let toucher = |order: &[usize]| {
         // Written, so that recording a time never faults.

@@ -6,6 +6,7 @@
 //!        touch    ├─► and returns a Section ── report (rows, ratios, targets; JSON) ── table
 //!        steady   │                              └─ samples (median, spread)
 //!        bookkeeping │                             machine (what it was measured on), progress
+//!        places   │
 //!        alternate │
 //!        mirror   │
 //!        scale    │
@@ -18,7 +19,7 @@
 //! in the same run, in turns (A B A B …), and a ratio is the median of the ratios of each round, with its spread.
 //!
 //! *Limits:* targets are reported and never decide the exit status. Devices are emulated, but for
-//! `kernel`: their memory is this machine's.
+//! `kernel` and `places`: their memory is this machine's.
 
 mod agent;
 mod alternate;
@@ -28,6 +29,7 @@ mod kernel;
 mod machine;
 mod migrate;
 mod mirror;
+mod places;
 mod policy;
 mod progress;
 mod report;
@@ -68,6 +70,10 @@ pub(crate) struct Args {
     #[arg(value_name = "NAME", value_enum)]
     pub(crate) names: Vec<Name>,
 
+    /// Have `places` compare with the kernel's compressed swap: makes a zram device, and swaps to it, until the end (root)
+    #[arg(long)]
+    pub(crate) zram: bool,
+
     #[command(flatten)]
     pub(crate) policy: policy::Options,
 }
@@ -79,6 +85,8 @@ pub(crate) enum Name {
     Migrate,
     /// CPU faults on private memory, against a bare handler
     Fault,
+    /// Places that are not just memory (compressed), against an emulated device; with `--zram` against the kernel's
+    Places,
     /// Touching private memory in order and at random
     Touch,
     /// Using coherent-resident memory, against native memory
@@ -100,9 +108,10 @@ pub(crate) enum Name {
 }
 
 impl Name {
-    const ALL: [Self; 11] = [
+    const ALL: [Self; 12] = [
         Self::Migrate,
         Self::Fault,
+        Self::Places,
         Self::Touch,
         Self::Steady,
         Self::Bookkeeping,
@@ -114,10 +123,11 @@ impl Name {
         Self::Policy,
     ];
 
-    fn run(self, plan: &Plan, options: &policy::Options, progress: &Progress) -> Result<Section, Failure> {
+    fn run(self, plan: &Plan, args: &Args, progress: &Progress) -> Result<Section, Failure> {
         match self {
             Self::Migrate => migrate::run(plan, progress),
             Self::Fault => fault::run(plan, progress),
+            Self::Places => places::run(plan, args.zram, progress),
             Self::Touch => touch::run(plan, progress),
             Self::Steady => steady::run(plan, progress),
             Self::Bookkeeping => bookkeeping::run(plan, progress),
@@ -126,7 +136,7 @@ impl Name {
             Self::Scale => scale::run(plan, progress),
             Self::Kernel => kernel::run(plan, progress),
             Self::Agent => agent::run(plan, progress),
-            Self::Policy => policy::run(plan, options, progress),
+            Self::Policy => policy::run(plan, &args.policy, progress),
         }
     }
 }
@@ -135,6 +145,9 @@ impl Name {
 pub(crate) fn run(args: &Args) -> Result<u8, Failure> {
     if !args.policy.is_empty() && !args.names.is_empty() && !args.names.contains(&Name::Policy) {
         return Err(Failure::Usage("options of `policy` are given, and it is not among the measurements".to_owned()));
+    }
+    if args.zram && !args.names.is_empty() && !args.names.contains(&Name::Places) {
+        return Err(Failure::Usage("--zram is for `places`, which is not among the measurements".to_owned()));
     }
     let output = match &args.json {
         None => None,
@@ -148,7 +161,7 @@ pub(crate) fn run(args: &Args) -> Result<u8, Failure> {
     print(&table::head(&report))?;
     for name in Name::ALL.into_iter().filter(|name| args.names.is_empty() || args.names.contains(name)) {
         let (progress, start) = (Progress::new(), Instant::now());
-        let mut section = name.run(&plan, &args.policy, &progress)?;
+        let mut section = name.run(&plan, args, &progress)?;
         drop(progress);
         section.seconds = start.elapsed().as_secs_f64();
         print(&table::section(&section))?;

@@ -34,6 +34,11 @@ impl Samples {
         &self.0
     }
 
+    /// Whether there are none.
+    pub(super) const fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// Whether all are as `is` says.
     pub(super) fn all(&self, is: impl Fn(f64) -> bool) -> bool {
         self.0.iter().all(|value| is(*value))

@@ -13,7 +13,7 @@ use hetmem_core::sync::Arc;
 use hetmem_core::units::ByteLen;
 use hetmem_devices::spec::DeviceSpec;
 
-use super::protocol::{Interval, Latency, Place, Process, Run, State, Statistics, Sums};
+use super::protocol::{Interval, Latency, Packing, Place, Process, Run, State, Statistics, Sums};
 
 /// Ticks of `/proc/PID/stat` in a second (`USER_HZ`, the same on every architecture that hetmem runs on).
 const TICKS: u64 = 100;
@@ -112,14 +112,27 @@ impl Subject {
             capacity_bytes: self
                 .limit()
                 .map(|limit| limit.get().saturating_mul(if self.per_process { each } else { 1 })),
+            packing: None,
         };
         let device = |(at, spec): (usize, &DeviceSpec)| Place {
             name: spec.name.clone(),
             memory_type: spec.memory_type.label().to_owned(),
             used_bytes: Some(processes.iter().fold(0, |sum, process| sum.saturating_add(process.device_bytes[at]))),
             capacity_bytes: Some(spec.size.get().saturating_mul(if self.shares(spec) { 1 } else { each })),
+            packing: self.packing(at, spec, each),
         };
         std::iter::once(system).chain(self.devices.iter().enumerate().map(device)).collect()
+    }
+
+    /// How device `at` packs pages, in the `each` processes that are there now.
+    fn packing(&self, at: usize, spec: &DeviceSpec, each: u64) -> Option<Packing> {
+        let sum = Counters::default();
+        let here = self.ledger.each_process().filter(|process| !process.is_here || present(process).is_some());
+        Packing::of(spec, &sum.devices[at].packing)?;
+        here.for_each(|process| sum.absorb(process.counters));
+        let mut packing = Packing::of(spec, &sum.devices[at].packing)?;
+        packing.memory_limit_bytes = spec.memory().get().saturating_mul(if self.shares(spec) { 1 } else { each });
+        Some(packing)
     }
 
     /// Whether that device has one size for the run.

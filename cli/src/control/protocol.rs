@@ -1,6 +1,10 @@
 //! What goes over a control socket: one JSON object a line, each with the number of the format. docs/control.md describes it for users.
 
+use hetmem_core::port;
+use hetmem_core::stats::PackingCounters;
 use hetmem_core::units::VirtAddr;
+use hetmem_devices::kind::Footprint;
+use hetmem_devices::spec::DeviceSpec;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -183,6 +187,47 @@ pub(crate) struct Place {
     pub(crate) used_bytes: Option<u64>,
     /// How much may be there, in the processes that are there now; `null` without a limit.
     pub(crate) capacity_bytes: Option<u64>,
+    /// How its pages are packed; absent where they are not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) packing: Option<Packing>,
+}
+
+/// How a device packs pages into less memory than they are.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub(crate) struct Packing {
+    pub(crate) pages: u64,
+    pub(crate) same_filled_pages: u64,
+    pub(crate) raw_pages: u64,
+    pub(crate) packed_bytes: u64,
+    pub(crate) memory_bytes: u64,
+    pub(crate) peak_memory_bytes: u64,
+    pub(crate) memory_limit_bytes: u64,
+    pub(crate) compacted_pages: u64,
+}
+
+impl Packing {
+    /// What is counted of the device that `spec` describes; `None` if that packs nothing.
+    pub(crate) fn of(spec: &DeviceSpec, counters: &PackingCounters) -> Option<Self> {
+        let packs = matches!(spec.backend.kind().footprint(), Footprint::Limited { .. });
+        packs.then(|| counters.get(spec.memory().get()).into())
+    }
+}
+
+impl From<port::Packing> for Packing {
+    fn from(packing: port::Packing) -> Self {
+        let port::Packing { pages, same_filled_pages, raw_pages, packed_bytes, .. } = packing;
+        let port::Packing { memory_bytes, peak_memory_bytes, memory_limit_bytes, compacted_pages, .. } = packing;
+        Self {
+            pages,
+            same_filled_pages,
+            raw_pages,
+            packed_bytes,
+            memory_bytes,
+            peak_memory_bytes,
+            memory_limit_bytes,
+            compacted_pages,
+        }
+    }
 }
 
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]

@@ -65,6 +65,17 @@ impl Collector for Metrics {
             place.used_bytes
         })?;
         self.places(&mut encoder, "hetmem_place_capacity", "How much may be there", |place| place.capacity_bytes)?;
+        let packed = self.0.places.iter().any(|place| place.packing.is_some());
+        if packed {
+            let of = "The memory that packed pages take";
+            self.places(&mut encoder, "hetmem_place_memory", of, |place| Some(place.packing?.memory_bytes))?;
+            let of = "The memory that packed pages may take";
+            self.places(&mut encoder, "hetmem_place_memory_limit", of, |place| {
+                Some(place.packing?.memory_limit_bytes)
+            })?;
+            let of = "What packed pages are, without the holes between them";
+            self.places(&mut encoder, "hetmem_place_packed", of, |place| Some(place.packing?.packed_bytes))?;
+        }
         let latency = total.fault_latency_us;
         let help = "How long faults take, from the touch to its return, since the start";
         let mut faults =

@@ -14,6 +14,8 @@ use hetmem_core::units::ByteLen;
 use hetmem_devices::spec::DeviceSpec;
 use serde::Serialize;
 
+use crate::control::protocol::Packing;
+
 /// The reasons that the summary names; the statistics have all.
 const REASONS_SHOWN: usize = 3;
 
@@ -47,6 +49,8 @@ struct DeviceReport {
     used_bytes: u64,
     peak_used_bytes: u64,
     stray_pages: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    packing: Option<Packing>,
 }
 
 /// In microseconds; zero if there was no fault.
@@ -93,6 +97,7 @@ impl Report {
             used_bytes: load(&used.used_bytes),
             peak_used_bytes: load(&used.peak_used_bytes),
             stray_pages: load(&used.stray_pages),
+            packing: Packing::of(spec, &used.packing),
         };
         let kept = KeptReason::ALL.iter().map(|reason| (reason.label(), counters.kept(*reason)));
         Self {
@@ -147,6 +152,9 @@ impl fmt::Display for Summary<'_> {
             let capacity = short(device.capacity_bytes);
             let kind = device.memory_type;
             write!(f, "  {:<width$}  {kind}, {capacity}: {used} used at the end, {peak} at the peak", device.name)?;
+            if let Some(packing) = &device.packing {
+                write!(f, ", compressed into {} at most", short(packing.peak_memory_bytes))?;
+            }
             // Only where somebody moved pages behind hetmem's back.
             match device.stray_pages {
                 0 => writeln!(f)?,

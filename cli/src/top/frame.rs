@@ -335,6 +335,7 @@ mod tests {
             memory_type: memory_type.into(),
             used_bytes,
             capacity_bytes: capacity,
+            packing: None,
         };
         let mut places = vec![place("system", "system", Some(256 << 20), Some(256 << 20))];
         places.extend((0..devices).map(|at| place(&format!("private{at}"), "private", Some(64 << 20), Some(1 << 30))));

@@ -29,6 +29,10 @@ pub(crate) enum Setting {
     Small,
     /// Nothing moves unless the program asks for it.
     Manual,
+    /// Little system memory, and compressed memory for the rest.
+    Compressed,
+    /// Random chunks are compressed, and come back, without pause; there is no room for all.
+    CompressedChaos,
 }
 
 impl Setting {
@@ -38,13 +42,17 @@ impl Setting {
             Self::Limit => "limit",
             Self::Small => "small",
             Self::Manual => "manual",
+            Self::Compressed => "compressed",
+            Self::CompressedChaos => "compressed-chaos",
         }
     }
 
     /// How many pages must move where `under_chaos` do under chaos.
     pub(crate) fn least_moved(self, under_chaos: u64) -> u64 {
         match self {
-            Self::Chaos | Self::Limit | Self::Small => under_chaos,
+            Self::Chaos | Self::Limit | Self::Small | Self::Compressed => under_chaos,
+            // A page is compressed in the time in which several are copied.
+            Self::CompressedChaos => under_chaos / 4,
             Self::Manual => 0,
         }
     }
@@ -58,6 +66,10 @@ impl Setting {
             Self::Manual => &[&["--policy", "manual"], &BOTH[..]].concat(),
             Self::Small => &["--policy", "limit", "--system-limit", "16M", "--device", "private:emulated,size=24M"],
             Self::Limit => &["--policy", "limit", "--system-limit", "32M", "--device", "private:emulated,size=512M"],
+            Self::Compressed => {
+                &["--policy", "limit", "--system-limit", "32M", "--device", "private:compressed,size=512M,memory=256M"]
+            }
+            Self::CompressedChaos => &["--policy", &seed, "--device", "private:compressed,size=64M,memory=16M"],
         };
         words.iter().map(|&word| word.to_owned()).collect()
     }
@@ -68,6 +80,16 @@ impl Setting {
             Self::Chaos | Self::Manual => &[("coherent", 64 << 20), ("private", 64 << 20)],
             Self::Limit => &[("private", 512 << 20)],
             Self::Small => &[("private", 24 << 20)],
+            Self::Compressed => &[("private", 512 << 20)],
+            Self::CompressedChaos => &[("private", 64 << 20)],
+        }
+    }
+
+    /// What stands behind them.
+    pub(crate) fn backend(self) -> &'static str {
+        match self {
+            Self::Chaos | Self::Limit | Self::Small | Self::Manual => "emulated",
+            Self::Compressed | Self::CompressedChaos => "compressed",
         }
     }
 }

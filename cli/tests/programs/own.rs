@@ -29,6 +29,16 @@ const UNDER_LIMIT: &[Run] = &[
     // Of 32 MiB the stock has an eighth, if nobody says otherwise.
     ("stocked", &["29"], 8_000),
 ];
+/// On compressed memory, with more memory than the limit of 32 MiB.
+const COMPRESSED: &[Run] = &[("threads", &["3", "8", "16384"], 100_000), ("forks", &["3", "12288"], 10_000)];
+/// On compressed memory that is full most of the time.
+const COMPRESSED_CHAOS: &[Run] = &[
+    ("threads", &["4"], 100_000),
+    ("forks", &["6", "2048"], 10_000),
+    ("mappings", &["1000"], 10_000),
+    ("regrow", &["1500"], 10_000),
+    ("signals", &["1000"], 1_000),
+];
 
 /// The same for as long as an interleaving that is met seldom may need.
 const LONG_UNDER_CHAOS: &[Run] = &[
@@ -64,6 +74,8 @@ pub(crate) fn trials() -> Vec<Trial> {
     let tables = [
         (UNDER_CHAOS, Setting::Chaos, Length::Short),
         (UNDER_LIMIT, Setting::Limit, Length::Short),
+        (COMPRESSED, Setting::Compressed, Length::Short),
+        (COMPRESSED_CHAOS, Setting::CompressedChaos, Length::Short),
         (LONG_UNDER_CHAOS, Setting::Chaos, Length::Long),
         (LONG_UNDER_LIMIT, Setting::Limit, Length::Long),
     ];
@@ -89,6 +101,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         budget("device", Setting::Small, &["16", "24"]),
         budget("short", Setting::Limit, &["32"]),
         budget("exec", Setting::Limit, &["32"]),
+        budget("tree", Setting::Compressed, &["32"]),
     ];
     programs.chain([endings]).chain(budgets).collect()
 }

@@ -151,6 +151,9 @@ pub(crate) fn trials() -> Vec<Trial> {
     let mut trials = vec![
         // More memory than the limit of 32 MiB.
         trial("limit::python", || python(Setting::Limit, "60000")),
+        trial("compressed::python", || python(Setting::Compressed, "60000")),
+        trial("compressed-chaos::python", || python(Setting::CompressedChaos, "10000")),
+        trial("compressed-chaos::sqlite", || sqlite(Setting::CompressedChaos, 40_000)),
         trial("chaos::stress_ng_unmaps", || stress_ng_unmaps(Setting::Chaos)),
         trial("manual::stress_ng_unmaps", || stress_ng_unmaps(Setting::Manual)),
         trial("chaos::without_room", || without_room(Setting::Chaos)),
@@ -161,6 +164,7 @@ pub(crate) fn trials() -> Vec<Trial> {
     ];
     trials.extend(of_length(Length::Short));
     trials.extend(of_length(Length::Long));
+    trials.push(Length::Long.trial("compressed::sqlite", || sqlite(Setting::Compressed, 300_000)));
     trials.push(Length::Long.trial("limit::sqlite", || sqlite(Setting::Limit, 300_000)));
     trials
 }

@@ -249,9 +249,11 @@ fn redis(setting: Setting, keys: u64, requests: u32) -> Outcome {
 
 pub(crate) fn trials() -> Vec<Trial> {
     [Length::Short, Length::Long]
-        .map(|length| {
+        .into_iter()
+        .flat_map(|length| {
             let (keys, requests) = length.of((1_500, 4_000), (6_000, 20_000));
-            length.trial("chaos::redis", move || redis(Setting::Chaos, keys, requests))
+            [("chaos::redis", Setting::Chaos), ("compressed-chaos::redis", Setting::CompressedChaos)]
+                .map(|(name, setting)| length.trial(name, move || redis(setting, keys, requests)))
         })
-        .into()
+        .collect()
 }

@@ -32,6 +32,14 @@ pub(crate) struct Device {
     pub(crate) capacity_bytes: u64,
     pub(crate) used_bytes: u64,
     pub(crate) peak_used_bytes: u64,
+    /// Of a device that packs its pages.
+    pub(crate) packing: Option<Packing>,
+}
+
+#[derive(Debug, Deserialize)]
+pub(crate) struct Packing {
+    pub(crate) peak_memory_bytes: u64,
+    pub(crate) memory_limit_bytes: u64,
 }
 
 #[derive(Debug, Deserialize)]
@@ -51,9 +59,11 @@ impl Stats {
         let matching = stats.devices.iter().zip(wanted).filter(|(device, (kind, capacity))| {
             device.memory_type == *kind
                 && device.capacity_bytes == *capacity
-                && device.backend == "emulated"
+                && device.backend == setting.backend()
                 && !device.name.is_empty()
                 && device.used_bytes <= device.peak_used_bytes
+                && device.packing.is_some() == (setting.backend() == "compressed")
+                && device.packing.as_ref().is_none_or(|packing| packing.peak_memory_bytes <= packing.memory_limit_bytes)
         });
         if matching.count() != wanted.len() || stats.devices.len() != wanted.len() {
             return Err(format!("statistics of other devices than {wanted:?}: {:?}", stats.devices));

@@ -12,7 +12,7 @@
 
 use std::os::fd::BorrowedFd;
 
-use crate::frames::FrameRun;
+use crate::frames::{FrameRun, Quota};
 use crate::physmap::Pagemap;
 use crate::units::{PageCount, PageRange, VirtAddr};
 
@@ -180,6 +180,27 @@ pub enum TransferError {
 #[error("there is no memory behind the device's frames")]
 pub struct NoBacking;
 
+/// How pages are packed that a device keeps in less memory than they are.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Packing {
+    /// The pages that it has.
+    pub pages: u64,
+    /// Those of them that are one word over and over, and take no memory.
+    pub same_filled_pages: u64,
+    /// Those that are kept as they are, as they can hardly be packed.
+    pub raw_pages: u64,
+    /// What all pages are together, packed.
+    pub packed_bytes: u64,
+    /// The memory that was taken for them, which may have room for more.
+    pub memory_bytes: u64,
+    /// The most that was taken at a time.
+    pub peak_memory_bytes: u64,
+    /// How much may be taken.
+    pub memory_limit_bytes: u64,
+    /// How many packed pages were moved, to give memory back or to have it for others.
+    pub compacted_pages: u64,
+}
+
 /// Where a page is that is not in its device's memory any more.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Astray {
@@ -220,6 +241,23 @@ pub trait Device: Send + Sync {
     fn prepare(&self, run: FrameRun) -> Result<PageCount, NoBacking> {
         let _ = run;
         Ok(PageCount::ZERO)
+    }
+
+    /// How many more pages it is likely to have room for, if that may be fewer than it has free frames: where it keeps them in less memory than they are.
+    /// Policies plan no more, and pages that there is no room for are refused all the same ([`TransferError::Full`]).
+    fn room(&self) -> PageCount {
+        self.pagemap().frames.capacity()
+    }
+
+    /// How its pages are packed, if it packs them.
+    fn packing(&self) -> Option<Packing> {
+        None
+    }
+
+    /// From now on memory for packed pages is taken as far as `quota` has some; said before any page is there.
+    #[doc(hidden)]
+    fn count_memory_with_others(&self, quota: Box<dyn Quota>) {
+        let _ = quota;
     }
 
     /// Carries out all of `batch`, and returns when every one is [`Progress::Done`]. Each is for itself: one that fails changes nothing for the

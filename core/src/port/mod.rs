@@ -6,7 +6,7 @@
 mod device;
 mod host;
 
-pub use device::{Astray, Device, Direction, NoBacking, Progress, Reach, Ticket, Transfer, TransferError};
+pub use device::{Astray, Device, Direction, NoBacking, Packing, Progress, Reach, Ticket, Transfer, TransferError};
 pub use host::{
     Access, Arrived, Backing, CannotFault, FaultPath, Host, How, InstallStop, MappedRange, MirrorHost, Present, Taken,
 };

@@ -121,9 +121,12 @@ impl Host for ModelHost {
             match how {
                 How::Move => memory.own.remove(&at).expect("no hole is moved in"),
                 How::Copy => memory.own[&at],
-                How::Fetch | How::FetchTouched => {
-                    memory.private[&u32::try_from((at - PRIVATE_FRAMES) / PAGE_SIZE).unwrap()]
-                }
+                // From a place of the pool, or from a frame.
+                How::Fetch | How::FetchTouched => memory
+                    .own
+                    .get(&at)
+                    .copied()
+                    .unwrap_or_else(|| memory.private[&u32::try_from((at - PRIVATE_FRAMES) / PAGE_SIZE).unwrap()]),
             }
         })
     }

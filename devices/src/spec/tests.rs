@@ -22,6 +22,7 @@ fn every_key_is_read() {
             backend: Backend::parse("emulated").unwrap(),
             name: "gpu0".into(),
             size: ByteLen::new(256 << 20),
+            memory: None,
             latency: Duration::from_micros(2),
             bandwidth: Some(ByteLen::new(4 << 30)),
             fail_every: NonZeroU64::new(7),
@@ -96,11 +97,11 @@ fn messages_are_one_line_and_say_what_would_be_right() {
     );
     assert_eq!(
         message("private:foo"),
-        "device `private:foo`: unknown backend `foo`; known: emulated, node=N, dax=/dev/daxX.Y"
+        "device `private:foo`: unknown backend `foo`; known: emulated, node=N, dax=/dev/daxX.Y, compressed"
     );
     assert_eq!(
         message("private:emulated,a=b"),
-        "device `private:emulated,a=b`: unknown key `a`; known: size, name, latency, bandwidth, fail"
+        "device `private:emulated,a=b`: unknown key `a`; known: size, memory, name, latency, bandwidth, fail"
     );
 }
 
@@ -156,6 +157,32 @@ fn the_list_is_checked_as_a_whole() {
 }
 
 #[test]
+fn what_compressed_pages_may_take_is_said_apart_from_their_size() {
+    let memory = |text: &str| text.parse::<DeviceSpec>().unwrap().memory().get();
+    assert_eq!(memory("private:compressed,size=4G,memory=1G"), 1 << 30);
+    assert_eq!(memory("private:compressed,size=4G"), 2 << 30);
+    assert_eq!(memory("private:compressed,size=4K"), 64 << 10);
+    assert_eq!(memory("private:emulated,size=4K"), 4 << 10);
+    // The machine's memory bounds what it takes, and not what is in it.
+    assert!(parse_all(&["private:compressed,size=64G,memory=1G"], MEMORY).is_ok());
+    let size = ByteLen::new(32 << 30);
+    assert_eq!(
+        problem_of_all(&["private:compressed,size=64G"]),
+        SpecProblem::LargerThanMemory { size, memory: MEMORY }
+    );
+    let [memory, least, size] = [100_000, 64 << 10, 4096].map(ByteLen::new);
+    assert_eq!(problem("private:compressed,memory=100000"), SpecProblem::NotWhole { memory, least });
+    assert!(problem("private:compressed,memory=100000").to_string().ends_with("128K would be"));
+    let memory = ByteLen::new(128 << 10);
+    assert_eq!(problem("private:compressed,size=4K,memory=128K"), SpecProblem::MoreThanSize { memory, size });
+    assert_eq!(problem("private:compressed,memory=0"), SpecProblem::Zero("memory"));
+    assert_eq!(problem("private:node=0,memory=1M"), SpecProblem::NoMemoryKey("node=0".into()));
+    assert!(matches!(problem("private:compressed=x"), SpecProblem::Argument(_)));
+    let coherent = problem_of_all(&["coherent:compressed"]);
+    assert!(coherent.to_string().contains("use private:compressed"), "{coherent}");
+}
+
+#[test]
 fn the_default_size_fits_small_machines() {
     assert_eq!(default_size(MEMORY), DEFAULT_SIZE);
     assert_eq!(default_size(ByteLen::new(1 << 30)), ByteLen::new(256 << 20));
@@ -172,9 +199,11 @@ fn any_spec() -> impl Strategy<Value = DeviceSpec> {
         Just("emulated".to_owned()),
         (0..hetmem_sys::numa::MAX_NODES).prop_map(|node| format!("node={node}")),
         "/dev/dax[0-9]{1,3}\\.[0-9]{1,3}".prop_map(|path| format!("dax={path}")),
+        Just("compressed".to_owned()),
     ];
-    (any::<bool>(), backend, size, name, latency, bandwidth, fail).prop_map(
-        |(private, backend, size, name, latency, bandwidth, fail_every)| DeviceSpec {
+    let part = proptest::option::of(1_u64..=16);
+    (any::<bool>(), backend, size, part, name, latency, bandwidth, fail).prop_map(
+        |(private, backend, size, part, name, latency, bandwidth, fail_every)| DeviceSpec {
             memory_type: if private || backend.starts_with("dax") {
                 MemoryType::DevicePrivate
             } else {
@@ -183,6 +212,9 @@ fn any_spec() -> impl Strategy<Value = DeviceSpec> {
             backend: Backend::parse(&backend).unwrap(),
             name,
             size,
+            memory: part
+                .filter(|_| backend == "compressed")
+                .map(|part| ByteLen::new((size.get() / part).next_multiple_of(64 << 10))),
             latency,
             bandwidth,
             fail_every,

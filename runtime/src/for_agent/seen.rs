@@ -139,9 +139,10 @@ impl Managed {
     /// The device `id`, if there is one.
     #[must_use]
     pub fn device(&self, id: DeviceId) -> Option<DeviceState> {
-        let pagemap = self.0.engine.device(id)?.pagemap();
-        // What others have is taken, too.
-        let (capacity, room) = (pagemap.frames.capacity(), pagemap.frames.room());
+        let device = self.0.engine.device(id)?;
+        let pagemap = device.pagemap();
+        // What others have is taken, too, and what there is no room for.
+        let (capacity, room) = (pagemap.frames.capacity(), pagemap.frames.room().min(device.room()));
         Some(DeviceState { id, memory_type: pagemap.memory_type, capacity, used: capacity - room })
     }
 

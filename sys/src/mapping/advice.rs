@@ -42,6 +42,12 @@ pub fn populate_read(range: PageRange) -> Result<(), Errno> {
     rustix::io::retry_on_intr(|| unsafe { advise(range, Advice::LinuxPopulateRead) })
 }
 
+/// Has the kernel write the pages of `range` to swap, as far as there is room, and have their memory back (`MADV_PAGEOUT`).
+pub fn page_out(range: PageRange) -> Result<(), Errno> {
+    // SAFETY: the contents of the range stay as they are.
+    unsafe { advise(range, Advice::LinuxPageOut) }
+}
+
 /// Keeps huge pages from being made of `range` from now on (`MADV_NOHUGEPAGE`). A kernel without huge pages has none to make.
 pub fn forbid_huge_pages(range: PageRange) -> Result<(), Errno> {
     // SAFETY: the contents of the range stay as they are.

@@ -118,14 +118,14 @@ impl Drop for Group {
 
 /// Swap to compressed memory, gone on drop.
 #[derive(Debug)]
-pub(super) struct Swap {
+pub(in crate::bench) struct Swap {
     number: u32,
     on: bool,
 }
 
 impl Swap {
     /// A new device with room for `size`, and pages swapped to it before to any other.
-    pub(super) fn new(size: ByteLen) -> Result<Self, Failure> {
+    pub(in crate::bench) fn new(size: ByteLen) -> Result<Self, Failure> {
         let text = fs::read_to_string(Path::new(ZRAM).join("hot_add")).map_err(failed("there is no zram"))?;
         let number = text.trim().parse().map_err(|_| Failure::Bench(format!("zram has made a device {text}")))?;
         let mut swap = Self { number, on: false };

@@ -38,7 +38,8 @@ use crate::failure::{Failure, chain};
 use crate::host;
 use cases::{Case, PageSize, cases};
 use contender::{Contender, Device, Runner, Way};
-use kernel::{Group, Interrupts, Swap};
+pub(super) use kernel::Swap;
+use kernel::{Group, Interrupts};
 use program::{Course, Task, Workload};
 use results::Results;
 
