@@ -132,8 +132,10 @@ def test_arrays_that_are_there_already_are_adopted(runtime: hetmem.Runtime) -> N
     assert runtime.where(array) == {"private0": managed // hetmem.PAGE}
     assert array.sum() == 100_000 * 99_999 / 2
     runtime.migrate(array, "private0")
-    with pytest.raises(hetmem.InvalidInputError):
+    with pytest.raises(hetmem.InvalidInputError, match="adopted already"):
         runtime.adopt(array)
+    with pytest.raises(hetmem.InvalidInputError, match="managed already"):
+        runtime.adopt(array[: array.size // 2])
     with pytest.raises(hetmem.InvalidInputError, match="not adopted"):
         runtime.release(array[:50_000])
     runtime.advise(array, "prefer", "coherent0")
@@ -372,6 +374,16 @@ def test_a_signal_handler_cant_close_a_runtime_in_the_middle_of_a_call(runtime: 
     finally:
         signal.signal(signal.SIGUSR1, before)
     assert runtime.empty(1).tolist() == [0.0]
+
+
+def test_a_call_that_is_given_up_keeps_nobody_from_closing() -> None:
+    runtime = hetmem.Runtime(DEVICES)
+    # As where an exception of a signal handler's comes before the end of the call is noted.
+    call = runtime._handle.use()
+    call.__enter__()
+    del call
+    gc.collect()
+    runtime.close()
 
 
 def _child(array: npt.NDArray[Any], runtime: hetmem.Runtime, answers: "multiprocessing.Queue[Any]") -> None:

@@ -50,9 +50,12 @@ class _Handle:
         self.pointer = pointer
         self.process = os.getpid()
         self.changed = threading.Condition()
-        self.callers: list[int] = []
+        # Calls that are under way, each with its thread.
+        self.callers: dict[object, int] = {}
         self.is_closed = False
         self.adopted: dict[Range, Array] = {}
+
+    # Exceptions such as KeyboardInterrupt may come between any two steps of what follows, and leave nothing that others wait for.
 
     @contextmanager
     def use(self) -> Iterator[Any]:
@@ -60,34 +63,50 @@ class _Handle:
         # First: locks that other threads had when the process was forked are locked for ever in the child.
         if os.getpid() != self.process:
             raise InvalidInputError(f"the runtime is that of process {self.process}; a forked child must make one of its own")
-        caller = threading.get_ident()
-        with self.changed:
-            if self.is_closed:
-                raise ClosedError("the runtime is closed")
-            self.callers.append(caller)
+        call = object()
         try:
+            with self.changed:
+                if self.is_closed:
+                    raise ClosedError("the runtime is closed")
+                self.callers[call] = threading.get_ident()
             yield self.pointer
         finally:
+            self.callers.pop(call, None)
             with self.changed:
-                self.callers.remove(caller)
                 self.changed.notify_all()
+
+    def adopt(self, pages: Range, array: Array) -> None:
+        """Adopts the pages of an array, and keeps it alive."""
+        with self.use() as runtime:
+            with self.changed:
+                if pages in self.adopted:
+                    raise InvalidInputError("the array is adopted already")
+                # First, as memory that is managed must be there.
+                self.adopted[pages] = array
+            try:
+                check(lib.hetmem_adopt(runtime, pages.address, pages.length, lib.HETMEM_FAULT_THREAD))
+            except Error:
+                del self.adopted[pages]
+                raise
 
     def close(self) -> None:
         """Ends it when no call is under way any more. In a forked child there is nothing to end."""
         if os.getpid() != self.process:
             return
         with self.changed:
-            if threading.get_ident() in self.callers:
+            if threading.get_ident() in self.callers.values():
                 raise Error("the runtime is in use by a call of this thread, which a signal handler has interrupted; close it elsewhere")
             if self.is_closed:
                 return
-            self.is_closed = True
-            self.changed.wait_for(lambda: not self.callers)
             try:
+                self.is_closed = True
+                # Who was interrupted at the end of a call has told nobody of it: so it is looked again.
+                while self.callers:
+                    self.changed.wait(1)
                 for pages in list(self.adopted):
                     check(lib.hetmem_release(self.pointer, pages.address, pages.length))
                     del self.adopted[pages]
-            except Error:
+            except BaseException:
                 self.is_closed = False
                 raise
         lib.hetmem_runtime_free(self.pointer)
@@ -269,9 +288,7 @@ class Runtime:
         pages = addresses(array).whole()
         if pages.length == 0:
             raise InvalidInputError(f"the array has no page ({PAGE} bytes) for itself: it has {array.nbytes} bytes")
-        with self._handle.use() as runtime:
-            check(lib.hetmem_adopt(runtime, pages.address, pages.length, lib.HETMEM_FAULT_THREAD))
-            self._handle.adopted[pages] = array
+        self._handle.adopt(pages, array)
         return pages.length
 
     def release(self, array: Data) -> None:
