@@ -67,6 +67,19 @@ fn the_librarys_page_has_every_function_and_name_of_the_headers() {
 }
 
 #[test]
+fn the_page_of_devices_has_every_key() {
+    let folder = written();
+    let page = fs::read_to_string(folder.path().join("man/man7/hetmem-devices.7")).unwrap();
+    // What is known is told to who writes another.
+    let refused = stderr(&output(hetmem().args(["run", "--device", "coherent:emulated,nothing=1", "--", "true"])));
+    let (_, keys) = refused.trim_end().split_once("known: ").unwrap();
+    assert!(keys.contains("size"), "{refused}");
+    for key in keys.split(", ") {
+        assert!(page.contains(&format!("{key}=")), "{key}");
+    }
+}
+
+#[test]
 fn mandoc_finds_nothing_wrong() {
     let folder = written();
     let Some(mut mandoc) = tool("mandoc") else { return };

@@ -35,6 +35,7 @@ fn devices() -> (PathBuf, Vec<u8>) {
             "How much fits. SIZE is in bytes, or with K, M, G, T in powers of 1024; a multiple of the page, on device-DAX of what the device is aligned to. \
              If none is given: 1G, or a quarter of the memory (of the node) if that is less; all of a DAX device.",
         )
+        .entry("memory=SIZE", "Of `compressed`: how much memory it may take: a multiple of 64 KiB, at most the size; half of it if none is given.")
         .entry("name=NAME", "Up to 32 letters, digits, and `_`, `-` or `.`; if none is given coherent0, private0 and so on.")
         .entry("latency=TIME", "Is added to each copy, once for those that are asked for together. TIME takes ns, us, ms, s; at most 10s.")
         .entry("bandwidth=SIZE", "Copies are slowed down to so many bytes a second.")
