@@ -12,7 +12,7 @@
 //!
 //! Until the exchange nobody waits: who reads finds the page cache. Afterwards a page of a coherent device is used in place, and one of a private
 //! device is copied in by the touch that asks for it, as of any other region. What of a stand-in is in no frame (the program or a touch has let go of
-//! the frame) is read from the file when it is touched ([`Engine::fill_from_file`]).
+//! the frame) is read from the file when it is touched (`Engine::fill_from_file`).
 //!
 //! The pages of a block go together, or what there is of a block in the region: those that were asked for take the others along, to a device and
 //! home. The stand-in can only be read, as the file's mapping. Pages are moved between mappings that can be written, so none is ever moved in

@@ -69,6 +69,12 @@ impl Tools {
         decompress_into(&self.packed[..bytes], &mut self.page[..]).is_ok_and(|bytes| bytes == PAGE)
     }
 
+    /// Leaves nothing of a page behind.
+    pub(super) fn wipe(&mut self) {
+        self.page.fill(0);
+        self.packed.fill(0);
+    }
+
     /// Where packed bytes are to be put that are to be unpacked.
     pub(super) fn packed(&mut self) -> &mut PageBytes {
         self.packed.first_chunk_mut().expect("more than a page")

@@ -140,6 +140,7 @@ impl Compressed {
                 lock(&self.store).put(frame, packed)
             }
         };
+        tools.wipe();
         put.map_err(|_| TransferError::Full)
     }
 
@@ -159,12 +160,11 @@ impl Compressed {
             }
             Found::Packed(bytes) => tools.unpack(bytes),
         };
-        if !is_whole {
-            return Err(TransferError::Lost);
-        }
         // SAFETY: by the contract of the trait a page of hetmem's, which nobody else uses meanwhile.
         unsafe { store_page(to, &tools.page) };
-        Ok(())
+        tools.wipe();
+        // What is no page that was packed here is a defect, or memory that somebody else has written to.
+        if is_whole { Ok(()) } else { Err(TransferError::Lost) }
     }
 }
 

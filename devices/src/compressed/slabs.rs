@@ -187,11 +187,17 @@ impl Slabs {
                 let to = self.take_free(class).expect("the others have as many free slots");
                 self.settle(frame, to, len as usize, contents);
                 self.bytes.copy(self.at(slot), self.at(to), len as usize);
+                self.wipe(slot, len as usize);
                 self.compacted += 1;
             }
         }
         self.classes[class].free -= slots(class) - from.used;
         self.push_empty(source);
+    }
+
+    /// Leaves nothing of a page in `slot`.
+    fn wipe(&mut self, slot: Slot, len: usize) {
+        self.bytes.write(self.at(slot), &[0; PAGE][..len]);
     }
 
     /// One of the first slabs of `class` with free slots that has the fewest pages of these.
@@ -248,8 +254,9 @@ impl Slabs {
         Some(slot)
     }
 
-    /// What is in `slot` is of no use any more.
-    pub(super) fn give(&mut self, slot: Slot) {
+    /// The `len` bytes in `slot` are of no use any more.
+    pub(super) fn give(&mut self, slot: Slot, len: usize) {
+        self.wipe(slot, len);
         let number = slot.slab;
         let mut slab = self.slab(number);
         let class = slab.class as usize;
@@ -397,12 +404,25 @@ impl Slabs {
     #[cfg(test)]
     pub(super) fn check(&self, contents: &Contents) {
         let mut used = vec![0; self.made as usize];
+        let mut full = std::collections::BTreeSet::new();
         for frame in 0..u32::try_from(contents.capacity()).unwrap() {
             if let Content::Packed { slot, len } = contents.get(frame) {
                 assert_eq!(self.owner(slot), frame);
                 let about = self.slab(slot.slab);
                 assert!(slot.number < about.touched && len as usize <= size(about.class as usize));
                 used[slot.slab as usize] += 1;
+                full.insert((slot.slab, slot.number));
+            }
+        }
+        for slab in 0..self.made {
+            let about = self.slab(slab);
+            for number in (0..about.touched).filter(|number| !full.contains(&(slab, *number))) {
+                let mut bytes = vec![0; size(about.class as usize)];
+                self.read(Slot { slab, number }, &mut bytes);
+                assert!(
+                    bytes.iter().all(|byte| *byte == 0),
+                    "nothing of a page is left in slot {number} of slab {slab}"
+                );
             }
         }
         let some = |number: u32| Some(number).filter(|number| *number != NONE);

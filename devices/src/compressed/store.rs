@@ -92,7 +92,7 @@ impl Store {
             Content::Empty => return,
             Content::Filled(_) => self.counts.same_filled_pages -= 1,
             Content::Packed { slot, len } => {
-                self.slabs.give(slot);
+                self.slabs.give(slot, len as usize);
                 self.counts.packed_bytes -= u64::from(len);
                 self.counts.raw_pages -= u64::from(len as usize == PAGE);
             }
