@@ -92,9 +92,9 @@ impl<H: Host> Engine<H> {
         if !left.is_zero() {
             return Err(left);
         }
-        let stood_in = if self.has_files() { self.stood_in(range) } else { PageCount::ZERO };
-        if !stood_in.is_zero() {
-            return Err(stood_in);
+        let exchanged = self.exchanged_in(range);
+        if !exchanged.is_zero() {
+            return Err(exchanged);
         }
         let parts = self.space.regions_in(range).into_iter().filter(|(_, region)| region.is_some());
         let managed = parts.map(|(part, _)| part.pages()).sum();

@@ -130,6 +130,34 @@ fn touches_and_drops_leave_holes_that_the_file_fills() {
 }
 
 #[test]
+fn copies_that_touches_have_left_give_way_to_the_file() {
+    let world = world(Target::Device(PRIVATE));
+    world.engine.bring_copies_home();
+    assert_eq!(world.engine.stood_in(PageRange::ALL), PageCount::new(PAGES), "pages are away");
+    world.model.read_all();
+    assert_eq!(world.engine.stood_in(PageRange::ALL), PageCount::new(PAGES));
+    world.engine.bring_copies_home();
+    assert_eq!(world.engine.stood_in(PageRange::ALL), PageCount::ZERO);
+    finish(&world);
+}
+
+#[test]
+fn management_does_not_end_while_something_comes_to_stand_in() {
+    for (from, to) in ways() {
+        let dry = world(from);
+        let _ = dry.migrate(range(&dry), to);
+        let steps = dry.model.lock().steps().to_vec();
+        for step in (0..steps.len()).filter(|step| steps[*step] != StepKind::ReadFile) {
+            let world = world(from);
+            world.model.lock().at_step(step, Action::EndManagement(range(&world)));
+            let _ = world.migrate(range(&world), to);
+            assert!(!world.engine.regions_in(range(&world)).iter().any(|(_, region)| region.is_none()));
+            finish(&world);
+        }
+    }
+}
+
+#[test]
 fn one_page_takes_the_others_along_and_pages_beside_stay() {
     let world = world(HOME);
     let one = world.at(FIRST + 7, 1);

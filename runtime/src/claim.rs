@@ -48,6 +48,7 @@ impl Inner {
 
     /// Lets ranges fall back that faults have emptied.
     pub(crate) fn release_idle(&self) {
+        self.engine.bring_copies_home();
         for extent in self.engine.host().traps.idle() {
             let (unmapped, _) = self.engine.away_in(extent);
             if unmapped.is_zero() {

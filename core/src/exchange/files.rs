@@ -223,7 +223,26 @@ impl<H: Host> Engine<H> {
         left
     }
 
-    /// The same of `range`, all of one file.
+    /// Maps files again where touches have brought everything home that was away: what is there are copies, of use to nobody. The caller holds no lock.
+    pub fn bring_copies_home(&self) {
+        if !self.has_files() {
+            return;
+        }
+        let parts: Vec<PageRange> = self.exchanges.lock().stood_in.iter().map(|(part, ())| part).collect();
+        for (_, part) in parts.into_iter().flat_map(PageRange::by_block) {
+            for (part, region) in self.space.regions_in(part) {
+                let Some(region) = region.filter(|_| self.away_in(part) == (PageCount::ZERO, PageCount::ZERO)) else {
+                    continue;
+                };
+                if let Home::File(home) = region.home {
+                    // What is taken out just now is brought back, or comes home another time.
+                    let _ = self.bring_file_home(part, home, region.path);
+                }
+            }
+        }
+    }
+
+    /// Has the pages of `range`, all of one file, come home, as [`Engine::bring_files_home`] does.
     fn bring_file_home(&self, range: PageRange, home: FileHome, path: FaultPath) -> PageCount {
         // What is about to stand in does then.
         self.await_exchanges(range);

@@ -28,7 +28,7 @@ use crate::port::{Backing, FaultPath, Host};
 use crate::range_map::RangeMap;
 use crate::space::{Block, BlockState, Region, kept_by_advice};
 use crate::sync::{Condvar, Mutex, MutexGuard, lock};
-use crate::units::{BlockNo, DeviceId, PageRange, VirtAddr};
+use crate::units::{BlockNo, DeviceId, PageCount, PageRange, VirtAddr};
 
 /// Which blocks are backed by what is not the program's, or about to be.
 #[derive(Default)]
@@ -155,6 +155,21 @@ impl<H: Host> Engine<H> {
     /// no longer waits for who changes others), although a touch finds one at any time.
     pub fn await_exchanges(&self, range: PageRange) -> u64 {
         if self.may_exchange() { self.exchanges.settle(|part| part.overlaps(range)) } else { 0 }
+    }
+
+    /// How many pages of `range` are such that something stands in for their file's mapping, or is exchanged just now. With the gate held alone none
+    /// begins to be.
+    pub(crate) fn exchanged_in(&self, range: PageRange) -> PageCount {
+        if !self.may_exchange() {
+            return PageCount::ZERO;
+        }
+        let state = self.exchanges.lock();
+        let stood_in = state.stood_in.overlapping(range).map(|(part, ())| part);
+        stood_in
+            .chain(state.changing.iter().copied())
+            .filter_map(|part| part.intersect(range))
+            .map(PageRange::pages)
+            .sum()
     }
 
     /// Claims the block for an exchange, with its lock held. One that is to be laid must be hetmem's alone, and touches of it served by that path;

@@ -153,6 +153,8 @@ pub(crate) enum Action {
     /// Removes them, if the call leaves the gate to who wants it alone.
     Unguard(PageRange),
     Protect(PageRange),
+    /// Ends the management of what is home, if the call leaves the gate to who wants it alone.
+    EndManagement(PageRange),
     /// Another thread of hetmem migrates, if the call leaves it the locks.
     Migrate(PageRange, Target),
     /// The handler thread reads events and serves faults, if the call leaves it the locks.
@@ -244,7 +246,10 @@ impl Model {
             Action::Migrate(range, target) if unlocked => {
                 let _ = self.engine().migrate(range, Request::all_to(target));
             }
-            Action::Migrate(..) | Action::Unguard(_) | Action::Handle => {}
+            Action::EndManagement(range) if unlocked => {
+                let _ = self.engine().end_management(range);
+            }
+            Action::Migrate(..) | Action::Unguard(_) | Action::EndManagement(_) | Action::Handle => {}
         }
         if unlocked && matches!(action, Action::Handle | Action::Touch(_) | Action::Write(_)) {
             self.deliver();
