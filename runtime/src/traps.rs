@@ -35,6 +35,8 @@ struct Table {
     traps: RangeMap<Trap>,
     /// What requests under way rely on, and how many each.
     active: RangeMap<u32>,
+    /// What was registered for missing pages and is not counted on: the program was changing mappings meanwhile.
+    unsure: RangeMap<FaultPath>,
     /// Where mappings were that are a lifted block's now, until their end there is told.
     spares: Vec<PageRange>,
 }
@@ -52,8 +54,10 @@ impl Table {
         let registered = contexts.program(path).register_missing(extent);
         if contexts.is_changing(path) {
             // What was registered may not be what an unread event is about to move here: not counted on.
+            self.unsure.insert(extent, path);
             return Vec::new();
         }
+        self.unsure.remove(extent);
         match registered {
             Ok(Fill::Zeros) => {
                 self.traps.insert(extent, Trap::Trapped(path));
@@ -151,6 +155,12 @@ impl Traps {
     pub(crate) fn forget(&self, contexts: &Contexts, range: PageRange) -> bool {
         let mut table = lock(&self.table);
         let mut all = true;
+        for (part, path) in table.unsure.remove(range) {
+            for kept in unregister_each(contexts, path, part) {
+                table.unsure.insert(kept, path);
+                all = false;
+            }
+        }
         for (part, trap) in table.traps.remove(range) {
             let (Trap::Watched(path) | Trap::Trapped(path)) = trap;
             for kept in unregister_each(contexts, path, part) {
@@ -163,18 +173,21 @@ impl Traps {
 
     /// `range` was unmapped.
     pub(crate) fn unmapped(&self, range: PageRange) {
-        lock(&self.table).traps.remove(range);
+        let mut table = lock(&self.table);
+        table.traps.remove(range);
+        table.unsure.remove(range);
     }
 
     /// `from` is now at `to`, registrations and all.
     pub(crate) fn remapped(&self, from: PageRange, to: VirtAddr) {
         let mut table = lock(&self.table);
-        let moved = table.traps.remove(from);
-        for (part, trap) in moved {
-            let at = to.add_pages(part.start().pages_since(from.start()));
-            if let Some(at) = PageRange::new(at, part.pages()) {
-                table.traps.insert(at, trap);
-            }
+        let place =
+            |part: PageRange| PageRange::new(to.add_pages(part.start().pages_since(from.start())), part.pages());
+        for (part, trap) in table.traps.remove(from) {
+            place(part).into_iter().for_each(|at| table.traps.insert(at, trap));
+        }
+        for (part, path) in table.unsure.remove(from) {
+            place(part).into_iter().for_each(|at| table.unsure.insert(at, path));
         }
     }
 
