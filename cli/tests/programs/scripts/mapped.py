@@ -9,7 +9,7 @@ import threading
 SIZE = 64 << 20
 PIECE = 1 << 20
 THREADS = 3
-ROUNDS = 4
+ROUNDS = 16
 
 noise = random.Random(7).randbytes(PIECE)
 with open("data", "wb") as file:
