@@ -248,7 +248,7 @@ impl Ledger {
             // Anything may be written there.
             let bytes = |pages: PageCount| pages.get().saturating_mul(PAGE_SIZE);
             let packing = own.map_or_else(Packing::default, |own| own.devices[device].packing.get(0));
-            let peak_memory_bytes = bytes(members.peak(Good::Memory(id)));
+            let peak_memory_bytes = self.peak_memory(device).get();
             let compacted_pages = counters.packing.get(0).compacted_pages;
             counters.packing.set(&Packing { peak_memory_bytes, compacted_pages, ..packing });
             let own = own.map_or(0, |own| own.devices[device].used_bytes.load(Relaxed));
@@ -257,6 +257,14 @@ impl Ledger {
             counters.used_bytes.fetch_min(own.saturating_add(used).min(peak), Relaxed);
         }
         sum
+    }
+
+    /// The most memory that device number `device` has ever packed pages into, in all processes together, where they share its size.
+    #[must_use]
+    pub fn peak_memory(&self, device: usize) -> ByteLen {
+        let id = u8::try_from(device).map_or(DeviceId::new(u8::MAX), DeviceId::new);
+        // Anything may be written there.
+        ByteLen::new(self.area.members.peak(Good::Memory(id)).get().saturating_mul(PAGE_SIZE))
     }
 
     /// The counters of process `pid`, if it has a slot.

@@ -210,7 +210,13 @@ fn whole_pages(size: ByteLen) -> Result<ByteLen, SpecProblem> {
     if size.whole_pages().is_none() { Err(SpecProblem::NotPages(size)) } else { Ok(size) }
 }
 
+/// What is said of pages that are on no device.
+const RESERVED_NAMES: [&str; 2] = ["system", "migrating"];
+
 fn checked_name(name: &str) -> Result<String, SpecProblem> {
+    if RESERVED_NAMES.contains(&name) {
+        return Err(SpecProblem::ReservedName(name.to_owned()));
+    }
     let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.');
     let good =
         name.len() <= MAX_NAME && name.starts_with(|c: char| c.is_ascii_alphanumeric()) && name.chars().all(allowed);

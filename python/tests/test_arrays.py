@@ -228,6 +228,9 @@ def test_discarded_arrays_read_as_zeros_and_their_neighbours_stay(runtime: hetme
     matrix = runtime.full((64, 64), 1.0, order="F")
     runtime.discard(matrix)
     assert matrix.sum() == 0
+    masked = np.ma.MaskedArray(runtime.full(100, 1.0), mask=[True, False] * 50, hard_mask=True)
+    runtime.discard(masked)
+    assert not masked.data.any(), "masked or not"
     array.flags.writeable = False
     with pytest.raises(hetmem.InvalidInputError, match="can't be written"):
         runtime.discard(array)

@@ -132,6 +132,10 @@ impl Subject {
         here.for_each(|process| sum.absorb(process.counters));
         let mut packing = Packing::of(spec, &sum.devices[at].packing)?;
         packing.memory_limit_bytes = spec.memory().get().saturating_mul(if self.shares(spec) { 1 } else { each });
+        if self.shares(spec) {
+            // Not all have had the most at the same time.
+            packing.peak_memory_bytes = self.ledger.peak_memory(at).get();
+        }
         Some(packing)
     }
 

@@ -24,21 +24,32 @@ pub(super) enum Found {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct NoRoom;
 
+/// Where there was no room for a page.
+#[derive(Clone, Copy)]
+struct Refused {
+    /// How many slabs were to be had then.
+    slabs: u32,
+    /// How many looks of [`Store::tidy`] it holds for still.
+    looks: u32,
+}
+
+/// What refused a page may have been the machine, or another process, of which nobody is told: after so many looks it is tried again.
+const HOLDS_FOR: u32 = 64;
+
 /// All packed pages of a device.
 pub(super) struct Store {
     contents: Contents,
     slabs: Slabs,
     /// Counted here: pages and packed bytes.
     counts: Packing,
-    /// How many slabs were to be had when a page was refused last.
-    refused_at: Option<u32>,
+    refused: Option<Refused>,
 }
 
 impl Store {
     /// A store of `frames` frames in at most `memory`, of which there is at least a slab.
     pub(super) fn new(frames: PageCount, memory: PageCount) -> Result<Self, Errno> {
         let (contents, slabs) = (Contents::new(frames)?, Slabs::new(memory)?);
-        Ok(Self { contents, slabs, counts: Packing::default(), refused_at: None })
+        Ok(Self { contents, slabs, counts: Packing::default(), refused: None })
     }
 
     /// From now on memory is taken as far as `quota` has some.
@@ -104,13 +115,14 @@ impl Store {
 
     /// A page was refused, and what came with it is removed again: there is no room until there is more than now.
     pub(super) fn note_refused(&mut self) {
-        self.refused_at = Some(self.slabs.to_be_had());
+        self.refused = Some(Refused { slabs: self.slabs.to_be_had(), looks: HOLDS_FOR });
     }
 
     /// How many more pages there is room for, as far as one can say of pages that nobody has seen.
     pub(super) fn room(&self) -> PageCount {
         let slabs = self.slabs.to_be_had();
-        if self.refused_at.is_some_and(|refused_at| slabs <= refused_at) {
+        // Without pages there is nothing to leave, and nobody would look.
+        if self.counts.pages > 0 && self.refused.is_some_and(|refused| slabs <= refused.slabs) {
             return PageCount::ZERO;
         }
         // Those that come are taken to be like those that are there; before there are some, for such as can't be packed.
@@ -124,6 +136,10 @@ impl Store {
     /// Does a little of what can be done when nobody waits.
     pub(super) fn tidy(&mut self) {
         self.slabs.tidy(&mut self.contents);
+        self.refused = self.refused.and_then(|refused| {
+            let looks = refused.looks.checked_sub(1)?;
+            Some(Refused { looks, ..refused })
+        });
     }
 
     /// Checks that books and pages agree.

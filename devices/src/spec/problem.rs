@@ -114,6 +114,9 @@ pub enum SpecProblem {
     /// The name is empty, too long, or has other characters than it may.
     #[error("name `{0}` is not 1 to {MAX_NAME} letters, digits, `_`, `-` or `.`, the first a letter or digit")]
     Name(String),
+    /// The name is what places are called that are no device's.
+    #[error("no device can be called `{0}`, which says of a page that it is on none")]
+    ReservedName(String),
     /// An earlier device has the same name.
     #[error("the name `{0}` is taken by an earlier device; give name=…")]
     DuplicateName(String),

@@ -64,6 +64,9 @@ fn each_mistake_is_named() {
     for name in ["", "a b", "_x", "é", &"x".repeat(33)] {
         assert_eq!(problem(&format!("private:emulated,name={name}")), SpecProblem::Name(name.into()));
     }
+    for name in ["system", "migrating"] {
+        assert_eq!(problem(&format!("private:emulated,name={name}")), SpecProblem::ReservedName(name.into()));
+    }
 }
 
 #[test]

@@ -84,6 +84,8 @@ def mapped(length: int, mapping: Any) -> Any:
 def clear(data: Array, parts: list[Range]) -> None:
     """Writes zeros to parts of an array."""
     start = addresses(data).start
-    flat = (data if data.flags.c_contiguous else data.T).reshape(-1).view(np.uint8)
+    # Of a subclass assignment may mean anything.
+    plain = data.view(np.ndarray)
+    flat = (plain if plain.flags.c_contiguous else plain.T).reshape(-1).view(np.uint8)
     for part in parts:
         flat[part.start - start : part.start - start + part.length] = 0

@@ -183,3 +183,20 @@ fn stores_that_count_together_have_no_more_than_there_is() {
     assert_eq!((left.left().get(), other.room().get()), (24, 16));
     assert_eq!(fill(other), 16);
 }
+
+#[test]
+fn what_was_refused_is_tried_again_when_nothing_is_there_and_after_a_while() {
+    let memory = PageCount::new(2 * SLAB_PAGES.get());
+    let mut store = Store::new(PageCount::new(FRAMES.into()), memory).unwrap();
+    // As if the machine had had none.
+    store.note_refused();
+    assert_eq!(store.room(), memory);
+    store.put(0, &[7; PAGE]).unwrap();
+    store.note_refused();
+    (0..HOLDS_FOR).for_each(|_| {
+        assert_eq!(store.room(), PageCount::ZERO);
+        store.tidy();
+    });
+    store.tidy();
+    assert!(!store.room().is_zero());
+}
