@@ -1,5 +1,4 @@
-//! Which of the program's memory is managed: its private anonymous mappings, read and written. (Files come by another way, when they are mapped:
-//! `calls::file_mapped`.)
+//! Which of the program's memory is managed: its private anonymous mappings, read and written.
 //!
 //! Left alone are hetmem's own arenas, the main stack, and the variables of libraries (the C library's are used by the agent's threads too).
 
@@ -12,11 +11,9 @@ use hetmem::for_agent::Managed;
 /// Brings the regions up to date with the program's mappings and returns what is managed now, in order of address.
 pub(super) fn refresh(managed: &Managed) -> Vec<PageRange> {
     let mut alone = RangeMap::default();
-    let files = managed.files();
-    let others = set_aside().chain(managed.exclusions()).chain(files.iter().copied());
-    others.for_each(|range| alone.insert(range, ()));
-    let mut found = managed.adoptable(alone);
-    let known = without(&managed.regions(), &files);
+    set_aside().chain(managed.exclusions()).for_each(|range| alone.insert(range, ()));
+    let found = managed.adoptable(alone);
+    let known = managed.regions();
     for new in without(&found, &known) {
         managed.manage(new);
     }
@@ -27,8 +24,6 @@ pub(super) fn refresh(managed: &Managed) -> Vec<PageRange> {
             managed.forget(old);
         }
     }
-    found.extend(files);
-    found.sort_unstable_by_key(|range| range.start());
     managed.set_adopted(found.iter().map(|range| range.pages()).sum());
     found
 }

@@ -2,10 +2,7 @@
 //!
 //! Where there is no agent, each does nothing: in a program that it has left, and in a child that was forked past the C library.
 
-use std::os::fd::BorrowedFd;
-use std::sync::atomic::{AtomicBool, Ordering};
-
-use hetmem::for_agent::{Managed, Sharing};
+use hetmem::for_agent::Managed;
 use hetmem_core::units::{PageCount, PageRange, VirtAddr};
 use hetmem_sys::access;
 use hetmem_sys::thread::current_tid;
@@ -126,53 +123,6 @@ struct Still<'a>(&'a Use);
 impl Drop for Still<'_> {
     fn drop(&mut self) {
         self.0.mailbox.resume();
-    }
-}
-
-/// Whether the agent manages files; where it doesn't, nothing that maps memory costs more for it.
-static FILES: AtomicBool = AtomicBool::new(false);
-
-/// From now on agents of this process manage files.
-pub(super) fn expect_files() {
-    FILES.store(true, Ordering::Relaxed);
-}
-
-/// Whether files are managed.
-#[must_use]
-pub fn manages_files() -> bool {
-    FILES.load(Ordering::Relaxed)
-}
-
-/// The program has mapped `range` of the file behind `fd`, to be read, from byte `offset` on.
-pub fn file_mapped(range: PageRange, fd: BorrowedFd<'_>, offset: u64, sharing: Sharing) {
-    if let Some(agent) = Use::begin() {
-        agent.managed.adopt_file(range, fd, offset, sharing);
-    }
-}
-
-/// The program is about to change what is mapped in `range` otherwise than by touches: what of it is a file's is home on return, and the program's alone.
-pub fn give_files_up(range: PageRange) {
-    if manages_files()
-        && let Some(agent) = Use::begin()
-    {
-        agent.managed.give_files_up(range);
-    }
-}
-
-/// No file is managed any more, for good.
-pub fn give_all_files_up() {
-    FILES.store(false, Ordering::Relaxed);
-    if let Some(agent) = Use::begin() {
-        agent.managed.end_files();
-    }
-}
-
-/// The program is about to ask what is there in `range`: what of it is a file's is home on return.
-pub fn have_files_home(range: PageRange) {
-    if manages_files()
-        && let Some(agent) = Use::begin()
-    {
-        agent.managed.have_files_home(range);
     }
 }
 

@@ -11,7 +11,6 @@ use hetmem_core::units::{BLOCK_PAGES, DeviceId, PageCount, PageRange, VirtAddr};
 use hetmem_sys::process::MemoryUse;
 use hetmem_sys::thread::{process_time, processor_time};
 
-use super::calls::manages_files;
 use super::pace::Paced;
 use super::sharing::Sharing;
 use hetmem::for_agent::{Managed, Others};
@@ -151,15 +150,10 @@ impl Program<'_> {
         self.managed.set_tick(heat::tick(self.now()));
     }
 
-    /// What changes where more of what is managed comes to be in memory.
-    fn present(&self) -> Result<PageCount, hetmem_sys::errno::Errno> {
-        if manages_files() { self.memory.resident() } else { self.memory.anonymous() }
-    }
-
     fn look_for_signs(&self) -> Signs {
         let signs = Signs {
             // An answer that can't be had is no sign.
-            anonymous: self.present().unwrap_or(self.signs.get().anonymous),
+            anonymous: self.memory.anonymous().unwrap_or(self.signs.get().anonymous),
             home: self.managed.came_home(),
             faults: self.managed.faults(),
             changes: self.changes + self.advice,

@@ -52,9 +52,8 @@ mod work;
 
 pub use advice::{advise, discard};
 pub use calls::{
-    after_fork_in_parent, all_home, before_fork, begin_thread, file_mapped, give_all_files_up, give_files_up,
-    have_files_home, is_running, keep_at_home, keep_in_place, let_go, manages_files, places, protect_thread,
-    release_range, residency, thread_began, undisturbed, undivided,
+    after_fork_in_parent, all_home, before_fork, begin_thread, is_running, keep_at_home, keep_in_place, let_go, places,
+    protect_thread, release_range, residency, thread_began, undisturbed, undivided,
 };
 pub use ends::{thread_exits, thread_is_strict};
 pub use notes::{is_first, is_this_process, last_word, note};

@@ -25,7 +25,7 @@
 use std::ffi::c_void;
 use std::os::fd::OwnedFd;
 use std::ptr;
-use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicPtr, AtomicU32, Ordering};
 
 use hetmem_core::engine::CountersAt;
 use hetmem_core::policy::PolicySpec;
@@ -40,7 +40,6 @@ use hetmem_sys::thread::{
 };
 
 use super::budget::{Good, Membership, Part, Shared};
-use super::calls;
 use super::config::Config;
 use super::ends;
 use super::housekeeping::Stacks;
@@ -77,8 +76,6 @@ pub(super) struct Agent {
     /// How many helpers the handler has started, and how many of them have their number.
     helpers: AtomicU32,
     places: AtomicU32,
-    /// Whether there is a keeper.
-    keeper: AtomicBool,
     /// How the process is to end, whose program has no thread left; `i32::MAX` while it has.
     alone: AtomicI32,
     /// Readable when the handler is to end. A descriptor of the agent's table, as all of an agent's are.
@@ -86,12 +83,11 @@ pub(super) struct Agent {
 }
 
 /// The stacks of the handler, of the worker and of the helpers: made once, and used again by whatever agent comes next, also in a forked child.
-static THREADS: [AtomicPtr<Stack>; KEEPER + 1] = [const { AtomicPtr::new(ptr::null_mut()) }; KEEPER + 1];
+static THREADS: [AtomicPtr<Stack>; FIRST_HELPER + MOST_HELPERS] =
+    [const { AtomicPtr::new(ptr::null_mut()) }; FIRST_HELPER + MOST_HELPERS];
 const HANDLER: usize = 0;
 const WORKER: usize = 1;
 const FIRST_HELPER: usize = 2;
-/// The thread that gives up leases on files, where files are managed.
-const KEEPER: usize = FIRST_HELPER + MOST_HELPERS;
 
 /// What the handler thread tells the thread that started it.
 struct Startup {
@@ -157,10 +153,6 @@ pub fn start(config: &'static Config) -> Result<(), String> {
     let (handler, _worker) = (handler.map_err(no_memory)?, worker.map_err(no_memory)?);
     // Without room for them the others serve what they would have.
     let helpers = (0..useful_helpers()).take_while(|number| stack(FIRST_HELPER + number).is_ok()).count();
-    if config.files {
-        stack(KEEPER).map_err(no_memory)?;
-        calls::expect_files();
-    }
     presence::make_words().map_err(no_memory)?;
     let startup = Box::leak(Box::new(Startup {
         config,
@@ -204,8 +196,7 @@ extern "C" fn serve(arg: *mut c_void) {
     };
     startup.tell(Ok(()));
     agent.managed.serve(&agent.stop);
-    let keeper = agent.keeper.load(Ordering::Relaxed).then_some(KEEPER);
-    let others = (WORKER..FIRST_HELPER + agent.helpers()).chain(keeper).filter_map(|which| stack(which).ok());
+    let others = (WORKER..FIRST_HELPER + agent.helpers()).filter_map(|which| stack(which).ok());
     others.for_each(Stack::wait_ended);
     let alone = agent.alone.load(Ordering::Acquire);
     if alone != i32::MAX {
@@ -273,7 +264,6 @@ fn prepare(startup: &Startup) -> Result<&'static Agent, String> {
         renounced: AtomicU32::new(0),
         helpers: AtomicU32::new(0),
         places: AtomicU32::new(0),
-        keeper: AtomicBool::new(false),
         alone: AtomicI32::new(i32::MAX),
         stop,
     };
@@ -291,16 +281,8 @@ fn prepare(startup: &Startup) -> Result<&'static Agent, String> {
         }
         agent.helpers.fetch_add(1, Ordering::Relaxed);
     }
-    if config.files {
-        agent.managed.expect_files().map_err(|errno| format!("the agent has no descriptor of its process: {errno}"))?;
-        let keeper = stack(KEEPER).map_err(|errno| format!("the agent's memory can't be set up: {errno}"))?;
-        // SAFETY: as above.
-        unsafe { keeper.start(keeper_main, arg) }
-            .map_err(|errno| format!("the agent's thread for files can't be started: {errno}"))?;
-        agent.keeper.store(true, Ordering::Relaxed);
-    }
     give_up_privileges(agent.id, agent.dumpable);
-    let started = 1 + agent.helpers.load(Ordering::Relaxed) + u32::from(config.files);
+    let started = 1 + agent.helpers.load(Ordering::Relaxed);
     loop {
         let renounced = agent.renounced.load(Ordering::Acquire);
         if renounced == started {
@@ -347,19 +329,8 @@ extern "C" fn worker_main(arg: *mut c_void) {
         // Before the handler is stopped, which looks at it.
         agent.alone.store(ends::status(first), Ordering::Release);
     }
-    if agent.keeper.load(Ordering::Relaxed) {
-        agent.managed.end_keeper();
-    }
     // An eventfd takes eight bytes at a time and is never full of ones.
     let _ = rustix::io::write(&agent.stop, &1u64.to_ne_bytes());
-}
-
-/// The keeper.
-extern "C" fn keeper_main(arg: *mut c_void) {
-    // SAFETY: `prepare` passes a leaked agent.
-    let agent = unsafe { &*arg.cast_const().cast::<Agent>() };
-    agent.renounce();
-    agent.managed.keep_leases();
 }
 
 /// A helper.
@@ -374,7 +345,7 @@ extern "C" fn helper_main(arg: *mut c_void) {
 impl Agent {
     /// How many threads it has.
     pub(super) fn threads(&self) -> usize {
-        FIRST_HELPER + self.helpers() + usize::from(self.keeper.load(Ordering::Relaxed))
+        FIRST_HELPER + self.helpers()
     }
 
     fn helpers(&self) -> usize {

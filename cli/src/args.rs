@@ -74,13 +74,6 @@ pub(crate) struct RunArgs {
     #[arg(long)]
     pub(crate) per_process: bool,
 
-    /// Manage files that the program maps to be read, too
-    ///
-    /// They are read where they are then, on a coherent device or at home. While anything of a file is on a device, who opens it for writing waits until
-    /// that is home; it takes the file's owner. Mappings of 64 KiB and more count, that are made while the program runs.
-    #[arg(long)]
-    pub(crate) files: bool,
-
     /// How much populated system memory each process keeps for pages on their way home; counts against the limit [default: 64M, or an eighth of the limit if that is less]
     #[arg(long, value_name = "SIZE", value_parser = quantity::size)]
     pub(crate) stock: Option<ByteLen>,

@@ -5,7 +5,7 @@
 
 mod seen;
 
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
@@ -21,7 +21,6 @@ use hetmem_core::space::Region;
 use hetmem_core::units::{BlockNo, ByteLen, DeviceId, PageCount, PageRange, VirtAddr};
 use hetmem_devices::spec::DeviceSpec;
 use hetmem_sys::errno::Errno;
-pub use hetmem_sys::lease::Sharing;
 use hetmem_sys::mapping::Guard;
 use hetmem_sys::maps::MapsFile;
 use hetmem_sys::thread::Processors;
@@ -180,55 +179,6 @@ impl Managed {
     /// Counts an error.
     pub fn count_error(&self) {
         self.0.engine.counters().errors.fetch_add(1, Relaxed);
-    }
-}
-
-/// Files.
-impl Managed {
-    /// Files are managed from now on: a thread is about to [keep leases](Self::keep_leases).
-    ///
-    /// # Errors
-    ///
-    /// If the process can't be named.
-    pub fn expect_files(&self) -> Result<(), Errno> {
-        self.0.expect_requests(hetmem_sys::process::this_process()?);
-        Ok(())
-    }
-
-    /// Gives up leases that others wait for, and does what the program's threads ask for of files, until [`Self::end_keeper`].
-    pub fn keep_leases(&self) {
-        self.0.keep_leases();
-    }
-
-    /// Ends [`Self::keep_leases`].
-    pub fn end_keeper(&self) {
-        self.0.end_keeper();
-    }
-
-    /// The calling thread of the program has mapped `range` of the file behind `fd`, to be read, from byte `offset` on.
-    pub fn adopt_file(&self, range: PageRange, fd: BorrowedFd<'_>, offset: u64, sharing: Sharing) {
-        self.0.adopt_file(range, fd, offset, sharing);
-    }
-
-    /// The calling thread of the program is about to change what is mapped in `range`: what of it is a file's is home on return, and managed no longer.
-    pub fn give_files_up(&self, range: PageRange) {
-        self.0.give_files_up(range);
-    }
-
-    /// All of files is home on return, and none is managed any more, nor will be.
-    pub fn end_files(&self) {
-        self.0.end_files();
-    }
-
-    /// What of `range` is a file's is home on return.
-    pub fn have_files_home(&self, range: PageRange) {
-        self.0.have_files_home(range);
-    }
-
-    /// What is managed of files, in order of address.
-    #[must_use]
-    pub fn files(&self) -> Vec<PageRange> {
-        self.0.file_parts(PageRange::ALL).into_iter().map(|(range, _)| range).collect()
     }
 }
 

@@ -139,6 +139,9 @@ impl Runtime {
     /// must not be changed otherwise than by hetmem: not unmapped, moved, or protected; nor is there a use for `madvise` on it. Forks by the C library
     /// bring all pages of files home before, and a child that is forked otherwise has none of what was on devices (its touch raises SIGSEGV).
     ///
+    /// Descriptors of the file are closed here and when the mapping ends, which ends the process's POSIX locks on it (`F_SETLK` of fcntl(2)); and
+    /// SIGIO is hetmem's: of those that are sent to the process as a whole it may take some.
+    ///
     /// # Errors
     ///
     /// If `offset` is not a multiple of the page, if the file does not have so many bytes or `len` is zero, if it is no regular file or can't be opened
@@ -150,13 +153,10 @@ impl Runtime {
         if !offset.is_multiple_of(PAGE_SIZE) {
             return Err(Error::invalid(format!("offset {offset} is not a multiple of the page, {PAGE_SIZE} B")));
         }
-        let open = || {
-            MappedFile::open(&file).map_err(|errno| match errno {
-                Errno::INVAL => Error::invalid("only regular files can be mapped so"),
-                errno => Error::os("the file can't be opened again to be read", errno),
-            })
-        };
-        let (opened, lease) = (open()?, open()?);
+        let opened = MappedFile::open(file).map_err(|errno| match errno {
+            Errno::INVAL => Error::invalid("only regular files can be mapped so"),
+            errno => Error::os("the file can't be opened again to be read", errno),
+        })?;
         let has = opened.size().map_err(|errno| Error::os("the length of the file can't be read", errno))?;
         let end = offset.checked_add(len.get()).filter(|end| *end <= has && len.get() > 0);
         let pages = end.map(|_| PageCount::new(len.get().div_ceil(PAGE_SIZE))).ok_or_else(|| {
@@ -168,7 +168,7 @@ impl Runtime {
             .map_err(|errno| Error::os(format!("{len} of the file can't be mapped"), errno))?;
         let mapping = FileMapping { range, len, inner: Arc::clone(&self.inner) };
         let managed = |part| Error::invalid(format!("{part} of {range} is managed already"));
-        self.inner.manage_file(range, opened, offset, Sharing::Shared, (lease, None)).map_err(managed)?;
+        self.inner.manage_file(range, opened, offset, Sharing::Shared).map_err(managed)?;
         self.was_added(&[range]);
         Ok(mapping)
     }

@@ -7,7 +7,7 @@
 //! *Limits:* one who opens the file with `O_NONBLOCK` is refused (`EWOULDBLOCK`) as long as it is held. It takes the file's owner, or `CAP_LEASE`.
 #![expect(unsafe_code, reason = "system calls that rustix does not have, and reads to memory that is named by number")]
 
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::time::Duration;
 
 use hetmem_core::units::{BLOCK_PAGES, PAGE_SIZE, PageCount, PageRange, VirtAddr};
@@ -25,9 +25,8 @@ const SET_OWNER: libc::c_int = 15;
 const OWNER_THREAD: libc::c_int = 0;
 
 /// File systems of this machine, whose files nobody writes past the kernel that gives the lease (`f_type` of statfs(2)): ext2 to 4, XFS, Btrfs, F2FS,
-/// tmpfs, overlayfs, bcachefs, ZFS.
-const LOCAL: [u64; 8] =
-    [0xEF53, 0x5846_5342, 0x9123_683E, 0xF2F5_2010, 0x0102_1994, 0x794C_7630, 0xCA45_1A4E, 0x2FC1_2FC1];
+/// tmpfs, bcachefs, ZFS. Not overlayfs: what is read of a file there is its copy once somebody has written it, and what is mapped is not.
+const LOCAL: [u64; 7] = [0xEF53, 0x5846_5342, 0x9123_683E, 0xF2F5_2010, 0x0102_1994, 0xCA45_1A4E, 0x2FC1_2FC1];
 
 /// How a file is mapped. Both show what others write to it, if it can only be read.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -58,18 +57,6 @@ impl MappedFile {
             return Err(Errno::STALE);
         }
         Ok(Self(opened))
-    }
-
-    /// That which descriptor `fd` of the process's first thread names, whatever table of descriptors the calling thread has. `process` names the process.
-    ///
-    /// `EBADF` or `ESRCH` if that thread has no such descriptor, or has ended.
-    pub fn of_the_process(process: BorrowedFd<'_>, fd: RawFd) -> Result<Self, Errno> {
-        let args = [process.as_raw_fd().cast_unsigned() as usize, fd.cast_unsigned() as usize, 0, 0, 0, 0];
-        // SAFETY: the kernel makes a new descriptor.
-        let got = unsafe { raw::syscall6(libc::SYS_pidfd_getfd, args) }?;
-        let got = RawFd::try_from(got).map_err(|_| Errno::BADF)?;
-        // SAFETY: made just now, for this value; it is closed on exec.
-        Ok(Self(unsafe { OwnedFd::from_raw_fd(got) }))
     }
 
     /// The number of its device, and its own.
@@ -201,12 +188,6 @@ impl MappedFile {
         self.control(SET_LEASE, libc::F_UNLCK.cast_unsigned() as usize).map(|_| ())
     }
 
-    /// The descriptor, for another thread to find it by.
-    #[must_use]
-    pub fn number(&self) -> RawFd {
-        self.0.as_raw_fd()
-    }
-
     fn control(&self, command: libc::c_int, argument: usize) -> Result<usize, Errno> {
         let args = [self.0.as_raw_fd().cast_unsigned() as usize, command.cast_unsigned() as usize, argument, 0, 0, 0];
         // SAFETY: an owner is read from the argument, which lives; nothing of the process's memory is written.
@@ -249,21 +230,6 @@ pub fn await_break(within: Option<Duration>) {
     // Whatever ends the wait is a reason to look.
     // SAFETY: the kernel reads the set and the time.
     let _ = unsafe { raw::syscall6(libc::SYS_rt_sigtimedwait, args) };
-}
-
-/// The user id of the calling thread: whose signals it gets.
-#[must_use]
-pub fn user_of_this_thread() -> u32 {
-    // SAFETY: asks for a number.
-    let user = unsafe { raw::syscall6(libc::SYS_getuid, [0; 6]) };
-    user.ok().and_then(|user| u32::try_from(user).ok()).unwrap_or(u32::MAX)
-}
-
-/// Whether signals of what the calling thread asks for reach a thread of `user` (`sigio_perm` of fs/fcntl.c).
-#[must_use]
-pub fn reaches(user: u32) -> bool {
-    let (real, effective) = (rustix::process::getuid().as_raw(), rustix::process::geteuid().as_raw());
-    effective == 0 || effective == user || real == user
 }
 
 /// Ends the wait of thread `tid` in [`await_break`], this one or the next.

@@ -39,29 +39,15 @@ impl MemoryUse {
 
     /// Pages of anonymous memory that are present, about: the kernel counts by processor.
     pub fn anonymous(&self) -> Result<PageCount, Errno> {
-        self.pages().map(|(resident, shared)| PageCount::new(resident.saturating_sub(shared)))
-    }
-
-    /// Pages that are present, of files and shared memory, too, about.
-    pub fn resident(&self) -> Result<PageCount, Errno> {
-        self.pages().map(|(resident, _)| PageCount::new(resident))
-    }
-
-    fn pages(&self) -> Result<(u64, u64), Errno> {
         let mut line = [0; 160];
         let n = rustix::io::retry_on_intr(|| rustix::io::pread(&self.statm, &mut line, 0))?;
         let text = std::str::from_utf8(&line[..n]).map_err(|_| Errno::INVAL)?;
         let mut fields = text.split_ascii_whitespace().skip(1).map(str::parse::<u64>);
         match (fields.next(), fields.next()) {
-            (Some(Ok(resident)), Some(Ok(shared))) => Ok((resident, shared)),
+            (Some(Ok(resident)), Some(Ok(shared))) => Ok(PageCount::new(resident.saturating_sub(shared))),
             _ => Err(Errno::INVAL),
         }
     }
-}
-
-/// This process, by a descriptor (`pidfd_open(2)`).
-pub fn this_process() -> Result<OwnedFd, Errno> {
-    rustix::process::pidfd_open(rustix::process::getpid(), rustix::process::PidfdFlags::empty())
 }
 
 /// The machine's memory (`sysinfo(2)`).

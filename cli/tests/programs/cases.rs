@@ -159,12 +159,6 @@ const PROGRAMS: &[Cases] = &[
         // Each parent is left alone.
         expect: Expect { remarks: 1, ..Expect::moved(100) },
     },
-    Cases {
-        program: "files",
-        cases: &["kinds", "changes", "written"],
-        settings: &[Setting::Files],
-        expect: Expect::moved(2_000),
-    },
     Cases { program: "vdso", cases: &["moved"], settings: EVERY, expect: Expect::moved(100) },
 ];
 

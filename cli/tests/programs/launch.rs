@@ -33,8 +33,6 @@ pub(crate) enum Setting {
     Compressed,
     /// Random chunks are compressed, and come back, without pause; there is no room for all.
     CompressedChaos,
-    /// As under chaos, and files that are mapped to be read are managed, too.
-    Files,
 }
 
 impl Setting {
@@ -46,14 +44,13 @@ impl Setting {
             Self::Manual => "manual",
             Self::Compressed => "compressed",
             Self::CompressedChaos => "compressed-chaos",
-            Self::Files => "files",
         }
     }
 
     /// How many pages must move where `under_chaos` do under chaos.
     pub(crate) fn least_moved(self, under_chaos: u64) -> u64 {
         match self {
-            Self::Chaos | Self::Limit | Self::Small | Self::Files | Self::Compressed => under_chaos,
+            Self::Chaos | Self::Limit | Self::Small | Self::Compressed => under_chaos,
             // A page is compressed in the time in which several are copied.
             Self::CompressedChaos => under_chaos / 4,
             Self::Manual => 0,
@@ -66,7 +63,6 @@ impl Setting {
         let seed = format!("chaos={}", host::seed());
         let words: &[&str] = match self {
             Self::Chaos => &[&["--policy", &seed], &BOTH[..]].concat(),
-            Self::Files => &[&["--policy", &seed, "--files"], &BOTH[..]].concat(),
             Self::Manual => &[&["--policy", "manual"], &BOTH[..]].concat(),
             Self::Small => &["--policy", "limit", "--system-limit", "16M", "--device", "private:emulated,size=24M"],
             Self::Limit => &["--policy", "limit", "--system-limit", "32M", "--device", "private:emulated,size=512M"],
@@ -81,7 +77,7 @@ impl Setting {
     /// The devices that the statistics must name: type and capacity.
     pub(crate) fn devices(self) -> &'static [(&'static str, u64)] {
         match self {
-            Self::Chaos | Self::Manual | Self::Files => &[("coherent", 64 << 20), ("private", 64 << 20)],
+            Self::Chaos | Self::Manual => &[("coherent", 64 << 20), ("private", 64 << 20)],
             Self::Limit => &[("private", 512 << 20)],
             Self::Small => &[("private", 24 << 20)],
             Self::Compressed => &[("private", 512 << 20)],
@@ -92,7 +88,7 @@ impl Setting {
     /// What stands behind them.
     pub(crate) fn backend(self) -> &'static str {
         match self {
-            Self::Chaos | Self::Limit | Self::Small | Self::Manual | Self::Files => "emulated",
+            Self::Chaos | Self::Limit | Self::Small | Self::Manual => "emulated",
             Self::Compressed | Self::CompressedChaos => "compressed",
         }
     }

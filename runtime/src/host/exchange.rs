@@ -9,7 +9,6 @@ use hetmem_core::port::{FaultPath, Host as _};
 use hetmem_core::units::{PageCount, PageRange, VirtAddr};
 use hetmem_sys::errno::Errno;
 use hetmem_sys::mapping::{Spare, is_mapped, map_again_over};
-use hetmem_sys::maps::Perms;
 use hetmem_sys::uffd::{Mode, MoveFlags, OwnSide};
 
 use super::{BUSY_TRIES, MAPPING_NAME, UserMemory};
@@ -51,9 +50,6 @@ impl UserMemory {
         part: PageRange,
         pages: &[(PageRange, VirtAddr)],
     ) -> Result<(), Errno> {
-        if !self.is_to_be_read(part) {
-            return Err(Errno::INVAL);
-        }
         let spare = Spare::reserve_for(part, STAND_IN_NAME)?;
         let uffd = self.contexts.program(path);
         uffd.register(spare.range(), Mode::MISSING)?;
@@ -75,15 +71,6 @@ impl UserMemory {
             // So its end raises no event, which would come over what is mapped there next.
             let _ = uffd.unregister(spare.range());
             errno
-        })
-    }
-
-    /// Whether `part` is mapped to be read, and nothing else; also where that can't be looked up.
-    fn is_to_be_read(&self, part: PageRange) -> bool {
-        let Some(Ok(found)) = self.mappings.as_ref().map(|mappings| mappings.find(part.start())) else { return true };
-        found.is_some_and(|found| {
-            let is_more = [Perms::WRITE, Perms::EXEC].into_iter().any(|access| found.perms.contains(access));
-            found.range.contains_range(part) && found.perms.contains(Perms::READ) && !is_more
         })
     }
 

@@ -112,12 +112,6 @@ const ALLOWED: &[libc::c_long] = &[
     libc::SYS_get_mempolicy,
     libc::SYS_move_pages,
     libc::SYS_fcntl,
-    // Files of the process's own that it maps, whose leases are given up when that is asked for.
-    libc::SYS_pidfd_getfd,
-    libc::SYS_fstat,
-    libc::SYS_fstatfs,
-    libc::SYS_rt_sigtimedwait,
-    libc::SYS_getuid,
     libc::SYS_clock_gettime,
     libc::SYS_nanosleep,
     libc::SYS_clock_nanosleep,
@@ -150,9 +144,8 @@ const EXACT: &[(libc::c_long, usize, u32)] = &[
     (libc::SYS_sched_setattr, 0, 0),
     // Naming memory.
     (libc::SYS_prctl, 0, 0x5356_4d41),
-    // Ending the process, having the thread look that keeps leases, and asking whether a thread lives.
+    // Ending the process, and asking whether a thread lives.
     (libc::SYS_tgkill, 2, libc::SIGABRT.cast_unsigned()),
-    (libc::SYS_tgkill, 2, libc::SIGIO.cast_unsigned()),
     (libc::SYS_tgkill, 2, libc::SIGKILL.cast_unsigned()),
     (libc::SYS_tgkill, 2, 0),
 ];
