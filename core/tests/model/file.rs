@@ -94,12 +94,13 @@ impl Model {
 
     /// Nobody gets more of the file from here on; all of it comes home, and is written then.
     pub(crate) fn write_file(&self) {
-        self.lock().written = true;
+        self.lock().wanted = true;
         while !self.engine().bring_files_home(|file| file == FILE).is_zero() {
             std::thread::yield_now();
         }
         let mut guard = self.lock();
         let memory = &mut *guard;
+        memory.written = true;
         let indexes: Vec<u64> = memory.file.keys().copied().collect();
         for index in indexes {
             let content = memory.fresh();
@@ -115,7 +116,8 @@ impl Model {
 
     /// The file is open for writing no longer.
     pub(crate) fn end_writing(&self) {
-        self.lock().written = false;
+        let mut memory = self.lock();
+        (memory.wanted, memory.written) = (false, false);
     }
 
     /// A thread reads `page`, asleep while it is missing, and finds what the file has.

@@ -247,7 +247,7 @@ impl Host for ModelHost {
     }
 
     fn is_unwritten(&self, _file: FileId) -> Result<(), KeptReason> {
-        if self.0.lock().written { Err(KeptReason::FileOpenForWriting) } else { Ok(()) }
+        if self.0.lock().wanted { Err(KeptReason::FileOpenForWriting) } else { Ok(()) }
     }
 
     fn read_file(&self, home: FileHome, page: VirtAddr, to: VirtAddr, pages: PageCount) -> Result<(), KeptReason> {

@@ -171,7 +171,9 @@ pub(crate) struct Memory {
     dropped: BTreeMap<u64, Truth>,
     /// What the file has.
     pub(crate) file: BTreeMap<u64, Token>,
-    /// Whether it is open for writing.
+    /// Whether somebody wants to write it, or does: nothing more of it may leave.
+    pub(crate) wanted: bool,
+    /// Whether it is written.
     pub(crate) written: bool,
     /// How many calls to fault pages in were made to fail.
     pub(crate) faults_refused: u32,
