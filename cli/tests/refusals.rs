@@ -38,7 +38,7 @@ fn wrong_device_specs_are_usage_errors() {
         ("public:emulated", &["unknown memory type `public`", "private and coherent"][..]),
         ("coherent:cuda", &["unknown backend `cuda`", "emulated"]),
         ("coherent:emulated=0", &["takes no argument"]),
-        ("coherent:emulated,colour=red", &["unknown key `colour`", "size, name"]),
+        ("coherent:emulated,colour=red", &["unknown key `colour`", "size, memory, name"]),
         ("coherent:emulated,size=1GB", &["unknown unit `GB`", "K, M, G or T"]),
         ("coherent:emulated,latency=1h", &["unknown unit `h`", "ns, us, ms or s"]),
         ("coherent:emulated,size=0", &["size is zero"]),
