@@ -1,6 +1,7 @@
 """Arrays in managed memory: their contents, their pages, and what becomes of them at the end."""
 
 import gc
+import itertools
 import mmap
 import multiprocessing
 import os
@@ -10,10 +11,12 @@ import signal
 import subprocess
 import sys
 import threading
+import types
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import hetmem
+import matplotlib
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -389,6 +392,56 @@ def test_a_call_that_is_given_up_keeps_nobody_from_closing() -> None:
     runtime.close()
 
 
+class _Interrupted(Exception):
+    """As a signal handler raises it."""
+
+
+def _interrupted(step: int, work: Callable[[], object]) -> bool:
+    """Whether `work` was interrupted: by an exception at the step of this number, of those of the package at which Python looks for signals."""
+    steps = itertools.count()
+
+    def interrupt(frame: types.FrameType, event: str, argument: object) -> None:
+        is_ours = pathlib.Path(frame.f_code.co_filename).match("hetmem/*.py") or frame.f_code.co_filename.endswith("contextlib.py")
+        if is_ours and event in ("call", "c_return") and next(steps) == step:
+            raise _Interrupted
+
+    sys.setprofile(interrupt)
+    try:
+        work()
+    except _Interrupted:
+        return True
+    finally:
+        sys.setprofile(None)
+    return False
+
+
+def test_exceptions_of_signal_handlers_lose_no_memory_and_leave_nothing_locked(runtime: hetmem.Runtime, tmp_path: pathlib.Path) -> None:
+    def anonymous() -> object:
+        return runtime.migrate(runtime.full(1000, 1.0), "private0")
+
+    def of_file() -> object:
+        return runtime.map_file(file).sum()
+
+    file = tmp_path / "bytes"
+    file.write_bytes(bytes(10_000))
+    before = runtime.statistics().adopted_bytes
+    for work in [anonymous, of_file]:
+        steps = next(step for step in itertools.count() if not _interrupted(step, work))
+        assert steps > 20
+        gc.collect()
+        assert runtime.statistics().adopted_bytes == before
+        assert not runtime._handle.lock.locked() and not runtime._handle.callers
+
+
+def test_memory_is_freed_without_a_step_of_python(runtime: hetmem.Runtime) -> None:
+    array, seen = runtime.full(1000, 1.0), list[str]()
+    sys.setprofile(lambda frame, event, argument: seen.append(event))
+    del array
+    sys.setprofile(None)
+    assert "call" not in seen and "return" not in seen
+    assert runtime.statistics().adopted_bytes == 0
+
+
 def _child(array: npt.NDArray[Any], runtime: hetmem.Runtime, answers: "multiprocessing.Queue[Any]") -> None:
     answers.put(float(array.sum()))
     array[:] = 0
@@ -478,15 +531,9 @@ print(array.sum())
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "200000.0\n", "")
 
 
-def test_pictures_are_drawn_where_matplotlib_is_installed(runtime: hetmem.Runtime) -> None:
+def test_pictures_are_drawn_of_where_pages_are(runtime: hetmem.Runtime) -> None:
     array = runtime.full(512 * 100, 1.0)
     runtime.migrate(array[: 512 * 30], "private0")
-    try:
-        import matplotlib
-    except ImportError:
-        with pytest.raises(hetmem.Error, match="matplotlib is not installed"):
-            runtime.draw(array)
-        return
     matplotlib.use("Agg")
     axes = runtime.draw(array, columns=16)
     picture = axes.images[0].get_array()
@@ -495,6 +542,77 @@ def test_pictures_are_drawn_where_matplotlib_is_installed(runtime: hetmem.Runtim
     assert (picture == 1).sum() == 30
     with pytest.raises(hetmem.InvalidInputError, match="columns"):
         runtime.draw(array, columns=0)
+
+
+def test_heat_is_seen_by_touches_of_samples_which_are_back_at_the_end(runtime: hetmem.Runtime) -> None:
+    array = runtime.full((1000, 512), 1.0)
+    runtime.migrate(array[500:], "coherent0")
+    heat = runtime.heatmap(array, samples=50)
+    assert heat.pages.tolist() == list(range(10, 1000, 20)) and heat.touches.shape == (0, 50)
+    for look in range(3):
+        array[190:211] += 1
+        if look == 1:
+            array[890] += 1
+        heat.look()
+    heat.close()
+    assert np.flatnonzero(heat.heat).tolist() == [9, 10, 44] and heat.heat[[9, 10]].tolist() == [1, 1]
+    assert heat.touches[:, 44].tolist() == [0, 1, 0]
+    assert runtime.where(array) == {"system": 500, "coherent0": 500}
+    assert array.sum() == 1000 * 512 + 3 * 21 * 512 + 512
+    hole = runtime.heatmap(runtime.empty((10, 512)))
+    hole.look()
+    assert hole.touches.tolist() == [[-1] * 10] and np.isnan(hole.heat).all()
+
+
+def test_a_thread_looks_while_the_block_lasts(runtime: hetmem.Runtime) -> None:
+    array = runtime.full((100, 512), 1.0)
+    with runtime.heatmap(array, every=0.001) as heat:
+        while len(heat.touches) < 5:
+            array[50] += 1
+    looks = len(heat.touches)
+    assert heat.touches[:, 50].max() == 1 and heat.heat[10] == 0
+    assert runtime.where(array) == {"system": 100}
+    assert len(heat.touches) == looks and str(looks) in repr(heat)
+    with pytest.raises(hetmem.InvalidInputError, match="once"), heat:
+        pass
+    # One whose runtime is closed beside it ends, too.
+    own = hetmem.Runtime(DEVICES)
+    other = own.full((100, 512), 1.0)
+    with own.heatmap(other, every=0.001):
+        own.close()
+        with pytest.raises(hetmem.ClosedError):
+            own.residency(other)
+    assert other.sum() == 51_200
+
+
+def test_pictures_need_matplotlib_and_nothing_else_does(runtime: hetmem.Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
+    # As where it is not installed.
+    monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
+    array = runtime.full(100, 1.0)
+    with runtime.heatmap(array) as heat:
+        heat.look()
+    draws: list[Callable[[], object]] = [heat.draw, lambda: runtime.draw(array)]
+    for draw in draws:
+        with pytest.raises(hetmem.Error, match=r"matplotlib is not installed: pip install 'hetmem\[draw\]'"):
+            draw()
+
+
+def test_heat_is_drawn_and_what_it_cant_be_made_of_is_named(runtime: hetmem.Runtime) -> None:
+    array = runtime.full((100, 512), 1.0)
+    heat = runtime.heatmap(array)
+    array[7] += 1
+    heat.look()
+    heat.close()
+    matplotlib.use("Agg")
+    picture = heat.draw().images[0].get_array()
+    assert picture.shape == (1, 100) and np.flatnonzero(picture).tolist() == [7]
+    for wrong, part in [({"device": "coherent0"}, "no private device"), ({"samples": 0}, "samples=0"), ({"every": 0}, "every=0")]:
+        with pytest.raises(hetmem.InvalidInputError, match=part):
+            runtime.heatmap(array, **wrong)  # type: ignore[arg-type]
+    with pytest.raises(hetmem.InvalidInputError, match="0 pages"):
+        runtime.heatmap(array[:0])
+    with hetmem.Runtime() as coherent, pytest.raises(hetmem.InvalidInputError, match="private:emulated"):
+        coherent.heatmap(coherent.full(100, 1.0))
 
 
 def test_the_library_is_of_the_packages_version() -> None:

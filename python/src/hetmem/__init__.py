@@ -19,6 +19,7 @@ A program that runs under ``hetmem run`` is managed by its agent, and has no run
 """
 
 from ._errors import ClosedError, Error, ExhaustedError, HostRefusesError, InvalidInputError
+from ._heat import Heatmap
 from ._library import PAGE, version
 from ._results import Device, DeviceStatistics, Outcomes, Statistics
 from ._runtime import Advice, Place, Runtime, advise
@@ -31,6 +32,7 @@ __all__ = [
     "DeviceStatistics",
     "Error",
     "ExhaustedError",
+    "Heatmap",
     "HostRefusesError",
     "InvalidInputError",
     "Outcomes",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import mmap
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ._errors import InvalidInputError
-from ._library import PAGE, ffi, lib
+from ._library import PAGE, check, ffi, lib
 
 Array = npt.NDArray[Any]
 """Any NumPy array."""
@@ -74,11 +76,18 @@ def addresses(data: Array) -> Range:
     return Range(start, start + data.nbytes)
 
 
-def mapped(length: int, mapping: Any) -> Any:
-    """The memory of a mapping, as a buffer that frees the mapping when nobody has it any more."""
-    free = lib.hetmem_mapping_free
-    memory = ffi.gc(ffi.cast("char *", lib.hetmem_mapping_address(mapping)), lambda _: free(mapping), length)
-    return ffi.buffer(memory, length)
+# Frees the mapping that an array of one has, if there is one, without a step of Python, into which an exception of a signal handler could fall.
+_free = functools.partial(min, key=lib.hetmem_mapping_free)
+
+
+def mapped(length: int, make: Callable[[Any], Any]) -> Any:
+    """The memory of a mapping that a call of the library makes, as a buffer that frees the mapping when nobody has it any more."""
+    # It has an owner before it is there.
+    owner = ffi.gc(ffi.new("hetmem_mapping *[1]"), _free, length)
+    check(make(owner))
+    memory = ffi.cast("char *", lib.hetmem_mapping_address(owner[0]))
+    # What is called in the end does nothing, but keeps the owner until then.
+    return ffi.buffer(ffi.gc(memory, [owner].count), length)
 
 
 def clear(data: Array, parts: list[Range]) -> None:

@@ -6,6 +6,7 @@ import math
 import operator
 import os
 import threading
+import time
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ._errors import ClosedError, Error, ExhaustedError, InvalidInputError
+from ._heat import Heatmap
 from ._library import PAGE, check, ffi, lib
 from ._memory import Array, Data, Range, addresses, as_array, clear, mapped
 from ._results import Device, DeviceStatistics, Outcomes, Statistics, by_name, label
@@ -49,7 +51,8 @@ class _Handle:
     def __init__(self, pointer: Any) -> None:
         self.pointer = pointer
         self.process = os.getpid()
-        self.changed = threading.Condition()
+        # One that is no Python: an exception of a signal handler can't come between the steps of taking it, or of letting it go.
+        self.lock = threading.Lock()
         # Calls that are under way, each with its thread.
         self.callers: dict[object, int] = {}
         self.is_closed = False
@@ -65,20 +68,18 @@ class _Handle:
             raise InvalidInputError(f"the runtime is that of process {self.process}; a forked child must make one of its own")
         call = object()
         try:
-            with self.changed:
+            with self.lock:
                 if self.is_closed:
                     raise ClosedError("the runtime is closed")
                 self.callers[call] = threading.get_ident()
             yield self.pointer
         finally:
             self.callers.pop(call, None)
-            with self.changed:
-                self.changed.notify_all()
 
     def adopt(self, pages: Range, array: Array) -> None:
         """Adopts the pages of an array, and keeps it alive."""
         with self.use() as runtime:
-            with self.changed:
+            with self.lock:
                 if pages in self.adopted:
                     raise InvalidInputError("the array is adopted already")
                 # First, as memory that is managed must be there.
@@ -93,22 +94,23 @@ class _Handle:
         """Ends it when no call is under way any more. In a forked child there is nothing to end."""
         if os.getpid() != self.process:
             return
-        with self.changed:
-            if threading.get_ident() in self.callers.values():
-                raise Error("the runtime is in use by a call of this thread, which a signal handler has interrupted; close it elsewhere")
-            if self.is_closed:
-                return
-            try:
-                self.is_closed = True
-                # Who was interrupted at the end of a call has told nobody of it: so it is looked again.
-                while self.callers:
-                    self.changed.wait(1)
-                for pages in list(self.adopted):
-                    check(lib.hetmem_release(self.pointer, pages.address, pages.length))
-                    del self.adopted[pages]
-            except BaseException:
+        closes = False
+        try:
+            with self.lock:
+                if threading.get_ident() in self.callers.values():
+                    raise Error("the runtime is in use by a call of this thread, which a signal handler has interrupted; close it elsewhere")
+                if self.is_closed:
+                    return
+                closes = self.is_closed = True
+            while self.callers:
+                time.sleep(0.001)
+            for pages in list(self.adopted):
+                check(lib.hetmem_release(self.pointer, pages.address, pages.length))
+                del self.adopted[pages]
+        except BaseException:
+            if closes:
                 self.is_closed = False
-                raise
+            raise
         lib.hetmem_runtime_free(self.pointer)
 
 
@@ -221,10 +223,9 @@ class Runtime:
         length = max(1, -(-math.prod(sizes) * kind.itemsize // PAGE)) * PAGE
         if length > _ADDRESS_LIMIT:
             raise ExhaustedError(f"an array of {length} bytes is larger than the address space")
-        out = ffi.new("hetmem_mapping **")
         with self._handle.use() as runtime:
-            check(lib.hetmem_map(runtime, length, lib.HETMEM_FAULT_THREAD, out))
-        return np.ndarray(sizes, kind, buffer=mapped(length, out[0]), order=order)
+            memory = mapped(length, lambda out: lib.hetmem_map(runtime, length, lib.HETMEM_FAULT_THREAD, out))
+        return np.ndarray(sizes, kind, buffer=memory, order=order)
 
     def zeros(
         self, shape: SupportsIndex | Sequence[SupportsIndex], dtype: npt.DTypeLike = float, *, order: Literal["C", "F"] = "C"
@@ -270,11 +271,10 @@ class Runtime:
             length = math.prod(sizes) * kind.itemsize
             if length == 0 or length > _ADDRESS_LIMIT:
                 raise InvalidInputError(f"an array of the shape {sizes} can't be mapped")
-            out = ffi.new("hetmem_mapping **")
             with self._handle.use() as runtime:
-                check(lib.hetmem_map_file(runtime, file.fileno(), _unsigned(offset, "offset"), length, out))
+                memory = mapped(length, lambda out: lib.hetmem_map_file(runtime, file.fileno(), _unsigned(offset, "offset"), length, out))
         # By frombuffer, which goes by the view that can't be written: ndarray() looks behind it.
-        return np.frombuffer(memoryview(mapped(length, out[0])).toreadonly(), kind).reshape(sizes)
+        return np.frombuffer(memoryview(memory).toreadonly(), kind).reshape(sizes)
 
     def adopt(self, array: Data) -> int:
         """Puts the memory of an existing array under management, until :meth:`release` or :meth:`close`; the runtime keeps the array alive as long. Managed
@@ -401,6 +401,44 @@ class Runtime:
         from ._picture import draw
 
         return draw(self.residency(array), self._names(), columns, axes)
+
+    def heatmap(self, array: Data, device: Place | None = None, *, every: float = 0.1, samples: int = 1024) -> Heatmap:
+        """How warm the parts of an array are, by touches of samples: of `samples` of its pages at most, evenly apart.
+
+        In a ``with`` block a thread looks `every` so many seconds; without one, :meth:`Heatmap.look` does when it is called. It is drawn by
+        :meth:`Heatmap.draw`.
+
+        Samples are on `device` (the first private one if none is named) until they are touched, so each touch that is seen costs what bringing a page home
+        does. Up to 15 pages behind one that is touched in sequence come with it, and count as touched if they are samples: where an array has 16 times as
+        many pages as there are samples, that plays no part. What else moves samples, such as :meth:`migrate`, counts as well.
+
+        :raises InvalidInputError: The array has no elements, or `device` is none of this runtime's private ones, or there is none.
+        """
+        array = as_array(array)
+        pages = self._pages(array)
+        if pages.pages <= 0 or samples < 1 or every <= 0:
+            raise InvalidInputError(f"a heat map needs pages, samples and time: there are {pages.pages} pages, samples={samples}, every={every}")
+        private = [each for each in self._devices if each.memory_type == "private"]
+        if device is None and not private:
+            raise InvalidInputError("a heat map needs a private device, such as private:emulated: touches of what is used in place show nowhere")
+        index = private[0].index if device is None else self._index(device)
+        if self._devices[index].memory_type != "private":
+            raise InvalidInputError(f"{self._devices[index].name} is no private device: touches of what is used in place show nowhere")
+        apart = -(-pages.pages // samples)
+        numbers = np.arange(apart // 2, pages.pages, apart, dtype=np.int64)
+
+        def places() -> npt.NDArray[np.uint32]:
+            # It keeps the array alive, too.
+            return self.residency(array)[numbers]
+
+        def send(which: npt.NDArray[np.int64], place: int) -> None:
+            if len(which) > 0:
+                ranges = ffi.new("hetmem_range[]", [{"address": ffi.cast("void *", pages.start + int(page) * PAGE), "length": PAGE} for page in which])
+                request = ffi.new("hetmem_request *", {"target": place, "select": lib.HETMEM_SELECT_ALL, "owner": 0})
+                with self._handle.use() as runtime:
+                    check(lib.hetmem_migrate_all(runtime, ranges, len(which), request, ffi.NULL, 0, ffi.NULL))
+
+        return Heatmap(numbers, index + 1, places, send, every)
 
     # --- Devices and counters
 
