@@ -222,7 +222,7 @@ hetmem_error *hetmem_map(hetmem_runtime *runtime, size_t length, hetmem_fault_pa
  *
  * While pages of the file are on a device there is a read lease on it, F_SETLEASE of fcntl(2): who opens it for writing waits until they are home,
  * and is refused (EWOULDBLOCK) if he opens with O_NONBLOCK. Without a lease its pages stay home, with an outcome that says why. The process's POSIX
- * locks on the file end when it is mapped so, and when the mapping does; SIGIO that is sent to the process as a whole may be taken.
+ * locks on the file end when it is mapped so, and when the mapping does.
  *
  * HETMEM_INVALID_INPUT: `offset` is not a multiple of the page, the file does not have so many bytes, `length` is 0, or `file` is no regular file.
  * HETMEM_EXHAUSTED, HETMEM_HOST_REFUSES: the file can't be opened once more, by /proc, or the host doesn't give the address space.

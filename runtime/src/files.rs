@@ -6,7 +6,7 @@
 //! ```text
 //! writer                          keeper
 //! ---------------------------     -------------------------------------------------
-//! open(), waits in the kernel ──► SIGIO: the file is written from here on, to us
+//! open(), waits in the kernel ──► a signal: the file is written from here on, to us
 //!                                 brings its pages home
 //! goes on ◄────────────────────── gives the lease up
 //! ```
@@ -16,8 +16,8 @@
 //! *Limits:* a process that is stopped for longer than `/proc/sys/fs/lease-break-time` loses its leases. When it goes on, all pages of such files come
 //! home; what its threads read before that may be what the file had then.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
@@ -28,10 +28,10 @@ use hetmem_core::space::Region;
 use hetmem_core::sync::{Mutex, lock};
 use hetmem_core::units::{PageRange, VirtAddr};
 use hetmem_sys::errno::Errno;
-use hetmem_sys::lease::{MappedFile, Sharing, await_break, rouse};
-use hetmem_sys::process::with_signals_blocked;
+use hetmem_sys::lease::{self, MappedFile, Sharing};
 
 use crate::inner::Inner;
+use crate::runtime::spawn;
 use crate::service::MEMORY_PATIENCE;
 
 /// Whether anybody may be writing a file: nobody, as a lease is held; somebody; or that can't be known.
@@ -61,7 +61,7 @@ impl ManagedFile {
     }
 
     /// Takes the lease, if it is to be had.
-    fn take_lease(&self, keeper: u32) {
+    fn take_lease(&self, keeper: lease::Keeper) {
         // The caller has claimed nothing that the keeper could wait for.
         let _lease = lock(&self.lease);
         if self.state.load(Ordering::SeqCst) == UNWRITTEN {
@@ -76,7 +76,7 @@ impl ManagedFile {
         self.state.store(state, Ordering::SeqCst);
         if taken.is_ok() && !self.file.has_lease() {
             // Somebody has asked for it before the keeper could know that there is one.
-            rouse(keeper);
+            keeper.rouse();
         }
     }
 }
@@ -86,7 +86,7 @@ impl ManagedFile {
 pub(crate) struct Files {
     all: Mutex<Vec<Option<Arc<ManagedFile>>>>,
     /// The thread that is told when somebody wants to write.
-    keeper: AtomicU32,
+    keeper: OnceLock<lease::Keeper>,
     /// Whether it is to end.
     ending: AtomicBool,
 }
@@ -143,13 +143,12 @@ pub(crate) fn keep(inner: &Arc<Inner>, keeper: &Keeper) -> Result<(), std::io::E
     inner.engine.expect_files();
     let shared = Arc::clone(inner);
     let run = move || {
-        shared.engine.host().files.keeper.store(hetmem_sys::thread::current_tid(), Ordering::SeqCst);
+        let keeper = *shared.engine.host().files.keeper.get_or_init(lease::Keeper::of_this_thread);
         shared.engine.host().events.advance();
-        shared.keep_leases();
+        shared.keep_leases(keeper);
     };
-    // It waits for a signal that the program may have a use for elsewhere.
-    let started = with_signals_blocked(|| std::thread::Builder::new().name("hetmem".to_owned()).spawn(run))?;
-    while inner.engine.host().files.keeper.load(Ordering::SeqCst) == 0 {
+    let started = spawn(run)?;
+    while inner.engine.host().files.keeper.get().is_none() {
         hetmem_sys::thread::yield_now();
     }
     *keeper = Some(started);
@@ -161,17 +160,17 @@ pub(crate) fn end(inner: &Inner, keeper: &Keeper) {
     let Some(thread) = lock(keeper).take() else { return };
     let files = &inner.engine.host().files;
     files.ending.store(true, Ordering::SeqCst);
-    rouse(files.keeper.load(Ordering::SeqCst));
+    files.keeper.get().inspect(|keeper| keeper.rouse());
     // It does not end by a panic that anybody could do something about.
     let _ = thread.join();
 }
 
 impl Inner {
     /// Gives up leases that others wait for, until it is told to end.
-    fn keep_leases(&self) {
+    fn keep_leases(&self, keeper: lease::Keeper) {
         let files = &self.engine.host().files;
         loop {
-            await_break(None);
+            keeper.wait();
             if files.ending.load(Ordering::SeqCst) {
                 return;
             }
@@ -250,8 +249,8 @@ impl Inner {
 
     fn ask_for_lease(&self, file: FileId) {
         let files = &self.engine.host().files;
-        if let Some(file) = files.get(file) {
-            file.take_lease(files.keeper.load(Ordering::SeqCst));
+        if let (Some(file), Some(keeper)) = (files.get(file), files.keeper.get()) {
+            file.take_lease(*keeper);
         }
     }
 

@@ -139,8 +139,7 @@ impl Runtime {
     /// must not be changed otherwise than by hetmem: not unmapped, moved, or protected; nor is there a use for `madvise` on it. Forks by the C library
     /// bring all pages of files home before, and a child that is forked otherwise has none of what was on devices (its touch raises SIGSEGV).
     ///
-    /// Descriptors of the file are closed here and when the mapping ends, which ends the process's POSIX locks on it (`F_SETLK` of fcntl(2)); and
-    /// SIGIO is hetmem's: of those that are sent to the process as a whole it may take some.
+    /// Descriptors of the file are closed here and when the mapping ends, which ends the process's POSIX locks on it (`F_SETLK` of fcntl(2)).
     ///
     /// # Errors
     ///

@@ -13,6 +13,7 @@ use std::thread::JoinHandle;
 use hetmem_core::notifier::Event;
 use hetmem_core::physmap::{MemoryType, Owner};
 use hetmem_core::units::{DeviceId, PageRange};
+use hetmem_sys::process::{leave_signals_to_others, with_signals_blocked};
 
 use crate::builder::Builder;
 use crate::error::Error;
@@ -126,16 +127,14 @@ impl Running {
         }
         let shared = Arc::clone(inner);
         let before = inner.engine.host().events.count();
-        let service = std::thread::Builder::new()
-            .name("hetmem".to_owned())
-            .spawn(move || {
-                // Nothing that it leaves behind is used again.
-                let served = catch_unwind(AssertUnwindSafe(|| service::run(&shared, &stopped)));
-                if let Err(panic) = served {
-                    shared.engine.host().end_after_panic("the thread that serves touches", &*panic);
-                }
-            })
-            .map_err(|error| Error::os("the handler thread can't be started", errno_of(&error)))?;
+        let run = move || {
+            // Nothing that it leaves behind is used again.
+            let served = catch_unwind(AssertUnwindSafe(|| service::run(&shared, &stopped)));
+            if let Err(panic) = served {
+                shared.engine.host().end_after_panic("the thread that serves touches", &*panic);
+            }
+        };
+        let service = spawn(run).map_err(|error| Error::os("the handler thread can't be started", errno_of(&error)))?;
         // A beginning thread allocates, until `service::run` says otherwise, and a fork keeps it from that: the fork would wait for this thread to
         // read its event, and this thread for the C library's heap.
         while inner.engine.host().events.count() == before {
@@ -158,10 +157,20 @@ impl Running {
     }
 }
 
+/// Starts a thread of hetmem's. It takes no signals of the program's: a handler that ran there could touch what only that thread brings.
+pub(crate) fn spawn(run: impl FnOnce() + Send + 'static) -> std::io::Result<JoinHandle<()>> {
+    let body = move || {
+        leave_signals_to_others();
+        run();
+    };
+    // It begins with the mask of who starts it.
+    with_signals_blocked(|| std::thread::Builder::new().name("hetmem".to_owned()).spawn(body))
+}
+
 /// Starts another handler thread, which ends after the first. Without it others serve what it would have.
 fn help(inner: &Arc<Inner>, number: usize) -> Option<JoinHandle<()>> {
     let shared = Arc::clone(inner);
-    let helper = std::thread::Builder::new().name("hetmem".to_owned()).spawn(move || {
+    let helper = spawn(move || {
         if let Err(panic) = catch_unwind(AssertUnwindSafe(|| service::help(&shared, number))) {
             shared.engine.host().end_after_panic("the thread that serves touches", &*panic);
         }
@@ -173,7 +182,7 @@ fn help(inner: &Arc<Inner>, number: usize) -> Option<JoinHandle<()>> {
 fn probe(inner: &Arc<Inner>) -> Option<JoinHandle<()>> {
     let shared = Arc::clone(inner);
     inner.probe.hang_bell().ok()?;
-    std::thread::Builder::new().name("hetmem".to_owned()).spawn(move || shared.probe.run()).ok()
+    spawn(move || shared.probe.run()).ok()
 }
 
 impl Drop for Running {

@@ -1,8 +1,8 @@
 //! Files that are mapped to be read, and leases on them: as long as one is held nobody has the file open for writing (`F_SETLEASE` of fcntl(2)).
 //!
-//! Who opens the file for writing, or truncates it, waits then until the lease is given up, which the holder is asked for by SIGIO, sent to one
-//! thread. The kernel waits so long as `/proc/sys/fs/lease-break-time` says (45 seconds, mostly), and takes the lease then. A lease is its
-//! description's, as opened here, and ends with that: when the last descriptor is closed, a process that has died is no holder any more.
+//! Who opens the file for writing, or truncates it, waits then until the lease is given up, which the holder is asked for by a signal, sent to one
+//! thread ([`Keeper`]). The kernel waits so long as `/proc/sys/fs/lease-break-time` says (45 seconds, mostly), and takes the lease then. A lease is
+//! its description's, as opened here, and ends with that: when the last descriptor is closed, a process that has died is no holder any more.
 //!
 //! *Limits:* one who opens the file with `O_NONBLOCK` is refused (`EWOULDBLOCK`) as long as it is held. It takes the file's owner, or `CAP_LEASE`.
 #![expect(unsafe_code, reason = "system calls that rustix does not have, and reads to memory that is named by number")]
@@ -17,10 +17,12 @@ use rustix::mm::{MapFlags, ProtFlags};
 use crate::copy::{address, clear_pages};
 use crate::errno::Errno;
 use crate::raw;
+use crate::thread::current_tid;
 
-/// `F_SETLEASE`, `F_GETLEASE`, and `F_SETOWN_EX` of a thread.
+/// `F_SETLEASE`, `F_GETLEASE`, `F_SETSIG`, and `F_SETOWN_EX` of a thread.
 const SET_LEASE: libc::c_int = 1024;
 const GET_LEASE: libc::c_int = 1025;
+const SET_SIGNAL: libc::c_int = 10;
 const SET_OWNER: libc::c_int = 15;
 const OWNER_THREAD: libc::c_int = 0;
 
@@ -165,13 +167,14 @@ impl MappedFile {
         Ok(())
     }
 
-    /// Takes a read lease; thread `tid` gets SIGIO when it is to be given up.
+    /// Takes a read lease; `keeper` is woken when it is to be given up.
     ///
     /// `EAGAIN` if somebody has the file open for writing, `EACCES` if it is neither the process's nor has that `CAP_LEASE`, `EINVAL` if its file system has no
     /// leases.
-    pub fn take_lease(&self, tid: u32) -> Result<(), Errno> {
-        let owner = [OWNER_THREAD, tid.cast_signed()];
+    pub fn take_lease(&self, keeper: Keeper) -> Result<(), Errno> {
+        let owner = [OWNER_THREAD, keeper.0.cast_signed()];
         self.control(SET_OWNER, owner.as_ptr().expose_provenance())?;
+        self.control(SET_SIGNAL, WAKE.cast_unsigned() as usize)?;
         self.control(SET_LEASE, libc::F_RDLCK.cast_unsigned() as usize).map(|_| ())
     }
 
@@ -219,22 +222,45 @@ const fn flags_of(sharing: Sharing) -> MapFlags {
     }
 }
 
-/// A set of signals, as the kernel has it: SIGIO alone.
-const SIGIO: u64 = 1 << (libc::SIGIO - 1);
+/// What a keeper is woken by: a signal that the C library has for itself (nptl(7)), so that no program blocks it, ignores it, or waits for it.
+const WAKE: libc::c_int = 32;
 
-/// Waits until the calling thread, which has SIGIO blocked, is asked to give a lease up, or [`rouse`]d; at most so long as `within` says.
-pub fn await_break(within: Option<Duration>) {
-    let limit = within.map(|time| [time.as_secs(), u64::from(time.subsec_nanos())]);
-    let limit = limit.as_ref().map_or(0, |limit| std::ptr::from_ref(limit).expose_provenance());
-    let args = [std::ptr::from_ref(&SIGIO).expose_provenance(), 0, limit, size_of::<u64>(), 0, 0];
-    // Whatever ends the wait is a reason to look.
-    // SAFETY: the kernel reads the set and the time.
-    let _ = unsafe { raw::syscall6(libc::SYS_rt_sigtimedwait, args) };
-}
+/// A wake-up may be lost: where too many signals are queued (`RLIMIT_SIGPENDING`) the kernel sends SIGIO instead. So a keeper looks this often, too.
+const AT_LEAST_EACH: Duration = Duration::from_secs(1);
 
-/// Ends the wait of thread `tid` in [`await_break`], this one or the next.
-pub fn rouse(tid: u32) {
-    let args = [std::process::id() as usize, tid as usize, libc::SIGIO.cast_unsigned() as usize, 0, 0, 0];
-    // SAFETY: a signal that the thread has blocked.
-    let _ = unsafe { raw::syscall6(libc::SYS_tgkill, args) };
+/// A thread that gives leases up when others wait for that.
+#[derive(Clone, Copy, Debug)]
+pub struct Keeper(u32);
+
+impl Keeper {
+    /// The calling thread, which has left the program's signals to others ([`crate::process::leave_signals_to_others`]).
+    #[must_use]
+    pub fn of_this_thread() -> Self {
+        Self(current_tid())
+    }
+
+    /// Waits, as this thread, until it is asked to give a lease up, or [`Keeper::rouse`]d; or until it is time to look anyway.
+    pub fn wait(self) {
+        // As the kernel has sets.
+        let set: u64 = 1 << (WAKE - 1);
+        let limit = [AT_LEAST_EACH.as_secs(), 0];
+        let args = [
+            std::ptr::from_ref(&set).expose_provenance(),
+            0,
+            std::ptr::from_ref(&limit).expose_provenance(),
+            size_of::<u64>(),
+            0,
+            0,
+        ];
+        // Whatever ends the wait is a reason to look.
+        // SAFETY: the kernel reads the set and the time.
+        let _ = unsafe { raw::syscall6(libc::SYS_rt_sigtimedwait, args) };
+    }
+
+    /// Ends the keeper's wait, this one or the next.
+    pub fn rouse(self) {
+        let args = [std::process::id() as usize, self.0 as usize, WAKE.cast_unsigned() as usize, 0, 0, 0];
+        // SAFETY: a signal that the thread has blocked.
+        let _ = unsafe { raw::syscall6(libc::SYS_tgkill, args) };
+    }
 }

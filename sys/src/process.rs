@@ -111,6 +111,14 @@ pub fn with_signals_blocked<R>(f: impl FnOnce() -> R) -> R {
     result
 }
 
+/// By which the C library asks each thread for its part of setuid(2) and the like (nptl(7)); the caller waits until all have done it.
+const SET_IDS: u32 = 33;
+
+/// The calling thread, which is one of the C library's, takes no signals of the program's from now on.
+pub fn leave_signals_to_others() {
+    set_signal_mask(!(1 << (SET_IDS - 1)));
+}
+
 /// `rt_sigprocmask(2)`: sets the calling thread's mask, signal N as bit N-1, and returns the one before. Unlike the C library's function it blocks
 /// the C library's own signals as well.
 pub(crate) fn set_signal_mask(mask: u64) -> u64 {

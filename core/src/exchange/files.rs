@@ -262,9 +262,9 @@ impl<H: Host> Engine<H> {
             drop(state);
             drop(shared);
             let claimed = Claimed { engine: self, part, block: &block, path };
-            let away = { self.away_in(part) };
+            let (unmapped, mapped) = self.away_in(part);
             if claimed.go_home(home).is_ok() {
-                let pages = away.0 + away.1;
+                let pages = unmapped + mapped;
                 self.counters.pages_migrated_to_system.fetch_add(pages.get(), Relaxed);
             }
         }
