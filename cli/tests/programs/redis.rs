@@ -244,7 +244,7 @@ fn redis(setting: Setting, keys: u64, requests: u32) -> Outcome {
             native.ended.code()
         )));
     }
-    check_stats(run, 100_000, true)
+    check_stats(run, setting.least_moved(100_000), true)
 }
 
 pub(crate) fn trials() -> Vec<Trial> {
