@@ -222,9 +222,10 @@ hetmem_error *hetmem_map(hetmem_runtime *runtime, size_t length, hetmem_fault_pa
  *
  * While pages of the file are on a device there is a read lease on it, F_SETLEASE of fcntl(2): who opens it for writing waits until they are home,
  * and is refused (EWOULDBLOCK) if he opens with O_NONBLOCK. Without a lease its pages stay home, with an outcome that says why. The process's POSIX
- * locks on the file end when it is mapped so, and when the mapping does.
+ * locks on the file stay. What is mapped so takes address space twice.
  *
- * HETMEM_INVALID_INPUT: `offset` is not a multiple of the page, the file does not have so many bytes, `length` is 0, or `file` is no regular file.
+ * HETMEM_INVALID_INPUT: `offset` is not a multiple of the page, the file does not have so many bytes, `length` is 0, or `file` is no regular file, not
+ * open to be read, or has a lease for writing.
  * HETMEM_EXHAUSTED, HETMEM_HOST_REFUSES: the file can't be opened once more, by /proc, or the host doesn't give the address space.
  */
 hetmem_error *hetmem_map_file(hetmem_runtime *runtime, int file, uint64_t offset, size_t length, hetmem_mapping **out);

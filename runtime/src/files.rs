@@ -1,7 +1,7 @@
 //! Files that are mapped to be read and managed: which they are, and who sees to it that nobody writes them while anything of them is on a device.
 //!
-//! Each has a description of hetmem's own, by which its pages are read, and mapped again when they come home, and on which a read lease is taken
-//! ([`hetmem_sys::lease`]). One thread of the runtime, the *keeper*, is told when somebody wants to write:
+//! Each has a mapping of hetmem's own, by which its pages are read, and mapped again when they come home ([`Shadow`]), and a description on which a read
+//! lease is taken ([`table`]). One thread of the runtime, the *keeper*, is told when somebody wants to write:
 //!
 //! ```text
 //! writer                          keeper
@@ -16,6 +16,8 @@
 //! *Limits:* a process that is stopped for longer than `/proc/sys/fs/lease-break-time` loses its leases. When it goes on, all pages of such files come
 //! home; what its threads read before that may be what the file had then.
 
+mod table;
+
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
@@ -26,13 +28,14 @@ use hetmem_core::outcome::KeptReason;
 use hetmem_core::port::Host as _;
 use hetmem_core::space::Region;
 use hetmem_core::sync::{Mutex, lock};
-use hetmem_core::units::{PageRange, VirtAddr};
+use hetmem_core::units::{PageCount, PageRange, VirtAddr};
 use hetmem_sys::errno::Errno;
-use hetmem_sys::lease::{self, MappedFile, Sharing};
+use hetmem_sys::lease::{self, LeaseFile, OpenFile, Shadow};
 
 use crate::inner::Inner;
 use crate::runtime::spawn;
 use crate::service::MEMORY_PATIENCE;
+use table::{Number, Table};
 
 /// Whether anybody may be writing a file: nobody, as a lease is held; somebody; or that can't be known.
 const UNWRITTEN: u8 = 0;
@@ -41,12 +44,12 @@ const NO_LEASE: u8 = 2;
 
 /// A file that is managed.
 pub(crate) struct ManagedFile {
-    pub(crate) file: MappedFile,
-    pub(crate) sharing: Sharing,
+    /// All that is mapped of it.
+    pub(crate) shadow: Shadow,
     /// One of the three above. Written with the lock held.
     state: AtomicU8,
-    /// Held by who takes the lease, or gives it up.
-    lease: Mutex<()>,
+    /// What its lease is on, until that is closed. Held by who takes the lease, or gives it up.
+    lease: Mutex<Option<Number>>,
 }
 
 impl ManagedFile {
@@ -61,22 +64,34 @@ impl ManagedFile {
     }
 
     /// Takes the lease, if it is to be had.
-    fn take_lease(&self, keeper: lease::Keeper) {
+    fn take_lease(&self, keeper: lease::Keeper, table: &Table) {
         // The caller has claimed nothing that the keeper could wait for.
-        let _lease = lock(&self.lease);
-        if self.state.load(Ordering::SeqCst) == UNWRITTEN {
-            return;
-        }
-        let taken = if self.file.is_local() { self.file.take_lease(keeper) } else { Err(Errno::INVAL) };
+        let lease = lock(&self.lease);
+        let Some(number) = lease.filter(|_| self.state.load(Ordering::SeqCst) != UNWRITTEN) else { return };
+        let taken = table.with(number, move |file| file.take_lease(keeper)).unwrap_or(Err(Errno::BADF));
         let state = match taken {
             Ok(()) => UNWRITTEN,
             Err(Errno::AGAIN) => OPEN_FOR_WRITING,
             Err(_) => NO_LEASE,
         };
         self.state.store(state, Ordering::SeqCst);
-        if taken.is_ok() && !self.file.has_lease() {
+        if taken.is_ok() && !table.unleased(vec![number]).is_empty() {
             // Somebody has asked for it before the keeper could know that there is one.
             keeper.rouse();
+        }
+    }
+
+    /// What the lease is on that is held, as far as that is known.
+    fn leased(&self) -> Option<Number> {
+        if self.state.load(Ordering::SeqCst) == UNWRITTEN { *lock(&self.lease) } else { None }
+    }
+
+    /// Gives the lease up for good.
+    fn end_lease(&self, table: &Table) {
+        let mut lease = lock(&self.lease);
+        self.state.store(NO_LEASE, Ordering::SeqCst);
+        if let Some(number) = lease.take() {
+            table.close(number);
         }
     }
 }
@@ -85,6 +100,8 @@ impl ManagedFile {
 #[derive(Default)]
 pub(crate) struct Files {
     all: Mutex<Vec<Option<Arc<ManagedFile>>>>,
+    /// What their leases are on.
+    table: Table,
     /// The thread that is told when somebody wants to write.
     keeper: OnceLock<lease::Keeper>,
     /// Whether it is to end.
@@ -97,31 +114,24 @@ impl Files {
         lock(&self.all).get(file.index())?.clone()
     }
 
-    /// Manages `file` from now on.
-    fn add(&self, file: MappedFile, sharing: Sharing) -> FileId {
-        let file = ManagedFile { file, sharing, state: AtomicU8::new(NO_LEASE), lease: Mutex::default() };
+    /// Opens `file`, to be managed, and maps `pages` pages of it from byte `offset` on.
+    pub(crate) fn open(&self, file: OpenFile, offset: u64, pages: PageCount) -> Result<FileId, Errno> {
+        let (lease, shadow) = self.table.open(file, offset, pages)?;
+        let file = ManagedFile { shadow, state: AtomicU8::new(NO_LEASE), lease: Mutex::new(Some(lease)) };
         let mut all = lock(&self.all);
         let at = all.iter().position(Option::is_none).unwrap_or(all.len());
         if at == all.len() {
             all.push(None);
         }
         all[at] = Some(Arc::new(file));
-        FileId::new(u32::try_from(at).unwrap_or(u32::MAX))
+        Ok(FileId::new(u32::try_from(at).unwrap_or(u32::MAX)))
     }
 
-    /// `file` is managed no longer: the lease ends with its description.
-    fn remove(&self, file: FileId) {
+    /// `file` is managed no longer: the lease has ended on return.
+    pub(crate) fn remove(&self, file: FileId) {
         let removed = lock(&self.all).get_mut(file.index()).and_then(Option::take);
-        // Somebody may have the value still; and a forked child the description.
-        removed.into_iter().for_each(|file| _ = file.file.give_lease_up());
-    }
-
-    /// In a forked child, which must not keep its parent's leases.
-    pub(crate) fn close_in_child(&self) {
-        // A thread that is not here may have it.
-        if let Ok(all) = self.all.try_lock() {
-            all.iter().flatten().for_each(|file| file.file.close_in_child());
-        }
+        // Somebody may have the value still.
+        removed.into_iter().for_each(|file| file.end_lease(&self.table));
     }
 
     fn each(&self) -> Vec<(FileId, Arc<ManagedFile>)> {
@@ -131,8 +141,8 @@ impl Files {
     }
 }
 
-/// The keeper of a runtime, from the first file on.
-pub(crate) type Keeper = Mutex<Option<JoinHandle<()>>>;
+/// The keeper of a runtime, and the thread that has the table, from the first file on.
+pub(crate) type Keeper = Mutex<Option<[JoinHandle<()>; 2]>>;
 
 /// Starts the keeper, if there is none.
 pub(crate) fn keep(inner: &Arc<Inner>, keeper: &Keeper) -> Result<(), std::io::Error> {
@@ -147,22 +157,26 @@ pub(crate) fn keep(inner: &Arc<Inner>, keeper: &Keeper) -> Result<(), std::io::E
         shared.engine.host().events.advance();
         shared.keep_leases(keeper);
     };
-    let started = spawn(run)?;
-    while inner.engine.host().files.keeper.get().is_none() {
+    let files = &inner.engine.host().files;
+    let table = files.table.start()?;
+    let started = spawn(run).inspect_err(|_| files.table.end())?;
+    while files.keeper.get().is_none() {
         hetmem_sys::thread::yield_now();
     }
-    *keeper = Some(started);
+    *keeper = Some([started, table]);
     Ok(())
 }
 
 /// Ends the keeper.
 pub(crate) fn end(inner: &Inner, keeper: &Keeper) {
-    let Some(thread) = lock(keeper).take() else { return };
+    let Some([keeper, table]) = lock(keeper).take() else { return };
     let files = &inner.engine.host().files;
     files.ending.store(true, Ordering::SeqCst);
     files.keeper.get().inspect(|keeper| keeper.rouse());
-    // It does not end by a panic that anybody could do something about.
-    let _ = thread.join();
+    // They do not end by a panic that anybody could do something about.
+    let _ = keeper.join();
+    files.table.end();
+    let _ = table.join();
 }
 
 impl Inner {
@@ -174,21 +188,33 @@ impl Inner {
             if files.ending.load(Ordering::SeqCst) {
                 return;
             }
-            for (id, file) in files.each() {
-                if file.state.load(Ordering::SeqCst) == UNWRITTEN && !file.file.has_lease() {
-                    self.let_write(id, &file);
-                }
+            let leased = |(id, file): (FileId, Arc<ManagedFile>)| Some((file.leased()?, id, file));
+            let leased: Vec<_> = files.each().into_iter().filter_map(leased).collect();
+            let unleased = match leased.iter().map(|(number, ..)| *number).collect::<Vec<_>>() {
+                none if none.is_empty() => none,
+                numbers => files.table.unleased(numbers),
+            };
+            // Both are in the same order.
+            let mut unleased = unleased.into_iter().peekable();
+            for (_, id, file) in leased.iter().filter(|(number, ..)| unleased.next_if_eq(number).is_some()) {
+                self.let_write(*id, file);
             }
         }
     }
 
     /// Somebody wants to write `file`, or does already: its pages come home, and the lease is given up.
     fn let_write(&self, id: FileId, file: &ManagedFile) {
-        let _lease = lock(&file.lease);
+        let table = &self.engine.host().files.table;
+        let mut lease = lock(&file.lease);
+        let Some(number) = *lease else { return };
         file.state.store(OPEN_FOR_WRITING, Ordering::SeqCst);
         self.bring_file_home(id);
-        // There may be none any more.
-        let _ = file.file.give_lease_up();
+        // There may be none any more. Where the process may have none any more (its ids have changed) it ends with its description.
+        if table.with(number, LeaseFile::give_lease_up) == Some(Err(Errno::ACCESS)) {
+            file.state.store(NO_LEASE, Ordering::SeqCst);
+            *lease = None;
+            table.close(number);
+        }
     }
 
     /// Has nothing stand in for the mappings of `file` any more.
@@ -217,20 +243,12 @@ impl Inner {
     }
 
     /// Manages `range`, where `file` is mapped from byte `offset` on.
-    pub(crate) fn manage_file(
-        &self,
-        range: PageRange,
-        file: MappedFile,
-        offset: u64,
-        sharing: Sharing,
-    ) -> Result<(), PageRange> {
-        let files = &self.engine.host().files;
-        let id = files.add(file, sharing);
-        let home = Home::File(FileHome::new(id, range.start(), offset));
+    pub(crate) fn manage_file(&self, range: PageRange, file: FileId, offset: u64) -> Result<(), PageRange> {
+        let home = Home::File(FileHome::new(file, range.start(), offset));
         let managed = self.engine.manage_new(range, Region { home, ..Region::default() });
         match managed {
-            Ok(()) => self.ask_for_lease(id),
-            Err(_) => files.remove(id),
+            Ok(()) => self.ask_for_lease(file),
+            Err(_) => self.engine.host().files.remove(file),
         }
         managed
     }
@@ -250,7 +268,7 @@ impl Inner {
     fn ask_for_lease(&self, file: FileId) {
         let files = &self.engine.host().files;
         if let (Some(file), Some(keeper)) = (files.get(file), files.keeper.get()) {
-            file.take_lease(*keeper);
+            file.take_lease(*keeper, &files.table);
         }
     }
 

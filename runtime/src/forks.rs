@@ -207,7 +207,6 @@ extern "C" fn in_parent() {
 extern "C" fn in_child() {
     // The lock is let go of, as the child may have runtimes of its own.
     if let Some(fork) = UNDER_WAY.take() {
-        fork.runtimes.iter().for_each(|inner| inner.engine.host().files.close_in_child());
         std::mem::forget(fork.runtimes);
     }
 }

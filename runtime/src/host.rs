@@ -438,7 +438,7 @@ impl Host for UserMemory {
     fn read_file(&self, home: FileHome, page: VirtAddr, to: VirtAddr, pages: PageCount) -> Result<(), KeptReason> {
         let file = self.files.get(home.file).ok_or(KeptReason::FileUnreadable)?;
         // SAFETY: the pages are hetmem's own, and the engine has references to them.
-        unsafe { file.file.read_pages(home.offset_at(page), to, pages) }.map_err(|errno| {
+        unsafe { file.shadow.read_pages(home.offset_at(page), to, pages) }.map_err(|errno| {
             self.note_refusal(errno);
             KeptReason::FileUnreadable
         })

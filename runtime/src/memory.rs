@@ -13,7 +13,7 @@ use hetmem_core::port::FaultPath;
 use hetmem_core::space::Region as RegionEntry;
 use hetmem_core::units::{ByteLen, PAGE_SIZE, PageCount, PageRange};
 use hetmem_sys::errno::Errno;
-use hetmem_sys::lease::{MappedFile, Sharing, unmap};
+use hetmem_sys::lease::{OpenFile, unmap};
 use hetmem_sys::mapping::{Arena, ArenaOptions, Guard, HugePages, OnFork, Whose};
 
 use crate::error::Error;
@@ -139,12 +139,13 @@ impl Runtime {
     /// must not be changed otherwise than by hetmem: not unmapped, moved, or protected; nor is there a use for `madvise` on it. Forks by the C library
     /// bring all pages of files home before, and a child that is forked otherwise has none of what was on devices (its touch raises SIGSEGV).
     ///
-    /// Descriptors of the file are closed here and when the mapping ends, which ends the process's POSIX locks on it (`F_SETLK` of fcntl(2)).
+    /// `file` may be closed then. Nothing that the program has on the file ends by this: it is opened once more in a table of descriptors of hetmem's own, so
+    /// that POSIX locks stay (`F_SETLK` of fcntl(2)), and no forked child has a descriptor of it. It takes address space twice.
     ///
     /// # Errors
     ///
-    /// If `offset` is not a multiple of the page, if the file does not have so many bytes or `len` is zero, if it is no regular file or can't be opened
-    /// again to be read (which needs `/proc`), or if the host has no address space.
+    /// If `offset` is not a multiple of the page, if the file does not have so many bytes or `len` is zero, if it is no regular file, not open to be read, or
+    /// can't be opened again for that (which needs `/proc`), if there is a lease for writing on it (`F_WRLCK`), or if the host has no address space.
     pub fn map_file(&self, file: impl AsFd, offset: u64, len: ByteLen) -> Result<FileMapping, Error> {
         if !self.inner.is_of_this_process() {
             return Err(Error::invalid("a forked child has no runtime".to_owned()));
@@ -152,22 +153,31 @@ impl Runtime {
         if !offset.is_multiple_of(PAGE_SIZE) {
             return Err(Error::invalid(format!("offset {offset} is not a multiple of the page, {PAGE_SIZE} B")));
         }
-        let opened = MappedFile::open(file).map_err(|errno| match errno {
+        let found = OpenFile::behind(&file).map_err(|errno| match errno {
             Errno::INVAL => Error::invalid("only regular files can be mapped so"),
-            errno => Error::os("the file can't be opened again to be read", errno),
+            Errno::ACCESS => Error::invalid("the file is not open to be read"),
+            Errno::BUSY => Error::invalid("the file has a lease for writing, which would end"),
+            errno => Error::os("the file can't be found to open it again", errno),
         })?;
-        let has = opened.size().map_err(|errno| Error::os("the length of the file can't be read", errno))?;
+        let has = found.size();
         let end = offset.checked_add(len.get()).filter(|end| *end <= has && len.get() > 0);
         let pages = end.map(|_| PageCount::new(len.get().div_ceil(PAGE_SIZE))).ok_or_else(|| {
-            Error::invalid(format!("{len} from byte {offset} on are not in the file, which has {} B", has))
+            Error::invalid(format!("{len} from byte {offset} on are not in the file, which has {has} B"))
         })?;
         self.inner.expect_files()?;
-        let range = opened
-            .map(pages, offset, Sharing::Shared)
-            .map_err(|errno| Error::os(format!("{len} of the file can't be mapped"), errno))?;
+        let files = &self.inner.engine.host().files;
+        let id = files
+            .open(found, offset, pages)
+            .map_err(|errno| Error::os("the file can't be opened again to be read", errno))?;
+        // It was to be open until then.
+        drop(file);
+        let range = files.get(id).map_or(Err(Errno::BADF), |file| file.shadow.map()).map_err(|errno| {
+            files.remove(id);
+            Error::os(format!("{len} of the file can't be mapped"), errno)
+        })?;
         let mapping = FileMapping { range, len, inner: Arc::clone(&self.inner) };
         let managed = |part| Error::invalid(format!("{part} of {range} is managed already"));
-        self.inner.manage_file(range, opened, offset, Sharing::Shared).map_err(managed)?;
+        self.inner.manage_file(range, id, offset).map_err(managed)?;
         self.was_added(&[range]);
         Ok(mapping)
     }

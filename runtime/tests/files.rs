@@ -6,6 +6,7 @@ mod common;
 
 use std::fs::{File, OpenOptions};
 use std::io::{Seek, SeekFrom, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -176,8 +177,45 @@ fn what_can_not_be_mapped_is_refused_with_the_reason() {
     assert!(refused(4096, (PAGES * PAGE) as u64).contains("not in the file"));
     let directory = runtime.map_file(File::open("/").unwrap(), 0, ByteLen::new(4096)).unwrap_err().to_string();
     assert!(directory.contains("only regular files"), "{directory}");
+    let written = OpenOptions::new().write(true).open(&path).unwrap();
+    let unread = runtime.map_file(written, 0, ByteLen::new(4096)).unwrap_err().to_string();
+    assert!(unread.contains("not open to be read"), "{unread}");
     let proc = File::open("/proc/version").unwrap();
     assert!(runtime.map_file(proc, 0, ByteLen::new(1)).is_err());
+}
+
+#[test]
+fn a_lease_of_the_program_s_own_stays() {
+    const SET: libc::c_int = 1024;
+    const GET: libc::c_int = 1025;
+    let (runtime, path) = (runtime(), file());
+    let file = File::open(&path).unwrap();
+    for kind in [libc::F_WRLCK, libc::F_RDLCK] {
+        // SAFETY: asks for a lease, and gives it up.
+        let lease = |command, kind: libc::c_int| unsafe { libc::fcntl(file.as_raw_fd(), command, kind) };
+        assert_eq!(lease(SET, kind), 0);
+        let mapped = runtime.map_file(&file, 0, ByteLen::new(4096));
+        assert_eq!(mapped.is_ok(), kind == libc::F_RDLCK, "{mapped:?}");
+        assert_eq!(lease(GET, 0), kind);
+        if let Err(error) = mapped {
+            assert!(error.to_string().contains("a lease for writing"), "{error}");
+        }
+        assert_eq!(lease(SET, libc::F_UNLCK), 0);
+    }
+}
+
+#[test]
+fn no_descriptor_of_the_program_s_is_used() {
+    let (runtime, path) = (runtime(), file());
+    let open = || {
+        let all = std::fs::read_dir("/proc/self/fd").unwrap();
+        all.filter_map(|entry| std::fs::read_link(entry.ok()?.path()).ok()).filter(|to| *to == *path).count()
+    };
+    let mapping = map(&runtime, &path);
+    all_moved(&runtime.migrate(mapping.range(), to(COHERENT)));
+    assert_eq!(open(), 0);
+    drop(mapping);
+    assert_eq!(open(), 0);
 }
 
 #[test]

@@ -119,6 +119,16 @@ pub fn read_checked(at: VirtAddr, out: &mut [u8]) -> Result<(), Errno> {
     unsafe { copy_checked(libc::SYS_process_vm_readv, out.as_mut_ptr(), at, out.len()) }
 }
 
+/// The same, to the `len` bytes at `to`.
+///
+/// # Safety
+///
+/// The bytes at `to` may be written, and nobody else uses them meanwhile.
+pub unsafe fn copy_from(at: VirtAddr, to: VirtAddr, len: usize) -> Result<(), Errno> {
+    // SAFETY: as the caller promised; the kernel checks the other side as it copies.
+    unsafe { copy_checked(libc::SYS_process_vm_readv, std::ptr::with_exposed_provenance_mut(address(to)), at, len) }
+}
+
 /// Copies `from` to the bytes at `at`; `EFAULT` if one can't be stored, and those before it may have been.
 ///
 /// # Safety

@@ -7,15 +7,20 @@
 //! *Limits:* one who opens the file with `O_NONBLOCK` is refused (`EWOULDBLOCK`) as long as it is held. It takes the file's owner, or `CAP_LEASE`.
 #![expect(unsafe_code, reason = "system calls that rustix does not have, and reads to memory that is named by number")]
 
+use std::ffi::OsStr;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use hetmem_core::units::{BLOCK_PAGES, PAGE_SIZE, PageCount, PageRange, VirtAddr};
 use rustix::fs::{FileType, Mode, OFlags};
 use rustix::mm::{MapFlags, ProtFlags};
 
-use crate::copy::{address, clear_pages};
+use crate::access::copy_from;
+use crate::copy::{address, copy_pages};
 use crate::errno::Errno;
+use crate::mapping::{discard, map_again_over};
 use crate::raw;
 use crate::thread::current_tid;
 
@@ -30,67 +35,98 @@ const OWNER_THREAD: libc::c_int = 0;
 /// tmpfs, bcachefs, ZFS. Not overlayfs: what is read of a file there is its copy once somebody has written it, and what is mapped is not.
 const LOCAL: [u64; 7] = [0xEF53, 0x5846_5342, 0x9123_683E, 0xF2F5_2010, 0x0102_1994, 0xCA45_1A4E, 0x2FC1_2FC1];
 
-/// How a file is mapped. Both show what others write to it, if it can only be read.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Sharing {
-    /// `MAP_SHARED`.
-    Shared,
-    /// `MAP_PRIVATE`.
-    Private,
+/// A regular file that a thread has open to be read, for others of its process to open it, too, whatever tables of descriptors they have.
+#[derive(Debug)]
+pub struct OpenFile {
+    path: PathBuf,
+    /// The number of its device, and its own.
+    identity: (u64, u64),
+    size: u64,
 }
 
-/// A file, opened to be read.
-#[derive(Debug)]
-pub struct MappedFile(OwnedFd);
-
-impl MappedFile {
-    /// Opens the file behind `fd` once more, by `/proc`: `ELOOP`, `EACCES` and others as open(2) has them; `EINVAL` if it is no regular file.
-    pub fn open(fd: impl AsFd) -> Result<Self, Errno> {
+impl OpenFile {
+    /// What descriptor `fd` of the calling thread is. `EINVAL` if it is no regular file, `EACCES` if it can't be read by that, `EBUSY` if there is a lease
+    /// on it that ends when the file is opened once more.
+    pub fn behind(fd: impl AsFd) -> Result<Self, Errno> {
         let fd = fd.as_fd();
         let known = rustix::fs::fstat(fd)?;
         if FileType::from_raw_mode(known.st_mode) != FileType::RegularFile {
             return Err(Errno::INVAL);
         }
-        let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
-        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
-        let opened = rustix::fs::open(path, flags, Mode::empty())?;
-        let found = rustix::fs::fstat(&opened)?;
-        if (found.st_dev, found.st_ino) != (known.st_dev, known.st_ino) {
-            return Err(Errno::STALE);
+        let flags = rustix::fs::fcntl_getfl(fd)?;
+        if flags.contains(OFlags::PATH) || flags & OFlags::ACCMODE == OFlags::WRONLY {
+            return Err(Errno::ACCESS);
         }
-        Ok(Self(opened))
-    }
-
-    /// The number of its device, and its own.
-    pub fn identity(&self) -> Result<(u64, u64), Errno> {
-        rustix::fs::fstat(&self.0).map(|stat| (stat.st_dev, stat.st_ino))
+        // One for writing is granted where there is no other description, and others are told of the next: so it is this one's, if there is one.
+        if control(fd, GET_LEASE, 0) == Ok(libc::F_WRLCK.cast_unsigned() as usize) {
+            return Err(Errno::BUSY);
+        }
+        let thread = rustix::fs::readlink("/proc/thread-self", Vec::new())?;
+        let mut path = PathBuf::from("/proc");
+        path.extend([OsStr::from_bytes(thread.as_bytes()), OsStr::new("fd")]);
+        path.push(fd.as_raw_fd().to_string());
+        let size = u64::try_from(known.st_size).unwrap_or(0);
+        Ok(Self { path, identity: (known.st_dev, known.st_ino), size })
     }
 
     /// How many bytes it has.
-    pub fn size(&self) -> Result<u64, Errno> {
-        rustix::fs::fstat(&self.0).map(|stat| u64::try_from(stat.st_size).unwrap_or(0))
-    }
-
-    /// Whether nobody but this machine's kernel writes to it.
     #[must_use]
-    pub fn is_local(&self) -> bool {
-        rustix::fs::fstatfs(&self.0).is_ok_and(|found| LOCAL.contains(&u64::try_from(found.f_type).unwrap_or(0)))
+    pub const fn size(&self) -> u64 {
+        self.size
     }
 
-    /// Maps `pages` pages from byte `offset` on, to be read, at a multiple of 2 MiB.
-    pub fn map(&self, pages: PageCount, offset: u64, sharing: Sharing) -> Result<PageRange, Errno> {
-        let wide = (pages + PageCount::BLOCK).as_usize() * 4096;
+    /// Opens it once more, to be read, in the calling thread's table: `ELOOP`, `EACCES` and others as open(2) has them.
+    fn open(&self) -> Result<OwnedFd, Errno> {
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
+        let opened = rustix::io::retry_on_intr(|| rustix::fs::open(&self.path, flags, Mode::empty()))?;
+        let found = rustix::fs::fstat(&opened)?;
+        if (found.st_dev, found.st_ino) == self.identity { Ok(opened) } else { Err(Errno::STALE) }
+    }
+}
+
+/// A mapping of a file that is hetmem's own: by it the file's bytes are read, and mapped elsewhere, without a descriptor. It is the file's, of which it keeps
+/// no lease.
+#[derive(Debug)]
+pub struct Shadow {
+    // Invariant: mapped by this value, shared and to be read, and known to nobody else.
+    range: PageRange,
+    /// Which byte of the file is its first.
+    offset: u64,
+}
+
+impl Shadow {
+    /// Maps `pages` pages of `file` from byte `offset` on.
+    pub fn of(file: &OpenFile, offset: u64, pages: PageCount) -> Result<Self, Errno> {
+        let opened = file.open()?;
+        let (len, flags) = (pages.as_usize() * 4096, MapFlags::SHARED);
+        // SAFETY: without MAP_FIXED the kernel chooses a range that nothing uses.
+        let mapped = unsafe { rustix::mm::mmap(std::ptr::null_mut(), len, ProtFlags::READ, flags, &opened, offset) }?;
+        let start = VirtAddr::new(mapped.expose_provenance() as u64);
+        let range = PageRange::new(start, pages).ok_or(Errno::INVAL)?;
+        Ok(Self { range, offset })
+    }
+
+    /// Where it has the `pages` pages from byte `offset` of the file on.
+    fn part(&self, offset: u64, pages: PageCount) -> Result<PageRange, Errno> {
+        let skip = offset.checked_sub(self.offset).ok_or(Errno::INVAL)? / PAGE_SIZE;
+        let part = self.range.slice(PageCount::new(skip), pages);
+        if part.pages() == pages { Ok(part) } else { Err(Errno::INVAL) }
+    }
+
+    /// Maps all of it once more, at a multiple of 2 MiB.
+    pub fn map(&self) -> Result<PageRange, Errno> {
+        let (pages, wide) = (self.range.pages(), self.range.pages() + PageCount::BLOCK);
         // SAFETY: without MAP_FIXED the kernel chooses a range that nothing uses.
         let reserved = unsafe {
             let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
-            rustix::mm::mmap_anonymous(std::ptr::null_mut(), wide, ProtFlags::empty(), flags)
+            rustix::mm::mmap_anonymous(std::ptr::null_mut(), wide.as_usize() * 4096, ProtFlags::empty(), flags)
         }?;
         let start = VirtAddr::new(reserved.expose_provenance() as u64);
-        let reserved = PageRange::new(start, pages + PageCount::BLOCK).ok_or(Errno::INVAL)?;
+        let reserved = PageRange::new(start, wide).ok_or(Errno::INVAL)?;
         let ahead = (BLOCK_PAGES - start.index_in_block() as u64) % BLOCK_PAGES;
         let range = reserved.slice(PageCount::new(ahead), pages);
         // SAFETY: the range was reserved just now.
-        let mapped = unsafe { self.map_over(range, offset, sharing) };
+        let mapped = unsafe { map_again_over(self.range, range.start()) };
         let unused = match mapped {
             Ok(()) => [PageRange::between(start, range.start()), PageRange::between(range.end(), reserved.end())],
             Err(_) => [Some(reserved), None],
@@ -103,105 +139,94 @@ impl MappedFile {
         mapped.map(|()| range)
     }
 
-    /// Maps it from byte `offset` on, to be read, in place of what is mapped at `over`.
+    /// Maps it from byte `offset` on, in place of what is mapped at `over`.
     ///
     /// # Safety
     ///
     /// Whatever is mapped there may go.
-    pub unsafe fn map_over(&self, over: PageRange, offset: u64, sharing: Sharing) -> Result<(), Errno> {
-        let at = std::ptr::with_exposed_provenance_mut(address(over.start()));
-        let flags = flags_of(sharing) | MapFlags::FIXED;
+    pub unsafe fn map_over(&self, over: PageRange, offset: u64) -> Result<(), Errno> {
+        let part = self.part(offset, over.pages())?;
         // SAFETY: the caller gives up what is there.
-        unsafe { rustix::mm::mmap(at, over.pages().as_usize() * 4096, ProtFlags::READ, flags, &self.0, offset) }
-            .map(|_| ())
+        unsafe { map_again_over(part, over.start()) }
     }
 
-    /// Reads the `pages` pages from byte `offset` on to `to`. Behind the end of the file, in its last page, are zeros.
+    /// Copies the `pages` pages from byte `offset` on to `to`. Behind the end of the file, in its last page, are zeros.
     ///
-    /// `ENODATA` if the file ends before the last page begins.
+    /// `EFAULT` if the file ends before the last page begins, or can't be read.
     ///
     /// # Safety
     ///
     /// The pages at `to` are memory that can be written and that nobody else uses meanwhile.
     pub unsafe fn read_pages(&self, offset: u64, to: VirtAddr, pages: PageCount) -> Result<(), Errno> {
-        let len = pages.bytes().get();
-        let mut done = 0;
-        while done < len {
-            let at = std::ptr::with_exposed_provenance_mut::<u8>(address(to))
-                .wrapping_add(usize::try_from(done).unwrap_or(0));
-            let rest = usize::try_from(len - done).unwrap_or(0);
-            let args = [
-                self.0.as_raw_fd().cast_unsigned() as usize,
-                at.expose_provenance(),
-                rest,
-                usize::try_from(offset + done).unwrap_or(usize::MAX),
-                0,
-                0,
-            ];
-            // SAFETY: the kernel writes `rest` bytes there at most, which are the caller's.
-            match unsafe { raw::syscall6(libc::SYS_pread64, args) } {
-                Err(Errno::INTR) => {}
-                Err(errno) => return Err(errno),
-                Ok(0) => break,
-                Ok(read) => done += read as u64,
+        let part = self.part(offset, pages)?;
+        // SAFETY: as the caller promised.
+        let copied = match unsafe { copy_from(part.start(), to, pages.as_usize() * 4096) } {
+            // A sandbox forbids it. Who cuts a file short has its pages come home before, but where the lease was lost.
+            Err(Errno::PERM | Errno::NOSYS) => {
+                // SAFETY: as the caller promised; nobody writes the file.
+                unsafe { copy_pages(to, part.start(), pages) };
+                Ok(())
             }
-        }
-        let last = (pages.get() - 1) * PAGE_SIZE;
-        if done == len {
-            return Ok(());
-        }
-        if done <= last {
-            return Err(Errno::NODATA);
-        }
-        // The end lies in the last page, of which a part was read.
-        let mut page = [0; 4096];
-        let kept = usize::try_from(done - last).unwrap_or(0);
-        let from =
-            std::ptr::with_exposed_provenance::<u8>(address(to)).wrapping_add(usize::try_from(last).unwrap_or(0));
-        // SAFETY: a page of the caller's, of which so much was read just now.
-        unsafe { std::ptr::copy_nonoverlapping(from, page.as_mut_ptr(), kept) };
-        // SAFETY: as above.
-        unsafe { clear_pages(to.add_pages(PageCount::new(pages.get() - 1)), PageCount::ONE) };
-        // SAFETY: as above.
-        unsafe { std::ptr::copy_nonoverlapping(page.as_ptr(), from.cast_mut(), kept) };
-        Ok(())
+            copied => copied,
+        };
+        // The page cache may go where memory is short, whose pages are mapped nowhere. A failure leaves them mapped.
+        // SAFETY: a file's mapping, which can only be read.
+        let _ = unsafe { discard(part) };
+        copied
+    }
+}
+
+impl Drop for Shadow {
+    fn drop(&mut self) {
+        // SAFETY: by the invariant this value's, and nobody else's.
+        let unmapped = unsafe { unmap(self.range) };
+        debug_assert_eq!(unmapped, Ok(()));
+    }
+}
+
+/// A description of a file, for a lease on it, in the table of descriptors of the thread that opened it: no other may use it. Nothing is mapped by it, so
+/// that the lease ends when this is dropped.
+#[derive(Debug)]
+pub struct LeaseFile(OwnedFd);
+
+impl LeaseFile {
+    /// Opens `file` for that.
+    pub fn open(file: &OpenFile) -> Result<Self, Errno> {
+        file.open().map(Self)
     }
 
     /// Takes a read lease; `keeper` is woken when it is to be given up.
     ///
     /// `EAGAIN` if somebody has the file open for writing, `EACCES` if it is neither the process's nor has that `CAP_LEASE`, `EINVAL` if its file system has no
-    /// leases.
+    /// leases, or others than this machine's kernel may write to it.
     pub fn take_lease(&self, keeper: Keeper) -> Result<(), Errno> {
+        if !rustix::fs::fstatfs(&self.0).is_ok_and(|found| LOCAL.contains(&u64::try_from(found.f_type).unwrap_or(0))) {
+            return Err(Errno::INVAL);
+        }
         let owner = [OWNER_THREAD, keeper.0.cast_signed()];
-        self.control(SET_OWNER, owner.as_ptr().expose_provenance())?;
-        self.control(SET_SIGNAL, WAKE.cast_unsigned() as usize)?;
-        self.control(SET_LEASE, libc::F_RDLCK.cast_unsigned() as usize).map(|_| ())
+        control(&self.0, SET_OWNER, owner.as_ptr().expose_provenance())?;
+        control(&self.0, SET_SIGNAL, WAKE.cast_unsigned() as usize)?;
+        control(&self.0, SET_LEASE, libc::F_RDLCK.cast_unsigned() as usize).map(|_| ())
     }
 
     /// Whether the lease is held, and nobody waits for its end.
     #[must_use]
     pub fn has_lease(&self) -> bool {
-        self.control(GET_LEASE, 0) == Ok(libc::F_RDLCK.cast_unsigned() as usize)
+        control(&self.0, GET_LEASE, 0) == Ok(libc::F_RDLCK.cast_unsigned() as usize)
     }
 
     /// Gives the lease up; who waits for that goes on.
     ///
     /// `EACCES` if the thread may not have it any more. `EAGAIN` if there is none.
     pub fn give_lease_up(&self) -> Result<(), Errno> {
-        self.control(SET_LEASE, libc::F_UNLCK.cast_unsigned() as usize).map(|_| ())
+        control(&self.0, SET_LEASE, libc::F_UNLCK.cast_unsigned() as usize).map(|_| ())
     }
+}
 
-    fn control(&self, command: libc::c_int, argument: usize) -> Result<usize, Errno> {
-        let args = [self.0.as_raw_fd().cast_unsigned() as usize, command.cast_unsigned() as usize, argument, 0, 0, 0];
-        // SAFETY: an owner is read from the argument, which lives; nothing of the process's memory is written.
-        unsafe { raw::syscall6(libc::SYS_fcntl, args) }
-    }
-
-    /// In a forked child: closes the descriptor, which is its parent's too, and must not keep the lease when that has died.
-    pub fn close_in_child(&self) {
-        // SAFETY: nobody uses it any more in this process, in which no value that owns it is dropped.
-        let _ = unsafe { raw::syscall6(libc::SYS_close, [self.0.as_raw_fd().cast_unsigned() as usize, 0, 0, 0, 0, 0]) };
-    }
+fn control(fd: impl AsFd, command: libc::c_int, argument: usize) -> Result<usize, Errno> {
+    let fd = fd.as_fd().as_raw_fd().cast_unsigned() as usize;
+    // SAFETY: an owner is read from the argument, which lives; nothing of the process's memory is written.
+    unsafe { raw::syscall6(libc::SYS_fcntl, [fd, command.cast_unsigned() as usize, argument, 0, 0, 0]) }
 }
 
 /// Unmaps `range`.
@@ -213,13 +238,6 @@ pub unsafe fn unmap(range: PageRange) -> Result<(), Errno> {
     let at = std::ptr::with_exposed_provenance_mut(address(range.start()));
     // SAFETY: the caller's.
     unsafe { rustix::mm::munmap(at, range.pages().as_usize() * 4096) }
-}
-
-const fn flags_of(sharing: Sharing) -> MapFlags {
-    match sharing {
-        Sharing::Shared => MapFlags::SHARED,
-        Sharing::Private => MapFlags::PRIVATE,
-    }
 }
 
 /// What a keeper is woken by: a signal that the C library has for itself (nptl(7)), so that no program blocks it, ignores it, or waits for it.

@@ -109,7 +109,7 @@ impl UserMemory {
     pub(super) fn map_file_again(&self, part: PageRange, home: FileHome) -> Result<(), Errno> {
         let file = self.files.get(home.file).ok_or(Errno::BADF)?;
         // SAFETY: what is there is what stands in for this file's mapping, whose bytes the file has.
-        unsafe { file.file.map_over(part, home.offset_at(part.start()), file.sharing) }
+        unsafe { file.shadow.map_over(part, home.offset_at(part.start())) }
     }
 
     /// Why a block was not exchanged, which is as it was.
