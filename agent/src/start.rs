@@ -177,12 +177,12 @@ pub fn start(config: &'static Config) -> Result<(), String> {
 
 /// The stack of the handler, the worker, or a helper.
 fn stack(which: usize) -> Result<&'static Stack, Errno> {
-    // SAFETY: null, or a leaked stack. Relaxed: written before the process has any thread that asks.
-    if let Some(stack) = unsafe { THREADS[which].load(Ordering::Relaxed).as_ref() } {
+    // SAFETY: null, or a leaked stack. Acquire pairs with the Release below: the agent may come back by another thread of the program's.
+    if let Some(stack) = unsafe { THREADS[which].load(Ordering::Acquire).as_ref() } {
         return Ok(stack);
     }
     let stack: &'static Stack = Box::leak(Box::new(Stack::new(STACK)?));
-    THREADS[which].store(ptr::from_ref(stack).cast_mut(), Ordering::Relaxed);
+    THREADS[which].store(ptr::from_ref(stack).cast_mut(), Ordering::Release);
     Ok(stack)
 }
 

@@ -4,11 +4,10 @@ use std::path::{Path, PathBuf};
 
 use hetmem_core::units::ByteLen;
 use hetmem_sys::probe::Capabilities;
+use hetmem_sys::uffd::OLDEST;
 
 use crate::failure::{Failure, chain};
 
-/// The oldest kernel that has everything.
-pub(crate) const KERNEL: (u32, u32) = (6, 8);
 /// The library that goes into programs.
 const LIBRARY: &str = "libhetmem.so";
 /// What the loader takes for something other than a part of a path in `LD_PRELOAD`.
@@ -32,7 +31,7 @@ fn figure(meminfo: &str, key: &str) -> Option<ByteLen> {
 
 /// Why programs can't be managed here, with what would fix it; `None` if they can.
 pub(crate) fn obstacle(found: &Capabilities) -> Option<String> {
-    let (major, minor) = KERNEL;
+    let (major, minor) = OLDEST;
     if !found.kernel.is_at_least(major, minor) {
         let text = &found.kernel.text;
         return Some(format!("the kernel is too old: hetmem needs Linux {major}.{minor} or newer, this is {text}"));
@@ -86,7 +85,7 @@ mod tests {
     /// A host on which everything works.
     fn capable() -> Capabilities {
         Capabilities {
-            kernel: KernelRelease::parse("6.8.0"),
+            kernel: KernelRelease::parse(&format!("{}.{}.0", OLDEST.0, OLDEST.1)),
             full_access: Ok(Route::SystemCall),
             page_move: Ok(()),
             populate_write: Ok(()),
@@ -99,7 +98,18 @@ mod tests {
         assert_eq!(obstacle(&capable()), None);
         let old = Capabilities { kernel: KernelRelease::parse("6.7.12-generic"), ..capable() };
         let said = obstacle(&old).unwrap();
-        assert!(said.contains("6.8 or newer") && said.contains("6.7.12-generic"), "{said}");
+        assert!(
+            said.contains(&format!("{}.{} or newer", OLDEST.0, OLDEST.1)) && said.contains("6.7.12-generic"),
+            "{said}"
+        );
+        // As on arm64, where each may be what a kernel was built with.
+        for bytes in [16 << 10, 64 << 10] {
+            let large = Capabilities { full_access: Err(OpenError::PageSize(bytes)), page_size: bytes, ..capable() };
+            assert_eq!(
+                obstacle(&large).unwrap(),
+                format!("the kernel has pages of {bytes} bytes, and hetmem needs 4096: boot a kernel with 4 KiB pages")
+            );
+        }
         let denied = Capabilities { full_access: Err(OpenError::NotPermitted), ..capable() };
         let said = obstacle(&denied).unwrap();
         assert!(said.contains("vm.unprivileged_userfaultfd") && said.contains("/dev/userfaultfd"), "{said}");

@@ -12,6 +12,7 @@ use hetmem_devices::kind::{self, MakeError};
 use hetmem_devices::spec::DeviceSpec;
 use hetmem_sys::maps::MapsFile;
 use hetmem_sys::room::Room;
+use hetmem_sys::uffd::check_page_size;
 
 use crate::error::Error;
 use crate::forks;
@@ -128,6 +129,7 @@ impl Builder {
     /// [`ErrorKind::InvalidInput`](crate::ErrorKind) if there are too many devices (at most 16), or one can't be made as described, or contradicts
     /// itself; [`ErrorKind::HostRefuses`](crate::ErrorKind) if userfaultfd can't be used, with what would fix it.
     pub fn start(mut self) -> Result<Runtime, Error> {
+        check_page_size().map_err(Error::no_userfaultfd)?;
         let devices = make_all(std::mem::take(&mut self.devices))?;
         let maps = MapsFile::open().map_err(|errno| Error::os("/proc/self/maps can't be read", errno))?;
         let contexts = Contexts::open(self.sigbus, maps).map_err(Error::no_userfaultfd)?;

@@ -55,7 +55,7 @@
 //!
 //! # What it needs
 //!
-//! Linux 6.8 or newer on x86-64, pages of 4 KiB, glibc, and permission for userfaultfd: `CAP_SYS_PTRACE`, the
+//! Linux 6.8 or newer on x86-64, 6.10 or newer on arm64, pages of 4 KiB, glibc, and permission for userfaultfd: `CAP_SYS_PTRACE`, the
 //! sysctl `vm.unprivileged_userfaultfd=1`, or access to `/dev/userfaultfd`. [`Builder::start`] says what is
 //! missing. There are no cargo features: what a host can do is asked when a runtime starts.
 #![warn(missing_debug_implementations)]

@@ -2,6 +2,14 @@
 //!
 //! Two ways, of the same result: [`copy_pages`] for pages that the CPU is about to use, and [`stream_pages`] for pages that it is not:
 //! stores that go past the caches, which spares reading the destination first and leaves what is in the caches there.
+//!
+//! What was copied may be code: of a program that writes code, then has it executed. On arm64 the caches of instructions may hold what was in the
+//! same memory before. The kernel has them forget that when a page is mapped to be executed for the first time since the page was allocated
+//! (`__sync_icache_dcache` of arch/arm64/mm/flush.c), and then no more: what is written later is for the writer to see to. Pages that hetmem copies to
+//! and moves into the program are used again and again. So each copy sees to it here (`order_instructions`).
+//!
+//! *Limits:* processors whose cache of instructions is indexed by virtual addresses (Cortex-A53 and other small ones) may keep what they have for
+//! another address of the page. A program that writes code, and for which pages are moved beside that, is not for them.
 #![expect(unsafe_code, reason = "reads and writes memory that is named by number")]
 
 use hetmem_core::units::{PAGE_SIZE, PageCount, VirtAddr};
@@ -18,6 +26,7 @@ pub unsafe fn copy_pages(dst: VirtAddr, src: VirtAddr, pages: PageCount) {
     let (to, from, bytes) = arguments(dst, src, pages);
     // SAFETY: as the caller promised.
     unsafe { std::ptr::copy_nonoverlapping(from, to, bytes) };
+    order_instructions(to, bytes);
 }
 
 /// Like [`copy_pages`], for pages that the CPU is not about to use.
@@ -81,6 +90,7 @@ pub unsafe fn store_page(to: VirtAddr, from: &PageBytes) {
     let (to, _, bytes) = arguments(to, to, PageCount::ONE);
     // SAFETY: as the caller promised; `from` is as large as a page, and somebody else's memory.
     unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), to, bytes) };
+    order_instructions(to, bytes);
 }
 
 fn arguments(dst: VirtAddr, src: VirtAddr, pages: PageCount) -> (*mut u8, *const u8, usize) {
@@ -160,6 +170,39 @@ unsafe fn clear_avx(to: *mut u8, bytes: usize) {
 fn order_streamed_stores() {
     // SAFETY: every processor of this architecture has the instruction.
     unsafe { std::arch::x86_64::_mm_sfence() };
+}
+
+/// Has every processor that comes to execute the `bytes` bytes at `at`, which were just stored, find them: there is one memory for both.
+#[cfg(not(target_arch = "aarch64"))]
+const fn order_instructions(_at: *const u8, _bytes: usize) {}
+
+/// Has every processor that comes to execute the `bytes` bytes at `at`, which were just stored, find them. Where caches of data and instructions
+/// agree by themselves, as on servers, that takes nothing (`CTR_EL0` says so: IDC, DIC).
+#[cfg(target_arch = "aarch64")]
+fn order_instructions(at: *const u8, bytes: usize) {
+    use std::arch::asm;
+    const DATA_AGREES: u64 = 1 << 28;
+    const INSTRUCTIONS_AGREE: u64 = 1 << 29;
+    let caches: u64;
+    // SAFETY: reads a register that describes the caches.
+    unsafe { asm!("mrs {}, ctr_el0", out(reg) caches, options(nomem, nostack, preserves_flags, pure)) };
+    let line = |log: u64| 4_usize << (log & 0xF);
+    if caches & DATA_AGREES == 0 {
+        for at in (0..bytes).step_by(line(caches >> 16)).map(|skip| at.wrapping_add(skip)) {
+            // SAFETY: writes a line of the cache back, which changes no memory; it was stored to.
+            unsafe { asm!("dc cvau, {}", in(reg) at, options(nostack, preserves_flags)) };
+        }
+    }
+    // SAFETY: waits for what was stored, or written back.
+    unsafe { asm!("dsb ish", options(nostack, preserves_flags)) };
+    if caches & INSTRUCTIONS_AGREE == 0 {
+        for at in (0..bytes).step_by(line(caches)).map(|skip| at.wrapping_add(skip)) {
+            // SAFETY: drops a line of copies of what is in memory.
+            unsafe { asm!("ic ivau, {}", in(reg) at, options(nostack, preserves_flags)) };
+        }
+        // SAFETY: waits for that.
+        unsafe { asm!("dsb ish", "isb", options(nostack, preserves_flags)) };
+    }
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@
 mod common;
 
 use common::{in_own_process, open, skip};
-use hetmem_sys::uffd::{Access, Features, OpenError, Route, Userfaultfd};
+use hetmem_sys::uffd::{Access, Features, OLDEST, OpenError, Route, Userfaultfd};
 use rustix::io::{FdFlags, fcntl_getfd};
 use rustix::thread::CapabilitySet;
 
@@ -24,7 +24,7 @@ fn features_that_the_kernel_lacks_are_named() {
     }
     let error = Userfaultfd::open(unknown | Features::EVENT_REMAP, Access::Full).unwrap_err();
     assert_eq!(error, OpenError::MissingFeatures(unknown));
-    assert!(error.to_string().contains("6.8"), "{error}");
+    assert!(error.to_string().contains(&format!("Linux {}.{}", OLDEST.0, OLDEST.1)), "{error}");
 }
 
 #[test]

@@ -1,8 +1,8 @@
 //! The checks of `hetmem doctor`, in the order in which they are printed.
 
 use hetmem_core::units::PAGE_SIZE;
-use hetmem_sys::probe::{Capabilities, Limit};
-use hetmem_sys::uffd::{Features, Route};
+use hetmem_sys::probe::{Capabilities, Limit, MoveTrialError};
+use hetmem_sys::uffd::{Features, OLDEST, Route};
 
 use super::{Check, State};
 use crate::failure::chain;
@@ -11,6 +11,8 @@ use crate::host;
 /// What lets a user trap faults in system calls as well.
 const PERMISSION: &str = "set sysctl vm.unprivileged_userfaultfd=1, or grant read and write access to /dev/userfaultfd, \
                           or run with CAP_SYS_PTRACE";
+/// What has all that [`OLDEST`] says.
+const NEWER: &str = if cfg!(target_arch = "aarch64") { "use Linux 6.10 or newer" } else { "use Linux 6.8 or newer" };
 /// Below this, programs with many mappings of their own may run into the limit.
 const MAPPINGS_DEFAULT: u64 = 65530;
 
@@ -23,8 +25,21 @@ const NEEDED: [(Features, &str); 5] = [
     (Features::EVENT_UNMAP, "EVENT_UNMAP"),
 ];
 
+/// What is found to be missing where pages are of another size than hetmem asks for.
+const BY_PAGES: [&str; 5] = ["userfaultfd", "page move", "fork events", "populate", "page map scan"];
+
 /// Everything, on a host with these capabilities.
 pub(super) fn all(found: &Capabilities) -> Vec<Check> {
+    let mut checks = each(found);
+    if found.page_size as u64 != PAGE_SIZE {
+        for check in checks.iter_mut().filter(|check| BY_PAGES.contains(&check.name) && check.fix.is_some()) {
+            check.fix = Some("see page size above".to_owned());
+        }
+    }
+    checks
+}
+
+fn each(found: &Capabilities) -> Vec<Check> {
     vec![
         kernel(found),
         page_size(found),
@@ -69,17 +84,17 @@ fn simple(name: &'static str, required: bool, found: Result<String, (String, &st
 }
 
 fn kernel(found: &Capabilities) -> Check {
-    let (major, minor) = host::KERNEL;
+    let (major, minor) = OLDEST;
     let detail = format!("Linux {}", found.kernel.text);
     let new_enough = found.kernel.is_at_least(major, minor);
-    let result = if new_enough { Ok(detail) } else { Err((detail, "use Linux 6.8 or newer")) };
+    let result = if new_enough { Ok(detail) } else { Err((detail, NEWER)) };
     simple("kernel", true, result)
 }
 
 fn page_size(found: &Capabilities) -> Check {
     let detail = format!("{} bytes", found.page_size);
     let right = found.page_size as u64 == PAGE_SIZE;
-    simple("page size", true, if right { Ok(detail) } else { Err((detail, "use a kernel with 4 KiB pages")) })
+    simple("page size", true, if right { Ok(detail) } else { Err((detail, "boot a kernel with 4 KiB pages")) })
 }
 
 fn permission(found: &Capabilities) -> Check {
@@ -110,7 +125,7 @@ fn features(found: &Capabilities) -> Check {
         let detail = found.features.names().collect::<Vec<_>>().join(" ");
         return Check { name, state: State::Present, required, detail, fix: None };
     }
-    let fix = if found.features == Features::NONE { "see userfaultfd above" } else { "use Linux 6.8 or newer" };
+    let fix = if found.features == Features::NONE { "see userfaultfd above" } else { NEWER };
     let detail = format!("lacks {}", missing.join(" "));
     Check { name, state: State::Absent, required, detail, fix: Some(fix.to_owned()) }
 }
@@ -118,7 +133,8 @@ fn features(found: &Capabilities) -> Check {
 fn page_move(found: &Capabilities) -> Check {
     let result = match &found.page_move {
         Ok(()) => Ok("a page was moved there and back (UFFDIO_MOVE)".to_owned()),
-        Err(error) => Err((chain(error), "use Linux 6.8 or newer, with userfaultfd permitted")),
+        Err(error @ MoveTrialError::Open(_)) => Err((chain(error), "see userfaultfd above")),
+        Err(error) => Err((chain(error), NEWER)),
     };
     simple("page move", true, result)
 }
@@ -241,4 +257,35 @@ fn limited_by(name: &'static str, resource: &str, limit: Limit, fix: Option<&str
     };
     let fix = if state == State::Limited { fix.map(str::to_owned) } else { None };
     Check { name, state, required: false, detail: format!("{resource} is {soft}"), fix }
+}
+
+#[cfg(test)]
+mod tests {
+    use hetmem_sys::errno::Errno;
+    use hetmem_sys::uffd::OpenError;
+
+    use super::*;
+
+    /// As was found on a kernel with pages of 16 KiB.
+    #[test]
+    fn pages_of_another_size_are_the_only_thing_to_mend() {
+        let refused = OpenError::PageSize(16384);
+        let found = Capabilities {
+            page_size: 16384,
+            full_access: Err(refused),
+            user_mode_access: Err(refused),
+            fork_event: Err(refused),
+            page_move: Err(MoveTrialError::Open(refused)),
+            populate_write: Err(Errno::INVAL),
+            pagemap_scan: Err(Errno::INVAL),
+            ..Capabilities::probe()
+        };
+        let fix_of = |name| {
+            let check = all(&found).into_iter().find(|check| check.name == name).unwrap();
+            assert_ne!(check.state, State::Present, "{name}");
+            check.fix.unwrap()
+        };
+        assert_eq!(fix_of("page size"), "boot a kernel with 4 KiB pages");
+        BY_PAGES.into_iter().for_each(|name| assert_eq!(fix_of(name), "see page size above", "{name}"));
+    }
 }

@@ -47,19 +47,27 @@ unsafe fn copy_up(to: *mut c_void, from: *const c_void, len: usize) {
 #[cfg(target_arch = "aarch64")]
 unsafe fn copy_up(to: *mut c_void, from: *const c_void, len: usize) {
     let (to, from) = (to.cast::<u8>(), from.cast::<u8>());
-    let words = if len >= 8 { len / 8 } else { 0 };
-    // Volatile, so that the compiler does not make a call of `memcpy` of it.
-    for i in 0..words {
-        // SAFETY: inside both.
-        let word = unsafe { from.wrapping_add(i * 8).cast::<[u8; 8]>().read_volatile() };
-        // SAFETY: inside both.
-        unsafe { to.wrapping_add(i * 8).cast::<[u8; 8]>().write_volatile(word) };
+    let whole = len / 64 * 64;
+    for at in (0..whole).step_by(64) {
+        // SAFETY: 64 bytes inside both, all of which are read before one is written.
+        unsafe {
+            std::arch::asm!(
+                "ldp {a:q}, {b:q}, [{from}]",
+                "ldp {c:q}, {d:q}, [{from}, #32]",
+                "stp {a:q}, {b:q}, [{to}]",
+                "stp {c:q}, {d:q}, [{to}, #32]",
+                from = in(reg) from.wrapping_add(at), to = in(reg) to.wrapping_add(at),
+                a = out(vreg) _, b = out(vreg) _, c = out(vreg) _, d = out(vreg) _,
+                options(nostack, preserves_flags),
+            );
+        }
     }
-    for i in words * 8..len {
+    // Volatile, so that the compiler does not make a call of `memcpy` of it.
+    for at in whole..len {
         // SAFETY: inside both.
-        let byte = unsafe { from.wrapping_add(i).read_volatile() };
+        let byte = unsafe { from.wrapping_add(at).read_volatile() };
         // SAFETY: inside both.
-        unsafe { to.wrapping_add(i).write_volatile(byte) };
+        unsafe { to.wrapping_add(at).write_volatile(byte) };
     }
 }
 
@@ -115,9 +123,23 @@ unsafe extern "C" fn memset(to: *mut c_void, byte: c_int, len: usize) -> *mut c_
         );
     }
     #[cfg(target_arch = "aarch64")]
-    for i in 0..len {
-        // SAFETY: as the caller promised.
-        unsafe { to.cast::<u8>().wrapping_add(i).write_volatile(value) };
+    {
+        let (to, whole) = (to.cast::<u8>(), len / 32 * 32);
+        for at in (0..whole).step_by(32) {
+            // SAFETY: 32 bytes inside what the caller named.
+            unsafe {
+                std::arch::asm!(
+                    "dup {all:v}.16b, {byte:w}",
+                    "stp {all:q}, {all:q}, [{to}]",
+                    byte = in(reg) u32::from(value), to = in(reg) to.wrapping_add(at), all = out(vreg) _,
+                    options(nostack, preserves_flags),
+                );
+            }
+        }
+        for at in whole..len {
+            // SAFETY: as the caller promised.
+            unsafe { to.wrapping_add(at).write_volatile(value) };
+        }
     }
     to
 }

@@ -50,6 +50,9 @@ pub enum Route {
     DeviceNode,
 }
 
+/// The oldest kernel whose userfaultfd has all that hetmem uses: `UFFDIO_MOVE`, and write protection, which arm64 has had since then.
+pub const OLDEST: (u32, u32) = if cfg!(target_arch = "aarch64") { (6, 10) } else { (6, 8) };
+
 /// Why a context could not be opened.
 #[derive(thiserror::Error, Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
@@ -64,13 +67,13 @@ pub enum OpenError {
     #[error("the kernel has no userfaultfd (CONFIG_USERFAULTFD), or a sandbox forbids it")]
     NotSupported,
     /// The kernel is too old for these features.
-    #[error("the kernel's userfaultfd lacks {0} (Linux 6.8 or newer has all that hetmem uses)")]
+    #[error("the kernel's userfaultfd lacks {0} (Linux {major}.{minor} or newer has all that hetmem uses)", major = OLDEST.0, minor = OLDEST.1)]
     MissingFeatures(Features),
     /// Fork events were asked for without the privilege for them.
     #[error("userfaultfd fork events (EVENT_FORK) need CAP_SYS_PTRACE")]
     ForkEventNotPermitted,
     /// The machine's base page is of another size than hetmem's.
-    #[error("the machine's pages have {0} bytes; hetmem needs pages of 4096")]
+    #[error("the kernel has pages of {0} bytes, and hetmem needs 4096: boot a kernel with 4 KiB pages")]
     PageSize(usize),
     /// The kernel gave another reason.
     #[error("userfaultfd could not be opened")]
@@ -103,6 +106,14 @@ pub enum Fill {
     Copies,
 }
 
+/// Whether the kernel has pages of the size that hetmem's are. With others, most of what hetmem asks for is an invalid argument.
+pub fn check_page_size() -> Result<(), OpenError> {
+    match rustix::param::page_size() {
+        page if page as u64 == PAGE_SIZE => Ok(()),
+        other => Err(OpenError::PageSize(other)),
+    }
+}
+
 /// A userfaultfd context.
 #[derive(Debug)]
 pub struct Userfaultfd {
@@ -118,10 +129,7 @@ impl Userfaultfd {
 
     /// Like [`Userfaultfd::open`], and says which way led to it.
     pub fn open_with_route(want: Features, access: Access) -> Result<(Self, Route), OpenError> {
-        let page = rustix::param::page_size();
-        if page as u64 != PAGE_SIZE {
-            return Err(OpenError::PageSize(page));
-        }
+        check_page_size()?;
         let (fd, route) = create(access)?;
         match handshake(fd.as_fd(), want) {
             Ok(_) => Ok((Self { fd }, route)),

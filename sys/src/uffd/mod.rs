@@ -39,7 +39,7 @@ mod features;
 mod install;
 
 pub use events::{Event, EventBuffer, Events, FaultFlags};
-pub use fd::{Access, Fill, Mode, OpenError, Route, Userfaultfd, is_userfaultfd};
+pub use fd::{Access, Fill, Mode, OLDEST, OpenError, Route, Userfaultfd, check_page_size, is_userfaultfd};
 pub use features::Features;
 /// The number of the `ioctl(2)` by which a program registers a range with a userfaultfd of its own.
 pub const REGISTER_REQUEST: u64 = abi::UFFDIO_REGISTER as u64;

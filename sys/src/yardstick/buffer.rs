@@ -5,7 +5,9 @@ use std::sync::atomic::AtomicU64;
 
 use hetmem_core::units::{PAGE_SIZE, PageCount, PageRange, VirtAddr};
 
-use crate::copy::{address, copy_pages, stream_pages};
+#[cfg(target_arch = "x86_64")]
+use crate::copy::stream_pages;
+use crate::copy::{address, copy_pages};
 use crate::errno::Errno;
 use crate::mapping::{Arena, ArenaOptions, HugePages, Prefault, Whose, populate_write};
 use crate::numa::Node;
@@ -35,21 +37,29 @@ pub enum CopyWay {
     /// The C library's `memcpy`.
     Library,
     /// Stores that go past the caches.
+    #[cfg(target_arch = "x86_64")]
     Streamed,
-    /// The processor's own instruction for it (`rep movsb`), where it has one.
+    /// The processor's own instruction for it (`rep movsb`).
+    #[cfg(target_arch = "x86_64")]
     Instruction,
 }
 
 impl CopyWay {
-    /// All there are.
+    /// All that this architecture has.
+    #[cfg(target_arch = "x86_64")]
     pub const ALL: [Self; 3] = [Self::Library, Self::Streamed, Self::Instruction];
+    /// All that this architecture has.
+    #[cfg(not(target_arch = "x86_64"))]
+    pub const ALL: [Self; 1] = [Self::Library];
 
     /// What it is called.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
             Self::Library => "memcpy",
+            #[cfg(target_arch = "x86_64")]
             Self::Streamed => "streamed copy",
+            #[cfg(target_arch = "x86_64")]
             Self::Instruction => "rep movsb",
         }
     }
@@ -63,8 +73,10 @@ impl CopyWay {
         match self {
             // SAFETY: the caller's.
             Self::Library => unsafe { copy_pages(to, from, pages) },
+            #[cfg(target_arch = "x86_64")]
             // SAFETY: the caller's.
             Self::Streamed => unsafe { stream_pages(to, from, pages) },
+            #[cfg(target_arch = "x86_64")]
             // SAFETY: the caller's.
             Self::Instruction => unsafe { move_bytes(to, from, pages) },
         }
@@ -74,8 +86,8 @@ impl CopyWay {
 /// # Safety
 ///
 /// As [`copy_pages`].
+#[cfg(target_arch = "x86_64")]
 unsafe fn move_bytes(to: VirtAddr, from: VirtAddr, pages: PageCount) {
-    #[cfg(target_arch = "x86_64")]
     // SAFETY: stores to that many bytes and loads as many, which the caller has; the direction flag is clear between instructions of Rust's.
     unsafe {
         std::arch::asm!(
@@ -85,11 +97,6 @@ unsafe fn move_bytes(to: VirtAddr, from: VirtAddr, pages: PageCount) {
             inout("rsi") address(from) => _,
             options(nostack, preserves_flags),
         );
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    // SAFETY: the caller's.
-    unsafe {
-        copy_pages(to, from, pages);
     }
 }
 

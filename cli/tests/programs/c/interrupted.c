@@ -39,7 +39,11 @@ static void do_fork(unsigned char *seen) {
 
 static void do_bare_fork(unsigned char *seen) {
     (void)seen;
+#ifdef SYS_fork
     reap((pid_t)syscall(SYS_fork));
+#else
+    reap((pid_t)syscall(SYS_clone, SIGCHLD, 0, 0, 0, 0));
+#endif
 }
 
 static void do_mremap(unsigned char *seen) {

@@ -48,7 +48,7 @@ fn a_fork_past_the_c_library_shares_nothing() {
         scene.place(&mapping, Target::Device(LAID));
         let word = mapping.as_ptr().cast::<u64>();
         // SAFETY: the child touches memory and ends.
-        let child = unsafe { libc::syscall(libc::SYS_fork) };
+        let child = unsafe { libc::syscall(libc::SYS_clone, libc::SIGCHLD, 0_usize, 0_usize, 0_usize, 0_usize) };
         if child == 0 {
             // SAFETY: of the child's, if it is there.
             unsafe { word.write_volatile(77) };
