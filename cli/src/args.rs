@@ -3,7 +3,8 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::builder::Resettable;
+use clap::{ArgAction, Args, Parser, Subcommand};
 use hetmem_core::policy::{POLICIES, PolicySpec};
 use hetmem_core::quantity;
 use hetmem_core::units::ByteLen;
@@ -58,41 +59,45 @@ pub(crate) enum Command {
 #[derive(Args, Debug)]
 #[command(after_long_help = RUN_NOTES)]
 pub(crate) struct RunArgs {
-    #[arg(long = "device", value_name = "TYPE:BACKEND[,KEY=VALUE]…", help = DEVICES, long_help = devices_at_length())]
+    #[arg(long = "device", value_name = "SPEC", help = DEVICES, long_help = devices_at_length())]
     pub(crate) devices: Vec<String>,
 
     #[arg(long, value_name = "POLICY", default_value_t, help = policies(), long_help = policies_at_length())]
     pub(crate) policy: PolicySpec,
 
-    /// How much managed memory of all processes together may stay in system memory: the SIZE of --policy limit or clock
+    /// What may stay in system memory: the SIZE of --policy limit or clock
+    ///
+    /// It is what all processes of the run together may have of their managed memory there.
     #[arg(long, value_name = "SIZE", value_parser = quantity::size)]
     pub(crate) system_limit: Option<ByteLen>,
 
-    /// Each process has the limit, and devices of the given sizes, for itself
+    /// Each process has limit and devices for itself
     ///
     /// Without it the limit and the sizes of devices are those of all processes of the run together, but for device-DAX, of which each takes a part.
     #[arg(long)]
     pub(crate) per_process: bool,
 
-    /// How much populated system memory each process keeps for pages on their way home; counts against the limit [default: 64M, or an eighth of the limit if that is less]
+    /// System memory that is kept for pages on their way home [default: 64M]
+    ///
+    /// Each process keeps as much, populated; it counts against the limit. If an eighth of the limit is less, that is the default.
     #[arg(long, value_name = "SIZE", value_parser = quantity::size)]
     pub(crate) stock: Option<ByteLen>,
 
-    /// Write statistics to this file, as JSON, when the program has ended
+    /// Write statistics to this file, as JSON, at the end
     ///
     /// A regular file is replaced as a whole at the end, and left as it is if the program is not started. /dev/stdout, pipes
     /// and the like are written to.
     #[arg(long, value_name = "FILE")]
     pub(crate) stats: Option<PathBuf>,
 
-    /// Tell metrics in Prometheus' text format: on a port of this machine (127.0.0.1:9100), or in a file
+    /// Tell metrics: at 127.0.0.1:9100, or in a file
     ///
-    /// A port answers GET /metrics while the program runs, to any user of this machine; with port 0 the kernel chooses one, which is printed. A file is
+    /// They are in Prometheus' text format. A port answers GET /metrics while the program runs, to any user of this machine; with port 0 the kernel chooses one, which is printed. A file is
     /// replaced as a whole every ten seconds and when the program has ended.
     #[arg(long, value_name = "ADDR|FILE")]
     pub(crate) metrics: Option<metrics::Where>,
 
-    /// Record what hetmem does and sees of the run into this file, for `hetmem replay`
+    /// Record the run into this file, for `hetmem replay`
     ///
     /// The file is made, or emptied. What can't be written is said, and ends the recording, not the program.
     #[arg(long, value_name = "FILE")]
@@ -109,12 +114,12 @@ pub(crate) struct RunArgs {
 
 const POLICY: &str = "Which pages go where";
 
-const DEVICES: &str = "A device that pages can move to; may be given up to 16 times [default: coherent:emulated]";
+const DEVICES: &str = "TYPE:BACKEND[,KEY=VALUE]…, up to 16 times [default: coherent:emulated]";
 
 fn devices_at_length() -> String {
     let each: String = KINDS.iter().map(|kind| format!("\n\n{}: {}", kind.syntax(), kind.help())).collect();
     format!(
-        "{DEVICES}\n\nTYPE is `coherent` (the CPU uses the pages in place) or `private` (a touch by the CPU brings them home). BACKEND is one of \
+        "A device that pages can move to: {DEVICES}\n\nTYPE is `coherent` (the CPU uses the pages in place) or `private` (a touch by the CPU brings them home). BACKEND is one of \
          these:{each}\n\nKeys: size=SIZE (default 1G, or a quarter of memory if that is less), name=NAME, latency=TIME and bandwidth=SIZE (copies take as long as \
          they would there), fail=N (each N-th copy fails). SIZE takes K, M, G, T in powers of 1024; TIME takes ns, us, ms, s."
     )
@@ -175,9 +180,17 @@ pub(crate) enum Stop {
     Usage(String),
 }
 
-/// All that can be asked for.
+/// All that can be asked for. Help is what fits on a screen; all that there is to say is the manual.
 pub(crate) fn definition() -> clap::Command {
-    <Cli as clap::CommandFactory>::command()
+    let flag = |name: &'static str, action, help: &'static str| {
+        clap::Arg::new(name).long(name).action(action).help(help).help_heading(Resettable::Reset)
+    };
+    <Cli as clap::CommandFactory>::command().mut_subcommands(|command| {
+        command
+            .disable_help_flag(true)
+            .arg(flag("help", ArgAction::HelpShort, "Print help, on one screen").short('h'))
+            .arg(flag("manual", ArgAction::HelpLong, "Print all there is to say, with examples"))
+    })
 }
 
 /// Reads the command line of this process.
@@ -187,7 +200,8 @@ pub(crate) fn parse() -> Result<Command, Stop> {
 
 fn parse_from(args: impl IntoIterator<Item = OsString>) -> Result<Command, Stop> {
     let args: Vec<OsString> = args.into_iter().collect();
-    match Cli::try_parse_from(&args) {
+    let matched = definition().try_get_matches_from(&args);
+    match matched.and_then(|matches| <Cli as clap::FromArgMatches>::from_arg_matches(&matches)) {
         Ok(cli) => Ok(cli.command),
         Err(error) if !error.use_stderr() => {
             // A reader that went away early (`hetmem --help | head -1`) has seen what it wanted.

@@ -12,6 +12,7 @@
 //!      ├─ set         changes what one goes by
 //!      ├─ advise      says to one how memory is used
 //!      ├─ metrics     what one tells Prometheus
+//!      ├─ progress    a bar while something takes long
 //!      ├─ shown       what several commands show in one way
 //!      ├─ control     how they are asked, and answer
 //!      ├─ pages       manual pages and completions
@@ -32,6 +33,7 @@ mod host;
 mod metrics;
 mod mistakes;
 mod pages;
+mod progress;
 mod ps;
 mod replay;
 mod run;

@@ -31,8 +31,11 @@ pub(crate) fn in_one_line(error: &clap::Error, args: &[OsString], cli: &clap::Co
         format!("hetmem has no command `{name}`; a program is run by `hetmem run -- {}`", program.join(" "))
     } else if kind == ErrorKind::UnknownArgument && !is_suggested && unknown.starts_with('-') {
         let options = command.unwrap_or(cli).get_opts().filter(|option| !option.is_hide_set());
-        let names = options.filter_map(clap::Arg::get_long).chain(["help"]);
-        let options: Vec<String> = names.map(|long| format!("--{long}")).collect();
+        let mut options: Vec<String> =
+            options.filter_map(clap::Arg::get_long).map(|long| format!("--{long}")).collect();
+        if command.is_none() {
+            options.extend(["--help", "--version"].map(str::to_owned));
+        }
         format!("there is no option `{unknown}`; there are {}", options.join(", "))
     } else {
         paragraphs(error)

@@ -30,7 +30,11 @@ pub(crate) struct Args {
 
 fn setting(text: &str) -> Result<ByteLen, String> {
     match text.split_once('=') {
-        Some(("system-limit", size)) => quantity::size(size).map_err(|error| error.to_string()),
+        Some(("system-limit", size)) => {
+            let size = quantity::size(size).map_err(|error| error.to_string())?;
+            let is_limit = size.whole_pages().is_some_and(|pages| !pages.is_zero());
+            is_limit.then_some(size).ok_or_else(|| "a limit is a positive multiple of 4K, such as 256M".to_owned())
+        }
         _ if quantity::size(text).is_ok() => Err(format!("what is set must be said: system-limit={text}")),
         _ => Err("only system-limit=SIZE can be set".to_owned()),
     }

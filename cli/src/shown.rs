@@ -1,8 +1,10 @@
 //! What several commands show in one way.
 
 use std::io::{self, Write as _};
+use std::path::Path;
 
 use crate::failure::Failure;
+use crate::run::output::Output;
 
 /// Prints `text`, which is called `what`, on standard output.
 pub(crate) fn print(text: &str, what: &'static str) -> Result<(), Failure> {
@@ -17,6 +19,22 @@ pub(crate) fn print_on(text: &str, what: &'static str) -> Result<bool, Failure> 
         // A reader that went away has seen what it wanted.
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
         Err(source) => Err(Failure::Output { what, source }),
+    }
+}
+
+/// Writes a picture, an SVG document, into a file.
+pub(crate) fn picture(drawn: &svg::Document, path: &Path) -> Result<(), Failure> {
+    let failed = |source| Failure::Picture { path: path.to_owned(), source };
+    picture_into(drawn, Output::prepare(path).map_err(failed)?).map_err(failed)
+}
+
+/// The same, into what was made sure of before.
+pub(crate) fn picture_into(drawn: &svg::Document, file: Output) -> io::Result<()> {
+    let text = format!("<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n{drawn}\n");
+    match file.write(text.as_bytes()) {
+        // A reader that went away has seen what it wanted.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        written => written,
     }
 }
 

@@ -1,12 +1,14 @@
 //! Mistakes that newcomers make: each answer is one line, which says what would be right. And what else makes a command friendly: help on one screen, no
 //! colours where there is no terminal, JSON wherever there is a table.
 
+#![expect(clippy::print_stderr, reason = "a test that can't run here says so")]
+
 mod support;
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use support::{built, hetmem, output, status, stderr, stdout};
 
@@ -37,9 +39,10 @@ fn who_forgets_a_word_is_told_the_whole_line() {
     );
     told(&["run", "--divice=coherent:emulated", "ls"], &["'--device'"]);
     told(&["ps", "--all"], &["no option `--all`", "--json"]);
-    told(&["set", "--limit", "64M"], &["no option `--limit`; there are --help; see"]);
+    told(&["set", "--limit", "64M"], &["no option `--limit`; there are --help, --manual; see"]);
     told(&["set", "64M"], &["`hetmem ps` lists the runs"]);
     told(&["set", "1", "64M"], &["system-limit=64M"]);
+    told(&["set", "1", "system-limit=0"], &["a positive multiple of 4K, such as 256M"]);
     told(&["advise", "1", "0x1000", "soon"], &["such as 7f0012345000-7f0012347000"]);
     told(&["top"], &["--once"]);
 }
@@ -54,6 +57,8 @@ fn who_writes_a_value_wrongly_is_told_one_that_is_right() {
     told(&["--device", "private:emulated,size=1GB"], &["K, M, G or T"]);
     told(&["--device", "private:emulated,latency=5"], &["ns, us, ms or s"]);
     told(&["--device", "private:emulated,size=64"], &["4K would be"]);
+    told(&["--device", "private:emulated,size=15T"], &["size 15 TiB is larger than this machine's memory"]);
+    told(&["--device", "private:compressed,size=15T"], &["half of the size", "give memory=…, such as memory="]);
     told(&["--policy", "limit"], &["--system-limit SIZE, such as 256M"]);
     told(&["--policy", "lru"], &["manual, limit=SIZE"]);
     told(&["--policy", "limit=64MB"], &["K, M, G or T"]);
@@ -101,20 +106,44 @@ fn who_asks_where_nothing_runs_is_told_how_something_would() {
     told(here.path(), &["replay", "trace"], 125, &["lackey", "--format"]);
 }
 
-#[test]
-fn help_is_one_screen_and_that_of_each_command_says_what_there_is_in_forty_lines() {
-    let help = |args: &[&str]| stdout(&output(hetmem().args(args).env("COLUMNS", "80")));
-    let all = help(&["--help"]);
+/// The commands that help lists.
+fn commands() -> Vec<String> {
+    let all = stdout(&output(hetmem().arg("--help").env("COLUMNS", "80")));
     assert!(all.lines().count() <= 24, "{all}");
     let commands = all.lines().skip_while(|line| *line != "Commands:").skip(1).take_while(|line| !line.is_empty());
     // Others go on with what is said of one.
     let commands = commands.filter(|line| !line.starts_with("   "));
-    let commands: Vec<&str> = commands.filter_map(|line| line.split_whitespace().next()).collect();
-    assert!(commands.contains(&"run"), "{all}");
-    for command in commands {
-        let short = help(&[command, "-h"]);
-        assert!((5..=40).contains(&short.lines().count()), "{short}");
-        assert!(short.lines().all(|line| line.chars().count() <= 80), "{short}");
+    let commands: Vec<String> = commands.filter_map(|line| line.split_whitespace().next()).map(str::to_owned).collect();
+    assert!(commands.len() >= 10 && commands.contains(&"run".to_owned()), "{all}");
+    commands
+}
+
+#[test]
+fn help_is_one_screen_of_each_command_too_and_the_manual_says_more() {
+    for command in commands() {
+        let told = |option: &str| stdout(&output(hetmem().args([&command, option]).env("COLUMNS", "80")));
+        let help = told("--help");
+        assert!((5..=24).contains(&help.lines().count()), "{help}");
+        assert!(help.lines().all(|line| line.chars().count() <= 80), "{help}");
+        assert_eq!(told("-h"), help);
+        let (manual, usage) = (told("--manual"), format!("Usage: hetmem {command}"));
+        assert!(manual.len() > help.len() && manual.contains(&usage) && help.contains(&usage), "{manual}");
+    }
+    assert!(stdout(&output(hetmem().args(["run", "--manual"]))).contains("Exit status:"));
+}
+
+#[test]
+fn what_takes_long_shows_how_far_it_is_on_a_terminal_and_nowhere_else() {
+    let here = tempfile::tempdir().unwrap();
+    std::fs::write(here.path().join("trace"), " L 04222c40,8\n S 04223c40,8\n".repeat(1000)).unwrap();
+    let args = ["replay", "trace", "--system-limit", "4K"];
+    let plain = output(hetmem().args(args).current_dir(here.path()));
+    assert!(status(&plain) == 0 && stderr(&plain).is_empty(), "{}", stderr(&plain));
+    let mut script = Command::new("script");
+    script.arg("-qec").arg(format!("{} {}", built("hetmem").display(), args.join(" "))).arg("/dev/null");
+    let shown = stdout(&output(script.current_dir(here.path()).env("TERM", "xterm")));
+    for part in ["reading: records", "simulating", "2000 touches of 2 pages"] {
+        assert!(shown.contains(part), "{part}: {shown:?}");
     }
 }
 
@@ -147,9 +176,82 @@ fn what_is_told_as_a_table_is_told_as_json_too() {
         assert!(told.is_object(), "{args:?}: {told}");
     }
     // Of the others, which need a run or a trace, that there is such an option; their own tests try it.
-    for command in ["top", "heat", "replay", "bench"] {
-        let help = stdout(&output(hetmem().args([command, "-h"])));
-        assert!(help.contains("--json"), "{help}");
+    for command in commands() {
+        let option = match command.as_str() {
+            // Beside its summary.
+            "run" => "--stats",
+            // They answer with a line.
+            "set" | "advise" => continue,
+            _ => "--json",
+        };
+        let help = stdout(&output(hetmem().args([&command, "--help"])));
+        assert!(help.contains(option), "{help}");
+    }
+}
+
+#[test]
+fn a_reader_that_goes_away_has_seen_what_it_wanted() {
+    let here = tempfile::tempdir().unwrap();
+    std::fs::write(here.path().join("trace"), " L 04222c40,8\n".repeat(1000)).unwrap();
+    for args in [
+        "topology",
+        "topology --svg /dev/stdout",
+        "topology --json",
+        "replay trace --system-limit 4K",
+        "replay trace --system-limit 4K --svg /dev/stdout",
+        "doctor",
+        "ps",
+        "bench --quick bookkeeping",
+        "run --manual",
+    ] {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let mut command = hetmem();
+        command.args(args.split(' ')).current_dir(here.path()).env("XDG_RUNTIME_DIR", here.path()).stdout(writer);
+        let run = command.stderr(Stdio::piped()).spawn().unwrap().wait_with_output().unwrap();
+        assert!([0, 1].contains(&status(&run)) && stderr(&run).is_empty(), "{args}: {} {}", status(&run), stderr(&run));
+    }
+}
+
+/// Everything that writes a file, where the disk is full: one line says which file, and what was there stays.
+#[test]
+fn a_full_disk_is_said_in_one_line_and_costs_nothing_that_was_there() {
+    let here = tempfile::tempdir().unwrap();
+    std::fs::write(here.path().join("trace"), " L 04222c40,8\n".repeat(1000)).unwrap();
+    let script = r#"
+mount -t tmpfs -o size=64k hetmem full || exit 99
+for file in stats metrics record svg json; do echo old >full/$file; done
+head -c 1M /dev/zero >full/rest 2>/dev/null
+HETMEM ARGS
+echo "status $?"
+cat full/svg full/json full/stats
+ls -A full | tr '\n' ' '
+"#;
+    let cases = [
+        ("run --quiet --stats full/stats -- true", 125, "full/stats"),
+        ("run --quiet --metrics full/metrics -- true", 125, "full/metrics"),
+        ("run --quiet --record full/new --policy limit=8M -- true", 125, "full/new"),
+        ("topology --svg full/svg", 125, "full/svg"),
+        ("replay trace --system-limit 4K --svg full/svg", 125, "full/svg"),
+        ("bench --quick bookkeeping --json full/json", 125, "full/json"),
+        ("pages full/pages", 125, "full/pages"),
+    ];
+    for (args, expected, file) in cases {
+        std::fs::create_dir_all(here.path().join("full")).unwrap();
+        let script = script.replace("HETMEM", &built("hetmem").display().to_string()).replace("ARGS", args);
+        // A disk of one's own, which nobody else sees.
+        let mut unshare = Command::new("unshare");
+        unshare.args(["--user", "--map-root-user", "--mount", "bash", "-c", &script]).current_dir(here.path());
+        let run = output(unshare.env("XDG_RUNTIME_DIR", here.path()));
+        let (told, said) = (stdout(&run), stderr(&run));
+        if told.is_empty() {
+            eprintln!("not tried: no disk can be had here: {said}");
+            return;
+        }
+        assert!(told.contains(&format!("status {expected}\n")), "{args}: {told}{said}");
+        assert!(said.starts_with("hetmem: ") && said.lines().count() == 1 && said.contains(file), "{args}: {said}");
+        assert!(told.contains("old\nold\nold\njson"), "what was there is gone: {args}: {told}");
+        assert!(!told.contains(".tmp"), "{args}: {told}");
     }
 }
 

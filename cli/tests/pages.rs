@@ -111,6 +111,12 @@ fn shells_can_read_the_completions() {
     );
     let completed = output(Command::new("bash").args(["--norc", "-c", &script]));
     assert_eq!(stdout(&completed), "run\n", "{}", stderr(&completed));
+    for file in
+        ["bash-completion/completions/hetmem", "zsh/site-functions/_hetmem", "fish/vendor_completions.d/hetmem.fish"]
+    {
+        let text = fs::read_to_string(folder.path().join(file)).unwrap();
+        assert!(text.contains("topology") && !text.contains("bench-target"), "{file}");
+    }
     assert!(
         fs::read_to_string(folder.path().join("fish/vendor_completions.d/hetmem.fish")).unwrap().contains("-a \"run\"")
     );

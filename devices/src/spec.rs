@@ -358,7 +358,13 @@ pub fn check(specs: &[DeviceSpec], memory: ByteLen) -> Result<(), (usize, SpecPr
         }
         let size = spec.memory();
         if size > memory {
-            return Err((i, SpecProblem::LargerThanMemory { size, memory }));
+            let is_limited = matches!(spec.backend.kind().footprint(), Footprint::Limited { .. });
+            let problem = match (is_limited, spec.memory) {
+                (false, _) => SpecProblem::LargerThanMemory { key: "size", size, memory },
+                (true, Some(_)) => SpecProblem::LargerThanMemory { key: "memory", size, memory },
+                (true, None) => SpecProblem::DefaultLargerThanMemory { size, memory },
+            };
+            return Err((i, problem));
         }
         total = total.saturating_add(size.get());
         if total > memory.get() {

@@ -16,7 +16,6 @@ use std::process::{Command, Stdio};
 
 use hetmem_core::units::{BLOCK_SIZE, ByteLen, PAGE_SIZE};
 
-use super::progress::Progress;
 use super::report::{Row, Section, Target};
 use super::rounds::{Plan, timed};
 use super::samples::{Samples, float};
@@ -24,6 +23,7 @@ use super::setup::failed;
 use super::target::Cost;
 use crate::failure::{Failure, chain};
 use crate::host;
+use crate::progress::Progress;
 
 /// Milliseconds that a start may take longer.
 const START_UP: Target = Target::AtMost(3.0);

@@ -29,12 +29,12 @@ use hetmem::{
 use hetmem_sys::mapping::HugePages;
 use hetmem_sys::yardstick::{Buffer, CopyRun, CopyWay};
 
-use super::progress::Progress;
 use super::report::{Row, Section, Target};
 use super::rounds::{Plan, pages};
 use super::samples::{Samples, float};
 use super::setup::{WORDS, failed, fill, is_intact, moved_and_kept, runtime, send_out, shuffled};
 use crate::failure::Failure;
+use crate::progress::Progress;
 
 /// How much longer than with a coherent device a round with a private one is to take.
 const OF_COHERENT: Target = Target::AtLeast(10.0);

@@ -4,12 +4,12 @@
 use hetmem::{BLOCK_PAGES, ByteLen, FaultPath, PAGE_SIZE, PageCount, PageRange};
 use hetmem_sys::yardstick::heap_bytes;
 
-use super::progress::Progress;
 use super::report::{Row, Section, Target};
 use super::rounds::Plan;
 use super::samples::{Samples, float};
 use super::setup::{WORDS, failed, moved_and_kept, runtime, to_device};
 use crate::failure::Failure;
+use crate::progress::Progress;
 
 /// All bytes for each page of a full device.
 const A_PAGE: Target = Target::AtMost(16.0);

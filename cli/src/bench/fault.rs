@@ -11,12 +11,12 @@ use std::time::{Duration, Instant};
 use hetmem::{FaultPath, Mapping, Runtime};
 use hetmem_sys::yardstick::{FaultFloor, FloorPath, SigbusTurn};
 
-use super::progress::Progress;
 use super::report::{Row, Section, Target};
 use super::rounds::{Plan, pages};
 use super::samples::{Samples, float, quantile};
 use super::setup::{WORDS, failed, fill, runtime, send_out, shuffled};
 use crate::failure::Failure;
+use crate::progress::Progress;
 
 /// A way in which faults are served, and with how many threads that touch it is tried.
 struct Served {

@@ -18,12 +18,12 @@ use hetmem_sys::mapping::HugePages;
 use hetmem_sys::numa::{Node, keep_from_balancing, nodes_with_memory};
 use hetmem_sys::yardstick::{KernelWay, NodeMover, pages_on};
 
-use super::progress::Progress;
 use super::report::{Row, Section, Target};
 use super::rounds::{Plan, pages, timed};
 use super::samples::{Samples, float};
 use super::setup::{failed, fill, home, is_intact, moved_and_kept, to_device};
 use crate::failure::Failure;
+use crate::progress::Progress;
 
 /// A size of page, and what is expected of hetmem against `move_pages(2)`.
 struct Size {

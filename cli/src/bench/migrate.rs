@@ -21,12 +21,12 @@ use hetmem::{BLOCK_PAGES, ByteLen, FaultPath, Mapping, PageCount, PageRange, Req
 use hetmem_sys::mapping::HugePages;
 use hetmem_sys::yardstick::{Buffer, CopyRun, CopyWay, PlainMover};
 
-use super::progress::Progress;
 use super::report::{Row, Section, Target};
 use super::rounds::{Plan, pages, timed};
 use super::samples::{Samples, float};
 use super::setup::{failed, fill, home, is_intact, moved_and_kept, page_words, runtime, to_device};
 use crate::failure::Failure;
+use crate::progress::Progress;
 
 /// A size of unit, and what is expected of it.
 struct Unit {

@@ -13,12 +13,12 @@ use hetmem_sys::mapping::HugePages;
 use hetmem_sys::pagemap::{Categories, PagemapScanner, Region, ScanQuery};
 use hetmem_sys::yardstick::Buffer;
 
-use super::progress::Progress;
 use super::report::{Row, Section, Target};
 use super::rounds::{Plan, pages, timed};
 use super::samples::{Samples, float};
 use super::setup::{failed, fill, runtime, send};
 use crate::failure::Failure;
+use crate::progress::Progress;
 
 /// Pages that one thread is to be told of in a second.
 const PAGES: Target = Target::AtLeast(20.0);

@@ -5,7 +5,7 @@
 //!        fault    │   each runs its contenders by turns ── rounds
 //!        touch    ├─► and returns a Section ── report (rows, ratios, targets; JSON) ── table
 //!        steady   │                              └─ samples (median, spread)
-//!        bookkeeping │                             machine (what it was measured on), progress
+//!        bookkeeping │                             machine (what it was measured on)
 //!        places   │
 //!        alternate │
 //!        mirror   │
@@ -31,7 +31,6 @@ mod migrate;
 mod mirror;
 mod places;
 mod policy;
-mod progress;
 mod report;
 mod rounds;
 mod samples;
@@ -42,27 +41,33 @@ mod table;
 pub(crate) mod target;
 mod touch;
 
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use crate::failure::Failure;
+use crate::progress::Progress;
 use crate::run::output::Output;
-use progress::Progress;
+use crate::shown;
 use report::{Report, Section};
 use rounds::Plan;
+
+/// What is printed.
+const RESULTS: &str = "the results";
 
 /// Measure migration and faults on this host, against the least that each could cost
 ///
 /// Everything that is compared is measured in the same run, by turns. Whether a target is met never changes the exit
 /// status.
 #[derive(clap::Args, Debug)]
+#[command(after_help = "Options of policy: see --manual.", after_long_help = "")]
 pub(crate) struct Args {
     /// Write the results to this file, as JSON, with every sample
     #[arg(long, value_name = "FILE")]
     pub(crate) json: Option<PathBuf>,
 
-    /// Measure little, to see that it works: the figures mean nothing
+    /// Measure little, to see that it works
+    ///
+    /// The figures mean nothing then.
     #[arg(long)]
     pub(crate) quick: bool,
 
@@ -70,7 +75,9 @@ pub(crate) struct Args {
     #[arg(value_name = "NAME", value_enum)]
     pub(crate) names: Vec<Name>,
 
-    /// Have `places` compare with the kernel's compressed swap: makes a zram device, and swaps to it, until the end (root)
+    /// Have `places` compare with zram (root)
+    ///
+    /// It makes a zram device, and swaps to it, until the end.
     #[arg(long)]
     pub(crate) zram: bool,
 
@@ -158,14 +165,17 @@ pub(crate) fn run(args: &Args) -> Result<u8, Failure> {
     };
     let plan = Plan::new(args.quick);
     let mut report = Report::new(machine::Machine::look(), &plan);
-    print(&table::head(&report))?;
+    shown::print(&table::head(&report), RESULTS)?;
     for name in Name::ALL.into_iter().filter(|name| args.names.is_empty() || args.names.contains(name)) {
         let (progress, start) = (Progress::new(), Instant::now());
         let mut section = name.run(&plan, args, &progress)?;
         drop(progress);
         section.seconds = start.elapsed().as_secs_f64();
-        print(&table::section(&section))?;
+        let is_wanted = shown::print_on(&table::section(&section), RESULTS)? || output.is_some();
         report.sections.push(section);
+        if !is_wanted {
+            break;
+        }
     }
     if let Some((output, path)) = output {
         let mut text = serde_json::to_vec_pretty(&report)
@@ -178,10 +188,4 @@ pub(crate) fn run(args: &Args) -> Result<u8, Failure> {
 
 fn unwritable(path: &Path, error: &std::io::Error) -> Failure {
     Failure::Bench(format!("results can't be written to {}: {error}", path.display()))
-}
-
-fn print(text: &str) -> Result<(), Failure> {
-    let mut out = std::io::stdout().lock();
-    let written = out.write_all(text.as_bytes()).and_then(|()| out.flush());
-    written.map_err(|source| Failure::Output { what: "the results", source })
 }

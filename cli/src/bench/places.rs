@@ -17,12 +17,12 @@ use hetmem_sys::yardstick::Buffer;
 
 use super::fault::{Touched, touch};
 use super::policy::Swap;
-use super::progress::Progress;
 use super::report::{Row, Section, Target};
 use super::rounds::{Plan, pages, timed};
 use super::samples::{Samples, float, quantile};
 use super::setup::{WORDS, failed, home, send_out, shuffled};
 use crate::failure::Failure;
+use crate::progress::Progress;
 
 /// The places, by their devices; what others are compared with comes first.
 const PLACES: [(&str, &str); 2] = [("emulated", "private:emulated"), ("compressed", "private:compressed")];

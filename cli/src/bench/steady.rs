@@ -12,12 +12,12 @@ use hetmem_sys::mapping::HugePages;
 use hetmem_sys::pagemap::{Categories, PagemapScanner, Region, ScanQuery};
 use hetmem_sys::yardstick::Buffer;
 
-use super::progress::Progress;
 use super::report::{Row, Section, Target};
 use super::rounds::{Plan, pages, timed};
 use super::samples::{Samples, float};
 use super::setup::{failed, fill, runtime, send_out, shuffled};
 use crate::failure::Failure;
+use crate::progress::Progress;
 
 /// Times that all words are changed in a round.
 const PASSES: u32 = 4;

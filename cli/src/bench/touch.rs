@@ -6,12 +6,12 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use hetmem::FaultPath;
 
-use super::progress::Progress;
 use super::report::{Row, Section, Target};
 use super::rounds::{Plan, timed};
 use super::samples::{Samples, float};
 use super::setup::{WORDS, failed, fill, runtime, send_out, shuffled};
 use crate::failure::Failure;
+use crate::progress::Progress;
 
 /// How much faster than page by page touching in order is to be.
 const OF_SINGLE: Target = Target::AtLeast(5.0);

@@ -122,6 +122,8 @@ impl AsFd for Connection {
 #[derive(Debug)]
 pub(crate) struct Introduced {
     pub(crate) pid: u32,
+    /// The user whose it is.
+    owner: u32,
     pub(crate) run: Result<(Run, Connection), String>,
 }
 
@@ -149,7 +151,7 @@ pub(crate) fn runs() -> Vec<Introduced> {
                 Err(error) => Err(error.to_string()),
             }
         });
-        Introduced { pid: found.pid, run }
+        Introduced { pid: found.pid, owner: found.owner, run }
     };
     let ended = AskError::Ended.to_string();
     opened.into_iter().map(introduce).filter(|found| found.run.as_ref().err() != Some(&ended)).collect()
@@ -179,12 +181,14 @@ fn forget(found: &Found) {
     }
 }
 
-/// The run whose `hetmem run`, or whose program, is process `pid`, or the only one there is; the error says what there is.
+/// The run whose `hetmem run`, or whose program, is process `pid`, or the only one of this user's; the error says what there is.
 pub(crate) fn find(pid: Option<u32>) -> Result<(Run, Connection), String> {
     let mut runs = runs();
+    let user = rustix::process::geteuid().as_raw();
     let is_meant = |found: &Introduced| {
         let is_program = |pid| found.run.as_ref().is_ok_and(|(run, _)| run.program_pid == pid);
-        pid.is_none_or(|pid| found.pid == pid || is_program(pid))
+        // Root may ask those of others, too, and names them.
+        pid.map_or(found.owner == user, |pid| found.pid == pid || is_program(pid))
     };
     let meant = runs.iter().filter(|found| is_meant(found)).count();
     match (meant, pid) {
@@ -194,7 +198,14 @@ pub(crate) fn find(pid: Option<u32>) -> Result<(Run, Connection), String> {
             found.run.map_err(|why| format!("run {}: {why}", found.pid))
         }
         (0, Some(pid)) => Err(format!("process {pid} is no run of hetmem's that may be asked; see `hetmem ps`")),
-        (0, None) => Err("no run of hetmem's is under way; `hetmem run -- PROGRAM` begins one".to_owned()),
+        (0, None) if runs.is_empty() => {
+            Err("no run of hetmem's is under way; `hetmem run -- PROGRAM` begins one".to_owned())
+        }
+        (0, None) => {
+            let others: Vec<String> =
+                runs.iter().map(|found| format!("{} (of user {})", found.pid, found.owner)).collect();
+            Err(format!("no run of yours is under way; there are others': {}; name one", others.join(", ")))
+        }
         _ => {
             let pids: Vec<String> =
                 runs.iter().filter(|found| is_meant(found)).map(|found| found.pid.to_string()).collect();

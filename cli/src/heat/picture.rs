@@ -12,6 +12,7 @@ use crate::control::protocol::{Address, Run};
 use crate::failure::{Failure, one_line};
 use crate::run::output::Output;
 use crate::run::report::short;
+use crate::shown;
 
 /// Where cells begin, how wide all of them are, and the height of a line.
 const LEFT: f64 = 70.0;
@@ -39,8 +40,7 @@ impl Picture {
 
     /// Draws `rows` into it.
     pub(super) fn write(self, run: &Run, rows: &[Row]) -> Result<(), Failure> {
-        let text = format!("<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n{}\n", draw(run, rows));
-        self.file.write(text.as_bytes()).map_err(|source| Failure::Picture { path: self.path, source })
+        shown::picture_into(&draw(run, rows), self.file).map_err(|source| Failure::Picture { path: self.path, source })
     }
 }
 

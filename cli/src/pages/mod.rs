@@ -38,7 +38,7 @@ pub(crate) fn run(args: &Args, cli: clap::Command) -> Result<u8, Failure> {
     let mut files = command::pages(&cli);
     files.extend(topics::pages());
     files.push(library::page());
-    files.extend(completions(cli));
+    files.extend(completions(&cli));
     for (path, text) in files {
         let path = args.folder.join(path);
         write(&path, &text).map_err(|source| Failure::Page { path, source })?;
@@ -51,7 +51,14 @@ fn write(path: &Path, text: &[u8]) -> io::Result<()> {
     fs::write(path, text)
 }
 
-fn completions(mut cli: clap::Command) -> [(PathBuf, Vec<u8>); 3] {
+fn completions(cli: &clap::Command) -> [(PathBuf, Vec<u8>); 3] {
+    // Without what `hetmem --help` leaves out, too.
+    let listed = cli.get_subcommands().filter(|command| !command.is_hide_set());
+    let mut cli = clap::Command::new("hetmem")
+        .version(env!("CARGO_PKG_VERSION"))
+        .about(cli.get_about().cloned().unwrap_or_default())
+        .disable_help_subcommand(true)
+        .subcommands(listed.cloned());
     // Where each shell looks, and what it calls the file.
     [
         (Shell::Bash, "bash-completion/completions/hetmem"),

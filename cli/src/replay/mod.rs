@@ -20,11 +20,14 @@ use std::time::{Duration, Instant};
 use hetmem_core::physmap::MemoryType;
 use hetmem_core::policy::{PolicySpec, with_limit};
 use hetmem_core::quantity;
+use hetmem_core::record::Record;
 use hetmem_core::units::{ByteLen, PAGE_SIZE, PageCount};
 use hetmem_devices::spec::DeviceSpec;
 use hetmem_trace::{Format, Outcomes, Played, Replay, Sampling, Setup, SimulatedDevice, Survey, TraceError, play};
 
 use crate::failure::Failure;
+use crate::progress::Progress;
+use crate::shown;
 
 /// What the simulation may take, if nobody says.
 const MEMORY: &str = "1G";
@@ -41,19 +44,21 @@ pub(crate) struct Args {
     #[arg(value_name = "FILE")]
     file: PathBuf,
 
-    /// How much may stay in system memory; several with commas between [default: that of the recording]
-    #[arg(long, value_name = "SIZE[,SIZE]…", value_delimiter = ',', value_parser = quantity::size)]
+    /// What may stay in system memory, as in 8M,32M [default: as recorded]
+    #[arg(long, value_name = "SIZES", value_delimiter = ',', value_parser = quantity::size)]
     system_limit: Vec<ByteLen>,
 
-    /// The policies to run, of those that hold a limit; several with commas between
-    #[arg(long, value_name = "POLICY[,POLICY]…", value_delimiter = ',', default_value = "limit")]
+    /// The policies to run, of those that hold a limit, as in limit,clock
+    #[arg(long, value_name = "POLICIES", value_delimiter = ',', default_value = "limit")]
     policy: Vec<PolicySpec>,
 
-    /// Who recorded the trace: hetmem, lackey, oracleGeneral or damo [default: by what is in it]
+    /// hetmem, lackey, oracleGeneral or damo [default: by what is in it]
+    ///
+    /// Who recorded the trace.
     #[arg(long, value_name = "FORMAT")]
     format: Option<Format>,
 
-    /// Simulate one of N blocks of memory (2 MiB each) [default: all, or as many as there is room for in --memory]
+    /// Simulate one of N blocks of 2 MiB [default: as many as --memory has room for]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     sample: Option<u32>,
 
@@ -65,7 +70,9 @@ pub(crate) struct Args {
     #[arg(long)]
     json: bool,
 
-    /// Draw the share of misses by the limit into this file, as SVG
+    /// Draw the share of misses by the limit into this file
+    ///
+    /// The picture is SVG.
     #[arg(long, value_name = "FILE")]
     svg: Option<PathBuf>,
 }
@@ -108,7 +115,13 @@ pub(crate) fn run(args: &Args) -> Result<u8, Failure> {
     let given = args.sample.map_or(Sampling::ALL, Sampling::one_in);
     let count = limits.len().max(1);
     let mut survey = Survey::new(given, args.memory.get(), Setup::bytes_by_page(count, args.policy.len()));
-    let played = play(&args.file, args.format, &mut |records| survey.look(records)).map_err(failed)?;
+    let progress = Progress::new();
+    progress.begin_counting("reading: records");
+    let mut look = |records: &[Record]| {
+        progress.steps(records.len());
+        survey.look(records);
+    };
+    let played = play(&args.file, args.format, &mut look).map_err(failed)?;
     if limits.is_empty() {
         let recorded = played.recording.as_ref().and_then(|recording| recording.policy.parse::<PolicySpec>().ok());
         let limit = recorded.as_ref().and_then(PolicySpec::argument).and_then(|limit| quantity::size(limit).ok());
@@ -129,7 +142,13 @@ pub(crate) fn run(args: &Args) -> Result<u8, Failure> {
     };
     let began = Instant::now();
     let mut replay = Replay::new(&setup).map_err(|error| usage(error.to_string()))?;
-    play(&args.file, Some(played.format), &mut |records| replay.feed(records)).map_err(failed)?;
+    progress.begin("simulating", usize::try_from(survey.records).unwrap_or(usize::MAX));
+    let mut feed = |records: &[Record]| {
+        progress.steps(records.len());
+        replay.feed(records);
+    };
+    play(&args.file, Some(played.format), &mut feed).map_err(failed)?;
+    drop(progress);
     let done = Done {
         file: args.file.display().to_string(),
         played,
@@ -140,7 +159,7 @@ pub(crate) fn run(args: &Args) -> Result<u8, Failure> {
         took: began.elapsed(),
     };
     if let Some(path) = &args.svg {
-        picture::write(&done, path)?;
+        shown::picture(&picture::draw(&done), path)?;
     }
     let text = if args.json { json::text(&done) } else { table::text(&done) };
     match io::stdout().lock().write_all(text.as_bytes()) {

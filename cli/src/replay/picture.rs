@@ -2,14 +2,11 @@
 //!
 //! The limit is on a scale of powers of two, from the lowest to the highest; the share on one from none to the highest that there is.
 
-use std::path::Path;
-
 use svg::Document;
 use svg::node::element::{Circle, Line, Polyline, Rectangle, Text, Title};
 
 use super::Done;
 use super::table::share;
-use crate::failure::Failure;
 
 const SIZE: (f64, f64) = (960.0, 540.0);
 /// Left, top, right and bottom of the field.
@@ -17,14 +14,9 @@ const FIELD: (f64, f64, f64, f64) = (90.0, 70.0, 760.0, 480.0);
 /// Colours that are told apart by who sees few (Okabe and Ito).
 const COLOURS: [&str; 8] = ["#000000", "#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#999933"];
 
-/// Draws it into a file.
-pub(super) fn write(done: &Done, path: &Path) -> Result<(), Failure> {
-    let text = format!("<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n{}\n", draw(done));
-    std::fs::write(path, text).map_err(|source| Failure::Picture { path: path.to_owned(), source })
-}
-
+/// Draws it.
 #[expect(clippy::cast_precision_loss, reason = "places on paper")]
-fn draw(done: &Done) -> Document {
+pub(super) fn draw(done: &Done) -> Document {
     let (left, top, right, bottom) = FIELD;
     let all = &done.outcomes.all;
     let ratio = |misses: f64| share(misses, done.outcomes.touches);

@@ -14,6 +14,7 @@ use std::path::PathBuf;
 use hetmem_topology::{Root, Topology};
 
 use crate::failure::Failure;
+use crate::shown;
 
 /// Say what memory this machine has, who claims it, and which devices hetmem can make of it.
 ///
@@ -50,7 +51,7 @@ pub(crate) fn run(args: &Args) -> Result<u8, Failure> {
     }
     let name = if args.root.is_some() { format!("recorded machine {}", found.root) } else { "this machine".to_owned() };
     if let Some(path) = &args.svg {
-        picture::write(&found, &name, path)?;
+        shown::picture(&picture::draw(&found, &name), path)?;
     }
     let text = if args.json {
         let mut text = serde_json::to_string_pretty(&found).expect("texts and numbers are JSON");

@@ -3,8 +3,6 @@
 //! A range is a box as high as the logarithm of its size; a gap between two is a dashed line, however long it is. The colour is the
 //! holder's, and the words in the box say the same.
 
-use std::path::Path;
-
 use hetmem_topology::model::{ClaimKind, Range};
 use hetmem_topology::{PhysAddr, Topology};
 use svg::Document;
@@ -12,7 +10,6 @@ use svg::node::element::{Line, Rectangle, Text, Title};
 
 use super::figures::{performance, size};
 use super::table::{holder, is_listed};
-use crate::failure::Failure;
 
 const WIDTH: u64 = 1120;
 const MARGIN: u64 = 24;
@@ -24,13 +21,8 @@ const LINE: u64 = 17;
 /// The most characters that fit into a box, and beside it.
 const FIT: (usize, usize) = (40, 88);
 
-/// Draws `found` into a file.
-pub(super) fn write(found: &Topology, name: &str, path: &Path) -> Result<(), Failure> {
-    let text = format!("<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n{}\n", draw(found, name));
-    std::fs::write(path, text).map_err(|source| Failure::Picture { path: path.to_owned(), source })
-}
-
-fn draw(found: &Topology, name: &str) -> Document {
+/// Draws `found`.
+pub(super) fn draw(found: &Topology, name: &str) -> Document {
     let ranges: Vec<_> = found.ranges.iter().filter(|range| is_listed(range)).collect();
     let title = format!("Physical address space of {}", printable(name, 70));
     let mut picture = Document::new()

@@ -121,9 +121,22 @@ pub enum SpecProblem {
     #[error("the name `{0}` is taken by an earlier device; give name=…")]
     DuplicateName(String),
     /// The device is larger than the machine's memory.
-    #[error("size {size} is larger than this machine's memory ({memory})")]
+    #[error("{key} {size} is larger than this machine's memory ({memory})")]
     LargerThanMemory {
+        /// The key that says how large it is.
+        key: &'static str,
         /// The device's size, or what it takes.
+        size: ByteLen,
+        /// The machine's memory.
+        memory: ByteLen,
+    },
+    /// What it takes where nobody says is larger than the machine's memory.
+    #[error(
+        "half of the size, {size}, is what its pages may take if nobody says, more than this machine's memory ({memory}); give memory=…, such as memory={}",
+        Exact(ByteLen::new((memory.get() / 4) >> 20 << 20))
+    )]
+    DefaultLargerThanMemory {
+        /// What it takes.
         size: ByteLen,
         /// The machine's memory.
         memory: ByteLen,

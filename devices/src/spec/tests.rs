@@ -148,7 +148,7 @@ fn the_list_is_checked_as_a_whole() {
     );
     assert_eq!(
         problem_of_all(&["coherent:emulated,size=17G"]),
-        SpecProblem::LargerThanMemory { size: ByteLen::new(17 << 30), memory: MEMORY }
+        SpecProblem::LargerThanMemory { key: "size", size: ByteLen::new(17 << 30), memory: MEMORY }
     );
     assert_eq!(
         problem_of_all(&["coherent:emulated,size=9G", "private:emulated,size=9G"]),
@@ -171,7 +171,12 @@ fn what_compressed_pages_may_take_is_said_apart_from_their_size() {
     let size = ByteLen::new(32 << 30);
     assert_eq!(
         problem_of_all(&["private:compressed,size=64G"]),
-        SpecProblem::LargerThanMemory { size, memory: MEMORY }
+        SpecProblem::DefaultLargerThanMemory { size, memory: MEMORY }
+    );
+    assert!(problem_of_all(&["private:compressed,size=64G"]).to_string().ends_with("give memory=…, such as memory=4G"));
+    assert_eq!(
+        problem_of_all(&["private:compressed,size=64G,memory=32G"]).to_string(),
+        "memory 32 GiB is larger than this machine's memory (16 GiB)"
     );
     let [memory, least, size] = [100_000, 64 << 10, 4096].map(ByteLen::new);
     assert_eq!(problem("private:compressed,memory=100000"), SpecProblem::NotWhole { memory, least });

@@ -30,9 +30,9 @@ mod results;
 use hetmem_core::quantity;
 use hetmem_core::units::{BLOCK_SIZE, ByteLen};
 
-use super::progress::Progress;
 use super::report::Section;
 use super::rounds::{Plan, pages};
+use crate::progress::Progress;
 
 use crate::failure::{Failure, chain};
 use crate::host;
@@ -59,35 +59,35 @@ const IDLE: u64 = 1_000;
 #[command(next_help_heading = "Options of policy")]
 pub(crate) struct Options {
     /// The workloads [default: all, with the base of the other options]
-    #[arg(long, value_name = "NAME", value_enum, value_delimiter = ',')]
+    #[arg(long, hide_short_help = true, value_name = "NAME", value_enum, value_delimiter = ',')]
     workload: Vec<Workload>,
 
     /// The sizes of pages [base: small]
-    #[arg(long, value_name = "SIZE", value_enum, value_delimiter = ',')]
+    #[arg(long, hide_short_help = true, value_name = "SIZE", value_enum, value_delimiter = ',')]
     pages: Vec<PageSize>,
 
     /// The limits, as parts of the data [base: 0.5]
-    #[arg(long, value_name = "PART", value_parser = part, value_delimiter = ',')]
+    #[arg(long, hide_short_help = true, value_name = "PART", value_parser = part, value_delimiter = ',')]
     limit: Vec<f64>,
 
     /// The devices [base: private, coherent]
-    #[arg(long, value_name = "DEVICE", value_enum, value_delimiter = ',')]
+    #[arg(long, hide_short_help = true, value_name = "DEVICE", value_enum, value_delimiter = ',')]
     device: Vec<Device>,
 
     /// Who is compared, beside the native program [default: limit, clock]
-    #[arg(long, value_name = "WHO", value_enum, value_delimiter = ',')]
+    #[arg(long, hide_short_help = true, value_name = "WHO", value_enum, value_delimiter = ',')]
     contender: Vec<Contender>,
 
     /// The program's data [default: 1G]
-    #[arg(long, value_name = "SIZE", value_parser = quantity::size)]
+    #[arg(long, hide_short_help = true, value_name = "SIZE", value_parser = quantity::size)]
     data: Option<ByteLen>,
 
     /// How long each phase of a program takes [default: 10]
-    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=3600))]
+    #[arg(long, hide_short_help = true, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=3600))]
     seconds: Option<u64>,
 
     /// How often everything is measured [default: 3]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=100))]
+    #[arg(long, hide_short_help = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=100))]
     rounds: Option<u16>,
 }
 

@@ -8,11 +8,11 @@ use hetmem::{ByteLen, FaultPath, PageCount, Runtime};
 use hetmem_sys::yardstick::Pieces;
 
 use super::{Growth, LINEAR, Step, note_kept, room, rounds, there_and_back};
-use crate::bench::progress::Progress;
 use crate::bench::report::{Section, Target};
 use crate::bench::rounds::Plan;
 use crate::bench::setup::{failed, runtime};
 use crate::failure::Failure;
+use crate::progress::Progress;
 
 /// Of each mapping.
 const PAGES: PageCount = PageCount::new(16);

@@ -21,13 +21,13 @@ use std::time::Duration;
 
 use hetmem::{ByteLen, PageRange, Request, Runtime};
 
-use super::progress::Progress;
 use super::report::{Row, Section, Target};
 use super::rounds::{Plan, timed};
 use super::samples::{Samples, float};
 use super::setup::{home, moved_and_kept, to_device};
 use crate::failure::Failure;
 use crate::host;
+use crate::progress::Progress;
 
 /// The types of device that are tried, one after the other.
 const TYPES: [&str; 2] = ["coherent", "private"];

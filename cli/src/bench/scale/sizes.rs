@@ -3,11 +3,11 @@
 use hetmem::{ByteLen, FaultPath, PageCount};
 
 use super::{Growth, LINEAR, Step, note_kept, room, rounds, there_and_back};
-use crate::bench::progress::Progress;
 use crate::bench::report::Section;
 use crate::bench::rounds::{Plan, pages};
 use crate::bench::setup::{failed, fill, is_intact, page_words, runtime};
 use crate::failure::Failure;
+use crate::progress::Progress;
 
 const MIB: u64 = 1 << 20;
 

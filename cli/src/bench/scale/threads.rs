@@ -5,12 +5,12 @@ use std::time::Duration;
 use hetmem::{BLOCK_PAGES, ByteLen, FaultPath, PageCount, PageRange, Request, Runtime};
 
 use super::{Growth, Step, note_kept, rounds};
-use crate::bench::progress::Progress;
 use crate::bench::report::Section;
 use crate::bench::rounds::{Plan, pages, timed};
 use crate::bench::samples::Samples;
 use crate::bench::setup::{failed, fill, home, is_intact, moved_and_kept, runtime, to_device};
 use crate::failure::Failure;
+use crate::progress::Progress;
 
 const THREADS: [u64; 3] = [1, 2, 4];
 
