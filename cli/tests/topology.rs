@@ -52,11 +52,12 @@ fn json(run: &Output) -> Value {
 fn the_tree_and_the_tables_are_as_documented() {
     let text = said(&recorded("soft-reserved-dax", &[]));
     let (_, text) = text.split_once('\n').unwrap();
-    let readme = include_str!("../../README.md");
-    let shown = readme.split("--root topology/tests/fixtures/soft-reserved-dax\n").nth(1).expect("the README has it");
+    let document = include_str!("../../docs/machine.md");
+    let shown =
+        document.split("--root topology/tests/fixtures/soft-reserved-dax\n").nth(1).expect("the document has it");
     let shown = shown.split("```").next().unwrap();
     let mut rest = text;
-    // The README leaves lines out, and says so by an ellipsis.
+    // The document leaves lines out, and says so by an ellipsis.
     for part in shown.lines().skip(1).filter(|line| *line != "…") {
         let at = rest.find(part).unwrap_or_else(|| panic!("no `{part}` in order in:\n{text}"));
         rest = &rest[at + part.len()..];
