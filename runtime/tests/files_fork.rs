@@ -1,6 +1,6 @@
 //! Files whose pages are on devices when the process forks. A fork is one of the whole process, so these tests have one of their own.
 #![expect(unsafe_code, reason = "forks")]
-#![allow(clippy::print_stderr, reason = "says why it is skipped")]
+#![expect(clippy::print_stderr, reason = "a test that can't run here says so")]
 
 mod common;
 
