@@ -207,6 +207,36 @@ fn a_thread_with_descriptors_of_its_own_maps_what_it_has_open() {
     });
 }
 
+#[test]
+fn a_process_whose_first_thread_has_ended_has_its_files_moved() {
+    let _alone = ALONE.lock().unwrap();
+    let path = file();
+    let status = in_a_child(|| {
+        let moves = || {
+            let runtime = builder().start().unwrap();
+            let mapping = map(&runtime, &path);
+            [COHERENT, PRIVATE].into_iter().for_each(|device| {
+                all_moved(&runtime.migrate(mapping.range(), to(device)));
+                verify(&mapping, 0);
+            });
+        };
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while std::fs::read_to_string("/proc/self/stat").is_ok_and(|stat| !stat.contains(") Z ")) {
+                    std::thread::yield_now();
+                }
+                let moved = std::panic::catch_unwind(std::panic::AssertUnwindSafe(moves));
+                // SAFETY: ends the child.
+                unsafe { libc::_exit(i32::from(moved.is_err())) };
+            });
+            // SAFETY: ends this thread, and nothing else.
+            unsafe { libc::syscall(libc::SYS_exit, 0) };
+        });
+        false
+    });
+    assert_eq!(status, 0);
+}
+
 /// Who has a POSIX lock on the file by which it could not be locked for writing, seen from another process; 0 if nobody.
 fn holder(fd: RawFd) -> libc::pid_t {
     let (mut seen, shown) = std::io::pipe().unwrap();

@@ -14,6 +14,7 @@ use hetmem_core::units::VirtAddr;
 use crate::copy::address;
 use crate::errno::Errno;
 use crate::raw;
+use crate::thread::current_tid;
 
 /// The word at `at`.
 ///
@@ -102,7 +103,8 @@ unsafe fn byte_at<'a>(at: VirtAddr) -> &'a AtomicU8 {
 unsafe fn copy_checked(call: libc::c_long, local: *mut u8, at: VirtAddr, len: usize) -> Result<(), Errno> {
     let vector = |base: usize| [base, len];
     let (local, remote) = (vector(local.expose_provenance()), vector(address(at)));
-    let own = usize::try_from(rustix::process::getpid().as_raw_pid()).unwrap_or(0);
+    // By the number of this thread: that of the process names its first, which may have ended.
+    let own = current_tid() as usize;
     let args = [own, local.as_ptr().expose_provenance(), 1, remote.as_ptr().expose_provenance(), 1, 0];
     // SAFETY: the two vectors live through the call; the rest is the caller's.
     match unsafe { raw::syscall6(call, args) } {
