@@ -137,6 +137,11 @@ impl Outcomes {
         self.pages[index] = outcome;
     }
 
+    /// Says it of several pages.
+    pub(crate) fn set_all(&mut self, pages: std::ops::Range<usize>, outcome: PageOutcome) {
+        self.pages[pages].fill(outcome);
+    }
+
     /// Takes over `pages` outcomes of `from`, those from its page `skip` on, as the outcomes from page `at` on.
     ///
     /// # Panics

@@ -24,7 +24,8 @@
 //!
 //! The pool of system pages is one more set of frames ([`SYSTEM_POOL`]): a page in transit is just a page in a frame of the pool.
 
-use crate::units::{DeviceId, FrameIndex};
+use crate::frames::FrameRun;
+use crate::units::{DeviceId, FrameIndex, PageCount};
 
 /// The number under which frames of the pool of system pages appear in slots.
 pub const SYSTEM_POOL: DeviceId = DeviceId::new(u8::MAX);
@@ -69,6 +70,21 @@ impl Slot {
         match self {
             Self::System => None,
             Self::Mapped(frame) | Self::Unmapped { frame, .. } => Some(frame),
+        }
+    }
+
+    /// That of the page `pages` behind one in this state, where pages are alike: the system's, or in frames that follow one another.
+    #[inline]
+    #[must_use]
+    pub fn behind(self, pages: PageCount) -> Self {
+        let behind = |Frame { device, index }| {
+            let run = FrameRun { first: index, pages: pages + PageCount::ONE };
+            Frame { device, index: run.frame(pages) }
+        };
+        match self {
+            Self::System => Self::System,
+            Self::Mapped(frame) => Self::Mapped(behind(frame)),
+            Self::Unmapped { frame, busy } => Self::Unmapped { frame: behind(frame), busy },
         }
     }
 

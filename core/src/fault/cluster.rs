@@ -171,7 +171,7 @@ impl<'e, H: Host> Cluster<'e, H> {
     pub(super) fn advance(&mut self, pages: PageCount) {
         let mut leaving = Leaving::new(self.engine, Left::Page);
         for i in 0..pages.get() {
-            leaving.add(self.frame(PageCount::new(i)));
+            leaving.add(Frames::single(self.frame(PageCount::new(i))));
         }
         drop(leaving);
         self.pages.done += u16::try_from(pages.get()).expect("a cluster has a few pages");

@@ -150,7 +150,7 @@ impl<H: Host> Drop for FrameRefs<'_, H> {
     }
 }
 
-/// References that come frame by frame and are let go of by runs.
+/// References that come in pieces and are let go of by runs.
 pub(crate) struct Leaving<'e, H: Host> {
     engine: &'e Engine<H>,
     left: Left,
@@ -163,13 +163,13 @@ impl<'e, H: Host> Leaving<'e, H> {
         Self { engine, left, run: None }
     }
 
-    /// Lets go of a reference to `frame` that was counted.
+    /// Lets go of a reference to each of `frames` that was counted.
     #[inline]
-    pub(crate) fn add(&mut self, frame: Frame) {
+    pub(crate) fn add(&mut self, frames: Frames) {
         match &mut self.run {
-            Some(run) if run.goes_on_with(frame) => run.run.pages += PageCount::ONE,
+            Some(run) if run.goes_on_with(frames.frame(PageCount::ZERO)) => run.run.pages += frames.run.pages,
             run => {
-                if let Some(run) = run.replace(Frames::single(frame)) {
+                if let Some(run) = run.replace(frames) {
                     self.engine.release(run, self.left);
                 }
             }
@@ -187,11 +187,14 @@ impl<H: Host> Drop for Leaving<'_, H> {
 
 /// The slots of `at` name `frames` as before, each in the state that `state_of` gives it.
 pub(crate) fn restate(state: &mut BlockState, at: PageRange, frames: Frames, state_of: impl Fn(Frame) -> Slot) {
-    for (i, page) in (0..).zip(at.iter()) {
-        let (index, frame) = (page.index_in_block(), frames.frame(PageCount::new(i)));
-        debug_assert_eq!(state.slot(index).frame(), Some(frame), "the slot's reference stays");
-        state.set(index, state_of(frame));
+    if at.is_empty() {
+        return;
     }
+    let mut at_frame = PageCount::ZERO;
+    state.set_run(at, state_of(frames.frame(PageCount::ZERO)), |was, pages| {
+        debug_assert_eq!(was.frame(), Some(frames.frame(at_frame)), "the slot's reference stays");
+        at_frame += pages;
+    });
 }
 
 impl<H: Host> Engine<H> {
@@ -232,22 +235,21 @@ impl<H: Host> Engine<H> {
     ) {
         assert_eq!(at.pages(), refs.pages(), "each page has a frame");
         let frames = refs.into_counted();
-        let mut before = Leaving::new(self, Left::Page);
-        for (i, page) in (0..).zip(at.iter()) {
-            let was = state.slot(page.index_in_block());
-            state.set(page.index_in_block(), state_of(frames.frame(PageCount::new(i))));
-            was.frame().into_iter().for_each(|frame| before.add(frame));
+        if at.is_empty() {
+            return;
         }
+        let mut before = Leaving::new(self, Left::Page);
+        state.set_run(at, state_of(frames.frame(PageCount::ZERO)), |was, pages| {
+            was.frame().into_iter().for_each(|frame| before.add(Frames::new(frame, pages)));
+        });
     }
 
     /// The pages of `at`, all of one block, are the system's now, and `left` is what they leave in their frames.
     pub(crate) fn vacate(&self, state: &mut BlockState, at: PageRange, left: Left) {
         let mut before = Leaving::new(self, left);
-        for page in at.iter() {
-            let was = state.slot(page.index_in_block());
-            state.set(page.index_in_block(), Slot::System);
-            was.frame().into_iter().for_each(|frame| before.add(frame));
-        }
+        state.set_run(at, Slot::System, |was, pages| {
+            was.frame().into_iter().for_each(|frame| before.add(Frames::new(frame, pages)));
+        });
     }
 
     /// The slot of `page`, if it names a frame, with the reference that it had: the page is the system's as long as no other slot gets it.

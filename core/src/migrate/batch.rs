@@ -55,18 +55,20 @@ impl<H: Host> Piece<'_, H> {
         front
     }
 
-    /// Whether page `offset` of the piece is still this batch's: events may have dropped or moved it.
-    pub(crate) fn is_ours(&self, state: &BlockState, offset: PageCount) -> bool {
-        let index = self.at.start().add_pages(offset).index_in_block();
-        state.slot(index) == Slot::Unmapped { frame: self.bytes.frame(offset), busy: true }
-    }
-
-    /// The number of pages from the first on that are all still this batch's, or all no longer.
+    /// The number of pages from the first on that are all still this batch's, or all no longer: events may have dropped or moved them.
     pub(crate) fn same_fate(&self, state: &BlockState) -> (bool, PageCount) {
-        let ours = self.is_ours(state, PageCount::ZERO);
-        let mut n = PageCount::ONE;
-        while n < self.at.pages() && self.is_ours(state, n) == ours {
-            n += PageCount::ONE;
+        // Of pages that are alike all are where the piece has them, or none is.
+        let fate = |at: PageCount| {
+            let (slot, pages) = state.slot_run(self.at.slice(at, self.at.pages()));
+            (slot == Slot::Unmapped { frame: self.bytes.frame(at), busy: true }, pages)
+        };
+        let (ours, mut n) = fate(PageCount::ZERO);
+        while n < self.at.pages() {
+            let (same, pages) = fate(n);
+            if same != ours {
+                break;
+            }
+            n += pages;
         }
         (ours, n)
     }
@@ -86,9 +88,7 @@ pub(crate) struct Batch<'e, H: Host> {
 impl<H: Host> Batch<'_, H> {
     pub(crate) fn set_outcome(&mut self, pages: PageRange, outcome: PageOutcome) {
         let first = pages.start().pages_since(self.range.start()).as_usize();
-        for i in 0..pages.pages().as_usize() {
-            self.outcomes.set(first + i, outcome);
-        }
+        self.outcomes.set_all(first..first + pages.pages().as_usize(), outcome);
     }
 
     /// Takes the pages of `piece` back to where they were, as far as they are still this batch's.

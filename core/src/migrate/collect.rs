@@ -9,7 +9,7 @@ use crate::physmap::MemoryType;
 use crate::port::{FaultPath, Host, Taken};
 use crate::slot::{Frame, SYSTEM_POOL, Slot};
 use crate::space::{BlockState, Region, kept_by_advice};
-use crate::units::{PageCount, PageRange, VirtAddr};
+use crate::units::{PageCount, PageRange};
 
 /// Pages that were taken out, or were missing already, and are busy on behalf of this migration.
 pub struct Collected<'e, H: Host> {
@@ -81,8 +81,12 @@ impl<'e, H: Host> Collected<'e, H> {
             // What only seems to be there already is to move.
             engine.forget_strays(&mut state, range, Some(device));
         }
-        let plan = |state: &BlockState, page: VirtAddr| {
-            match plan_page(engine, state.slot(page.index_in_block()), request) {
+        // Where nothing is said of single pages, those that are alike are planned alike.
+        let by_run = suspects.overlapping(range).next().is_none() && excluded.overlapping(range).next().is_none();
+        let plan = |state: &BlockState, pages: PageRange| {
+            let (slot, alike) = state.slot_run(pages);
+            let page = pages.start();
+            let plan = match plan_page(engine, slot, request) {
                 // What was dropped of a block that is laid or lifted meanwhile is nobody's yet.
                 _ if state.exchanging || suspects.get(page).is_some() => Plan::Keep(KeptReason::Raced),
                 // What is out already may go home, and nowhere else.
@@ -90,7 +94,8 @@ impl<'e, H: Host> Collected<'e, H> {
                 Plan::TakeSystem | Plan::TakeMapped(_) | Plan::Hold(_) if holds => Plan::Keep(KeptReason::Raced),
                 _ if excluded.get(page).is_some() => Plan::Keep(KeptReason::ThreadState),
                 plan @ (Plan::Keep(_) | Plan::TakeSystem | Plan::TakeMapped(_) | Plan::Hold(_)) => plan,
-            }
+            };
+            (plan, if by_run { alike } else { PageCount::ONE })
         };
         let mut trapped = Trapped::default();
         for part in parts {
@@ -101,7 +106,7 @@ impl<'e, H: Host> Collected<'e, H> {
             let mut at = part.start().pages_since(range.start());
             let part_end = at + part.pages();
             while at < part_end {
-                let mut first = plan(&state, range.start().add_pages(at));
+                let (mut first, mut n) = plan(&state, range.slice(at, part_end - at));
                 let mut end = part_end;
                 if matches!(first, Plan::TakeSystem | Plan::TakeMapped(_)) {
                     match trapped.ask(engine, path, range, at..part_end) {
@@ -109,13 +114,14 @@ impl<'e, H: Host> Collected<'e, H> {
                         Err(reason) => (first, end) = (Plan::Keep(reason), at + PageCount::ONE),
                     }
                 }
-                let mut n = 1;
-                while at + PageCount::new(n) < end
-                    && first.continues(plan(&state, range.start().add_pages(at + PageCount::new(n))), n)
-                {
-                    n += 1;
+                while at + n < end {
+                    let (next, pages) = plan(&state, range.slice(at + n, end - at - n));
+                    if !first.continues(next, n.get()) {
+                        break;
+                    }
+                    n += pages;
                 }
-                let run = range.slice(at, PageCount::new(n));
+                let run = range.slice(at, n.min(end - at));
                 match first {
                     Plan::Keep(reason) => batch.set_outcome(run, PageOutcome::Kept(reason)),
                     Plan::TakeSystem => take_system(&mut batch, &mut state, run),

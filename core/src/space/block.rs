@@ -76,6 +76,26 @@ impl BlockState {
         self.slots.set(index, was, slot);
     }
 
+    /// Sets the states of the pages `at`, all of this block, to those of one run that begins with `first`: all the system's, or alike in frames that
+    /// follow one another. `was` is told in which states they were, by runs.
+    ///
+    /// # Panics
+    ///
+    /// As [`BlockState::set`].
+    pub(crate) fn set_run(&mut self, at: PageRange, first: Slot, mut was: impl FnMut(Slot, PageCount)) {
+        let mut done = PageCount::ZERO;
+        while done < at.pages() {
+            let rest = at.slice(done, at.pages());
+            let (before, pages) = self.slot_run(rest);
+            let slot = first.behind(done);
+            // If one frame is kept, so are those behind it, and all else is said of the device.
+            assert!(before.may_become(slot), "a page that is {before:?} does not become {slot:?}");
+            self.slots.set_run(rest.start().index_in_block(), pages, before, slot);
+            was(before, pages);
+            done += pages;
+        }
+    }
+
     /// `pages` pages of the system's are about to get other states: where those are many, room is made for all at once.
     pub(crate) fn expect(&mut self, pages: PageCount) {
         self.slots.expect(pages.as_usize());

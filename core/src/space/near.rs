@@ -2,6 +2,8 @@
 //!
 //! There are two [`Window`]s, of frames of the pool, where pages are on their way, and of a device's, where they stay.
 
+use std::ops::Range;
+
 use super::slots::{Counts, breaks_around, breaks_in, run_of};
 use crate::slot::{Frame, SYSTEM_POOL, Slot};
 use crate::units::{DeviceId, FrameIndex, PageCount};
@@ -85,24 +87,55 @@ impl Near {
     )]
     #[inline(always)]
     pub(super) fn set(&mut self, index: usize, was: Slot, slot: Slot) -> bool {
+        let Some(word) = self.word_of(slot, index..index + 1) else { return false };
+        self.counts.change(was, slot);
+        self.put(index, word);
+        true
+    }
+
+    /// The same of the `pages` pages from `index` on: they were a run that began with `was`, and become one that begins with `slot`.
+    pub(super) fn set_run(&mut self, index: usize, pages: PageCount, was: Slot, slot: Slot) -> bool {
+        let behind = pages.get() - 1;
+        if slot.frame().is_some_and(|frame| u64::from(frame.index.get() & FRAME_MASK) + behind > u64::from(FRAME_MASK))
+        {
+            return false;
+        }
+        let end = index + pages.as_usize();
+        let Some(first) = self.word_of(slot, index..end) else { return false };
+        self.counts.change_all(was, slot, pages);
+        let step = u16::from(first != 0);
+        // No run breaks inside, before or after.
+        self.breaks -= self.breaks_beside(index, end);
+        self.words[index..end].iter_mut().fold(first, |word, place| {
+            *place = word;
+            word.wrapping_add(step)
+        });
+        self.breaks += self.breaks_beside(index, end);
+        true
+    }
+
+    /// How many of the first of the pages `from..to`, and the one behind them, do not go on where the page before them ends.
+    fn breaks_beside(&self, from: usize, to: usize) -> u16 {
+        let is_break = |at: usize| at > 0 && at < self.words.len() && !goes_on(self.words[at - 1], self.words[at]);
+        u16::from(is_break(from)) + u16::from(is_break(to))
+    }
+
+    /// The word of the first of `pages`, which are to be a run that begins with `slot`; `None` if its frame is in another window than those of others.
+    #[expect(clippy::inline_always, reason = "as of `set`")]
+    #[inline(always)]
+    fn word_of(&mut self, slot: Slot, pages: Range<usize>) -> Option<u16> {
         let (tag, frame) = match slot {
-            Slot::System => {
-                self.counts.change(was, slot);
-                self.put(index, 0);
-                return true;
-            }
+            Slot::System => return Some(0),
             Slot::Mapped(frame) => (TAG_MAPPED, frame),
             Slot::Unmapped { frame, busy: false } => (TAG_UNMAPPED, frame),
             Slot::Unmapped { frame, busy: true } => (TAG_BUSY, frame),
         };
         let which = u16::from(frame.device == SYSTEM_POOL);
         let window = Window::of(frame);
-        if self.windows[usize::from(which)] != window && !self.open(which, index, window) {
-            return false;
+        if self.windows[usize::from(which)] != window && !self.open(which, pages, window) {
+            return None;
         }
-        self.counts.change(was, slot);
-        self.put(index, tag << TAG_SHIFT | which << WHICH_SHIFT | (frame.index.get() & FRAME_MASK) as u16);
-        true
+        Some(tag << TAG_SHIFT | which << WHICH_SHIFT | (frame.index.get() & FRAME_MASK) as u16)
     }
 
     #[inline]
@@ -130,11 +163,11 @@ impl Near {
         assert_eq!(self.breaks, breaks_in(&self.words, goes_on), "runs match the slots");
     }
 
-    /// Has `window` take the place of the one that was, if no page but `index` is in that.
+    /// Has `window` take the place of the one that was, if no page but `pages` is in that.
     #[cold]
-    fn open(&mut self, which: u16, index: usize, window: Window) -> bool {
+    fn open(&mut self, which: u16, pages: Range<usize>, window: Window) -> bool {
         let mut words = self.words.iter().enumerate();
-        let is_free = words.all(|(i, word)| *word == 0 || word >> WHICH_SHIFT & 1 != which || i == index);
+        let is_free = words.all(|(i, word)| *word == 0 || word >> WHICH_SHIFT & 1 != which || pages.contains(&i));
         if is_free {
             self.windows[usize::from(which)] = window;
         }

@@ -89,7 +89,13 @@ impl Counts {
     /// Counts a page that was in one state and is in the other.
     #[inline]
     pub(super) fn change(&mut self, was: Slot, slot: Slot) {
-        self.0 = self.0 + Self::one(slot) - Self::one(was);
+        self.change_all(was, slot, PageCount::ONE);
+    }
+
+    /// Counts so many of them.
+    #[inline]
+    pub(super) fn change_all(&mut self, was: Slot, slot: Slot, pages: PageCount) {
+        self.0 = self.0 + Self::one(slot) * pages.get() - Self::one(was) * pages.get();
     }
 
     pub(super) const fn busy(self) -> u16 {
@@ -150,7 +156,21 @@ impl Slots {
         }
     }
 
-    /// The same where it is not the most frequent case.
+    /// Sets the states of the `pages` pages from `index` on to those of a run that begins with `slot`; they were one that began with `was`.
+    pub(super) fn set_run(&mut self, index: usize, pages: PageCount, was: Slot, slot: Slot) {
+        if pages > PageCount::ONE
+            && let Self::Near(near) = self
+            && near.set_run(index, pages, was, slot)
+        {
+            return;
+        }
+        for (i, page) in (index..index + pages.as_usize()).enumerate() {
+            let behind = PageCount::new(i as u64);
+            self.set(page, was.behind(behind), slot.behind(behind));
+        }
+    }
+
+    /// [`Slots::set`] where it is not the most frequent case.
     #[inline(never)]
     fn set_otherwise(&mut self, index: usize, was: Slot, slot: Slot) {
         let is_set = match self {

@@ -1,6 +1,6 @@
 use super::*;
 use crate::policy::Random;
-use crate::slot::Frame;
+use crate::slot::{Frame, SYSTEM_POOL};
 use crate::units::{DeviceId, FrameIndex};
 
 const PAGES: usize = PageCount::BLOCK.as_usize();
@@ -37,6 +37,46 @@ fn slots_take_the_form_that_their_number_and_frames_ask_for_and_grow_by_themselv
                 _ => many,
             };
             assert_eq!(form(&slots), expected, "{} pages", n + 1);
+        }
+    }
+}
+
+/// Whatever the form, and however frames are apart: of each kind of run that there is, in any place, as page by page.
+#[test]
+fn a_run_is_set_as_its_pages_are_one_by_one() {
+    let mut random = Random::new(11);
+    let mut below = |most: usize| usize::try_from(random.below(most as u64)).unwrap();
+    for _ in 0..200 {
+        let [mut by_run, mut by_page] = [Slots::default(), Slots::default()];
+        for _ in 0..40 {
+            let first = below(PAGES);
+            let most = [4, PAGES][below(2)].min(PAGES - first);
+            let pages = 1 + below(most);
+            // Ends of windows, and others of them, are among these.
+            let (base, device) =
+                ([0, 7, 8192 - 100, 8192, 40_000][below(5)], [SYSTEM_POOL, DeviceId::new(0)][below(2)]);
+            let frame = Frame { device, index: FrameIndex::new(u32::try_from(base + below(3)).unwrap()) };
+            let slot = match below(4) {
+                0 => Slot::System,
+                1 => Slot::Mapped(frame),
+                which => Slot::Unmapped { frame, busy: which == 2 },
+            };
+            let mut at = 0;
+            while at < pages {
+                let n = PageCount::new(by_run.run(first + at, pages - at) as u64);
+                let was = by_run.get(first + at);
+                by_run.set_run(first + at, n, was, slot.behind(PageCount::new(at as u64)));
+                at += n.as_usize();
+            }
+            (0..pages).for_each(|page| set(&mut by_page, first + page, slot.behind(PageCount::new(page as u64))));
+            by_run.check();
+            assert!((0..PAGES).all(|page| by_run.get(page) == by_page.get(page)));
+            assert_eq!(by_run.counts(), by_page.counts());
+            assert_eq!(by_run.run(first, PAGES - first), by_page.run(first, PAGES - first));
+            if below(8) == 0 {
+                by_run.shrink();
+                by_page.shrink();
+            }
         }
     }
 }
