@@ -117,7 +117,7 @@ hetmem_error *hetmem_config_add_device(hetmem_config *config, const char *spec);
 
 /*
  * Keeps at most this many bytes of populated system pages in stock for pages on their way home; 64 MiB unless said otherwise. More makes
- * large migrations home faster, and uses as much memory. While migrations go on, up to 512 MiB more of what pages have left may stay, and at most
+ * large migrations home faster, and uses as much memory. While migrations go on, up to 4 GiB more of what pages have left may stay, and at most
  * a quarter of what the machine and the control group have left; half a second after the last one it is given back.
  *
  * HETMEM_INVALID_INPUT: not a multiple of the page, or more than this machine's memory.

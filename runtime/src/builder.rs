@@ -11,7 +11,6 @@ use hetmem_core::units::{BLOCK_PAGES, ByteLen, DeviceId, PAGE_SIZE, PageRange};
 use hetmem_devices::kind::{self, MakeError};
 use hetmem_devices::spec::DeviceSpec;
 use hetmem_sys::maps::MapsFile;
-use hetmem_sys::room::Room;
 use hetmem_sys::uffd::check_page_size;
 
 use crate::error::Error;
@@ -76,7 +75,7 @@ impl Builder {
     /// Keeps at most `len` of populated system pages in stock for pages on their way home (64 MiB unless said otherwise). More makes
     /// large migrations home faster, and uses as much memory.
     ///
-    /// While migrations go on, up to 512 MiB more of what pages have left may stay, and at most a quarter of what the machine and the control group
+    /// While migrations go on, up to 4 GiB more of what pages have left may stay, and at most a quarter of what the machine and the control group
     /// have left; half a second after the last one it is given back. [`Builder::strict_stock`] gives it back at once.
     pub fn stock(mut self, len: ByteLen) -> Self {
         self.stock = Some(len);
@@ -138,7 +137,7 @@ impl Builder {
             return Err(Error::invalid(format!("a stock of {stock} is not a multiple of the page, {PAGE_SIZE} B")));
         }
         let counters = CountersAt::Own(Box::default());
-        let warmth = if self.strict_stock { Warmth::Strict } else { Warmth::InUse(Room::open()) };
+        let warmth = if self.strict_stock { Warmth::Strict } else { Warmth::in_use() };
         let mut inner = Inner::new(contexts, devices, stock, warmth, counters, print_fatal)
             .map_err(|errno| Error::os("the runtime's memory can't be set up", errno))?;
         inner.engine.set_fault_around(!self.single_faults);

@@ -17,6 +17,7 @@ use std::sync::atomic::{AtomicBool, fence};
 use std::time::{Duration, Instant};
 
 use hetmem_core::units::{ByteLen, PageCount};
+use hetmem_sys::process;
 use hetmem_sys::room::Room;
 use rustix::event::Timespec;
 
@@ -26,23 +27,31 @@ use crate::inner::Inner;
 const REST: Duration = Duration::from_millis(250);
 
 /// System memory that pages have left may stay populated for a while, beyond the stock: at most this, ...
-const WARMEST: ByteLen = ByteLen::new(512 << 20);
+const WARMEST: ByteLen = ByteLen::new(4 << 30);
+/// ... at most one part of so many of the address space that the process may have, ...
+const SHARE_OF_ADDRESSES: u64 = 16;
 /// ... and at most one part of so many of what the machine, and the control group, have left.
 const SHARE: u64 = 4;
 
 /// Whether system memory may stay populated beyond the stock.
 pub(crate) enum Warmth {
-    /// While pages come and go, as far as there is room.
-    InUse(Room),
+    /// While pages come and go, as far as there is room, and never more than this.
+    InUse(Room, PageCount),
     /// Never.
     Strict,
 }
 
 impl Warmth {
+    /// It may while pages come and go.
+    pub(crate) fn in_use() -> Self {
+        let addresses = ByteLen::new(process::address_space_limit() / SHARE_OF_ADDRESSES);
+        Self::InUse(Room::open(), WARMEST.min(addresses).pages_down())
+    }
+
     /// How much there may ever be.
     pub(crate) const fn most(&self) -> PageCount {
         match self {
-            Self::InUse(_) => WARMEST.pages_down(),
+            Self::InUse(_, most) => *most,
             Self::Strict => PageCount::ZERO,
         }
     }
@@ -50,9 +59,9 @@ impl Warmth {
     /// How much there may be now. Nothing where nobody says what is left.
     pub(crate) fn now(&self) -> PageCount {
         match self {
-            Self::InUse(room) => room
-                .left()
-                .map_or(PageCount::ZERO, |left| ByteLen::new(left.get() / SHARE).pages_down().min(self.most())),
+            Self::InUse(room, most) => {
+                room.left().map_or(PageCount::ZERO, |left| ByteLen::new(left.get() / SHARE).pages_down().min(*most))
+            }
             Self::Strict => PageCount::ZERO,
         }
     }
@@ -166,6 +175,14 @@ mod tests {
             hetmem_sys::thread::yield_now();
         }
         runtime.check();
+    }
+
+    #[test]
+    fn no_more_is_warm_than_there_may_ever_be() {
+        let most = PageCount::new(3);
+        let warmth = Warmth::InUse(Room::open(), most);
+        assert!(warmth.most() == most && warmth.now() <= most);
+        assert!(Warmth::in_use().now() <= WARMEST.pages_down());
     }
 
     #[test]

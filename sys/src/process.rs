@@ -63,6 +63,12 @@ pub fn data_limit() -> u64 {
     limit(libc::RLIMIT_DATA)
 }
 
+/// `RLIMIT_AS` of the process, in bytes, as it is now: how much address space it may have.
+#[must_use]
+pub fn address_space_limit() -> u64 {
+    limit(libc::RLIMIT_AS)
+}
+
 /// `RLIMIT_MEMLOCK` of the process, in bytes, as it is now: how much memory it may lock without `CAP_IPC_LOCK`.
 #[must_use]
 pub fn lock_limit() -> u64 {

@@ -102,9 +102,9 @@ impl SystemPool {
         assert!(grown <= ready && ready <= capacity, "what is there has books, and room");
         let places = ByChunk::new(capacity);
         places.make(PageCount::ZERO, ready);
-        let mut empty = RunSet::empty(capacity);
+        let mut empty = RunSet::empty(ready);
         empty.insert_all(PageCount::ZERO, grown);
-        let stocked = RunSet::empty(capacity);
+        let stocked = RunSet::empty(ready);
         let sets =
             Mutex::new(Sets { empty, stocked, grown, limit: stock_limit, warm: PageCount::ZERO, usage: Usage::Looked });
         Self { start, places, ready, most_stock: stock_limit, sets, clearing: Clearing::default() }
@@ -128,6 +128,9 @@ impl SystemPool {
         }
         let mut sets = lock(&self.sets);
         if sets.grown == from {
+            // Both, as who gives a place back may not allocate.
+            sets.empty.extend(to);
+            sets.stocked.extend(to);
             sets.empty.insert_all(from, to);
             sets.grown = to;
         }
@@ -437,6 +440,9 @@ mod tests {
         assert!(!pool.grow(Purpose::Migration, |_, _| panic!("it has its capacity")));
         assert!(!pool.grow(Purpose::Fault, |_, _| panic!("it has its capacity")));
         assert_eq!(pool.in_use(), block + block);
+        // There are books of what grew later, empty or not.
+        pool.release(pool.take_empty(block).unwrap());
+        assert_eq!(pool.stocked(), block - FAULT_RESERVE);
         pool.check();
     }
 

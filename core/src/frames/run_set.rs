@@ -97,6 +97,14 @@ impl RunSet {
         set
     }
 
+    /// Makes books for the frames below `capacity`, if there are none yet. None of them is in the set.
+    pub fn extend(&mut self, capacity: PageCount) {
+        let chunks = capacity.as_usize().div_ceil(CHUNK as usize);
+        if self.chunks.len() < chunks {
+            self.chunks.resize(chunks, EMPTY);
+        }
+    }
+
     /// Adds the frames from number `from` on and below `to`, chunk by chunk.
     pub fn insert_all(&mut self, from: PageCount, to: PageCount) {
         let recent = self.recent;
