@@ -198,6 +198,12 @@ impl<H: Host> Engine<H> {
         Some(start.add_pages(PageCount::new(u64::from(frames.run.first.get()))))
     }
 
+    /// Whether pages that go home from there can be copied into the program by the host, without a transfer.
+    pub(crate) fn fetches_from(&self, frames: Frames) -> bool {
+        let reads = self.device(frames.device).is_some_and(|device| device.readable().is_some());
+        reads && (self.is_private(frames.device) || self.address(frames).is_some())
+    }
+
     /// How many refer to `frame`; what those who no longer do did with it is done.
     pub(crate) fn references(&self, frame: Frame) -> u64 {
         if frame.device == SYSTEM_POOL {

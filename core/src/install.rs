@@ -2,7 +2,7 @@
 //!
 //! | who | from | what it does where the first page is not installed |
 //! | --- | --- | --- |
-//! | `migrate::finalize` | frames of the target, the pool, or a private device that can be read | keeps it, and rolls back |
+//! | `migrate::finalize` | frames of the target, the pool, or a device that can be read | keeps it, and rolls back |
 //! | `migrate::Batch::roll_back` | the frames where the page was taken out to | leaves it there: a touch tries again |
 //! | a touch of a page in a frame with an address | that frame | tries again later, or stops the program |
 //! | a touch of a page in a private frame | that frame, where it can be read | takes the next way |
@@ -48,6 +48,8 @@ pub(crate) enum Ways {
     MoveOrCopy,
     /// The same, of the one page that was touched.
     Touched,
+    /// By copying: the page that is in the frame stays the device's.
+    Fetched,
     /// By copying, where no memory is to be had for that by moving; who waits is to be woken.
     Copied,
 }
@@ -96,6 +98,7 @@ impl<H: Host> Engine<H> {
         // A batch that has lost one of the pages to an `mremap`, and has not noticed yet, may be reading the frame, and would take the page's next
         // stay there for its own. So the page is copied: the frame keeps its bytes until the last reference is gone.
         let (from, mut how) = match (self.address(frames), &source) {
+            (Some(from), Source::Slots(_)) if ways == Ways::Fetched => (from, How::Fetch),
             (Some(from), Source::Slots(_)) if self.is_read_by_others(frames) => (from, How::Copy),
             (Some(from), Source::Copies(_)) if ways == Ways::Copied => (from, How::Fetch),
             (Some(from), Source::Slots(_) | Source::Copies(_)) => (from, How::Move),

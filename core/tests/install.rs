@@ -1,9 +1,9 @@
 //! The four who install pages (finalize, rollback, and the two kinds of touches), and each answer that the host can give them.
 
-use crate::model::{Action, COHERENT, Done, Failure, Gives, ModelHost, PRIVATE, PRIVATE_B, StepKind, World};
+use crate::model::{Action, COHERENT, Done, Failure, Gives, ModelHost, PRIVATE, PRIVATE_B, StepKind, World, pages};
 use hetmem_core::migrate::{Collected, Request, Target};
 use hetmem_core::port::InstallStop;
-use hetmem_core::units::{DeviceId, PageCount, PageRange};
+use hetmem_core::units::{DeviceId, PageCount, PageRange, VirtAddr};
 
 /// The batch ends one block and begins the next.
 const FIRST: u64 = 508;
@@ -47,7 +47,30 @@ struct Caller {
     work: fn(&World),
 }
 
-const CALLERS: [Caller; 10] = [
+/// Nothing is in stock.
+fn without_stock(world: World) -> World {
+    let pool = world.engine.pool();
+    while let Some(run) = pool.take_populated(PageCount::new(COUNT)) {
+        let places = pages(pool.address(run), run.pages.get());
+        world.model.lock().own.retain(|page, _| !places.contains(VirtAddr::new(*page)));
+        pool.release_empty(run);
+    }
+    world
+}
+
+const HOME_FROM_COHERENT: &str = "finalize, home from a coherent device";
+
+const CALLERS: [Caller; 12] = [
+    Caller {
+        name: HOME_FROM_COHERENT,
+        setup: || world(Target::Device(COHERENT)),
+        work: |world| _ = world.migrate(batch(world), Target::System),
+    },
+    Caller {
+        name: HOME_FROM_COHERENT,
+        setup: || without_stock(world(Target::Device(COHERENT)).giving(Gives::Read)),
+        work: |world| _ = world.migrate(batch(world), Target::System),
+    },
     Caller {
         name: "finalize, home from a private device",
         setup: || world(Target::Device(PRIVATE)),
@@ -121,6 +144,23 @@ fn few_pages_come_straight_from_a_device_that_can_be_read() {
     }
     assert!(came[3].1.contains(&StepKind::CopyOut));
     world.verify();
+}
+
+/// A device copies what comes home into pages that are there to be used again. Where none are, the host copies: it need not clear what it fills.
+#[test]
+fn what_comes_home_from_a_coherent_device_is_copied_once_whether_something_is_in_stock_or_not() {
+    let readable = || world(Target::Device(COHERENT)).giving(Gives::Read);
+    for (world, copies) in
+        [(readable(), 2), (without_stock(readable()), 0), (without_stock(world(Target::Device(COHERENT))), 2)]
+    {
+        world.model.lock().calm();
+        assert_eq!(world.migrate(batch(&world), Target::System).moved(), PageCount::new(COUNT));
+        let steps = world.model.lock().steps().to_vec();
+        let count = |kind| steps.iter().filter(|step| **step == kind).count();
+        assert_eq!((count(StepKind::CopyOut), count(StepKind::Install)), (copies, 2), "two blocks: {steps:?}");
+        world.model.read_all();
+        world.verify();
+    }
 }
 
 /// The steps at which `caller` installs.
@@ -197,7 +237,8 @@ fn each_caller_says_truly_what_it_leaves_in_frames() {
         let pool = world.engine.pool();
         assert_eq!(places, pool.stocked() + pool.in_use(), "{}: pages are in stock, or in use", caller.name);
         let coherent = &world.engine.devices()[COHERENT.index()].pagemap().frames;
-        assert!(!coherent.has_resting(), "{}: no page was copied out of a coherent frame", caller.name);
+        let is_copied = caller.name == HOME_FROM_COHERENT;
+        assert_eq!(coherent.has_resting(), is_copied, "{}: pages are copied out of coherent frames", caller.name);
         world.verify();
     }
 }

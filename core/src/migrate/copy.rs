@@ -127,10 +127,12 @@ impl<'e, H: Host> Batch<'e, H> {
                 if let Some(places) = piece.huge.then(|| engine.place_for_huge()).flatten() {
                     return Ok(Some(places));
                 }
-                if !piece.huge && engine.readable(piece.bytes.frames()).is_some() {
-                    // Populated pages are there to be used again, if there are enough at a time for a move of them to be worth it. The kernel has others
-                    // sooner than hetmem, as it need not clear what it fills.
-                    let run = (want > MAX_COPIED).then(|| engine.pool.take_populated(want)).flatten();
+                let frames = piece.bytes.frames();
+                let coherent = engine.address(frames).is_some();
+                if !piece.huge && engine.fetches_from(frames) {
+                    // Populated pages are there to be used again, if there are enough at a time for a move of them to be worth it: of pages that a move
+                    // has taken out just now, any. The kernel has others sooner than hetmem, as it need not clear what it fills.
+                    let run = (coherent || want >= MAX_COPIED).then(|| engine.pool.take_populated(want)).flatten();
                     return Ok(run.map(|run| engine.places(run)));
                 }
                 engine.take_stocked(want, Purpose::Migration).ok_or(KeptReason::NoMemory)

@@ -85,7 +85,7 @@ impl<'e, H: Host> Batch<'e, H> {
         n: PageCount,
     ) -> Step {
         let engine = self.engine;
-        let fetches = copy.is_none() && piece.bytes.address().is_none();
+        let fetches = copy.is_none() && !piece.bytes.frames().is_pool();
         let n = if fetches { n.min(COPIED_AT_ONCE) } else { n };
         let to = piece.at.slice(PageCount::ZERO, n);
         let ways = match (self.request.target, &mut *copy) {
@@ -97,6 +97,7 @@ impl<'e, H: Host> Batch<'e, H> {
             }
             // A page that is copied in is not the device's.
             (Target::Device(_), _) => Ways::Move,
+            (Target::System, _) if fetches => Ways::Fetched,
             (Target::System, _) => Ways::MoveOrCopy,
         };
         let installed = match copy {

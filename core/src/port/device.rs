@@ -226,8 +226,9 @@ pub trait Device: Send + Sync {
         None
     }
 
-    /// Where frame 0 of a private device can be read by this process and its kernel, all frames in order after it, if nothing is gained by a transfer:
-    /// pages that are touched are copied into the program from there, in one step.
+    /// Where frame 0 can be read by this process and its kernel, all frames in order after it, if nothing is gained by a transfer: pages of a private
+    /// device that are touched are copied into the program from there, in one step, and so are pages that go home for which there is none to be used
+    /// again.
     fn readable(&self) -> Option<VirtAddr> {
         None
     }

@@ -64,7 +64,7 @@ pub enum How {
     Move,
     /// Its bytes: afterwards it is still where it came from.
     Copy,
-    /// Its bytes, from a frame of a private device. Nobody is woken: that is for the caller to do.
+    /// Its bytes, from a frame of a device, which keeps its page. Nobody is woken: that is for the caller to do.
     Fetch,
     /// The same of one page that somebody touches just now, where no guard marker was when he did: a host that would have to look for one may leave that.
     FetchTouched,
