@@ -184,32 +184,55 @@ fn forget(found: &Found) {
 /// The run whose `hetmem run`, or whose program, is process `pid`, or the only one of this user's; the error says what there is.
 pub(crate) fn find(pid: Option<u32>) -> Result<(Run, Connection), String> {
     let mut runs = runs();
-    let user = rustix::process::geteuid().as_raw();
+    let at = meant(&runs, pid, rustix::process::geteuid().as_raw())?;
+    let found = runs.swap_remove(at);
+    found.run.map_err(|why| format!("run {}: {why}", found.pid))
+}
+
+/// Which of `runs` user `user` means.
+fn meant(runs: &[Introduced], pid: Option<u32>, user: u32) -> Result<usize, String> {
     let is_meant = |found: &Introduced| {
         let is_program = |pid| found.run.as_ref().is_ok_and(|(run, _)| run.program_pid == pid);
         // Root may ask those of others, too, and names them.
         pid.map_or(found.owner == user, |pid| found.pid == pid || is_program(pid))
     };
-    let meant = runs.iter().filter(|found| is_meant(found)).count();
-    match (meant, pid) {
-        (1, _) => {
-            let at = runs.iter().position(is_meant).unwrap_or_default();
-            let found = runs.swap_remove(at);
-            found.run.map_err(|why| format!("run {}: {why}", found.pid))
-        }
-        (0, Some(pid)) => Err(format!("process {pid} is no run of hetmem's that may be asked; see `hetmem ps`")),
-        (0, None) if runs.is_empty() => {
+    let meant: Vec<usize> = (0..runs.len()).filter(|at| is_meant(&runs[*at])).collect();
+    match (meant.as_slice(), pid) {
+        ([at], _) => Ok(*at),
+        ([], Some(pid)) => Err(format!("process {pid} is no run of hetmem's that may be asked; see `hetmem ps`")),
+        ([], None) if runs.is_empty() => {
             Err("no run of hetmem's is under way; `hetmem run -- PROGRAM` begins one".to_owned())
         }
-        (0, None) => {
+        ([], None) => {
             let others: Vec<String> =
                 runs.iter().map(|found| format!("{} (of user {})", found.pid, found.owner)).collect();
             Err(format!("no run of yours is under way; there are others': {}; name one", others.join(", ")))
         }
-        _ => {
-            let pids: Vec<String> =
-                runs.iter().filter(|found| is_meant(found)).map(|found| found.pid.to_string()).collect();
+        (several, _) => {
+            let pids: Vec<String> = several.iter().map(|at| runs[*at].pid.to_string()).collect();
             Err(format!("there are several runs: {}; name one", pids.join(", ")))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn without_a_number_it_is_the_only_run_of_ones_own() {
+        let run = |(pid, owner)| Introduced { pid, owner, run: Err("it is stopped".to_owned()) };
+        let meant =
+            |runs: &[(u32, u32)], pid, user| meant(&runs.iter().map(|one| run(*one)).collect::<Vec<_>>(), pid, user);
+        assert_eq!(meant(&[(7, 1000), (8, 0)], None, 0), Ok(1));
+        assert_eq!(meant(&[(7, 1000), (8, 0)], Some(7), 0), Ok(0));
+        for (runs, part) in [
+            (&[][..], "`hetmem run -- PROGRAM` begins one"),
+            (&[(7, 1000)], "there are others': 7 (of user 1000); name one"),
+            (&[(7, 0), (8, 0), (9, 1000)], "there are several runs: 7, 8; name one"),
+        ] {
+            let told = meant(runs, None, 0).unwrap_err();
+            assert!(told.contains(part), "{told}");
         }
     }
 }
