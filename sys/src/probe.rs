@@ -13,7 +13,7 @@ use crate::copy::address;
 use crate::errno::Errno;
 use crate::mapping::{Arena, ArenaOptions, Prefault};
 use crate::pagemap::{Categories, PagemapScanner, Region, ScanQuery};
-use crate::uffd::{Access, Features, Mode, MoveFlags, OpenError, Route, Userfaultfd};
+use crate::uffd::{Access, Features, Mode, MoveFlags, OpenError, Route, Userfaultfd, check_page_size};
 
 /// The version of the running kernel.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -143,6 +143,8 @@ impl Capabilities {
 }
 
 fn one_page() -> Result<Arena, Errno> {
+    // With larger ones no arena of one page can be made.
+    check_page_size().map_err(|_| Errno::INVAL)?;
     Arena::reserve(PageCount::ONE, &ArenaOptions { prefault: Prefault::All, ..ArenaOptions::default() })
 }
 

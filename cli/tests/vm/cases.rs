@@ -223,3 +223,33 @@ pub(crate) const MIXED: &[Case] = &[
     case("topology", 60, "hetmem topology | tee said; grep -Eq 'Soft Reserved +none +no' said"),
     case("the_missing_device_is_named", 20, "refused \"/dev/dax0.0 can't be opened\" private:dax=/dev/dax0.0,size=2M"),
 ];
+
+/// What needs no hardware but the processor, and is made of two architectures' code: signals, system calls by number, forks, the agent's threads.
+pub(crate) const ARM64: &[Case] = &[
+    case("doctor", 60, "uname -m | grep -x aarch64 && hetmem doctor"),
+    case("tests_of_sys", 300, "ran /tests/sys-*"),
+    case("forks", 200, "copies=yes managed coherent:emulated,size=16M private:emulated,size=16M -- forks 1 16"),
+    case("mappings", 200, "managed coherent:emulated,size=16M private:emulated,size=16M -- mappings 200"),
+    case("signals", 200, "least=50 copies=yes managed private:emulated,size=16M -- signals 100"),
+    case("memory_with_tags", 200, "managed private:emulated,size=16M -- tagged 60"),
+];
+
+/// With pages of 16 KiB.
+pub(crate) const ARM64_16K: &[Case] = &[
+    case(
+        "doctor",
+        60,
+        "hetmem doctor >said && fail accepted; cat said; grep -Eq '^page size +absent +16384 bytes' said && \
+            grep -q 'boot a kernel with 4 KiB pages' said",
+    ),
+    case(
+        "run_refuses",
+        60,
+        "refuses 'the kernel has pages of 16384 bytes, and hetmem needs 4096' hetmem run --device private:emulated,size=16M -- signals",
+    ),
+    case(
+        "a_runtime_refuses",
+        60,
+        "refuses 'the kernel has pages of 16384 bytes, and hetmem needs 4096' shared_structure coherent:emulated,size=16M",
+    ),
+];

@@ -1,10 +1,11 @@
-//! What this host has: QEMU, a kernel, tools, and the binaries that go into the machine.
+//! What this host has: QEMU, kernels, tools, and the binaries that go into machines of its own architecture. [`super::arm64`] has those for arm64.
 
 use std::env;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use crate::machine::Hardware;
 use crate::{Outcome, Problem, tools, users};
 
 /// The folder of the crate.
@@ -22,9 +23,10 @@ const TESTS: [(&str, Option<&str>, &str); 5] = [
     ("hetmem", None, "runtime-unit"),
 ];
 
-/// Whether this is the project's CI, where nothing may be missing, unless it has said that the kernel could not be fetched.
-pub(crate) fn in_ci() -> bool {
-    tools::is_set("CI") && !tools::is_set("HETMEM_VM_OPTIONAL")
+/// Whether this is the project's CI, where nothing may be missing, unless it has said that what is from elsewhere could not be fetched.
+pub(crate) fn in_ci(hardware: Hardware) -> bool {
+    let optional = if hardware.is_arm64() { "HETMEM_ARM64_OPTIONAL" } else { "HETMEM_VM_OPTIONAL" };
+    tools::is_set("CI") && !tools::is_set(optional)
 }
 
 /// A kernel and the folder of its modules.
@@ -34,9 +36,36 @@ pub(crate) struct Kernel {
     pub(crate) modules: PathBuf,
 }
 
-/// The kernel to boot.
-pub(crate) fn kernel() -> Outcome<Kernel> {
-    let unpacked = Path::new(env!("CARGO_TARGET_TMPDIR")).join("../vm");
+/// Where cargo builds for tests.
+pub(crate) fn target() -> PathBuf {
+    PathBuf::from(TARGET)
+}
+
+/// Where `.ci/kernel` unpacks what it fetches.
+pub(crate) fn unpacked() -> PathBuf {
+    Path::new(env!("CARGO_TARGET_TMPDIR")).join("../vm")
+}
+
+/// The kernel to boot such a machine with.
+pub(crate) fn kernel(hardware: Hardware) -> Outcome<Kernel> {
+    match hardware {
+        Hardware::Nodes { .. } => kernel_with_modules(),
+        Hardware::Arm64 { flavour } => {
+            let images = std::fs::read_dir(unpacked().join("arm64/boot")).into_iter().flatten().flatten();
+            let is_it = |path: &PathBuf| version(path).is_some_and(|version| version.ends_with(&format!("-{flavour}")));
+            let image = images.map(|entry| entry.path()).filter(is_it).max();
+            let missing = || {
+                Problem::Missing(format!(
+                    "no kernel {flavour}: `bash .ci/kernel target/vm/arm64 arm64` fetches Debian's"
+                ))
+            };
+            Ok(Kernel { image: image.ok_or_else(missing)?, modules: PathBuf::new() })
+        }
+    }
+}
+
+fn kernel_with_modules() -> Outcome<Kernel> {
+    let unpacked = unpacked();
     let (image, above) = match env::var_os("HETMEM_VM_KERNEL") {
         Some(path) => (PathBuf::from(path), PathBuf::from("/")),
         None => {
@@ -105,8 +134,13 @@ pub(crate) fn compile_linked(name: &str, loaded: bool, to: &Path) -> Outcome {
 
 /// Compiles a source of the tests.
 fn cc(source: &Path, flags: &[OsString], to: &Path) -> Outcome {
+    compile_by("cc", source, flags, to)
+}
+
+/// Compiles a source of the tests by that compiler.
+pub(crate) fn compile_by(compiler: &str, source: &Path, flags: &[OsString], to: &Path) -> Outcome {
     let source = Path::new(CRATE).join("tests").join(source).with_extension("c");
-    let mut cc = Command::new(program("cc")?);
+    let mut cc = Command::new(program(compiler)?);
     let output = cc.args(["-std=gnu11", "-O2", "-pthread", "-o"]).arg(to).arg(source).args(flags).output()?;
     if output.status.success() { Ok(()) } else { Err(Problem::Wrong(text(&output.stderr))) }
 }
@@ -153,30 +187,36 @@ pub(crate) fn binaries() -> Outcome<Vec<(PathBuf, String)>> {
     }
     let built = cargo(&arguments)?;
     for (package, test, name) in TESTS {
-        let target = test.unwrap_or(package);
-        let executable = built.lines().find_map(|line| {
-            let message: serde_json::Value = serde_json::from_str(line).ok()?;
-            let of = |value: &serde_json::Value| value.as_str().map(str::to_owned);
-            let package_id = of(&message["package_id"])?;
-            // `…/devices#hetmem-devices@0.1.0` or, where the folder has the package's name, `…/hetmem#0.1.0`.
-            let is_it = package_id.contains(&format!("#{package}@")) || package_id.contains(&format!("/{package}#"));
-            (is_it && of(&message["target"]["name"])? == target).then(|| of(&message["executable"]))?
-        });
-        let executable =
-            executable.ok_or_else(|| Problem::Wrong(format!("cargo built no test {package}::{target}")))?;
-        found.push((PathBuf::from(executable), format!("tests/{name}")));
+        found.push((executable(&built, package, test)?, format!("tests/{name}")));
     }
     Ok(found)
 }
 
+/// Where cargo has put a test, or the unit tests, of a package, by what it said.
+pub(crate) fn executable(built: &str, package: &str, test: Option<&str>) -> Outcome<PathBuf> {
+    let target = test.unwrap_or(package);
+    let executable = built.lines().find_map(|line| {
+        let message: serde_json::Value = serde_json::from_str(line).ok()?;
+        let of = |value: &serde_json::Value| value.as_str().map(str::to_owned);
+        let package_id = of(&message["package_id"])?;
+        // `…/devices#hetmem-devices@0.1.0` or, where the folder has the package's name, `…/hetmem#0.1.0`.
+        let is_it = package_id.contains(&format!("#{package}@")) || package_id.contains(&format!("/{package}#"));
+        let named = of(&message["target"]["name"])?.replace('-', "_") == target.replace('-', "_");
+        (is_it && named).then(|| of(&message["executable"]))?
+    });
+    executable.map(PathBuf::from).ok_or_else(|| Problem::Wrong(format!("cargo built no test {package}::{target}")))
+}
+
 /// Runs cargo for the release profile, as the machine is emulated and slow; returns what it prints.
 fn cargo(arguments: &[&str]) -> Outcome<String> {
-    let output = Command::new(env::var_os("CARGO").unwrap_or_else(|| env!("CARGO").into()))
-        .args(arguments)
-        .args(["--manifest-path", concat!(env!("CARGO_MANIFEST_DIR"), "/../Cargo.toml"), "--release"])
-        .args(["--target-dir", TARGET])
-        .env_remove("CARGO_BUILD_TARGET")
-        .output()?;
+    run_cargo(|cargo| cargo.args(arguments).args(["--release", "--target-dir", TARGET]))
+}
+
+/// Runs cargo with what `more` adds; returns what it prints.
+pub(crate) fn run_cargo(more: impl FnOnce(&mut Command) -> &mut Command) -> Outcome<String> {
+    let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| env!("CARGO").into()));
+    let manifest = ["--manifest-path", concat!(env!("CARGO_MANIFEST_DIR"), "/../Cargo.toml")];
+    let output = more(&mut cargo).args(manifest).env_remove("CARGO_BUILD_TARGET").output()?;
     if output.status.success() { Ok(text(&output.stdout)) } else { Err(Problem::Wrong(text(&output.stderr))) }
 }
 

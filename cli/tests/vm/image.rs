@@ -11,7 +11,7 @@ use std::process::{Command, Stdio};
 use tempfile::TempDir;
 
 use crate::machine::Boot;
-use crate::{Outcome, Problem, cases, host};
+use crate::{Outcome, Problem, arm64, cases, host};
 
 /// The modules that boots load.
 const MODULES: [(&str, &str); 3] = [("dax_hmem", "hmem/dax_hmem"), ("device_dax", "device_dax"), ("kmem", "kmem")];
@@ -63,6 +63,25 @@ impl Files {
         }
         for library in libraries(&dynamic)? {
             files.copy(&library, &library.to_string_lossy())?;
+        }
+        files.copy(&host::source("init.sh"), "init")?;
+        files.copy(&host::source("functions.sh"), "functions.sh")?;
+        Ok(files)
+    }
+
+    /// What arm64 machines have: no module, and no program of this host's.
+    pub(crate) fn gather_for_arm64() -> Outcome<Self> {
+        let folder = tempfile::Builder::new().prefix("vm-").tempdir_in(env!("CARGO_TARGET_TMPDIR"))?;
+        let files = Self { folder };
+        files.copy(&arm64::busybox()?, "bin/busybox")?;
+        for library in arm64::LIBRARIES {
+            files.copy(&arm64::library(library)?, &format!("lib/{library}"))?;
+        }
+        for (binary, name) in arm64::binaries()? {
+            files.copy(&binary, &name)?;
+        }
+        for name in arm64::COMPILED {
+            arm64::compile(name, &files.place(&format!("programs/{name}"))?)?;
         }
         files.copy(&host::source("init.sh"), "init")?;
         files.copy(&host::source("functions.sh"), "functions.sh")?;

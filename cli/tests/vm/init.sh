@@ -8,8 +8,10 @@ mount -t proc proc /proc
 mount -t sysfs sys /sys
 mount -t devtmpfs dev /dev
 mount -t tmpfs tmp /tmp
-exec </dev/null >/dev/ttyS1 2>&1
-stty raw -echo </dev/ttyS1
+# The second serial port, as the command line names it.
+port=/dev/$(sed -n 's/.*report=\([^ ]*\).*/\1/p' /proc/cmdline)
+exec </dev/null >"$port" 2>&1
+stty raw -echo <"$port"
 export PATH=/hetmem:/programs:/bin:/usr/bin HOME=/tmp RUST_BACKTRACE=1
 cd /tmp
 

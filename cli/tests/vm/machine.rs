@@ -2,9 +2,11 @@
 //!
 //! | node | memory | in boots |
 //! | --- | --- | --- |
-//! | 0 | 1 GiB, the processor | all |
-//! | 1 | 1 GiB | all |
+//! | 0 | 1 GiB, the processor | all of x86-64 |
+//! | 1 | 1 GiB | the same |
 //! | 2 | 1 GiB from 4 GiB on, special-purpose as a whole | `dax`, `kmem` |
+//!
+//! `arm64` and `arm64_16k` are machines of that architecture with one node, whose kernels have pages of 4 KiB and of 16 KiB.
 //!
 //! In `fallback` and `mixed` the special-purpose range is a part of node 1 instead. That tells two ways of the kernel apart by which it
 //! finds the range: with an HMAT (ACPI's table of latencies) it takes each range of the SRAT (its table of nodes), and a range
@@ -31,48 +33,59 @@ pub(crate) enum Special {
     PartOfNode1,
 }
 
+/// What a machine is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Hardware {
+    /// x86-64 with nodes, and whether its firmware has an HMAT.
+    Nodes { hmat: bool, special: Special },
+    /// arm64, with a kernel of this flavour of Debian's.
+    Arm64 { flavour: &'static str },
+}
+
+impl Hardware {
+    pub(crate) const fn is_arm64(self) -> bool {
+        matches!(self, Self::Arm64 { .. })
+    }
+}
+
 /// One start of a machine.
 #[derive(Debug)]
 pub(crate) struct Boot {
     pub(crate) name: &'static str,
-    /// Whether the firmware has an HMAT.
-    pub(crate) hmat: bool,
-    pub(crate) special: Special,
+    pub(crate) hardware: Hardware,
     /// What the first process does before the cases.
     pub(crate) setup: &'static str,
     pub(crate) cases: &'static [Case],
 }
 
-pub(crate) const BOOTS: [Boot; 4] = [
+pub(crate) const BOOTS: [Boot; 6] = [
     Boot {
         name: "dax",
-        hmat: true,
-        special: Special::NodeOfItsOwn,
+        hardware: Hardware::Nodes { hmat: true, special: Special::NodeOfItsOwn },
         setup: "load dax_hmem device_dax; give_to_device_dax",
         cases: cases::DAX,
     },
     Boot {
         name: "kmem",
-        hmat: true,
-        special: Special::NodeOfItsOwn,
+        hardware: Hardware::Nodes { hmat: true, special: Special::NodeOfItsOwn },
         setup: "echo online_movable >/sys/devices/system/memory/auto_online_blocks; load dax_hmem kmem; \
                 until_there 10 /sys/devices/system/node/node2",
         cases: cases::KMEM,
     },
     Boot {
         name: "fallback",
-        hmat: false,
-        special: Special::PartOfNode1,
+        hardware: Hardware::Nodes { hmat: false, special: Special::PartOfNode1 },
         setup: "load dax_hmem device_dax; give_to_device_dax",
         cases: cases::FALLBACK,
     },
     Boot {
         name: "mixed",
-        hmat: true,
-        special: Special::PartOfNode1,
+        hardware: Hardware::Nodes { hmat: true, special: Special::PartOfNode1 },
         setup: "load dax_hmem device_dax; until_there 3 /dev/dax0.0",
         cases: cases::MIXED,
     },
+    Boot { name: "arm64", hardware: Hardware::Arm64 { flavour: "cloud-arm64" }, setup: "", cases: cases::ARM64 },
+    Boot { name: "arm64_16k", hardware: Hardware::Arm64 { flavour: "arm64-16k" }, setup: "", cases: cases::ARM64_16K },
 ];
 
 /// What the names of cases must contain to be run.
@@ -91,63 +104,90 @@ impl Boot {
         self.cases.iter().filter(move |case| format!("{}::{}", self.name, case.name).contains(filter))
     }
 
-    /// The words of QEMU's command line that describe the machine.
-    fn hardware(&self) -> Vec<String> {
-        let mut words = vec![format!("-machine q35,hmat={}", if self.hmat { "on" } else { "off" })];
+    /// QEMU's program, and the words of its command line that describe the machine. The kernel writes to the first serial port, the cases to the
+    /// other one.
+    fn hardware(&self) -> (&'static str, Vec<String>) {
+        let (hmat, special) = match self.hardware {
+            Hardware::Nodes { hmat, special } => (hmat, special),
+            Hardware::Arm64 { .. } => {
+                // With memory that has tags, and without what takes long to emulate when the kernel starts.
+                let words =
+                    "-machine virt,gic-version=3,mte=on -accel tcg -cpu max,pauth-impdef=on,sve=off -smp 1 -m 1G";
+                return ("qemu-system-aarch64", words.split(' ').map(str::to_owned).collect());
+            }
+        };
+        let mut words = vec![format!("-machine q35,hmat={}", if hmat { "on" } else { "off" })];
         // One processor: an interrupt from one emulated processor to another, such as each move of pages takes, waits until the host
         // lets the other run, which on a busy host takes as long as everything else together.
         words.push("-accel tcg -cpu max -smp 1".to_owned());
-        let nodes = match self.special {
+        let nodes = match special {
             Special::NodeOfItsOwn => 3,
             Special::PartOfNode1 => 2,
         };
         words.push(format!("-m {nodes}G"));
         for node in 0..nodes {
             words.push(format!("-object memory-backend-ram,id=m{node},size=1G"));
-            let processors = match (node, self.hmat) {
+            let processors = match (node, hmat) {
                 (0, _) => ",cpus=0",
                 (_, true) => ",initiator=0",
                 (_, false) => "",
             };
             words.push(format!("-numa node,nodeid={node},memdev=m{node}{processors}"));
         }
-        if self.hmat {
+        if hmat {
             for node in 0..nodes {
                 let about = format!("-numa hmat-lb,initiator=0,target={node},hierarchy=memory");
                 words.push(format!("{about},data-type=access-latency,latency={}", 10 + 20 * node));
                 words.push(format!("{about},data-type=access-bandwidth,bandwidth={}G", 10 / (node + 1)));
             }
         }
-        words.iter().flat_map(|line| line.split(' ')).map(str::to_owned).collect()
+        ("qemu-system-x86_64", words.iter().flat_map(|line| line.split(' ')).map(str::to_owned).collect())
+    }
+
+    /// The words that name the second serial port's file.
+    fn report_to(&self, path: &Path) -> Vec<String> {
+        match self.hardware {
+            Hardware::Nodes { .. } => vec!["-serial".to_owned(), format!("file:{}", path.display())],
+            // The machine has one port of its own.
+            Hardware::Arm64 { .. } => vec![
+                "-chardev".to_owned(),
+                format!("file,id=report,path={}", path.display()),
+                "-device".to_owned(),
+                "pci-serial,chardev=report".to_owned(),
+            ],
+        }
     }
 
     fn command_line(&self) -> String {
+        let special = match self.hardware {
+            Hardware::Nodes { special, .. } => special,
+            Hardware::Arm64 { .. } => return "console=ttyAMA0 quiet panic=-1 report=ttyS0".to_owned(),
+        };
         // Size and start of what the firmware is said to have marked.
-        let special = match self.special {
+        let special = match special {
             Special::NodeOfItsOwn => "1G%4G",
             Special::PartOfNode1 => "256M%0x60000000",
         };
         // Without `quiet` the kernel's log would take most of the time. What looks whether the timer ticks takes a machine that is emulated on a busy
         // processor for a broken one.
-        format!("console=ttyS0 quiet no_timer_check panic=-1 memmap={special}-1+0xefffffff")
+        format!("console=ttyS0 quiet no_timer_check panic=-1 memmap={special}-1+0xefffffff report=ttyS1")
     }
 
-    fn run(&self, files: &Files, kernel: &host::Kernel) -> Outcome<Results> {
+    fn run(&self, files: &Files, kernel: &Path) -> Outcome<Results> {
         let folder = tempfile::Builder::new().prefix("boot-").tempdir_in(env!("CARGO_TARGET_TMPDIR"))?;
         let (initrd, console, report) =
             (folder.path().join("initrd"), folder.path().join("console"), folder.path().join("report"));
         files.pack(self, &initrd)?;
-        let qemu = host::program("qemu-system-x86_64")?;
-        let serial = |to: &Path| ["-serial".to_owned(), format!("file:{}", to.display())];
+        let (qemu, hardware) = self.hardware();
         let output = Command::new(host::program("timeout")?)
             .args(["--kill-after=5", &LIMIT.to_string()])
-            .arg(qemu)
-            .args(self.hardware())
+            .arg(host::program(qemu)?)
+            .args(hardware)
             .args(["-nodefaults", "-no-reboot", "-display", "none", "-net", "none"])
-            .args(serial(&console))
-            .args(serial(&report))
+            .args(["-serial", &format!("file:{}", console.display())])
+            .args(self.report_to(&report))
             .arg("-kernel")
-            .arg(&kernel.image)
+            .arg(kernel)
             .arg("-initrd")
             .arg(&initrd)
             .args(["-append", &self.command_line()])
@@ -210,8 +250,12 @@ pub(crate) fn result(number: usize, case: &str) -> Outcome {
     let boot = &BOOTS[number];
     let made = MADE[number].get_or_init(|| {
         let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
-        let (files, kernel) = shared().as_ref().map_err(Clone::clone)?;
-        boot.run(files, kernel)
+        let (qemu, _) = boot.hardware();
+        host::program(qemu)?;
+        host::program("cpio")?;
+        let kernel = host::kernel(boot.hardware)?;
+        eprintln!("kernel: {}", kernel.image.display());
+        boot.run(shared(boot.hardware, &kernel).as_ref().map_err(Clone::clone)?, &kernel.image)
     });
     let results = made.as_ref().map_err(Clone::clone)?;
     match results.cases.get(case) {
@@ -230,22 +274,18 @@ pub(crate) fn result(number: usize, case: &str) -> Outcome {
     }
 }
 
-static SHARED: OnceLock<Outcome<(Files, host::Kernel)>> = OnceLock::new();
+/// Of the boots of x86-64, and of those of arm64.
+static SHARED: [OnceLock<Outcome<Files>>; 2] = [const { OnceLock::new() }; 2];
 
-/// Removes what all boots shared: nobody drops it.
+/// Removes what boots shared: nobody drops it.
 pub(crate) fn remove_shared() {
-    if let Some(Ok((files, _))) = SHARED.get() {
+    for files in SHARED.iter().filter_map(OnceLock::get).flatten() {
         files.remove();
     }
 }
 
-/// What all boots share, made once.
-fn shared() -> &'static Outcome<(Files, host::Kernel)> {
-    SHARED.get_or_init(|| {
-        host::program("qemu-system-x86_64")?;
-        host::program("cpio")?;
-        let kernel = host::kernel()?;
-        eprintln!("kernel: {}", kernel.image.display());
-        Ok((Files::gather(&kernel)?, kernel))
-    })
+/// What all boots of this architecture share, made once.
+fn shared(hardware: Hardware, kernel: &host::Kernel) -> &'static Outcome<Files> {
+    let arm64 = hardware.is_arm64();
+    SHARED[usize::from(arm64)].get_or_init(|| if arm64 { Files::gather_for_arm64() } else { Files::gather(kernel) })
 }
