@@ -423,7 +423,7 @@ fn runs_are_named_by_their_process_or_their_programs() {
         assert_eq!((status(&set), stdout(&set)), (0, format!("run {own}: system-limit=32M\n")), "{}", stderr(&set));
     }
     for (pid, setting, code, part) in [
-        (own.as_str(), "system-limit=5000", 125, "not a multiple of the page"),
+        (own.as_str(), "system-limit=5000", 2, "a limit is a positive multiple of 4K"),
         ("1", "system-limit=32M", 125, "process 1 is no run of hetmem's"),
         (&own, "system-limit=1GB", 2, "unknown unit `GB`"),
         (&own, "colour=red", 2, "only system-limit=SIZE can be set"),
