@@ -120,7 +120,6 @@ impl<'a> Executor<'a> {
             carry_out(program.managed, of, others)
         };
         self.plan.carry_out(act, urgent);
-        self.program.carried_out(self.plan.moved());
         Pace::GoOn
     }
 }
@@ -154,6 +153,7 @@ impl Program<'_> {
         let signs = Signs {
             // An answer that can't be had is no sign.
             anonymous: self.memory.anonymous().unwrap_or(self.signs.get().anonymous),
+            own: self.managed.kept_populated(),
             home: self.managed.came_home(),
             faults: self.managed.faults(),
             changes: self.changes + self.advice,
@@ -176,15 +176,6 @@ impl Program<'_> {
             let (managed, ranges) = (self.managed, &self.ranges);
             let count = || if is_apart { managed.count_own(ranges) } else { managed.count_resident(ranges) };
             self.resident.count(self.counts.run(count), signs);
-        }
-    }
-
-    /// `moved` pages have moved since the policy looked.
-    fn carried_out(&mut self, moved: PageCount) {
-        // Where nobody asks how many there are, nobody needs to know.
-        if self.counts.was_done() {
-            let before = self.signs.get();
-            self.resident.left(moved, before, self.look_for_signs());
         }
     }
 }
@@ -244,6 +235,10 @@ impl View for Program<'_> {
         micros(process_time().saturating_sub(processor_time()))
     }
 
+    fn spent(&self) -> u64 {
+        micros(processor_time())
+    }
+
     fn survey(&mut self, range: PageRange, survey: &mut Survey) {
         self.managed.survey(range, survey);
     }
@@ -257,7 +252,7 @@ fn micros(time: Duration) -> u64 {
 fn carry_out(managed: &Managed, what: &Move, others: Others) -> PageCount {
     let (select, to) = match &what.act {
         Act::Migrate { from, to } => (*from, to),
-        Act::Sample { from } => return managed.sample(&what.ranges, *from),
+        Act::Sample { from } => return managed.sample(&what.ranges, *from, others),
         Act::PutBack => return managed.put_back(&what.ranges),
     };
     let mut moved = PageCount::ZERO;

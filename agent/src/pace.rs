@@ -39,11 +39,6 @@ impl Paced {
         Self { took: Duration::ZERO, done: None, new: true }
     }
 
-    /// Whether it was ever done.
-    pub(super) const fn was_done(&self) -> bool {
-        self.done.is_some()
-    }
-
     /// The program has done something.
     pub(super) const fn something_happened(&mut self) {
         self.new = true;

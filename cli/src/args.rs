@@ -79,7 +79,7 @@ pub(crate) struct RunArgs {
 
     /// System memory that is kept for pages on their way home [default: 64M]
     ///
-    /// Each process keeps as much, populated; it counts against the limit. If an eighth of the limit is less, that is the default.
+    /// Each process keeps as much, populated; it counts against the limit. If a 256th of the limit is less, that is the default.
     #[arg(long, value_name = "SIZE", value_parser = quantity::size)]
     pub(crate) stock: Option<ByteLen>,
 

@@ -365,18 +365,25 @@ for line in open("/proc/self/maps"):
                 memory.seek(at)
                 memory.write(b"\xff" * 8)
         print("written")
+# Long enough for a policy to see it.
+for turn in range(8):
+    pages = [bytes(4096) for page in range(4096)]
 sys.exit(7)
 "#;
+    const LITTLE: [&str; 4] = ["--system-limit", "4M", "--device", "private:emulated,size=64M"];
     if Command::new("python3").arg("--version").output().is_err() {
         return eprintln!("skipped: there is no python3");
     }
-    for (step, first) in [("8", "0"), ("8", "16"), ("128", "64"), ("16", "8")] {
+    let where_to = [("8", "0"), ("8", "16"), ("128", "64"), ("16", "8")];
+    let policies = [("manual", &[][..]), ("limit", &LITTLE), ("clock", &LITTLE)];
+    let cases = policies.into_iter().flat_map(|policy| where_to.map(|place| (policy, place)));
+    for ((policy, options), (step, first)) in cases {
         let dir = tempfile::tempdir().unwrap();
         let stats = dir.path().join("stats.json");
         let mut command = hetmem();
-        command.args(["run", "--stats"]).arg(&stats).args(["--", "python3", "-c", SCRIBBLE, step, first]);
-        let run = output(&mut command);
-        assert_eq!((status(&run), stdout(&run).trim()), (7, "written"), "{}", stderr(&run));
+        command.args(["run", "--policy", policy]).args(options).arg("--stats").arg(&stats);
+        let run = output(command.args(["--", "python3", "-c", SCRIBBLE, step, first]));
+        assert_eq!((status(&run), stdout(&run).trim()), (7, "written"), "{policy}: {}", stderr(&run));
         let stats: Value = serde_json::from_slice(&std::fs::read(stats).unwrap()).unwrap();
         assert_eq!(stats["exit_code"], 7);
     }

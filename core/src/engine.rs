@@ -5,8 +5,8 @@
 //! does.
 
 use std::ops::Deref;
+use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::atomic::{AtomicBool, AtomicU64};
 
 use crate::exchange::Exchanges;
 use crate::fault::UnderWay;
@@ -73,8 +73,6 @@ pub struct Engine<H> {
     pub(crate) has_files: AtomicBool,
     pub(crate) exchanges: Exchanges,
     pub(crate) under_way: UnderWay,
-    /// Pages that touches have had copied home from where private frames can be read.
-    pub(crate) copied_home: AtomicU64,
 }
 
 impl<H: Host> Engine<H> {
@@ -107,7 +105,6 @@ impl<H: Host> Engine<H> {
             has_files: AtomicBool::new(false),
             exchanges,
             under_way,
-            copied_home: AtomicU64::new(0),
         }
     }
 
@@ -361,6 +358,15 @@ impl<H: Host> Engine<H> {
             });
         }
         pages
+    }
+
+    /// Whether the program doesn't map some page of `range` that hetmem has.
+    #[must_use]
+    pub fn is_any_away(&self, range: PageRange) -> bool {
+        self.space.any_block(range, |part, state| {
+            let is_away = |page: VirtAddr| matches!(state.slot(page.index_in_block()), Slot::Unmapped { .. });
+            state.unmapped() > 0 && (part.pages() == PageCount::BLOCK || part.iter().any(is_away))
+        })
     }
 
     /// How many pages of `range` the program doesn't map, and how many it maps in frames of coherent devices.

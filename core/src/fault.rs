@@ -19,7 +19,7 @@ use crate::notifier::Invalidation;
 use crate::port::{FaultPath, Host, TransferError};
 use crate::slot::{Frame, Slot};
 use crate::space::{Block, BlockState};
-use crate::units::{PageCount, PageRange, VirtAddr};
+use crate::units::{BLOCK_PAGES, PageCount, PageRange, VirtAddr};
 use cluster::{Around, Cluster};
 use notify::Notify;
 pub(crate) use under_way::UnderWay;
@@ -169,12 +169,20 @@ impl<H: Host> Engine<H> {
         page: VirtAddr,
         frame: Frame,
     ) -> FaultResolution {
-        let at = PageRange::page_of(page);
-        let mut bytes = self.refer_to(Frames::single(frame));
-        let result = match self.install(state, path, at, Source::Slots(&mut bytes), Ways::MoveOrCopy) {
-            Installed::Pages(pages) => FaultResolution::Back(pages),
+        let one = PageRange::page_of(page);
+        let mut installed = self.install_whole(state, path, page);
+        if installed.is_none_or(|installed| installed.settled().is_zero() && installed != Installed::EventsPending) {
+            let mut bytes = self.refer_to(Frames::single(frame));
+            installed = Some(self.install(state, path, one, Source::Slots(&mut bytes), Ways::MoveOrCopy));
+        }
+        let result = match installed.unwrap_or(Installed::EventsPending) {
+            Installed::Pages(pages) => {
+                // Of a whole block it need not be among those that came, and is looked for again.
+                self.wake_unless_there(state, path, page);
+                FaultResolution::Back(pages)
+            }
             Installed::Discarded(_) => {
-                self.host.wake(path, at);
+                self.host.wake(path, one);
                 FaultResolution::Present
             }
             Installed::EventsPending => return FaultResolution::EventsPending,
@@ -185,10 +193,31 @@ impl<H: Host> Engine<H> {
         state.note_use(page.index_in_block(), self.tick());
         self.counters.cpu_faults.fetch_add(1, Relaxed);
         if state.take_waited() {
-            self.host.wake(path, at);
+            self.host.wake(path, one);
             block.notify_settled();
         }
         result
+    }
+
+    /// Installs the block of `page`, if it was one huge page when it was taken out as a sample, whole. Mirrors are told of one page only, so that where
+    /// there are some each page comes by itself.
+    fn install_whole(&self, state: &mut BlockState, path: FaultPath, page: VirtAddr) -> Option<Installed> {
+        let all = page.block().range();
+        state.heat.as_ref().filter(|heat| heat.is_whole())?;
+        let frames = state.resting_run(all).filter(|frames| {
+            frames.run.pages == PageCount::BLOCK && u64::from(frames.run.first.get()).is_multiple_of(BLOCK_PAGES)
+        })?;
+        if !self.space.is_managed(all, path) || self.notifiers.any_in(all) {
+            return None;
+        }
+        let mut bytes = self.refer_to(frames);
+        Some(self.install(state, path, all, Source::Slots(&mut bytes), Ways::Move))
+    }
+
+    fn wake_unless_there(&self, state: &BlockState, path: FaultPath, page: VirtAddr) {
+        if matches!(state.slot(page.index_in_block()), Slot::Unmapped { .. }) {
+            self.host.wake(path, PageRange::page_of(page));
+        }
     }
 
     /// Copies a page, and neighbours of it, into the program from where their private frames can be read; whoever waits for those that came home is to be
@@ -225,7 +254,6 @@ impl<H: Host> Engine<H> {
                 Installed::Refused | Installed::NoMemory => return None,
             }
         }
-        self.copied_home.fetch_add(done.get(), Relaxed);
         let came = pages.slice(PageCount::ZERO, done);
         state.note_touch(came, window, self.tick());
         Some(self.served(came.end(), done, window))

@@ -198,6 +198,12 @@ impl BlockHeat {
         Self { at: now, whole: Heat::UNKNOWN, each: None }
     }
 
+    /// Whether all pages are known as one.
+    #[must_use]
+    pub const fn is_whole(&self) -> bool {
+        self.each.is_none()
+    }
+
     /// The pages are known each by itself from now on.
     pub fn divide(&mut self) {
         let whole = self.whole;
@@ -261,6 +267,11 @@ impl BlockHeat {
             self.divide();
         }
         range.iter().for_each(|page| *self.of(page.index_in_block()) = heat);
+    }
+
+    /// Page `index` could not be taken out: it is treated as a hot one.
+    pub fn refused(&mut self, index: usize) {
+        *self.of(index) = Heat::IN_USE;
     }
 
     /// Page `index` was put back untouched.

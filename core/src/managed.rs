@@ -134,13 +134,6 @@ impl<H: Host> Engine<H> {
         self.space.existing_block(page.block()).map_or(Slot::System, |block| block.lock().slot(page.index_in_block()))
     }
 
-    /// Pages that touches have had copied home, from private frames that can be read, into pages that were new.
-    #[must_use]
-    pub fn copied_home(&self) -> u64 {
-        // Relaxed: a count.
-        self.copied_home.load(std::sync::atomic::Ordering::Relaxed)
-    }
-
     /// How warm `chunk` is, for who looks on ([`crate::heat`]).
     pub fn warmth(&self, chunk: PageRange) -> u8 {
         self.space.warmth(chunk)

@@ -209,7 +209,7 @@ impl Run {
                 let ranges = self.ranges(ranges);
                 let before = engine.residency(self.range(0, SPACE));
                 engine.set_tick(heat::tick(engine.counters().cpu_faults.load(Relaxed) << 12));
-                let sampled = engine.sample(&ranges, selected(select));
+                let sampled = engine.sample(&ranges, selected(select)).pages;
                 if self.calm && model.lock().zaps.is_empty() {
                     assert!(sampled <= ranges.iter().map(|range| range.pages()).sum());
                     self.are_where_they_were(&before);

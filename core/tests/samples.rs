@@ -19,7 +19,7 @@ fn sampled(place: Target) -> World {
 }
 
 fn sample(world: &World) -> PageCount {
-    world.engine.sample(&[batch(world)], Select::SYSTEM.union(Select::DEVICE_COHERENT))
+    world.engine.sample(&[batch(world)], Select::SYSTEM.union(Select::DEVICE_COHERENT)).pages
 }
 
 const SAMPLED: [Target; 3] = [Target::System, Target::Device(COHERENT), Target::Device(COHERENT_B)];
@@ -142,7 +142,7 @@ fn small_pages_of_a_block_are_known_each_by_itself() {
         let world = World::large(1024).with_pages(512, 512);
         world.engine.set_tick(100);
         let sampled: PageCount = ranges(&world).iter().map(|range| range.pages()).sum();
-        assert_eq!(world.engine.sample(&ranges(&world), Select::SYSTEM), sampled);
+        assert_eq!(world.engine.sample(&ranges(&world), Select::SYSTEM).pages, sampled);
         world.engine.set_tick(107);
         assert!(world.model.touch(world.at(512, 1).start()).is_some());
         let mut survey = Survey::default();
@@ -150,4 +150,27 @@ fn small_pages_of_a_block_are_known_each_by_itself() {
         assert_eq!([0, 511].map(|page: usize| survey.pages[page].heat.interval()), [3, 15]);
         world.verify();
     }
+}
+
+/// What can be done about it is the caller's business; until then they are not the coldest.
+#[test]
+fn of_shared_pages_the_caller_is_told() {
+    let world = world(Target::System);
+    let all = batch(&world);
+    let shared = all.slice(PageCount::new(2), PageCount::new(3));
+    let stuck = |why: Option<KeptReason>| {
+        let mut model = world.model.lock();
+        shared.iter().for_each(|page| model.pages.get_mut(&page.get()).unwrap().stuck = why);
+    };
+    stuck(Some(KeptReason::Shared));
+    let sampled = world.engine.sample(&[all], Select::SYSTEM);
+    assert_eq!((sampled.pages, sampled.shared), (PageCount::new(COUNT - 3), vec![shared]));
+    world.engine.refuse_samples(shared);
+    let mut survey = Survey::default();
+    world.engine.survey(shared, &mut survey);
+    assert!(survey.pages.iter().all(|page| page.place == Place::System && page.heat.interval() == 0));
+    stuck(None);
+    let again = world.engine.sample(&[all], Select::SYSTEM);
+    assert_eq!((again.pages, again.shared), (PageCount::new(COUNT), vec![]), "with those that are out");
+    world.verify();
 }

@@ -117,6 +117,10 @@ impl Device for Emulated {
         Ok(PageCount::ZERO)
     }
 
+    fn is_kept_populated(&self) -> bool {
+        true
+    }
+
     fn readable(&self) -> Option<VirtAddr> {
         Some(self.frames.start())
     }

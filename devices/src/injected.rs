@@ -141,6 +141,10 @@ impl Device for Injected {
         self.inner.reach()
     }
 
+    fn is_kept_populated(&self) -> bool {
+        self.inner.is_kept_populated()
+    }
+
     fn device_side(&self) -> Option<VirtAddr> {
         self.inner.device_side()
     }

@@ -197,6 +197,10 @@ impl Device for NodeMemory {
         }
     }
 
+    fn is_kept_populated(&self) -> bool {
+        true
+    }
+
     fn readable(&self) -> Option<VirtAddr> {
         Some(self.frames.start())
     }

@@ -2,7 +2,7 @@
 
 use hetmem_core::outcome::KeptReason;
 use hetmem_core::port::FaultPath;
-use hetmem_core::units::PageRange;
+use hetmem_core::units::{PageCount, PageRange};
 
 use crate::inner::Inner;
 
@@ -42,7 +42,12 @@ impl Inner {
         let host = self.engine.host();
         self.engine.while_no_event_is_read(|| {
             let mirrored = self.engine.is_mirrored(extent);
-            host.traps.release(&host.contexts, extent, mirrored, || self.engine.away_in(extent));
+            // Most often something is, and how much is of no interest then.
+            let away = || match self.engine.is_any_away(extent) {
+                true => (PageCount::ONE, PageCount::ZERO),
+                false => self.engine.away_in(extent),
+            };
+            host.traps.release(&host.contexts, extent, mirrored, away);
         });
     }
 
@@ -50,8 +55,7 @@ impl Inner {
     pub(crate) fn release_idle(&self) {
         self.engine.bring_copies_home();
         for extent in self.engine.host().traps.idle() {
-            let (unmapped, _) = self.engine.away_in(extent);
-            if unmapped.is_zero() {
+            if !self.engine.is_any_away(extent) {
                 self.release_extent(extent);
             }
         }

@@ -357,15 +357,10 @@ impl Managed {
         self.0.bring_to_best_places(range);
     }
 
-    /// Takes the pages of `ranges` that `select` names out as samples; how many those are.
+    /// Takes the pages of `ranges` that `select` names out as samples; how many those are. What other processes map as well is as `others` says.
     #[must_use]
-    pub fn sample(&self, ranges: &[PageRange], select: Select) -> PageCount {
-        let claim = self.0.trapped_all(ranges);
-        let sampled = self.0.engine.sample(ranges, select);
-        drop(claim);
-        // What was found to be no page any more has left its frame.
-        self.0.tell_of_resting();
-        sampled
+    pub fn sample(&self, ranges: &[PageRange], select: Select, others: Others) -> PageCount {
+        self.0.sample(ranges, select, others)
     }
 
     /// Puts the pages of `ranges` back that are out as samples; how many came.

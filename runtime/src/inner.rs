@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use hetmem_core::engine::{CountersAt, Engine};
 use hetmem_core::frames::{PoolSize, SystemPool};
-use hetmem_core::migrate::{Request, Target};
+use hetmem_core::migrate::{Request, Sampled, Select, Target};
 use hetmem_core::notifier::{Notice, Subscription};
 use hetmem_core::outcome::{KeptReason, Outcomes, PageOutcome};
 use hetmem_core::port::{Device, Host};
@@ -295,6 +295,54 @@ impl Inner {
             }
             at += 1;
         }
+    }
+
+    /// Takes the pages of `ranges` that `select` names out as samples; how many those are. What other processes map as well is as `others` says.
+    pub(crate) fn sample(&self, ranges: &[PageRange], select: Select, others: Others) -> PageCount {
+        // The copy of a page that others have on a device would be in system memory.
+        let others = if select == Select::SYSTEM { others } else { Others::Leave };
+        let claim = self.trapped_all(ranges);
+        let Sampled { mut pages, shared } = self.engine.sample(ranges, select);
+        pages += shared.into_iter().map(|range| self.sample_shared(range, select, others)).sum();
+        drop(claim);
+        // What was found to be no page any more has left its frame.
+        self.tell_of_resting();
+        pages
+    }
+
+    /// As [`Self::migrate_shared`]: what a fork has left shared is made this process's own, and tried again, and what can't be taken out then is pinned.
+    fn sample_shared(&self, range: PageRange, select: Select, others: Others) -> PageCount {
+        let (mut rest, mut own, mut step) = (range, range.start(), PageCount::BLOCK);
+        let mut sampled = PageCount::ZERO;
+        while !rest.is_empty() {
+            if rest.start() >= own {
+                let (by_others, alike) = match others {
+                    Others::Copy => (false, rest.pages()),
+                    Others::Leave => self.engine.host().mapped_by_others(rest),
+                };
+                let same = rest.slice(PageCount::ZERO, alike);
+                own = same.end();
+                if by_others {
+                    self.engine.refuse_samples(same);
+                    rest = rest.slice(alike, rest.pages());
+                    continue;
+                }
+                UserMemory::unshare(same);
+            }
+            let part = rest.slice(PageCount::ZERO, own.pages_since(rest.start()).min(step));
+            let tried = self.engine.sample(&[part], select);
+            sampled += tried.pages;
+            let mut done = part.pages();
+            step = PageCount::new((step.get() * 2).min(BLOCK_PAGES));
+            // Of a page that is pinned, and those behind it, the first is known.
+            if let Some(pinned) = tried.shared.first().map(|range| range.slice(PageCount::ZERO, PageCount::ONE)) {
+                self.engine.refuse_samples(pinned);
+                done = pinned.end().pages_since(part.start());
+                step = PageCount::ONE;
+            }
+            rest = rest.slice(done, rest.pages());
+        }
+        sampled
     }
 
     /// Ends every registration of `range`, unless pages of it are away after all. Waits while the program changes mappings.

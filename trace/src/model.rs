@@ -56,6 +56,8 @@ pub(crate) struct Model {
     pub(crate) home: u64,
     /// Pages that have moved to devices.
     pub(crate) out: u64,
+    /// Microseconds that moves would have cost.
+    spent: u64,
 }
 
 /// The blocks of a trace that has no ranges, in order.
@@ -104,6 +106,7 @@ impl Model {
             now: 0,
             home: 0,
             out: 0,
+            spent: 0,
         }
     }
 
@@ -275,6 +278,8 @@ impl Model {
 
     /// Does what a policy wants done; how many pages have moved.
     pub(crate) fn carry_out(&mut self, numbers: &Numbers, what: &Move) -> PageCount {
+        // About what a call for each run costs, and each page of it.
+        self.spent += what.ranges.iter().map(|range| 4 + range.pages().get() / 2).sum::<u64>();
         PageCount::new(what.ranges.iter().map(|range| self.act(numbers, *range, &what.act)).sum())
     }
 
@@ -414,7 +419,7 @@ pub(crate) struct Shown<'a> {
 impl View for Shown<'_> {
     fn signs(&mut self) -> Signs {
         let Model { home, faults, changes, .. } = *self.model;
-        Signs { anonymous: PageCount::new(self.model.resident()), home, faults, changes }
+        Signs { anonymous: PageCount::new(self.model.resident()), own: PageCount::ZERO, home, faults, changes }
     }
 
     fn ranges(&self) -> &[PageRange] {
@@ -444,6 +449,10 @@ impl View for Shown<'_> {
 
     fn used(&self) -> u64 {
         self.model.now
+    }
+
+    fn spent(&self) -> u64 {
+        self.model.spent
     }
 
     fn survey(&mut self, range: PageRange, survey: &mut Survey) {

@@ -54,7 +54,7 @@ const DEFAULT_DEVICE: &str = "coherent:emulated";
 /// How much populated memory is kept if nobody says.
 const STOCK: ByteLen = ByteLen::new(64 << 20);
 /// Where there is a limit it is at most one part of so many.
-const LIMIT_SHARE: u64 = 8;
+const LIMIT_SHARE: u64 = 256;
 /// The variable that names libraries to preload.
 const PRELOAD: &str = "LD_PRELOAD";
 
@@ -344,8 +344,9 @@ mod tests {
         let chosen = |given: Option<&str>, limit: Option<&str>| stock(given.map(size), limit.map(size), MEMORY);
         for (given, limit, stock) in [
             (None, None, "64M"),
-            (None, Some("1G"), "64M"),
-            (None, Some("80M"), "10M"),
+            (None, Some("1G"), "4M"),
+            (None, Some("80M"), "320K"),
+            (None, Some("1T"), "64M"),
             (None, Some("4K"), "0"),
             (Some("0"), None, "0"),
             (Some("512M"), None, "512M"),

@@ -59,6 +59,16 @@ enum Setting {
 impl Setting {
     const MANAGED: [Self; 2] = [Self::Limit, Self::Chaos];
 
+    /// How many pages the program waits for to be away before it dies in this way.
+    fn away(self, way: &str) -> usize {
+        match self {
+            Self::Native => 0,
+            // More than are out at a time to see whether they are used. Beside forks, for which all come home, there are never so many.
+            Self::Limit if way != "storm" => 5120,
+            Self::Limit | Self::Chaos => 128,
+        }
+    }
+
     fn command(self, stats: &Path) -> Command {
         let options: &[&str] = match self {
             Self::Native => return Command::new(program()),
@@ -217,7 +227,7 @@ fn run(way: &str, setting: Setting, limit: i64) -> Checked<Run> {
     let limit = if limit < 0 { "unlimited".to_owned() } else { limit.to_string() };
     let mut command = Command::new("sh");
     command.arg("-c").arg(format!("ulimit -c {limit}; exec \"$@\"")).arg("sh").arg(inner.get_program());
-    command.args(inner.get_args()).arg(way).arg(if setting == Setting::Native { "here" } else { "away" });
+    command.args(inner.get_args()).arg(way).arg(setting.away(way).to_string());
     command.current_dir(folder.path()).stdin(Stdio::piped()).stdout(out.try_clone()?).stderr(err.try_clone()?);
     let mut child = command.spawn()?;
     if way == "quit" {

@@ -27,6 +27,8 @@ pub(crate) enum Setting {
     Limit,
     /// Less memory than programs want, of both.
     Small,
+    /// Less, and devices of both kinds: some is promoted, and all of the programs' memory is sampled.
+    Tiers,
     /// Nothing moves unless the program asks for it.
     Manual,
     /// Little system memory, and compressed memory for the rest.
@@ -41,6 +43,7 @@ impl Setting {
             Self::Chaos => "chaos",
             Self::Limit => "limit",
             Self::Small => "small",
+            Self::Tiers => "tiers",
             Self::Manual => "manual",
             Self::Compressed => "compressed",
             Self::CompressedChaos => "compressed-chaos",
@@ -50,7 +53,7 @@ impl Setting {
     /// How many pages must move where `under_chaos` do under chaos.
     pub(crate) fn least_moved(self, under_chaos: u64) -> u64 {
         match self {
-            Self::Chaos | Self::Limit | Self::Small | Self::Compressed => under_chaos,
+            Self::Chaos | Self::Limit | Self::Small | Self::Tiers | Self::Compressed => under_chaos,
             // A page is compressed in the time in which several are copied.
             Self::CompressedChaos => under_chaos / 4,
             Self::Manual => 0,
@@ -64,8 +67,18 @@ impl Setting {
         let words: &[&str] = match self {
             Self::Chaos => &[&["--policy", &seed], &BOTH[..]].concat(),
             Self::Manual => &[&["--policy", "manual"], &BOTH[..]].concat(),
-            Self::Small => &["--policy", "limit", "--system-limit", "16M", "--device", "private:emulated,size=24M"],
-            Self::Limit => &["--policy", "limit", "--system-limit", "32M", "--device", "private:emulated,size=512M"],
+            // By a policy that takes nothing out to look whether it is used: programs see of what is out only that it is not there.
+            Self::Small => &["--policy", "clock=16M", "--device", "private:emulated,size=24M"],
+            Self::Limit => &[
+                &["--policy", "limit", "--system-limit", "32M", "--stock", "4M"][..],
+                &["--device", "private:emulated,size=512M"],
+            ]
+            .concat(),
+            Self::Tiers => &[
+                &["--policy", "limit", "--system-limit", "16M"][..],
+                &["--device", "private:emulated,size=512M", "--device", "coherent:emulated,size=32M"],
+            ]
+            .concat(),
             Self::Compressed => {
                 &["--policy", "limit", "--system-limit", "32M", "--device", "private:compressed,size=512M,memory=256M"]
             }
@@ -80,6 +93,7 @@ impl Setting {
             Self::Chaos | Self::Manual => &[("coherent", 64 << 20), ("private", 64 << 20)],
             Self::Limit => &[("private", 512 << 20)],
             Self::Small => &[("private", 24 << 20)],
+            Self::Tiers => &[("private", 512 << 20), ("coherent", 32 << 20)],
             Self::Compressed => &[("private", 512 << 20)],
             Self::CompressedChaos => &[("private", 64 << 20)],
         }
@@ -88,7 +102,7 @@ impl Setting {
     /// What stands behind them.
     pub(crate) fn backend(self) -> &'static str {
         match self {
-            Self::Chaos | Self::Limit | Self::Small | Self::Manual => "emulated",
+            Self::Chaos | Self::Limit | Self::Small | Self::Tiers | Self::Manual => "emulated",
             Self::Compressed | Self::CompressedChaos => "compressed",
         }
     }

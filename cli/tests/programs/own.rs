@@ -26,9 +26,11 @@ const UNDER_CHAOS: &[Run] = &[
 const UNDER_LIMIT: &[Run] = &[
     ("threads", &["3", "8", "16384"], 10_000),
     ("forks", &["3", "12288"], 10_000),
-    // Of 32 MiB the stock has an eighth, if nobody says otherwise.
+    // Of 32 MiB the stock has four.
     ("stocked", &["29"], 8_000),
 ];
+/// With several times the limit of 16 MiB, which both kinds of devices share.
+const UNDER_TIERS: &[Run] = &[("threads", &["3", "8", "16384"], 10_000), ("forks", &["3", "12288"], 10_000)];
 /// On compressed memory, with more memory than the limit of 32 MiB.
 const COMPRESSED: &[Run] = &[("threads", &["3", "8", "16384"], 100_000), ("forks", &["3", "12288"], 10_000)];
 /// On compressed memory that is full most of the time.
@@ -74,6 +76,7 @@ pub(crate) fn trials() -> Vec<Trial> {
     let tables = [
         (UNDER_CHAOS, Setting::Chaos, Length::Short),
         (UNDER_LIMIT, Setting::Limit, Length::Short),
+        (UNDER_TIERS, Setting::Tiers, Length::Short),
         (COMPRESSED, Setting::Compressed, Length::Short),
         (COMPRESSED_CHAOS, Setting::CompressedChaos, Length::Short),
         (LONG_UNDER_CHAOS, Setting::Chaos, Length::Long),
@@ -100,6 +103,7 @@ pub(crate) fn trials() -> Vec<Trial> {
         budget("idle", Setting::Limit, &["32"]),
         budget("device", Setting::Small, &["16", "24"]),
         budget("short", Setting::Limit, &["32"]),
+        budget("forked", Setting::Limit, &["32"]),
         budget("exec", Setting::Limit, &["32"]),
         budget("tree", Setting::Compressed, &["32"]),
     ];

@@ -305,7 +305,8 @@ impl SystemPool {
     }
 
     /// Takes a run of what is in stock beyond what is kept out of it, to be discarded and given back with [`SystemPool::release_empty`]; `None` if
-    /// there is no more.
+    /// there is no more. While the pool is used some more are taken, so that it is not asked for again at once: a run costs the host much, and a page
+    /// of it little. Empty places may be among them.
     #[must_use]
     pub fn take_surplus(&self, keep: Keep) -> Option<FrameRun> {
         let mut sets = lock(&self.sets);
@@ -314,7 +315,9 @@ impl SystemPool {
             Keep::Warm | Keep::Limit => sets.limit,
         };
         let surplus = sets.stocked.len().get().checked_sub(kept.get()).filter(|s| *s > 0)?;
-        let run = sets.stocked.take(PageCount::new(surplus))?;
+        let more = if keep == Keep::Warm && sets.usage != Usage::Idle { kept.get() / 2 } else { 0 };
+        let Sets { empty, stocked, .. } = &mut *sets;
+        let run = stocked.take_with(empty, PageCount::new(surplus + more.min(BLOCK_PAGES)))?;
         drop(sets);
         self.allocate(run);
         Some(run)
@@ -459,7 +462,11 @@ mod tests {
         assert!(!pool.limit_stock(pages(900), pages(1000)) && !pool.has_surplus(), "no less than is there");
         pool.look_for_use();
         assert!(pool.limit_stock(pages(300), pages(1000)) && pool.has_surplus());
-        assert_eq!(pool.take_surplus(Keep::Warm).map(|run| run.pages), Some(pages(50)));
+        assert_eq!(
+            pool.take_surplus(Keep::Warm).map(|run| run.pages),
+            Some(pages(50 + 15)),
+            "half of what is kept goes with it"
+        );
         assert!(!pool.limit_stock(pages(5000), pages(1000)));
         assert!(
             pool.take_surplus(Keep::Limit).is_none(),
@@ -482,10 +489,10 @@ mod tests {
             pool.release(run);
         };
         put_in();
-        assert_eq!(surplus(Keep::Warm), 90, "nothing is warm that nobody said is");
+        assert_eq!(surplus(Keep::Warm), 95, "nothing is warm that nobody said is, and some more goes with it");
         pool.keep_warm(PageCount::new(50));
         put_in();
-        assert_eq!((surplus(Keep::Warm), pool.has_surplus()), (50, true));
+        assert_eq!((surplus(Keep::Warm), pool.has_surplus()), (75, true));
         pool.look_for_use();
         assert_eq!(surplus(Keep::Warm), 0);
         let run = pool.take_populated(PageCount::new(20)).expect("there is a stock");
@@ -494,9 +501,9 @@ mod tests {
         assert_eq!(surplus(Keep::Warm), 0, "it was used between two looks");
         pool.look_for_use();
         assert!(!pool.has_surplus(), "nobody need look again: now all goes that can");
-        assert_eq!((surplus(Keep::Warm), pool.stocked()), (50, PageCount::new(10)), "it was not");
+        assert_eq!((surplus(Keep::Warm), pool.stocked()), (20, PageCount::new(10)), "it was not");
         put_in();
-        assert_eq!((surplus(Keep::Warm), surplus(Keep::Limit)), (50, 50), "it is in use again");
+        assert_eq!((surplus(Keep::Warm), surplus(Keep::Limit)), (80, 20), "it is in use again");
         pool.check();
     }
 }

@@ -9,7 +9,7 @@
 //!
 //! *Limits:* a run never crosses a chunk, so it is at most 512 frames long.
 
-use super::run::{FrameRun, offset_u32};
+use super::run::FrameRun;
 use crate::units::{BLOCK_PAGES, FrameIndex, PageCount};
 
 const WORDS: usize = 8;
@@ -251,6 +251,35 @@ impl RunSet {
         Some(self.take_from(chunk, start, n))
     }
 
+    /// Takes a run with at most `want` frames of this set out of it, and what lies between them out of `other`; `None` if this set is empty.
+    ///
+    /// # Panics
+    ///
+    /// If `want` is zero.
+    pub fn take_with(&mut self, other: &mut Self, want: PageCount) -> Option<FrameRun> {
+        let first = self.take(want)?;
+        if first.pages == PageCount::BLOCK {
+            return Some(first);
+        }
+        let (chunk, first_bit) = (self.recent, first.first.index() % BITS);
+        let is_in = |set: &Self, at: usize| set.chunks[chunk].bits[at / 64] >> (at % 64) & 1 == 1;
+        let (mut end, mut taken) = (first_bit + first.pages.as_usize(), first.pages.as_usize());
+        let mut at = end;
+        while at < BITS && taken < want.as_usize() {
+            if is_in(self, at) {
+                (taken, end) = (taken + 1, at + 1);
+            } else if !is_in(other, at) {
+                break;
+            }
+            at += 1;
+        }
+        let rest = first_bit + first.pages.as_usize();
+        self.take_from(chunk, rest, end - rest);
+        other.take_from(chunk, rest, end - rest);
+        other.change(chunk, |c| c.divided = true);
+        Some(FrameRun { first: first.first, pages: PageCount::new((end - first_bit) as u64) })
+    }
+
     /// Takes a whole chunk, for small pages; `None` if there is none.
     pub fn take_chunk(&mut self) -> Option<FrameRun> {
         let chunk = self.find_whole(true).or_else(|| self.find_whole(false))?;
@@ -281,16 +310,18 @@ impl RunSet {
         self.change(frame.index() / CHUNK as usize, |c| c.divided = false);
     }
 
+    /// Takes those of `n` frames of a chunk, from number `start` of it on, out of the set that are in it.
     fn take_from(&mut self, chunk: usize, start: usize, n: usize) -> FrameRun {
         let first = u32::try_from(chunk * CHUNK as usize + start).expect("a device has at most 2^32 frames");
         let run = FrameRun { first: FrameIndex::new(first), pages: PageCount::new(n as u64) };
-        let (mut young, mut old) = (0, 0);
+        let (mut taken, mut young, mut old) = (0, 0, 0);
         self.change(chunk, |c| {
             let mut at = start;
             while at < start + n {
                 let (word, bit) = (at / 64, at % 64);
                 let step = (64 - bit).min(start + n - at);
                 let mask = mask(bit, step);
+                taken += (c.bits[word] & mask).count_ones();
                 c.bits[word] &= !mask;
                 young += u64::from((c.young[word] & mask).count_ones());
                 old += u64::from((c.old[word] & mask).count_ones());
@@ -298,9 +329,9 @@ impl RunSet {
                 c.old[word] &= !mask;
                 at += step;
             }
-            c.count -= offset_u32(run.pages);
+            c.count -= taken;
         });
-        self.len -= run.pages.get();
+        self.len -= u64::from(taken);
         self.young -= young;
         self.old -= old;
         run

@@ -23,7 +23,7 @@ use super::quota::Quota;
 use super::references::Released;
 use super::run::FrameRun;
 use super::run_set::RunSet;
-use crate::sync::atomic::{AtomicBool, Ordering};
+use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::sync::{Mutex, lock};
 use crate::units::{FrameIndex, PageCount, VirtAddr};
 
@@ -34,6 +34,8 @@ pub struct FrameTable {
     clearing: Clearing,
     /// No frame is taken into use any more.
     closed: AtomicBool,
+    /// How many were in use at a time, at most.
+    peak: AtomicU64,
     /// What of the frames may be in use here, if others count theirs together with these.
     quota: OnceLock<Box<dyn Quota>>,
 }
@@ -55,6 +57,7 @@ impl FrameTable {
             free,
             clearing: Clearing::default(),
             closed: AtomicBool::new(false),
+            peak: AtomicU64::new(0),
             quota: OnceLock::new(),
         }
     }
@@ -69,6 +72,13 @@ impl FrameTable {
     #[must_use]
     pub fn used(&self) -> PageCount {
         self.capacity() - lock(&self.free).len()
+    }
+
+    /// How many frames were in use at a time, at most.
+    #[must_use]
+    pub fn peak(&self) -> PageCount {
+        // Relaxed: a number.
+        PageCount::new(self.peak.load(Ordering::Relaxed))
     }
 
     /// From now on frames are taken into use as far as `quota` has some; said once, before any is in use.
@@ -160,6 +170,7 @@ impl FrameTable {
                 return (None, false);
             }
             let taken = take(&mut free, want);
+            self.peak.fetch_max((self.capacity() - free.len()).get(), Ordering::Relaxed);
             (taken, free.has_claimed())
         };
         let run = self.clearing.or_once_back(take)?;

@@ -109,7 +109,7 @@ impl<'e, H: Host> Collected<'e, H> {
                 let (mut first, mut n) = plan(&state, range.slice(at, part_end - at));
                 let mut end = part_end;
                 if matches!(first, Plan::TakeSystem | Plan::TakeMapped(_)) {
-                    match trapped.ask(engine, path, range, at..part_end) {
+                    match trapped.ask(engine, path, range, at..range.pages()) {
                         Ok(until) => end = until.min(part_end),
                         Err(reason) => (first, end) = (Plan::Keep(reason), at + PageCount::ONE),
                     }
@@ -169,7 +169,7 @@ impl<'e, H: Host> Collected<'e, H> {
     }
 }
 
-/// How far pages of a batch can be taken out, asked once for each mapping of a part: what lies behind it may be another's. After a refusal the next
+/// How far pages of a batch can be taken out, asked once for each mapping of the batch: what lies behind it may be another's. After a refusal the next
 /// question is further on each time, so that a range that is refused as a whole costs little.
 #[derive(Default)]
 struct Trapped {

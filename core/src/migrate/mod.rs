@@ -24,7 +24,8 @@ mod sample;
 pub(crate) use batch::{Batch, Origin, Piece};
 pub use collect::Collected;
 pub use copy::Copied;
-pub use sample::{Place, Seen, Survey};
+pub(crate) use sample::push_page;
+pub use sample::{Place, Sampled, Seen, Survey};
 
 use std::sync::atomic::Ordering::Relaxed;
 

@@ -12,7 +12,7 @@
 //! Engine::put_back   moves it in; or Engine::migrate
 //! ```
 //!
-//! *Limits:* blocks of laid memory, and pages of files, and such as are pinned, shared or excluded, are not sampled. No policy in the table takes samples.
+//! *Limits:* blocks of laid memory, and pages of files, and such as are pinned, shared or excluded, are not sampled.
 
 use crate::engine::Engine;
 use crate::heat::{BlockHeat, Heat};
@@ -21,6 +21,7 @@ use crate::install::{Installed, Source, Ways};
 use crate::migrate::exclusive::OUT;
 use crate::migrate::{Collected, Request, Select};
 use crate::notifier::Event;
+use crate::outcome::{KeptReason, PageOutcome};
 use crate::port::{FaultPath, Host};
 use crate::slot::{SYSTEM_POOL, Slot};
 use crate::space::{Block, Region};
@@ -61,6 +62,15 @@ pub struct Survey {
     pub huge: bool,
     /// Each, in order.
     pub pages: Vec<Seen>,
+}
+
+/// What has come of taking pages out.
+#[derive(Debug, Default)]
+pub struct Sampled {
+    /// How many are out.
+    pub pages: PageCount,
+    /// Those that could not be taken, as a fork has left them [shared](KeptReason::Shared), or somebody has pinned them, which looks the same.
+    pub shared: Vec<PageRange>,
 }
 
 impl<H: Host> Engine<H> {
@@ -116,10 +126,10 @@ impl<H: Host> Engine<H> {
         survey.huge &= survey.pages.iter().all(|page| page.place == survey.pages[0].place);
     }
 
-    /// Takes the pages of `ranges` that `select` names, of system memory and of coherent devices, out as samples; how many those are. The caller has
-    /// the ranges trapped.
-    pub fn sample(&self, ranges: &[PageRange], select: Select) -> PageCount {
-        let mut sampled = PageCount::ZERO;
+    /// Takes the pages of `ranges` that `select` names, of system memory and of coherent devices, out as samples. The caller has the ranges trapped, and
+    /// makes pages that are shared the process's own, or [gives them up](Self::refuse_samples).
+    pub fn sample(&self, ranges: &[PageRange], select: Select) -> Sampled {
+        let mut sampled = Sampled::default();
         let request = Request { target: OUT, select, owner: None };
         let follows = |(a, of_a): &(PageRange, Region), (b, of_b): &(PageRange, Region)| {
             a.start().block() == b.start().block() && a.end() <= b.start() && of_a.moves_as(of_b)
@@ -133,9 +143,20 @@ impl<H: Host> Engine<H> {
             self.make_room(hull.pages());
             self.expect_heat(hull, run.len() == 1);
             let parts = run.iter().map(|(part, _)| *part);
-            sampled += Collected::collect_parts(self, hull, parts, *region, request).leave_out();
+            Collected::collect_parts(self, hull, parts, *region, request).leave_out(&mut sampled);
         }
         sampled
+    }
+
+    /// The pages of `range` can't be taken out: whoever looks for the coldest does not find them again at once.
+    pub fn refuse_samples(&self, range: PageRange) {
+        for (block, part) in range.by_block() {
+            let _shared = self.space.gate.share();
+            let Some(block) = self.space.existing_block(block) else { continue };
+            if let Some(heat) = &mut block.lock().heat {
+                part.iter().for_each(|page| heat.refused(page.index_in_block()));
+            }
+        }
     }
 
     /// Puts the pages of `ranges` back that are out as samples; how many came back. The others stay out until they are touched, or until this is
@@ -210,23 +231,48 @@ impl<H: Host> Engine<H> {
 }
 
 impl<H: Host> Collected<'_, H> {
-    /// Leaves the pages where they are now: out, and no longer busy. How many they are.
-    fn leave_out(mut self) -> PageCount {
-        let mut left = PageCount::ZERO;
+    /// Leaves the pages where they are now: out, and no longer busy.
+    fn leave_out(mut self, sampled: &mut Sampled) {
         let batch = &mut self.batch;
         let _shared = batch.engine.space.gate.share();
-        let mut state = batch.block.lock();
+        let block = batch.block.clone();
+        let mut state = block.lock();
         for mut piece in std::mem::take(&mut batch.pieces) {
             while !piece.is_empty() {
                 let (ours, n) = piece.same_fate(&state);
                 let part = piece.take_front(n);
                 if ours {
+                    let at = part.at;
                     part.leave_out(&mut state);
-                    left += n;
+                    batch.set_outcome(at, PageOutcome::Moved);
+                    sampled.pages += n;
                 }
             }
         }
-        batch.engine.release_waiters(&batch.block, &mut state, batch.path, batch.range);
-        left
+        for (page, outcome) in batch.range.iter().zip(batch.outcomes.as_slice()) {
+            match outcome {
+                PageOutcome::Moved
+                | PageOutcome::Kept(KeptReason::NotSelected | KeptReason::Raced | KeptReason::Hole) => {}
+                PageOutcome::Kept(KeptReason::Shared) => push_page(&mut sampled.shared, page),
+                // Whoever looks for pages to take out does not find those again at once that can't be.
+                PageOutcome::Kept(_) => {
+                    if let Some(heat) = &mut state.heat {
+                        heat.refused(page.index_in_block());
+                    }
+                }
+            }
+        }
+        batch.engine.release_waiters(&block, &mut state, batch.path, batch.range);
+    }
+}
+
+/// Adds `page` to `ranges`, behind all of them.
+pub(crate) fn push_page(ranges: &mut Vec<PageRange>, page: VirtAddr) {
+    let page = PageRange::page_of(page);
+    match ranges.last_mut() {
+        Some(last) if last.end() == page.start() => {
+            *last = PageRange::between(last.start(), page.end()).unwrap_or(*last)
+        }
+        _ => ranges.push(page),
     }
 }

@@ -19,7 +19,7 @@ pub(super) const ENTRY: Entry = Entry {
     make: |argument| Ok(Box::new(Clock::new(pages(argument)?))),
 };
 
-fn pages(text: &str) -> Result<PageCount, String> {
+pub(super) fn pages(text: &str) -> Result<PageCount, String> {
     let size = quantity::size(text).map_err(|error| error.to_string())?;
     match size.whole_pages() {
         Some(PageCount::ZERO) => Err("the limit is zero; it must be positive".to_owned()),

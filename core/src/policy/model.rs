@@ -1,12 +1,13 @@
 //! A program for tests of policies: pages in system memory and on devices, and what was asked about them.
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Act, DeviceState, Move, Signs, View};
-use crate::heat::{CHUNK_PAGES, Heat};
+use crate::heat::{self, BlockHeat, CHUNK_PAGES};
 use crate::migrate::{Place, Seen, Select, Survey, Target};
 use crate::physmap::MemoryType;
-use crate::units::{DeviceId, PAGE_SIZE, PageCount, PageRange, VirtAddr};
+use crate::units::{BlockNo, DeviceId, PAGE_SIZE, PageCount, PageRange, VirtAddr};
 
 /// `pages` pages from page `page` on.
 pub(super) fn range(page: u64, pages: u64) -> PageRange {
@@ -18,6 +19,9 @@ pub(super) struct Model {
     ranges: Vec<PageRange>,
     /// Where each page is; holes are nowhere.
     pages: BTreeMap<u64, Target>,
+    /// Those that are out as samples.
+    out: BTreeSet<u64>,
+    heat: BTreeMap<BlockNo, BlockHeat>,
     pub(super) devices: Vec<DeviceState>,
     pub(super) preferred: Option<DeviceId>,
     /// What the program has said is not used soon.
@@ -31,6 +35,11 @@ pub(super) struct Model {
     pub(super) moved_home: u64,
     changes: u64,
     pub(super) now: u64,
+    /// Whether it uses a processor.
+    pub(super) uses: bool,
+    used: Cell<u64>,
+    /// What samples, and other moves, have cost.
+    spent: u64,
     /// What was asked, in order, but for what costs nothing.
     pub(super) asked: Vec<&'static str>,
 }
@@ -51,6 +60,8 @@ impl Model {
         Self {
             pages: numbers.map(|page| (page, Target::System)).collect(),
             ranges,
+            out: BTreeSet::new(),
+            heat: BTreeMap::new(),
             devices: devices.iter().enumerate().map(device).collect(),
             preferred: None,
             not_soon: Vec::new(),
@@ -61,6 +72,9 @@ impl Model {
             moved_home: 0,
             changes: 0,
             now: 0,
+            uses: true,
+            used: Cell::new(0),
+            spent: 0,
             asked: Vec::new(),
         }
     }
@@ -71,14 +85,101 @@ impl Model {
         self.changes += 1;
     }
 
+    /// Its devices are coherent.
+    pub(super) fn coherent(mut self) -> Self {
+        self.devices.iter_mut().for_each(|device| device.memory_type = MemoryType::DeviceCoherent);
+        self
+    }
+
+    fn is_coherent(&self, at: Target) -> bool {
+        match at {
+            Target::System => false,
+            Target::Device(id) => self.devices[id.index()].memory_type == MemoryType::DeviceCoherent,
+        }
+    }
+
+    fn heat(&mut self, page: u64) -> (&mut BlockHeat, usize) {
+        let (at, now) = (VirtAddr::new(page * PAGE_SIZE), heat::tick(self.now));
+        let block = self.heat.entry(at.block()).or_insert_with(|| BlockHeat::new(now));
+        block.divide();
+        block.look(now);
+        (block, at.index_in_block())
+    }
+
+    /// The program touches page `page`.
+    pub(super) fn touch(&mut self, page: u64) {
+        let Some(at) = self.pages.get(&page).copied() else { return };
+        let is_away = at != Target::System && !self.is_coherent(at);
+        if !self.out.remove(&page) && !is_away {
+            return;
+        }
+        self.faults += 1;
+        let now = heat::tick(self.now);
+        let (heat, index) = self.heat(page);
+        heat.touched(index, now);
+        if let Target::Device(device) = at
+            && is_away
+        {
+            self.devices[device.index()].used = self.devices[device.index()].used - PageCount::ONE;
+            self.pages.insert(page, Target::System);
+            self.moved_home += 1;
+        }
+    }
+
+    /// Where page `page` is.
+    pub(super) fn place(&self, page: u64) -> Option<Target> {
+        self.pages.get(&page).copied()
+    }
+
+    /// Puts page `page` on device `device`.
+    pub(super) fn put(&mut self, page: u64, device: u8) {
+        let device = DeviceId::new(device);
+        self.devices[device.index()].used += PageCount::ONE;
+        self.pages.insert(page, Target::Device(device));
+    }
+
+    fn sample(&mut self, what: &Move, from: Select) -> PageCount {
+        let mut sampled = PageCount::ZERO;
+        for page in what.ranges.iter().flat_map(|range| range.iter()).map(|page| page.get() / PAGE_SIZE) {
+            let Some(at) = self.pages.get(&page).copied() else { continue };
+            let kind = if at == Target::System { Select::SYSTEM } else { Select::DEVICE_COHERENT };
+            if from.contains(kind) && (at == Target::System || self.is_coherent(at)) && self.out.insert(page) {
+                let (heat, index) = self.heat(page);
+                heat.taken_out(index);
+                sampled += PageCount::ONE;
+            }
+        }
+        sampled
+    }
+
+    fn put_back(&mut self, what: &Move) -> PageCount {
+        let mut put = PageCount::ZERO;
+        for page in what.ranges.iter().flat_map(|range| range.iter()).map(|page| page.get() / PAGE_SIZE) {
+            if self.out.remove(&page) {
+                let (heat, index) = self.heat(page);
+                heat.put_back(index);
+                put += PageCount::ONE;
+            }
+        }
+        put
+    }
+
     /// Moves what there is room for; how much that is.
     pub(super) fn carry_out(&mut self, what: &Move) -> PageCount {
-        let Act::Migrate { from, to } = &what.act else { return PageCount::ZERO };
+        // A call for each run, and something for each page.
+        self.spent += what.ranges.iter().map(|range| 4 + range.pages().get() / 2).sum::<u64>();
+        let (from, to) = match &what.act {
+            Act::Migrate { from, to } => (*from, to),
+            Act::Sample { from } => return self.sample(what, *from),
+            Act::PutBack => return self.put_back(what),
+        };
         let mut moved = PageCount::ZERO;
         for page in what.ranges.iter().flat_map(|range| range.iter()).map(|page| page.get() / PAGE_SIZE) {
             let Some(at) = self.pages.get(&page).copied() else { continue };
             let kind = match at {
+                Target::System if self.out.contains(&page) && !from.contains(Select::SYSTEM) => Select::SAMPLED,
                 Target::System => Select::SYSTEM,
+                Target::Device(_) if self.is_coherent(at) => Select::DEVICE_COHERENT,
                 Target::Device(_) => Select::DEVICE_PRIVATE,
             };
             let has_room = |to: &&Target| match to {
@@ -99,6 +200,7 @@ impl Model {
                     self.moved_out += 1;
                 }
             }
+            self.out.remove(&page);
             self.pages.insert(page, to);
             moved += PageCount::ONE;
         }
@@ -134,6 +236,7 @@ impl View for Model {
         self.asked.push("signs");
         Signs {
             anonymous: PageCount::new(self.pages.len() as u64),
+            own: PageCount::ZERO,
             home: self.moved_home,
             faults: self.faults,
             changes: self.changes,
@@ -174,21 +277,32 @@ impl View for Model {
     }
 
     fn used(&self) -> u64 {
-        self.now
+        if self.uses {
+            self.used.set(self.now);
+        }
+        self.used.get()
+    }
+
+    fn spent(&self) -> u64 {
+        self.spent
     }
 
     fn survey(&mut self, range: PageRange, survey: &mut Survey) {
         self.asked.push("survey");
         survey.huge = false;
         survey.pages.clear();
-        survey.pages.extend(range.iter().map(|page| {
-            let place = match self.pages.get(&(page.get() / PAGE_SIZE)) {
+        for page in range.iter().map(|page| page.get() / PAGE_SIZE) {
+            let place = match self.pages.get(&page).copied() {
                 None => Place::Nowhere,
+                Some(Target::System) if self.out.contains(&page) => Place::Sampled,
                 Some(Target::System) => Place::System,
-                Some(Target::Device(device)) => Place::Device(*device),
+                Some(Target::Device(device)) if self.out.contains(&page) => Place::SampledOn(device),
+                Some(Target::Device(device)) => Place::Device(device),
             };
-            Seen { place, heat: Heat::UNKNOWN }
-        }));
+            let is_known = self.heat.contains_key(&VirtAddr::new(page * PAGE_SIZE).block());
+            let heat = if is_known { self.heat(page) } else { (&mut BlockHeat::new(0), 0) };
+            survey.pages.push(Seen { place, heat: heat.0.page(heat.1) });
+        }
     }
 
     fn take_warmth(&mut self, chunk: PageRange) -> bool {

@@ -80,6 +80,17 @@ impl Plan {
         self.moves.push_back(next);
     }
 
+    /// Adds `next` behind the others: with the last of them, if the same is to be done of that, and both together have at most `most` pages.
+    pub fn push_or_join(&mut self, next: Move, most: PageCount) {
+        match self.moves.back_mut() {
+            Some(last) if last.act == next.act && last.pages() + next.pages() <= most => {
+                self.pages += next.pages();
+                last.ranges.extend(next.ranges);
+            }
+            _ => self.push(next),
+        }
+    }
+
     /// Forgets what was not carried out.
     pub fn clear(&mut self) {
         self.moves.clear();

@@ -5,44 +5,27 @@ use crate::units::PageCount;
 
 /// The last count, and what has come and gone since. Never more than there is.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Resident(Option<Counted>);
-
-#[derive(Clone, Copy, Debug)]
-struct Counted {
-    pages: PageCount,
-    signs: Signs,
-    /// Whether nothing moved since.
-    exact: bool,
-}
+pub struct Resident(Option<(PageCount, Signs)>);
 
 impl Resident {
     /// How many there are, as far as `signs` tell.
     #[must_use]
     pub fn pages(&self, signs: Signs) -> PageCount {
-        let Some(counted) = self.0 else { return signs.anonymous };
-        let came = signs.home.saturating_sub(counted.signs.home);
+        let Some((pages, then)) = self.0 else { return signs.anonymous };
         // What is counted where a program can write may be anything.
-        let now = counted.pages.get().saturating_add(signs.anonymous.get()).saturating_add(came);
-        PageCount::new(now.saturating_sub(counted.signs.anonymous.get())).min(signs.anonymous)
+        let now = pages.get().saturating_add(signs.anonymous.get()).saturating_add(then.own.get());
+        PageCount::new(now.saturating_sub(then.anonymous.get()).saturating_sub(signs.own.get())).min(signs.anonymous)
     }
 
-    /// Whether nothing has happened since they were counted. What was counted is an estimate from the next thing on that the program does, and what
-    /// it did while pages left is not known at all.
+    /// Whether nothing has happened since they were counted. What was counted is an estimate from the next thing on that happens.
     #[must_use]
     pub fn is_exact(&self, signs: Signs) -> bool {
-        self.0.is_some_and(|counted| counted.exact && counted.signs == signs)
+        self.0.is_some_and(|(_, then)| then == signs)
     }
 
     /// The pages in system memory were counted: there are `pages`, while the program shows `signs`.
-    pub fn count(&mut self, pages: PageCount, signs: Signs) {
-        self.0 = Some(Counted { pages, signs, exact: true });
-    }
-
-    /// `moved` pages have left system memory, or been asked to; `before` that the program showed one thing, now it shows another.
-    pub fn left(&mut self, moved: PageCount, before: Signs, now: Signs) {
-        let was = self.pages(before);
-        let exact = moved.is_zero() && self.is_exact(before);
-        self.0 = Some(Counted { pages: was - moved.min(was), signs: now, exact });
+    pub const fn count(&mut self, pages: PageCount, signs: Signs) {
+        self.0 = Some((pages, signs));
     }
 }
 
@@ -50,8 +33,8 @@ impl Resident {
 mod tests {
     use super::*;
 
-    fn signs(anonymous: u64, home: u64) -> Signs {
-        Signs { anonymous: PageCount::new(anonymous), home, faults: 0, changes: 0 }
+    fn signs(anonymous: u64, own: u64) -> Signs {
+        Signs { anonymous: PageCount::new(anonymous), own: PageCount::new(own), ..Signs::default() }
     }
 
     #[test]
@@ -60,9 +43,14 @@ mod tests {
         assert_eq!(resident.pages(signs(70, 0)).get(), 70, "not counted: all that there may be");
         resident.count(PageCount::new(40), signs(70, 5));
         assert_eq!(resident.pages(signs(70, 5)).get(), 40);
-        assert_eq!(resident.pages(signs(75, 8)).get(), 48);
+        assert_eq!(resident.pages(signs(75, 5)).get(), 45);
+        assert_eq!(resident.pages(signs(75, 8)).get(), 42, "what hetmem keeps is not the program's");
+        assert_eq!(resident.pages(signs(70, 2)).get(), 43, "and is when pages come home");
         assert_eq!(resident.pages(signs(30, 5)).get(), 0);
-        assert_eq!(resident.pages(signs(75, u64::MAX)).get(), 75, "never more than there is");
+        assert_eq!(resident.pages(signs(75, 0)).get(), 50);
+        assert_eq!(resident.pages(signs(10_000, 0)).get(), 9975);
+        resident.count(PageCount::new(40), signs(10, 5));
+        assert_eq!(resident.pages(signs(10, 5)).get(), 10, "never more than there is");
     }
 
     #[test]
@@ -73,10 +61,5 @@ mod tests {
         resident.count(PageCount::new(40), at);
         assert!(resident.is_exact(at) && !resident.is_exact(signs(70, 6)));
         assert!(!resident.is_exact(Signs { changes: 1, ..at }), "there may be more to count");
-        resident.left(PageCount::ZERO, at, at);
-        assert!(resident.is_exact(at), "nothing moved");
-        resident.left(PageCount::new(10), at, signs(90, 5));
-        assert!(!resident.is_exact(signs(90, 5)));
-        assert_eq!(resident.pages(signs(90, 5)).get(), 30, "what frames took is not the program's");
     }
 }

@@ -21,7 +21,8 @@ pub trait View {
     fn ranges(&self) -> &[PageRange];
 
     /// How much system memory they take: their pages that are there, as far as is known while the program shows `signs`, and never more than
-    /// [`Signs::anonymous`], and what is kept populated for others to come home. Pages may be counted for it, which costs far more than anything else here: it is asked when it decides something.
+    /// [`Signs::anonymous`], and what is kept populated for others to come home. Pages may be counted for it, which costs far more than anything else
+    /// here: it is asked when it decides something.
     fn resident(&mut self, signs: Signs) -> PageCount;
 
     /// The devices, in the order of their ids. Costs a few words.
@@ -45,6 +46,9 @@ pub trait View {
     /// How much time of processors the program has used by now, in microseconds, with what hetmem used in it. Costs a system call.
     fn used(&self) -> u64;
 
+    /// How much time of processors was used by now, in microseconds, to plan and to carry out what was planned. Costs a system call.
+    fn spent(&self) -> u64;
+
     /// Where each page of `range` is, which lies in one block, and how [warm](crate::heat). Costs a look at as many entries of the page table.
     fn survey(&mut self, range: PageRange, survey: &mut Survey);
 }
@@ -54,7 +58,9 @@ pub trait View {
 pub struct Signs {
     /// Anonymous memory of the process, hetmem's included.
     pub anonymous: PageCount,
-    /// Pages that have come home, but for those that were copied there: these are seen in `anonymous`.
+    /// What of it hetmem keeps for itself, as far as that is known: populated frames, of the pool and of devices, that may be empty of pages.
+    pub own: PageCount,
+    /// Pages that have come home.
     pub home: u64,
     /// Touches that were served.
     pub faults: u64,

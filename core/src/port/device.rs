@@ -233,6 +233,11 @@ pub trait Device: Send + Sync {
         None
     }
 
+    /// Whether its frames are anonymous memory of this process, populated when one is first used, and kept so: they are among what the process has.
+    fn is_kept_populated(&self) -> bool {
+        false
+    }
+
     /// Makes frames of `run`, which were just allocated, ready to be filled by whatever copies into them. The result is how many were
     /// elsewhere than on the device: somebody had moved their pages behind its back.
     ///

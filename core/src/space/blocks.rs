@@ -170,6 +170,19 @@ impl Space {
         }
     }
 
+    /// Whether `what` is so of an existing block that overlaps `range`, which is locked, and the part of it that `range` has. Asked of one after the
+    /// other until it is; no block is made meanwhile.
+    pub(crate) fn any_block(&self, range: PageRange, what: impl Fn(PageRange, &BlockState) -> bool) -> bool {
+        let groups = read(&self.blocks.groups);
+        let blocks = groups.range(place(range.start().block()).0..).flat_map(|(group, known)| {
+            (0..GROUP).filter(|at| known.has(*at)).map(move |at| (number(*group, at), &known.group.0[at]))
+        });
+        let mut parts = blocks.take_while(|(no, _)| no.start() < range.end());
+        parts.any(|(no, block)| {
+            range.intersect(no.range()).is_some_and(|part| !part.is_empty() && what(part, &block.lock()))
+        })
+    }
+
     /// The first existing block after the one numbered `after`, or of all. Allocates nothing.
     pub(crate) fn block_after(&self, after: Option<BlockNo>) -> Option<(BlockNo, BlockRef)> {
         let first = after.map_or(BlockNo::new(0), BlockNo::after);

@@ -6,7 +6,8 @@ use hetmem_core::engine::Residency;
 use hetmem_core::heat::CHUNK_PAGES;
 use hetmem_core::physmap::MemoryType;
 use hetmem_core::policy::DeviceState;
-use hetmem_core::units::{DeviceId, PAGE_SHIFT, PageCount, PageRange, VirtAddr};
+use hetmem_core::port::Device;
+use hetmem_core::units::{BLOCK_PAGES, ByteLen, DeviceId, PAGE_SHIFT, PageCount, PageRange, VirtAddr};
 
 use super::{IN_SYSTEM_MEMORY, Managed, ON_ITS_WAY};
 
@@ -53,13 +54,13 @@ impl Managed {
     /// Counts the pages of `ranges` that are in system memory.
     #[must_use]
     pub fn count_resident(&self, ranges: &[PageRange]) -> PageCount {
-        self.0.resident(ranges)
+        self.0.resident(ranges) + self.0.engine.pool().in_use()
     }
 
     /// Counts those that no other process maps.
     #[must_use]
     pub fn count_own(&self, ranges: &[PageRange]) -> PageCount {
-        self.0.own(ranges)
+        self.0.own(ranges) + self.0.engine.pool().in_use()
     }
 
     /// How many pages are on devices.
@@ -115,12 +116,24 @@ impl Managed {
         self.0.engine.pool().stocked()
     }
 
-    /// Pages that have come home, but for those that were copied into the program from a frame that stays as it is: these show in how much memory the
-    /// process has.
+    /// Populated system pages that hetmem keeps, about: the stock, the memory that devices pack pages into, and of those whose frames stay populated as many
+    /// as ever were in use, a huge page at a time.
+    #[must_use]
+    pub fn kept_populated(&self) -> PageCount {
+        let kept = |device: &dyn Device| match device.packing() {
+            Some(packing) => ByteLen::new(packing.memory_bytes).pages_down(),
+            None if device.is_kept_populated() => {
+                PageCount::new(device.pagemap().frames.peak().get().next_multiple_of(BLOCK_PAGES))
+            }
+            None => PageCount::ZERO,
+        };
+        self.0.engine.devices().iter().map(|device| kept(&**device)).sum::<PageCount>() + self.stocked()
+    }
+
+    /// Pages that have come home.
     #[must_use]
     pub fn came_home(&self) -> u64 {
-        let all = self.0.engine.counters().pages_migrated_to_system.load(Relaxed);
-        all.saturating_sub(self.0.engine.copied_home())
+        self.0.engine.counters().pages_migrated_to_system.load(Relaxed)
     }
 
     /// Touches that were served.

@@ -1,7 +1,7 @@
 // Dies in the way that its argument names, with memory of a pattern of which a part is away. Before, it prints where the pattern is, where it will die
 // (the program counters between which a dump must show it), and the address that it will fail to reach.
 //
-// "away" as a second argument: waits until a part of the pattern is away.
+// A number as a second argument: waits until as many pages of what it has written are away.
 
 #include "../../programs/c/common.h"
 
@@ -21,7 +21,7 @@
 
 static uint64_t *pattern;
 static uint64_t *secret;
-static bool managed;
+static size_t wanted_away;
 extern char **environ;
 
 // Instructions with a name each, in functions that are one.
@@ -51,22 +51,22 @@ static void fill(void) {
     }
 }
 
-// Whether the kernel has a good part of the pattern nowhere.
+// Whether the kernel has enough of the pattern and the secret nowhere.
 static bool is_away(void) {
-    static uint64_t entries[BYTES / PAGE];
+    static uint64_t entries[2 * BYTES / PAGE];
     int fd = open("/proc/self/pagemap", O_RDONLY);
     CHECK(fd >= 0);
     CHECK(pread(fd, entries, sizeof entries, (off_t)((uintptr_t)pattern / PAGE * 8)) == sizeof entries);
     close(fd);
     size_t absent = 0;
-    for (size_t i = 0; i < BYTES / PAGE; i++) {
+    for (size_t i = 0; i < 2 * BYTES / PAGE; i++) {
         absent += !(entries[i] >> 62);
     }
-    return absent >= 128;
+    return absent >= wanted_away;
 }
 
 static void wait_away(void) {
-    while (managed && !is_away()) {
+    while (wanted_away > 0 && !is_away()) {
         usleep(1000);
     }
 }
@@ -351,7 +351,7 @@ static void queries(void) {
 int main(int argc, char **argv) {
     CHECK(argc > 1);
     const char *way = argv[1];
-    managed = argc > 2 && strcmp(argv[2], "away") == 0;
+    wanted_away = argc > 2 ? strtoul(argv[2], NULL, 10) : 0;
 #define IS(name) (strcmp(way, name) == 0)
     if (IS("queries")) {
         queries();

@@ -1,10 +1,11 @@
 // Processes of a run share one limit, and devices of one size. What each has in memory is asked of the kernel.
 //
-// Usage: budget tree|idle|device|short|exec LIMIT [DEVICE], which are in MiB.
+// Usage: budget tree|idle|device|short|forked|exec LIMIT [DEVICE], which are in MiB.
 //   tree   processes that want three times the limit, all of it in use; one is killed, one stopped, all but one end
 //   idle   of one that is busy and one that sleeps, the busy one has what there is but for a small part
 //   device as tree, where together they have more than the limit and the device; what is away at a time is no more than that has
 //   short  children that live for an instant take nothing from a parent that fills the limit
+//   forked what a child had, and the parent has written no more, leaves
 //   exec   what a program had that this one has executed over is given back
 
 #include "common.h"
@@ -261,7 +262,7 @@ static int shortly(void) {
         pid_t child = fork();
         CHECK(child >= 0);
         if (child == 0) {
-            // With the stock, an eighth of the limit, all of it fits, and heaps and stacks besides.
+            // With the stock all of it fits, and heaps and stacks besides.
             check(filled(limit / 16, 9), limit / 16, 9);
             _exit(0);
         }
@@ -272,6 +273,21 @@ static int shortly(void) {
             FAIL("after %d children %zu pages of %zu are there", i + 1, now, pages);
         }
     }
+    check(memory, pages, 7);
+    return 0;
+}
+
+static int forked(void) {
+    size_t pages = 2 * limit, now;
+    unsigned char *memory = filled(pages, 7);
+    pid_t child = fork();
+    CHECK(child >= 0);
+    if (child == 0) {
+        check(memory, pages, 7);
+        _exit(0);
+    }
+    CHECK(status_of(child) == 0);
+    AWAIT((now = present(memory, pages)) <= limit, "%zu pages of %zu are still there", now, limit);
     check(memory, pages, 7);
     return 0;
 }
@@ -304,6 +320,7 @@ int main(int argc, char **argv) {
                  : strcmp(argv[1], "idle") == 0   ? idle()
                  : strcmp(argv[1], "device") == 0 ? device(argument(argc, argv, 3, 0) * MIB / PAGE)
                  : strcmp(argv[1], "short") == 0  ? shortly()
+                 : strcmp(argv[1], "forked") == 0 ? forked()
                  : strcmp(argv[1], "exec") == 0   ? execute(argc, argv)
                                                   : 2;
     printf("%s %zu\n", argv[1], limit);

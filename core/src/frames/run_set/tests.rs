@@ -66,6 +66,31 @@ fn a_chunk_that_is_cleared_piece_by_piece_stays_whole() {
     assert_eq!(std::iter::from_fn(|| set.take_whole()).count(), 2);
 }
 
+#[test]
+fn what_is_taken_with_others_is_one_run_up_to_what_is_in_use() {
+    let set = |of: &[u32]| {
+        let mut set = RunSet::empty(PageCount::new(1024));
+        of.iter().for_each(|frame| set.insert(FrameRun::single(FrameIndex::new(*frame))));
+        set
+    };
+    let taken = |want: u64| {
+        let (mut stocked, mut empty) = (set(&[3, 4, 7, 9, 11, 600]), set(&[2, 5, 6, 8, 12]));
+        // 10 is in use.
+        stocked.recent = 0;
+        let run = stocked.take_with(&mut empty, PageCount::new(want)).unwrap();
+        stocked.check();
+        empty.check();
+        (run.first.get(), run.pages.get(), stocked.len().get(), empty.len().get())
+    };
+    assert_eq!(taken(1), (3, 1, 5, 5));
+    assert_eq!(taken(2), (3, 2, 4, 5));
+    assert_eq!(taken(3), (3, 5, 3, 3));
+    assert_eq!(taken(512), (3, 7, 2, 2));
+    let (mut whole, mut none) = (RunSet::full(PageCount::new(512)), RunSet::empty(PageCount::new(512)));
+    assert_eq!(whole.take_with(&mut none, PageCount::new(512)).unwrap().pages, PageCount::BLOCK);
+    assert_eq!(whole.take_with(&mut none, PageCount::ONE), None);
+}
+
 proptest! {
     /// Against a plain set of numbers: what is taken was in the set and is consecutive, what rests is cleared once it is old, and nothing else
     /// changes.

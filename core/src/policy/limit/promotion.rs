@@ -1,0 +1,210 @@
+//! What is used on coherent devices: some chunks at a time are out as samples for a short while, by turns, and what is touched meanwhile is promoted.
+//!
+//! It costs time, most of it by what each change of a page table makes other processors do. What it costs is measured, with all that is done beside it
+//! to keep the limit, and held to a share of the time that the program uses, the larger the more of what is sampled is touched: a lot is to be learned
+//! then.
+
+use std::collections::VecDeque;
+
+use super::Window;
+use crate::migrate::{Place, Select, Survey, Target, push_page};
+use crate::physmap::MemoryType;
+use crate::policy::{Act, Plan, View};
+use crate::units::{BLOCK_SIZE, PageCount, PageRange, VirtAddr};
+
+/// Microseconds that a touch of a page that is out costs, which others serve.
+const TOUCH: u64 = 12;
+/// The least and the greatest share of the program's time, in thousandths.
+const SHARES: (u64, u64) = (10, 60);
+/// So many of a thousand pages are touched while they are out where there is most to be learned.
+const MUCH: u64 = 30;
+/// Windows get longer while fewer of a thousand pages are touched than the first, and shorter while more are than the second.
+const TOUCHED: (u64, u64) = (5, 100);
+/// The shortest and the longest window, in microseconds.
+const WINDOWS: (u64, u64) = (500, 20_000);
+/// Pages of a chunk.
+const CHUNK: u64 = 64;
+/// Chunks that are taken out at a time.
+const AT_ONCE: u64 = 8;
+/// Time that is not used for samples is kept, and what was used too much is made up for, as much of it as this, in nanoseconds.
+const SAVED: i64 = 8_000_000;
+/// How long to wait for the next chunks, in microseconds, at least and at most.
+const PAUSES: (u64, u64) = (1000, 50_000);
+
+#[derive(Debug)]
+pub(super) struct Promotion {
+    hand: u64,
+    out: VecDeque<Window>,
+    survey: Survey,
+    window: u64,
+    /// What the program had used when this was asked last, and what had been spent, in microseconds.
+    used: u64,
+    spent: u64,
+    /// How much more may be spent, in nanoseconds.
+    budget: i64,
+    /// Of a thousand pages so many were touched, lately.
+    touched: u64,
+}
+
+impl Default for Promotion {
+    fn default() -> Self {
+        Self {
+            hand: 0,
+            out: VecDeque::new(),
+            survey: Survey::default(),
+            window: WINDOWS.0,
+            used: 0,
+            spent: 0,
+            budget: 0,
+            touched: MUCH,
+        }
+    }
+}
+
+impl Promotion {
+    /// Whether there is something on a coherent device.
+    pub(super) fn is_of_use(&self, view: &dyn View) -> bool {
+        view.devices().iter().any(|device| device.memory_type == MemoryType::DeviceCoherent && !device.used.is_zero())
+    }
+
+    /// Whether nothing is out.
+    pub(super) fn is_idle(&self) -> bool {
+        self.out.is_empty()
+    }
+
+    /// Ends samples whose time has come, and begins others. There is room for `free` pages.
+    pub(super) fn plan(&mut self, view: &mut dyn View, now: u64, free: PageCount, plan: &mut Plan) {
+        let mut free = free;
+        while self.out.front().is_some_and(|window| window.until <= now) && plan.has_room() {
+            let Some(window) = self.out.pop_front() else { break };
+            self.end(view, window.ranges, &mut free, plan);
+        }
+        if self.is_of_use(view) {
+            self.begin(view, now, free, plan);
+        }
+        if let Some(window) = self.out.front() {
+            plan.ask_again_within(window.until.saturating_sub(now));
+        }
+    }
+
+    fn end(&mut self, view: &mut dyn View, ranges: Vec<PageRange>, free: &mut PageCount, plan: &mut Plan) {
+        let (mut hot, mut cold) = (Vec::new(), Vec::new());
+        let mut sampled = 0;
+        for range in ranges {
+            view.survey(range, &mut self.survey);
+            sampled += range.pages().get();
+            for (page, seen) in range.iter().zip(&self.survey.pages) {
+                match seen.place {
+                    Place::Device(_) => push_page(&mut hot, page),
+                    Place::SampledOn(_) => push_page(&mut cold, page),
+                    Place::Nowhere | Place::System | Place::Sampled | Place::Moving => {}
+                }
+            }
+        }
+        let touched = super::pages_of(&hot);
+        if let Some(thousandths) = (touched.get() * 1000).checked_div(sampled) {
+            self.touched = (self.touched * 31 + thousandths).div_ceil(32);
+        }
+        self.pay(touched.get() * TOUCH);
+        if self.touched > TOUCHED.1 {
+            self.window = (self.window * 31 / 32).max(WINDOWS.0);
+        } else if self.touched < TOUCHED.0 {
+            self.window = (self.window * 33 / 32).min(WINDOWS.1);
+        }
+        if !cold.is_empty() {
+            super::push(plan, cold, Act::PutBack);
+        }
+        let hot = first(hot, *free);
+        if !hot.is_empty() {
+            *free = *free - super::pages_of(&hot);
+            super::push(plan, hot, Act::Migrate { from: Select::DEVICE_COHERENT, to: vec![Target::System] });
+        }
+    }
+
+    fn pay(&mut self, micros: u64) {
+        self.budget = (self.budget - nanos(micros)).max(-SAVED);
+    }
+
+    /// What share of its time samples may cost the program, in thousandths.
+    fn share(&self) -> u64 {
+        SHARES.0 + (SHARES.1 - SHARES.0) * self.touched.min(MUCH) / MUCH
+    }
+
+    /// Adds what the program has used since, and pays for what was spent; whether the program has used any.
+    fn settle(&mut self, view: &dyn View) -> bool {
+        let (used, spent) = (view.used(), view.spent());
+        let gained = used.saturating_sub(self.used).min(100_000);
+        let paid = spent.saturating_sub(self.spent);
+        (self.used, self.spent) = (used, spent);
+        // Of microseconds thousandths are nanoseconds.
+        self.budget = (self.budget + i64::try_from(gained * self.share()).unwrap_or(SAVED)).min(SAVED);
+        self.pay(paid);
+        gained > 0
+    }
+
+    fn begin(&mut self, view: &mut dyn View, now: u64, free: PageCount, plan: &mut Plan) {
+        if !self.settle(view) {
+            return;
+        }
+        if free.is_zero() {
+            return plan.ask_again_within(PAUSES.1);
+        }
+        if self.budget < 0 {
+            plan.ask_again_within((self.budget.unsigned_abs() / self.share()).clamp(PAUSES.0, PAUSES.1));
+            return;
+        }
+        let (mut looks, mut begun) = (4 * AT_ONCE, 0);
+        while begun < AT_ONCE && looks > 0 && plan.has_room() {
+            looks -= 1;
+            let Some(part) = self.part(view.ranges()) else { return };
+            view.survey(part, &mut self.survey);
+            let mut ranges = Vec::new();
+            for (page, seen) in part.iter().zip(&self.survey.pages) {
+                let is_coherent =
+                    |id| view.devices().iter().any(|d| d.id == id && d.memory_type == MemoryType::DeviceCoherent);
+                // What the program wants there stays.
+                if matches!(seen.place, Place::Device(id) if is_coherent(id) && view.preferred(page) != Some(id)) {
+                    push_page(&mut ranges, page);
+                }
+            }
+            if ranges.is_empty() {
+                continue;
+            }
+            begun += 1;
+            self.out.push_back(Window { until: now + self.window, ranges: ranges.clone() });
+            super::push(plan, ranges, Act::Sample { from: Select::DEVICE_COHERENT });
+        }
+        plan.ask_again_within(PAUSES.0);
+    }
+
+    /// The next chunk under the hand.
+    fn part(&mut self, ranges: &[PageRange]) -> Option<PageRange> {
+        let chunk = BLOCK_SIZE / 512 * CHUNK;
+        let from = |at: u64| {
+            let next = ranges.partition_point(|range| range.end().get() <= at);
+            ranges[next..].iter().find(|range| !range.is_empty())
+        };
+        let range = from(self.hand).or_else(|| {
+            self.hand = 0;
+            from(0)
+        })?;
+        let start = range.start().get().max(self.hand);
+        self.hand = ((start / chunk + 1) * chunk).min(range.end().get());
+        PageRange::between(VirtAddr::new(start), VirtAddr::new(self.hand))
+    }
+}
+
+fn nanos(micros: u64) -> i64 {
+    i64::try_from(micros * 1000).unwrap_or(SAVED)
+}
+
+/// The first of `ranges`, with `most` pages at most.
+fn first(mut ranges: Vec<PageRange>, most: PageCount) -> Vec<PageRange> {
+    let mut left = most;
+    for range in &mut ranges {
+        *range = range.slice(PageCount::ZERO, left);
+        left = left - range.pages();
+    }
+    ranges.retain(|range| !range.is_empty());
+    ranges
+}

@@ -1,0 +1,190 @@
+//! What `limit` does to a model program.
+
+use super::*;
+use crate::policy::Random;
+use crate::policy::model::{Model, range};
+use crate::units::DeviceId;
+
+const MILLISECOND: u64 = 1000;
+
+fn limit(pages: u64) -> Limit {
+    Limit::new(PageCount::new(pages))
+}
+
+/// Has `policy` plan once, and carries that out.
+fn step(policy: &mut Limit, model: &mut Model, plan: &mut Plan) {
+    policy.plan(model, plan);
+    plan.carry_out(|of| model.carry_out(of), || false);
+}
+
+/// Asks again each millisecond, for so many of them; the program does `act` before each.
+fn run(policy: &mut Limit, model: &mut Model, times: u64, mut act: impl FnMut(&mut Model)) {
+    let mut plan = Plan::new(Model::BUDGET);
+    for _ in 0..times {
+        act(model);
+        step(policy, model, &mut plan);
+        model.now += MILLISECOND;
+    }
+}
+
+/// How many of `pages` are in system memory.
+fn home(model: &Model, pages: impl Iterator<Item = u64>) -> usize {
+    pages.filter(|page| model.place(*page) == Some(Target::System)).count()
+}
+
+#[test]
+fn who_is_below_the_limit_is_asked_for_signs_only() {
+    let mut model = Model::new(&[(0, 1000)], &[1000]);
+    let mut plan = Plan::new(Model::BUDGET);
+    limit(1000).plan(&mut model, &mut plan);
+    assert!(plan.is_empty() && plan.take_again().is_none());
+    assert_eq!(model.asked, ["signs"]);
+}
+
+#[test]
+fn what_is_above_the_limit_leaves_and_no_more() {
+    for pages in [1, 64, 300, 999] {
+        let mut model = Model::new(&[(10, 500), (2000, 500)], &[5000]);
+        run(&mut limit(pages), &mut model, 100, |_| ());
+        assert_eq!(model.resident_pages(), pages);
+    }
+}
+
+#[test]
+fn holes_are_passed_over() {
+    let mut model = Model::new(&[(0, 64 * 100)], &[5000]);
+    model.drop_pages(|page| page % 64 >= 2);
+    run(&mut limit(100), &mut model, 100, |_| ());
+    assert_eq!(model.resident_pages(), 100);
+}
+
+/// A program may map memory and write it just before it is looked at, and then do nothing more.
+#[test]
+fn what_is_found_later_leaves_though_the_program_does_nothing_more() {
+    let mut model = Model::new(&[(0, 64), (1000, 500)], &[5000]);
+    model.set_ranges(&[(0, 64)]);
+    let mut limit = limit(10);
+    run(&mut limit, &mut model, 100, |_| ());
+    assert_eq!(model.resident_pages(), 500, "nothing else is known");
+    model.set_ranges(&[(0, 64), (1000, 500)]);
+    run(&mut limit, &mut model, 2000, |_| ());
+    assert!(model.resident_pages() <= 10);
+}
+
+#[test]
+fn the_preferred_device_comes_first_and_others_take_what_it_has_no_room_for() {
+    let mut model = Model::new(&[(0, 64 * 4)], &[1000, 64 + 10, 1000]);
+    model.preferred = Some(DeviceId::new(1));
+    run(&mut limit(64), &mut model, 100, |_| ());
+    assert_eq!(model.devices.iter().map(|d| d.used.get()).collect::<Vec<_>>(), [2 * 64 - 10, 64 + 10, 0]);
+}
+
+#[test]
+fn what_is_not_used_soon_leaves_first_and_once() {
+    let mut model = Model::new(&[(0, 640)], &[5000]);
+    let mut limit = limit(540);
+    model.not_soon = vec![range(400, 60), range(600, 40)];
+    run(&mut limit, &mut model, 100, |_| ());
+    assert_eq!(home(&model, (400..460).chain(600..640)), 0, "where the hand is not yet");
+    model.not_soon = vec![range(500, 10)];
+    run(&mut limit, &mut model, 100, |_| ());
+    assert_eq!(home(&model, 500..510), 10, "nothing leaves for it where there is room");
+}
+
+#[test]
+fn a_coherent_device_comes_before_a_private_one() {
+    let mut model = Model::new(&[(0, 300)], &[1000, 1000]);
+    model.devices[1].memory_type = MemoryType::DeviceCoherent;
+    run(&mut limit(100), &mut model, 100, |_| ());
+    assert_eq!(model.devices[0].used, PageCount::ZERO);
+}
+
+#[test]
+fn when_nothing_can_leave_an_idle_program_is_not_asked_again_and_one_that_does_something_is() {
+    let mut model = Model::new(&[(0, 640)], &[128]);
+    let mut limit = limit(64);
+    run(&mut limit, &mut model, 1000, |_| ());
+    assert_eq!(model.devices[0].room(), PageCount::ZERO);
+    let idle = |model: &mut Model| model.uses = false;
+    run(&mut limit, &mut model, 1, idle);
+    model.asked.clear();
+    let mut plan = Plan::new(Model::BUDGET);
+    model.now += 100 * MILLISECOND;
+    step(&mut limit, &mut model, &mut plan);
+    assert_eq!(model.asked, ["signs"]);
+    model.devices[0].capacity = PageCount::new(200);
+    model.faults += 1;
+    run(&mut limit, &mut model, 3000, |_| ());
+    assert_eq!(model.devices[0].room(), PageCount::ZERO);
+}
+
+/// The program uses a few pages in each millisecond, scattered among many that it does not use.
+#[test]
+fn what_is_used_stays_though_its_neighbours_leave() {
+    let hot = |page: &u64| page.is_multiple_of(7);
+    for coherent in [false, true] {
+        let model = Model::new(&[(0, 2100)], &[5000]);
+        let mut model = if coherent { model.coherent() } else { model };
+        let mut limit = limit(600);
+        let touch = |model: &mut Model| (0..2100).filter(hot).for_each(|page| model.touch(page));
+        run(&mut limit, &mut model, 3000, touch);
+        assert_eq!(home(&model, (0..2100).filter(hot)), 300);
+        assert!(model.resident_pages() <= 600 && model.resident_pages() > 500, "{}", model.resident_pages());
+    }
+}
+
+#[test]
+fn what_is_used_on_a_coherent_device_is_promoted_in_place_of_what_is_not() {
+    let mut model = Model::new(&[(0, 2048)], &[5000]).coherent();
+    (0..1024).for_each(|page| model.put(page, 0));
+    let mut limit = limit(1024);
+    // What was in use before is not, and a quarter of what was not is.
+    let touch = |model: &mut Model| (0..256).for_each(|page| model.touch(page));
+    run(&mut limit, &mut model, 5_000, touch);
+    let promoted = home(&model, 0..256);
+    assert!(promoted > 230, "{promoted}");
+    assert!(model.resident_pages() <= 1024);
+}
+
+#[test]
+fn what_is_preferred_on_a_coherent_device_stays_there() {
+    let mut model = Model::new(&[(0, 2048)], &[5000]).coherent();
+    model.preferred = Some(DeviceId::new(0));
+    (0..1024).for_each(|page| model.put(page, 0));
+    run(&mut limit(2048), &mut model, 1000, |model| (0..1024).for_each(|page| model.touch(page)));
+    assert_eq!(home(&model, 0..1024), 0);
+}
+
+/// A scan goes over cold memory while some is in use all the time.
+#[test]
+fn a_scan_leaves_the_hot_where_they_are() {
+    let mut model = Model::new(&[(0, 4096)], &[8192]);
+    let mut limit = limit(1024);
+    let mut scan = 512;
+    let mut random = Random::new(1);
+    let mut away = 0;
+    run(&mut limit, &mut model, 6_000, |model| {
+        (0..128).for_each(|_| model.touch(random.below(512)));
+        for _ in 0..4 {
+            model.touch(scan);
+            scan = if scan == 4095 { 512 } else { scan + 1 };
+        }
+        if model.now > 3_000 * MILLISECOND {
+            away += 512 - home(model, 0..512);
+        }
+    });
+    let share = away * 1000 / 512 / 3_000;
+    assert!(share < 20, "{share} of a thousand hot pages are away");
+}
+
+#[test]
+fn memory_that_is_idle_is_asked_about_less_and_less() {
+    let mut model = Model::new(&[(0, 2048)], &[5000]).coherent();
+    let mut limit = limit(1024);
+    run(&mut limit, &mut model, 1000, |_| ());
+    model.uses = false;
+    run(&mut limit, &mut model, 100, |_| ());
+    model.asked.clear();
+    run(&mut limit, &mut model, 1000, |_| ());
+    assert!(!model.asked.contains(&"survey"), "nothing is sampled of a program that does nothing");
+}
