@@ -1,18 +1,19 @@
 //! The file that statistics are written to, or what else is known later than where it goes.
 //!
 //! That it can be written is found out before the program starts; what is in it stays until the program has ended. A
-//! regular file is replaced as a whole, by one of the same owner and mode: its successor is made beside it, with room on the disk set aside, and
-//! renamed at the end; where there can be none, it is written in place. Anything else (a pipe, `/dev/stdout`) is opened and written to.
+//! regular file is replaced as a whole, by one of the same owner and mode: its successor is made in the same directory, with room on the disk set
+//! aside, and takes its name at the end; where there can be none, it is written in place. Anything else (a pipe, `/dev/stdout`) is opened and written
+//! to. A successor has no name before (`O_TMPFILE` of open(2)), so that nothing is left of it however hetmem ends.
 //!
-//! *Limits:* if hetmem itself is killed (SIGKILL), the unfinished successor stays, as `.NAME.PID.tmp`.
+//! *Limits:* where the file system has no such files, and hetmem is killed, the unfinished successor stays, as `.NAME.PID.tmp`.
 
 use std::fs::{File, Metadata, OpenOptions};
 use std::io::{self, Write as _};
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _, fchown};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{Access, FallocateFlags, access, fallocate};
+use rustix::fs::{Access, AtFlags, CWD, FallocateFlags, access, fallocate, linkat};
 use rustix::io::Errno;
 
 use super::{found, room};
@@ -23,22 +24,25 @@ const ROOM: u64 = 64 << 10;
 /// Where statistics go. Dropped without [`Output::write`], it leaves everything as it was.
 #[derive(Debug)]
 pub(crate) enum Output {
-    /// Beside the file that it becomes.
-    Successor { file: File, temporary: Temporary, target: PathBuf },
+    /// In the directory of the file that it becomes.
+    Successor { file: File, name: Temporary, target: PathBuf },
     /// In place: into an existing file of a directory where none can be made.
     InPlace(File),
     /// Into something that is no regular file.
     Stream(File),
 }
 
-/// A file that is removed unless it was renamed.
+/// The name that a successor has until it is renamed, or has last, for an instant. What is there is removed.
 #[derive(Debug)]
-pub(crate) struct Temporary(PathBuf);
+pub(crate) struct Temporary {
+    path: PathBuf,
+    is_given: bool,
+}
 
 impl Drop for Temporary {
     fn drop(&mut self) {
         // After a rename nothing is there under this name.
-        let _ = std::fs::remove_file(&self.0);
+        let _ = std::fs::remove_file(&self.path);
     }
 }
 
@@ -81,8 +85,11 @@ impl Output {
         temporary.push(format!(".{}.tmp", std::process::id()));
         let temporary = target.with_file_name(temporary);
         has_room()?;
-        let file = OpenOptions::new().write(true).create_new(true).open(&temporary)?;
-        let temporary = Temporary(temporary);
+        let (file, is_given) = match unnamed(&temporary) {
+            Some(file) => (file, false),
+            None => (OpenOptions::new().write(true).create_new(true).open(&temporary)?, true),
+        };
+        let name = Temporary { path: temporary, is_given };
         if let Some(like) = like {
             let made = file.metadata()?;
             if (made.uid(), made.gid()) != (like.uid(), like.gid()) {
@@ -96,18 +103,23 @@ impl Output {
             Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOSYS) => {}
             Err(error) => return Err(error.into()),
         }
-        Ok(Self::Successor { file, temporary, target: target.to_owned() })
+        Ok(Self::Successor { file, name, target: target.to_owned() })
     }
 
     /// Writes the statistics and makes them what the file holds.
     pub(crate) fn write(self, text: &[u8]) -> io::Result<()> {
         match self {
-            Self::Successor { mut file, temporary, target } => {
+            Self::Successor { mut file, name, target } => {
                 file.write_all(text)?;
                 // Gives back what was set aside beyond the end.
                 file.set_len(text.len() as u64)?;
                 file.sync_data()?;
-                std::fs::rename(&temporary.0, target)
+                if !name.is_given {
+                    // Of one that was killed and had the same number.
+                    let _ = std::fs::remove_file(&name.path);
+                    linkat(CWD, name_in_proc(&file), CWD, &name.path, AtFlags::SYMLINK_FOLLOW)?;
+                }
+                std::fs::rename(&name.path, target)
             }
             Self::InPlace(mut file) => {
                 file.set_len(0)?;
@@ -116,6 +128,21 @@ impl Output {
             Self::Stream(mut file) => file.write_all(text),
         }
     }
+}
+
+/// A file without a name that can have the name `later`, if there can be one.
+fn unnamed(later: &Path) -> Option<File> {
+    let directory = match later.parent() {
+        Some(directory) if directory != Path::new("") => directory,
+        _ => Path::new("."),
+    };
+    let file = OpenOptions::new().write(true).mode(0o666).custom_flags(libc::O_TMPFILE).open(directory).ok()?;
+    // By which it is named.
+    name_in_proc(&file).exists().then_some(file)
+}
+
+fn name_in_proc(file: &File) -> PathBuf {
+    format!("/proc/self/fd/{}", file.as_raw_fd()).into()
 }
 
 /// What `path` leads to, which is not there: through symbolic links, if it is one.
@@ -196,6 +223,29 @@ mod tests {
         let path = dir.path().join("stats");
         drop(Output::prepare(&path).unwrap());
         assert_eq!(entries(dir.path()), 0);
+    }
+
+    #[test]
+    fn who_is_killed_leaves_nothing_behind() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("stats");
+        // Killed before it is dropped.
+        let killed = std::mem::ManuallyDrop::new(Output::prepare(&path).unwrap());
+        let Output::Successor { name, .. } = &*killed else { panic!("{killed:?}") };
+        assert_eq!(entries(dir.path()), usize::from(name.is_given));
+        if unnamed(&path).is_some() {
+            assert!(!name.is_given);
+        }
+    }
+
+    #[test]
+    fn a_successor_with_a_name_takes_the_other_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, temporary) = (dir.path().join("stats"), dir.path().join("unfinished"));
+        let file = File::create(&temporary).unwrap();
+        let name = Temporary { path: temporary, is_given: true };
+        Output::Successor { file, name, target: path.clone() }.write(b"new").unwrap();
+        assert_eq!((std::fs::read_to_string(&path).unwrap().as_str(), entries(dir.path())), ("new", 1));
     }
 
     #[test]
