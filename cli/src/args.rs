@@ -278,24 +278,24 @@ mod tests {
     }
 
     #[test]
-    fn the_policies_are_the_same_in_the_table_the_help_and_the_readme() {
+    fn the_policies_are_the_same_in_the_table_the_help_and_the_documents() {
         let help = <Cli as clap::CommandFactory>::command().find_subcommand_mut("run").unwrap().render_long_help();
         let help = help.to_string().split_whitespace().collect::<Vec<_>>().join(" ");
         for policy in POLICIES {
             assert!(help.contains(&format!("{policy}: {}", policy.help)), "{policy}: {help}");
         }
         let (_, table) =
-            include_str!("../../README.md").split_once("| `POLICY` | what moves |\n| --- | --- |\n").unwrap();
+            include_str!("../../docs/run.md").split_once("| `POLICY` | what moves |\n| --- | --- |\n").unwrap();
         let rows = table.lines().map_while(|line| line.strip_prefix("| `")?.split_once('`'));
         let names: Vec<&str> = rows.map(|(name, _)| name).collect();
         assert_eq!(names, POLICIES.iter().map(ToString::to_string).collect::<Vec<_>>());
     }
 
     #[test]
-    fn the_backends_are_the_same_in_the_table_the_help_and_the_readme() {
+    fn the_backends_are_the_same_in_the_table_the_help_and_the_documents() {
         let help = <Cli as clap::CommandFactory>::command().find_subcommand_mut("run").unwrap().render_long_help();
         let help = help.to_string().split_whitespace().collect::<Vec<_>>().join(" ");
-        let (_, row) = include_str!("../../README.md").split_once("| `BACKEND` | ").unwrap();
+        let (_, row) = include_str!("../../docs/run.md").split_once("| `BACKEND` | ").unwrap();
         let row = row.lines().next().unwrap();
         let described: Vec<&str> = row.split(" | ").next().unwrap().split("; ").collect();
         assert_eq!(described.len(), KINDS.len(), "{row}");

@@ -255,9 +255,9 @@ mod tests {
         (Report::new("ls".into(), end, 2, &devices, &counters), end)
     }
 
-    /// The statistics that the README shows.
+    /// The statistics that docs/run.md shows.
     fn documented() -> serde_json::Value {
-        let (_, after) = include_str!("../../../README.md").split_once("```json\n").unwrap();
+        let (_, after) = include_str!("../../../docs/run.md").split_once("```json\n").unwrap();
         serde_json::from_str(after.split_once("```").unwrap().0).unwrap()
     }
 
