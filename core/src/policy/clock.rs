@@ -4,12 +4,14 @@
 //!
 //! *Limits:* nothing is brought home but by touches, and the first device that has room is as good as any other.
 
+use super::hand::Hand;
 use super::registry::{Argument, Entry};
+use super::view::to;
 use super::{DeviceState, Move, Plan, Policy, Signs, View};
 use crate::heat::CHUNK_PAGES;
-use crate::migrate::{Select, Target};
+use crate::migrate::Select;
 use crate::quantity::{self, Exact};
-use crate::units::{PAGE_SIZE, PageCount, PageRange, VirtAddr};
+use crate::units::{PAGE_SIZE, PageCount};
 
 /// `clock`, as the table of policies has it.
 pub(super) const ENTRY: Entry = Entry {
@@ -25,27 +27,6 @@ pub(super) fn pages(text: &str) -> Result<PageCount, String> {
         Some(PageCount::ZERO) => Err("the limit is zero; it must be positive".to_owned()),
         Some(pages) => Ok(pages),
         None => Err(format!("the limit {} is not a multiple of the page ({PAGE_SIZE} bytes)", size.get())),
-    }
-}
-
-/// The hand of a clock that goes round the managed memory in chunks.
-#[derive(Debug, Default)]
-struct Hand {
-    at: u64,
-}
-
-impl Hand {
-    /// The next chunk under the hand; `None` if there is no page. `ranges` are in order of address.
-    fn next(&mut self, ranges: &[PageRange]) -> Option<PageRange> {
-        let chunk_bytes = CHUNK_PAGES * PAGE_SIZE;
-        let under = ranges.iter().find(|r| r.end().get() > self.at).or_else(|| {
-            self.at = 0;
-            ranges.iter().find(|r| !r.is_empty())
-        })?;
-        let start = under.start().get().max(self.at);
-        let end = (start / chunk_bytes + 1) * chunk_bytes;
-        self.at = end.min(under.end().get());
-        PageRange::between(VirtAddr::new(start), VirtAddr::new(self.at))
     }
 }
 
@@ -102,25 +83,17 @@ impl Clock {
         let enough = round.surplus.min(room.max(PageCount::ONE));
         while plan.pages() < enough && plan.has_room() && !devices.is_empty() {
             let Some(range) = view.take_not_soon(enough - plan.pages()) else { break };
-            plan.push(Move::migrate(range, Select::SYSTEM, Self::to(&devices, view, range)));
+            plan.push(Move::migrate(range, Select::SYSTEM, to(&devices, view, range)));
         }
         while plan.pages() < enough && plan.has_room() && round.chunks > 0 {
             round.chunks -= 1;
-            let Some(range) = hand.next(view.ranges()) else { return };
+            let Some(range) = hand.next(view.ranges(), CHUNK_PAGES) else { return };
             // It has another chance.
             if view.take_warmth(range) || devices.is_empty() {
                 continue;
             }
-            plan.push(Move::migrate(range, Select::SYSTEM, Self::to(&devices, view, range)));
+            plan.push(Move::migrate(range, Select::SYSTEM, to(&devices, view, range)));
         }
-    }
-
-    /// Where pages from the start of `range` on may go, the best first.
-    fn to(devices: &[DeviceState], view: &dyn View, range: PageRange) -> Vec<Target> {
-        let preferred = view.preferred(range.start());
-        let mut to: Vec<Target> = devices.iter().map(|device| Target::Device(device.id)).collect();
-        to.sort_by_key(|target| preferred.map(Target::Device) != Some(*target));
-        to
     }
 }
 
@@ -179,22 +152,6 @@ mod tests {
             assert!(times < 10_000, "it ends");
         }
         unreachable!("there is no last number")
-    }
-
-    #[test]
-    fn the_hand_covers_everything_once_a_round() {
-        let ranges = [range(10, 100), range(700, 70)];
-        let mut hand = Hand::default();
-        let mut pages = Vec::new();
-        while pages.len() < 170 {
-            let chunk = hand.next(&ranges).unwrap();
-            assert!(chunk.pages().get() <= CHUNK_PAGES && !chunk.is_empty());
-            pages.extend(chunk.iter());
-        }
-        let expected: Vec<_> = ranges.iter().flat_map(|r| r.iter()).collect();
-        assert_eq!(pages, expected);
-        assert_eq!(hand.next(&ranges).unwrap().start(), ranges[0].start(), "and round again");
-        assert!(hand.next(&[]).is_none());
     }
 
     #[test]

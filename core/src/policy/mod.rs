@@ -21,10 +21,12 @@
 //! | `registry` | their table: name, argument, help |
 //! | `view`, `plan` | what a policy sees, and what it says |
 //! | `resident` | how many pages are in system memory, between two counts |
+//! | `hand` | what goes round the managed memory |
 //! | `random` | random numbers |
 
 mod chaos;
 mod clock;
+mod hand;
 mod limit;
 mod manual;
 #[cfg(test)]

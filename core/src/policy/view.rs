@@ -1,6 +1,6 @@
 //! What a policy is shown.
 
-use crate::migrate::Survey;
+use crate::migrate::{Survey, Target};
 use crate::physmap::MemoryType;
 use crate::units::{DeviceId, PageCount, PageRange, VirtAddr};
 
@@ -87,4 +87,12 @@ impl DeviceState {
     pub fn room(&self) -> PageCount {
         PageCount::new(self.capacity.get().saturating_sub(self.used.get()))
     }
+}
+
+/// Where pages from the start of `range` on may go, of `devices` the best first: as they are, but for what is preferred there.
+pub(super) fn to(devices: &[DeviceState], view: &dyn View, range: PageRange) -> Vec<Target> {
+    let preferred = view.preferred(range.start()).map(Target::Device);
+    let mut to: Vec<Target> = devices.iter().map(|device| Target::Device(device.id)).collect();
+    to.sort_by_key(|target| preferred != Some(*target));
+    to
 }

@@ -157,8 +157,8 @@ static size_t sum(struct shared *shared, const pid_t *children) {
     return all;
 }
 
-// More may be there for an instant, until it is seen; how long that is, and so the average, depends on what else the machine does. Without a limit
-// that is shared it would be twice as much and more.
+// More may be there for an instant, until it is seen; how long that is depends on what else the machine does. Without a limit that is shared it
+// would be twice as much and more.
 static void stays_below(struct shared *shared, const pid_t *children, size_t most) {
     enum { LOOKS = 100 };
     size_t now, all = 0;
@@ -167,7 +167,7 @@ static void stays_below(struct shared *shared, const pid_t *children, size_t mos
         all += sum(shared, children);
         pause_shortly();
     }
-    if (all / LOOKS > most + most / 2) {
+    if (all / LOOKS > most + most / 8) {
         FAIL("%zu pages of %zu are there on average", all / LOOKS, most);
     }
 }

@@ -7,7 +7,8 @@
 use crate::heat::Heat;
 use crate::migrate::{Place, Seen, Survey};
 use crate::policy::View;
-use crate::units::{BLOCK_SIZE, PageCount, PageRange, VirtAddr};
+use crate::policy::hand::Hand;
+use crate::units::{BLOCK_PAGES, BLOCK_SIZE, PageCount, PageRange};
 
 /// One of so many pages under the hand is taken.
 const PART: u64 = 16;
@@ -18,7 +19,7 @@ const SEEN: u64 = 1 << 12;
 /// The hand, and what it has seen.
 #[derive(Debug)]
 pub(super) struct Coldest {
-    hand: u64,
+    hand: Hand,
     /// How many pages had which score.
     scores: [u64; SCORES],
     seen: u64,
@@ -27,7 +28,7 @@ pub(super) struct Coldest {
 
 impl Default for Coldest {
     fn default() -> Self {
-        Self { hand: 0, scores: [0; SCORES], seen: 0, survey: Survey::default() }
+        Self { hand: Hand::default(), scores: [0; SCORES], seen: 0, survey: Survey::default() }
     }
 }
 
@@ -50,21 +51,6 @@ impl Coldest {
         (self.scores, self.seen) = ([0; SCORES], 0);
     }
 
-    /// The next part of a block under the hand.
-    fn part(&mut self, ranges: &[PageRange]) -> Option<PageRange> {
-        let from = |at: u64| {
-            let next = ranges.partition_point(|range| range.end().get() <= at);
-            ranges[next..].iter().find(|range| !range.is_empty())
-        };
-        let range = from(self.hand).or_else(|| {
-            self.hand = 0;
-            from(0)
-        })?;
-        let start = range.start().get().max(self.hand);
-        self.hand = ((start / BLOCK_SIZE + 1) * BLOCK_SIZE).min(range.end().get());
-        PageRange::between(VirtAddr::new(start), VirtAddr::new(self.hand))
-    }
-
     /// The lowest score that is taken.
     fn threshold(&self) -> usize {
         let mut above = 0;
@@ -79,7 +65,7 @@ impl Coldest {
 
     /// The coldest pages of the block under the hand, about `most` at most, and the hand goes on; `None` if there is no block.
     pub(super) fn next(&mut self, view: &mut dyn View, most: PageCount) -> Option<Vec<PageRange>> {
-        let part = self.part(view.ranges())?;
+        let part = self.hand.next(view.ranges(), BLOCK_PAGES)?;
         view.survey(part, &mut self.survey);
         let pages = &self.survey.pages;
         // What is out still could not leave, or go back.

@@ -30,6 +30,7 @@ mod promotion;
 use std::collections::VecDeque;
 
 use super::registry::{Argument, Entry};
+use super::view::to;
 use super::{Act, DeviceState, Move, Plan, Policy, Signs, View};
 use crate::migrate::{Select, Target};
 use crate::physmap::MemoryType;
@@ -222,14 +223,6 @@ impl Limit {
         let is_idle = |futile: &Futile| futile.at == at && view.used().saturating_sub(futile.used) < BUSY;
         self.futile.as_ref().is_some_and(|futile| now < futile.until || is_idle(futile))
     }
-}
-
-/// Where pages from `range` on may go, the best first.
-fn to(devices: &[DeviceState], view: &dyn View, range: PageRange) -> Vec<Target> {
-    let preferred = view.preferred(range.start());
-    let mut to: Vec<Target> = devices.iter().map(|device| Target::Device(device.id)).collect();
-    to.sort_by_key(|target| preferred.map(Target::Device) != Some(*target));
-    to
 }
 
 impl Policy for Limit {

@@ -7,10 +7,12 @@
 use std::collections::VecDeque;
 
 use super::Window;
+use crate::heat::CHUNK_PAGES;
 use crate::migrate::{Place, Select, Survey, Target, push_page};
 use crate::physmap::MemoryType;
+use crate::policy::hand::Hand;
 use crate::policy::{Act, Plan, View};
-use crate::units::{BLOCK_SIZE, PageCount, PageRange, VirtAddr};
+use crate::units::{PageCount, PageRange};
 
 /// Microseconds that a touch of a page that is out costs, which others serve.
 const TOUCH: u64 = 12;
@@ -22,8 +24,6 @@ const MUCH: u64 = 30;
 const TOUCHED: (u64, u64) = (5, 100);
 /// The shortest and the longest window, in microseconds.
 const WINDOWS: (u64, u64) = (500, 20_000);
-/// Pages of a chunk.
-const CHUNK: u64 = 64;
 /// Chunks that are taken out at a time.
 const AT_ONCE: u64 = 8;
 /// Time that is not used for samples is kept, and what was used too much is made up for, as much of it as this, in nanoseconds.
@@ -33,7 +33,7 @@ const PAUSES: (u64, u64) = (1000, 50_000);
 
 #[derive(Debug)]
 pub(super) struct Promotion {
-    hand: u64,
+    hand: Hand,
     out: VecDeque<Window>,
     survey: Survey,
     window: u64,
@@ -49,7 +49,7 @@ pub(super) struct Promotion {
 impl Default for Promotion {
     fn default() -> Self {
         Self {
-            hand: 0,
+            hand: Hand::default(),
             out: VecDeque::new(),
             survey: Survey::default(),
             window: WINDOWS.0,
@@ -156,7 +156,7 @@ impl Promotion {
         let (mut looks, mut begun) = (4 * AT_ONCE, 0);
         while begun < AT_ONCE && looks > 0 && plan.has_room() {
             looks -= 1;
-            let Some(part) = self.part(view.ranges()) else { return };
+            let Some(part) = self.hand.next(view.ranges(), CHUNK_PAGES) else { return };
             view.survey(part, &mut self.survey);
             let mut ranges = Vec::new();
             for (page, seen) in part.iter().zip(&self.survey.pages) {
@@ -175,22 +175,6 @@ impl Promotion {
             super::push(plan, ranges, Act::Sample { from: Select::DEVICE_COHERENT });
         }
         plan.ask_again_within(PAUSES.0);
-    }
-
-    /// The next chunk under the hand.
-    fn part(&mut self, ranges: &[PageRange]) -> Option<PageRange> {
-        let chunk = BLOCK_SIZE / 512 * CHUNK;
-        let from = |at: u64| {
-            let next = ranges.partition_point(|range| range.end().get() <= at);
-            ranges[next..].iter().find(|range| !range.is_empty())
-        };
-        let range = from(self.hand).or_else(|| {
-            self.hand = 0;
-            from(0)
-        })?;
-        let start = range.start().get().max(self.hand);
-        self.hand = ((start / chunk + 1) * chunk).min(range.end().get());
-        PageRange::between(VirtAddr::new(start), VirtAddr::new(self.hand))
     }
 }
 
