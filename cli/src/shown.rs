@@ -53,6 +53,11 @@ pub(crate) fn columns<const N: usize>(rows: &[[String; N]], left: &[usize]) -> S
     text
 }
 
+/// How many processes, in words.
+pub(crate) fn processes(number: u64) -> String {
+    if number == 1 { "1 process".to_owned() } else { format!("{number} processes") }
+}
+
 /// A time as people tell it: `0:07`, `12:34`, `3:00:00`, `2d 3:00:00`.
 pub(crate) fn time(seconds: f64) -> String {
     #[expect(

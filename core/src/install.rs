@@ -8,7 +8,8 @@
 //! | a touch of a page in a private frame | that frame, where it can be read | takes the next way |
 //! | | frames of the pool, where the device had copied it | tries again later, or stops the program |
 //!
-//! The page itself is moved, if nobody may be reading the frame and the mapping accepts it, else copied. From a private frame it is always copied, and so
+//! The page itself is moved, if nobody may be reading the frame and the mapping accepts it, else copied. From a private frame it is always copied, so is
+//! what goes home from a coherent one where no page is in stock, and so
 //! are a few pages that a device has copied into the pool for a touch: a move has each processor forget where they were, and empties the pool.
 //! What is installed is settled at once: slots say where the pages are, and the references that went with the old place are let go of. Each caller
 //! interprets the rest ([`Installed`]).

@@ -1,5 +1,6 @@
 """Arrays in managed memory: their contents, their pages, and what becomes of them at the end."""
 
+import concurrent.futures
 import gc
 import itertools
 import mmap
@@ -396,23 +397,44 @@ class _Interrupted(Exception):
     """As a signal handler raises it."""
 
 
-def _interrupted(step: int, work: Callable[[], object]) -> bool:
-    """Whether `work` was interrupted: by an exception at the step of this number, of those of the package at which Python looks for signals."""
+def _raise_interrupted() -> object:
+    raise _Interrupted
+
+
+def _interrupted(step: int, work: Callable[[], object], by: Callable[[], object] = _raise_interrupted) -> bool:
+    """Whether `work` was interrupted: by a call of `by` at the step of this number, of those of the package at which Python looks for signals. What that
+    raises `work` raises."""
     steps = itertools.count()
+    was_interrupted = False
 
     def interrupt(frame: types.FrameType, event: str, argument: object) -> None:
+        nonlocal was_interrupted
         is_ours = pathlib.Path(frame.f_code.co_filename).match("hetmem/*.py") or frame.f_code.co_filename.endswith("contextlib.py")
         if is_ours and event in ("call", "c_return") and next(steps) == step:
-            raise _Interrupted
+            was_interrupted = True
+            by()
 
     sys.setprofile(interrupt)
     try:
         work()
     except _Interrupted:
-        return True
+        pass
     finally:
         sys.setprofile(None)
-    return False
+    return was_interrupted
+
+
+def _is_free(lock: threading.RLock) -> bool:
+    """Whether another thread can take it."""
+
+    def take() -> bool:
+        taken = lock.acquire(blocking=False)
+        if taken:
+            lock.release()
+        return taken
+
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        return pool.submit(take).result()
 
 
 def test_exceptions_of_signal_handlers_lose_no_memory_and_leave_nothing_locked(runtime: hetmem.Runtime, tmp_path: pathlib.Path) -> None:
@@ -430,7 +452,31 @@ def test_exceptions_of_signal_handlers_lose_no_memory_and_leave_nothing_locked(r
         assert steps > 20
         gc.collect()
         assert runtime.statistics().adopted_bytes == before
-        assert not runtime._handle.lock.locked() and not runtime._handle.callers
+        assert _is_free(runtime._handle.lock) and not runtime._handle.callers
+
+
+def test_signal_handlers_use_the_runtime_at_any_moment(runtime: hetmem.Runtime) -> None:
+    array = runtime.full(1000, 1.0)
+    steps = next(step for step in itertools.count() if not _interrupted(step, lambda: runtime.migrate(array, "private0"), runtime.statistics))
+    assert steps > 10 and array.sum() == 1000
+
+
+def test_signal_handlers_close_the_runtime_at_any_moment_or_are_told_that_it_is_in_use() -> None:
+    told = set[str]()
+    works: list[Callable[[hetmem.Runtime], object]] = [hetmem.Runtime.statistics, hetmem.Runtime.close]
+    for work in works:
+        for step in itertools.count():
+            own = hetmem.Runtime(DEVICES)
+            try:
+                if not _interrupted(step, lambda: work(own), own.close):
+                    break
+            except hetmem.Error as error:
+                told.add(str(error).split(",")[0])
+            assert _is_free(own._handle.lock) and not own._handle.callers
+            own.close()
+            with pytest.raises(hetmem.ClosedError):
+                own.statistics()
+    assert told == {"the runtime is closed", "the runtime is in use by a call of this thread"}
 
 
 def test_memory_is_freed_without_a_step_of_python(runtime: hetmem.Runtime) -> None:
@@ -559,6 +605,8 @@ def test_heat_is_seen_by_touches_of_samples_which_are_back_at_the_end(runtime: h
     assert heat.touches[:, 44].tolist() == [0, 1, 0]
     assert runtime.where(array) == {"system": 500, "coherent0": 500}
     assert array.sum() == 1000 * 512 + 3 * 21 * 512 + 512
+    with pytest.raises(hetmem.InvalidInputError, match="ended"):
+        heat.look()
     hole = runtime.heatmap(runtime.empty((10, 512)))
     hole.look()
     assert hole.touches.tolist() == [[-1] * 10] and np.isnan(hole.heat).all()
@@ -569,6 +617,8 @@ def test_a_thread_looks_while_the_block_lasts(runtime: hetmem.Runtime) -> None:
     with runtime.heatmap(array, every=0.001) as heat:
         while len(heat.touches) < 5:
             array[50] += 1
+        with pytest.raises(hetmem.InvalidInputError, match="by itself"):
+            heat.look()
     looks = len(heat.touches)
     assert heat.touches[:, 50].max() == 1 and heat.heat[10] == 0
     assert runtime.where(array) == {"system": 100}
@@ -589,8 +639,9 @@ def test_pictures_need_matplotlib_and_nothing_else_does(runtime: hetmem.Runtime,
     # As where it is not installed.
     monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
     array = runtime.full(100, 1.0)
-    with runtime.heatmap(array) as heat:
-        heat.look()
+    heat = runtime.heatmap(array)
+    heat.look()
+    heat.close()
     draws: list[Callable[[], object]] = [heat.draw, lambda: runtime.draw(array)]
     for draw in draws:
         with pytest.raises(hetmem.Error, match=r"matplotlib is not installed: pip install 'hetmem\[draw\]'"):

@@ -210,6 +210,9 @@ fn check_custom(id: DeviceId, device: &dyn Device) -> Result<(), Error> {
     if moved.or(laid).is_some_and(|start| PageRange::new(start, capacity).is_none()) {
         return refused("its frames don't begin at a page, or reach past the end of the address space");
     }
+    if moved.is_some() && device.readable().is_some_and(|start| Some(start) != moved) {
+        return refused("its frames are said to be readable elsewhere than they are movable");
+    }
     if laid.is_some() && !capacity.get().is_multiple_of(BLOCK_PAGES) {
         return refused("its frames are not whole blocks of 2 MiB");
     }

@@ -60,7 +60,7 @@ fn huge_pages_stay_whole_where_small_ones_are_migrated_too() {
 #[test]
 fn huge_pages_come_home_as_such_though_none_is_in_stock() {
     let spec = parse_all(&["coherent:emulated,size=64M"], ByteLen::new(1 << 40)).unwrap().remove(0);
-    let runtime = Runtime::builder().device(spec).stock(ByteLen::new(0)).start().unwrap();
+    let runtime = Runtime::builder().device(spec).stock(ByteLen::new(0)).strict_stock().start().unwrap();
     let mapping = runtime.map(ByteLen::new(BLOCKS << 21), FaultPath::Thread).unwrap();
     populate_write(mapping.range()).unwrap();
     mapping.words().iter().enumerate().step_by(509).for_each(|(i, word)| word.store(i as u64, Relaxed));

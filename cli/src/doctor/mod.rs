@@ -3,7 +3,6 @@
 mod checks;
 
 use std::fmt;
-use std::io::{self, Write as _};
 
 use hetmem_sys::probe::Capabilities;
 use serde::Serialize;
@@ -11,6 +10,7 @@ use serde::Serialize;
 use crate::args::DoctorArgs;
 use crate::failure::Failure;
 use crate::host;
+use crate::shown;
 
 /// Exit status when `hetmem run` can't work here.
 const CANNOT_RUN: u8 = 1;
@@ -71,12 +71,7 @@ pub(crate) fn run(args: &DoctorArgs) -> Result<u8, Failure> {
     } else {
         findings.to_string()
     };
-    match io::stdout().lock().write_all(text.as_bytes()) {
-        // A reader that went away has seen what it wanted.
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
-        Err(source) => return Err(Failure::Output { what: "the findings", source }),
-        Ok(()) => {}
-    }
+    shown::print(&text, "the findings")?;
     Ok(if findings.can_run { 0 } else { CANNOT_RUN })
 }
 

@@ -13,7 +13,7 @@ mod json;
 mod picture;
 mod table;
 
-use std::io::{self, Write as _};
+use std::io;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -162,12 +162,7 @@ pub(crate) fn run(args: &Args) -> Result<u8, Failure> {
         shown::picture(&picture::draw(&done), path)?;
     }
     let text = if args.json { json::text(&done) } else { table::text(&done) };
-    match io::stdout().lock().write_all(text.as_bytes()) {
-        // A reader that went away has seen what it wanted.
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
-        Err(source) => return Err(Failure::Output { what: "the result", source }),
-        Ok(()) => {}
-    }
+    shown::print(&text, "the result")?;
     Ok(0)
 }
 

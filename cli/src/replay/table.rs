@@ -6,6 +6,7 @@ use hetmem_trace::Format;
 use hetmem_trace::format::Ending;
 
 use super::Done;
+use crate::shown;
 
 /// All of it.
 pub(super) fn text(done: &Done) -> String {
@@ -27,8 +28,13 @@ pub(super) fn text(done: &Done) -> String {
     ));
     if let Some(recording) = &done.played.recording {
         line(format!(
-            "recorded of {} under {}: {} touches brought {} pages home, {} moved to devices; {} processes",
-            recording.program, recording.policy, survey.faults, survey.home, survey.moved, survey.processes
+            "recorded of {} under {}: {} touches brought {} pages home, {} moved to devices; {}",
+            recording.program,
+            recording.policy,
+            survey.faults,
+            survey.home,
+            survey.moved,
+            shown::processes(survey.processes)
         ));
     }
     if survey.dropped > 0 {

@@ -15,6 +15,7 @@ use hetmem_devices::spec::DeviceSpec;
 use serde::Serialize;
 
 use crate::control::protocol::Packing;
+use crate::shown;
 
 /// The reasons that the summary names; the statistics have all.
 const REASONS_SHOWN: usize = 3;
@@ -163,8 +164,7 @@ impl fmt::Display for Summary<'_> {
         }
         let (out, home) = (grouped(report.pages_migrated_to_device), grouped(report.pages_migrated_to_system));
         let adopted = short(report.adopted_bytes);
-        let processes =
-            if report.processes == 1 { "1 process".into() } else { format!("{} processes", report.processes) };
+        let processes = shown::processes(report.processes);
         writeln!(
             f,
             "  {:<width$}  {out} to devices, {home} to system memory; {adopted} managed in {processes}",

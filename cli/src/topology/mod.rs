@@ -8,7 +8,6 @@ mod picture;
 mod table;
 mod tree;
 
-use std::io::{self, Write as _};
 use std::path::PathBuf;
 
 use hetmem_topology::{Root, Topology};
@@ -60,12 +59,7 @@ pub(crate) fn run(args: &Args) -> Result<u8, Failure> {
     } else {
         text(&found, &name)
     };
-    match io::stdout().lock().write_all(text.as_bytes()) {
-        // A reader that went away has seen what it wanted.
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
-        Err(source) => return Err(Failure::Output { what: "the topology", source }),
-        Ok(()) => {}
-    }
+    shown::print(&text, "the topology")?;
     Ok(0)
 }
 

@@ -8,7 +8,8 @@
 //!
 //! The stock has a *limit*, up to which it is kept for good. Beyond it so many pages as are said to stay *warm* ([`SystemPool::keep_warm`]) are kept
 //! while pages come and go: memory that is given back has to be allocated and zeroed again, which costs more than to migrate it. When the pool has
-//! been left alone for a while ([`SystemPool::look_for_use`]), they are given back.
+//! been left alone for a while ([`SystemPool::look_for_use`]), they are given back. What may be warm is said from time to time, and much may be asked
+//! for in between: so from one time to the next it is twice what was there, and 512 MiB, at most.
 //!
 //! *Limits:* the last [`FAULT_RESERVE`] places are kept for faults, so that a CPU touch never waits for migrations, nor for memory that the host does
 //! not give. Beyond [`PoolSize::ready`] places there are books only as migrations need them, and faults, which allocate nothing, do not go there.
@@ -23,6 +24,9 @@ use crate::units::{BLOCK_PAGES, BLOCK_SIZE, FrameIndex, PageCount, VirtAddr};
 
 /// Places that only faults may use; one in the tiny pools that the model checker can bear.
 pub const FAULT_RESERVE: PageCount = PageCount::new(if cfg!(loom) { 1 } else { 128 });
+
+/// By how much what is warm may become more than twice as much, from one look at how much may be to the next (512 MiB).
+const GROWTH: PageCount = PageCount::new(256 * BLOCK_PAGES);
 
 /// Who asks for a place.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -62,6 +66,8 @@ struct Sets {
     limit: PageCount,
     /// Pages beyond the limit of the stock that may stay for a while.
     warm: PageCount,
+    /// The largest stock since that was said.
+    peak: PageCount,
     usage: Usage,
 }
 
@@ -102,11 +108,18 @@ impl SystemPool {
         assert!(grown <= ready && ready <= capacity, "what is there has books, and room");
         let places = ByChunk::new(capacity);
         places.make(PageCount::ZERO, ready);
-        let mut empty = RunSet::empty(ready);
+        let mut empty = RunSet::empty(ready).with_room_for(capacity);
         empty.insert_all(PageCount::ZERO, grown);
-        let stocked = RunSet::empty(ready);
-        let sets =
-            Mutex::new(Sets { empty, stocked, grown, limit: stock_limit, warm: PageCount::ZERO, usage: Usage::Looked });
+        let sets = Sets {
+            empty,
+            stocked: RunSet::empty(ready).with_room_for(capacity),
+            grown,
+            limit: stock_limit,
+            warm: PageCount::ZERO,
+            peak: PageCount::ZERO,
+            usage: Usage::Looked,
+        };
+        let sets = Mutex::new(sets);
         Self { start, places, ready, most_stock: stock_limit, sets, clearing: Clearing::default() }
     }
 
@@ -245,6 +258,7 @@ impl SystemPool {
                 // A huge page, whatever was in stock there before.
                 sets.stocked.unite(run.first);
             }
+            sets.peak = sets.peak.max(sets.stocked.len());
         });
     }
 
@@ -284,9 +298,13 @@ impl SystemPool {
         is_less
     }
 
-    /// So many populated pages beyond the limit of the stock may stay while the pool is used.
+    /// So many populated pages beyond the limit of the stock may stay while the pool is used; for now no more than twice what there was since this was
+    /// said last, and 512 MiB.
     pub fn keep_warm(&self, pages: PageCount) {
-        lock(&self.sets).warm = pages;
+        let mut sets = lock(&self.sets);
+        let most = sets.peak + sets.peak + GROWTH;
+        sets.warm = pages.min(most);
+        sets.peak = sets.stocked.len();
     }
 
     /// Says whether the pool is used. Called again and again, from time to time: if from one call to the next nobody took a place, the pool is idle,
@@ -505,5 +523,35 @@ mod tests {
         put_in();
         assert_eq!((surplus(Keep::Warm), surplus(Keep::Limit)), (80, 20), "it is in use again");
         pool.check();
+    }
+
+    #[test]
+    fn what_is_warm_grows_by_so_much_from_one_look_to_the_next() {
+        let all = PageCount::new(5 * GROWTH.get());
+        let size = PoolSize { grown: all, ready: all, capacity: all };
+        let pool = SystemPool::new(VirtAddr::new(BLOCK_SIZE), size, PageCount::ZERO);
+        let kept = || {
+            let runs: Vec<FrameRun> =
+                std::iter::from_fn(|| pool.take_empty(PageCount::new(BLOCK_PAGES))).take(4 * 256).collect();
+            runs.iter().for_each(|run| pool.release(*run));
+            while let Some(run) = pool.take_surplus(Keep::Warm) {
+                pool.release_empty(run);
+            }
+            let stocked = pool.stocked();
+            while let Some(run) = pool.take_populated(PageCount::new(BLOCK_PAGES)) {
+                pool.release_empty(run);
+            }
+            stocked.get().div_ceil(GROWTH.get())
+        };
+        pool.keep_warm(all);
+        assert_eq!(kept(), 1, "nothing was there");
+        pool.keep_warm(all);
+        assert!(kept() > 3, "all that came was there, before it was given back");
+        pool.keep_warm(PageCount::ZERO);
+        assert_eq!(kept(), 0);
+        pool.look_for_use();
+        pool.keep_warm(all);
+        pool.keep_warm(all);
+        assert_eq!(kept(), 1, "not for long");
     }
 }

@@ -97,6 +97,14 @@ impl RunSet {
         set
     }
 
+    /// The same set, whose books need not be moved until it is [extended](Self::extend) beyond `capacity`.
+    #[must_use]
+    pub fn with_room_for(mut self, capacity: PageCount) -> Self {
+        let chunks = capacity.as_usize().div_ceil(CHUNK as usize);
+        self.chunks.reserve_exact(chunks.saturating_sub(self.chunks.len()));
+        self
+    }
+
     /// Makes books for the frames below `capacity`, if there are none yet. None of them is in the set.
     pub fn extend(&mut self, capacity: PageCount) {
         let chunks = capacity.as_usize().div_ceil(CHUNK as usize);

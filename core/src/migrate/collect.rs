@@ -84,7 +84,8 @@ impl<'e, H: Host> Collected<'e, H> {
         // Where nothing is said of single pages, those that are alike are planned alike.
         let by_run = suspects.overlapping(range).next().is_none() && excluded.overlapping(range).next().is_none();
         let plan = |state: &BlockState, pages: PageRange| {
-            let (slot, alike) = state.slot_run(pages);
+            let (slot, alike) =
+                state.slot_run(if by_run { pages } else { pages.slice(PageCount::ZERO, PageCount::ONE) });
             let page = pages.start();
             let plan = match plan_page(engine, slot, request) {
                 // What was dropped of a block that is laid or lifted meanwhile is nobody's yet.
@@ -95,7 +96,7 @@ impl<'e, H: Host> Collected<'e, H> {
                 _ if excluded.get(page).is_some() => Plan::Keep(KeptReason::ThreadState),
                 plan @ (Plan::Keep(_) | Plan::TakeSystem | Plan::TakeMapped(_) | Plan::Hold(_)) => plan,
             };
-            (plan, if by_run { alike } else { PageCount::ONE })
+            (plan, alike)
         };
         let mut trapped = Trapped::default();
         for part in parts {

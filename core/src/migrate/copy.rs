@@ -132,7 +132,7 @@ impl<'e, H: Host> Batch<'e, H> {
                 if !piece.huge && engine.fetches_from(frames) {
                     // Populated pages are there to be used again, if there are enough at a time for a move of them to be worth it: of pages that a move
                     // has taken out just now, any. The kernel has others sooner than hetmem, as it need not clear what it fills.
-                    let run = (coherent || want >= MAX_COPIED).then(|| engine.pool.take_populated(want)).flatten();
+                    let run = (coherent || want > MAX_COPIED).then(|| engine.pool.take_populated(want)).flatten();
                     return Ok(run.map(|run| engine.places(run)));
                 }
                 engine.take_stocked(want, Purpose::Migration).ok_or(KeptReason::NoMemory)

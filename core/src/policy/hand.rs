@@ -25,6 +25,11 @@ impl Hand {
         self.at = ((start / step + 1) * step).min(range.end().get());
         PageRange::between(VirtAddr::new(start), VirtAddr::new(self.at))
     }
+
+    /// What is before `at` was dealt with.
+    pub(super) fn skip_to(&mut self, at: VirtAddr) {
+        self.at = at.get();
+    }
 }
 
 #[cfg(test)]

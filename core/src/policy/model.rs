@@ -7,7 +7,7 @@ use super::{Act, DeviceState, Move, Signs, View};
 use crate::heat::{self, BlockHeat, CHUNK_PAGES};
 use crate::migrate::{Place, Seen, Select, Survey, Target};
 use crate::physmap::MemoryType;
-use crate::units::{BlockNo, DeviceId, PAGE_SIZE, PageCount, PageRange, VirtAddr};
+use crate::units::{BLOCK_PAGES, BlockNo, DeviceId, PAGE_SIZE, PageCount, PageRange, VirtAddr};
 
 /// `pages` pages from page `page` on.
 pub(super) fn range(page: u64, pages: u64) -> PageRange {
@@ -37,6 +37,10 @@ pub(super) struct Model {
     pub(super) now: u64,
     /// Whether it uses a processor.
     pub(super) uses: bool,
+    /// Whether pages of a block that are in one place are one huge page.
+    pub(super) huge: bool,
+    /// Whether devices refuse pages, though they have room.
+    pub(super) refuses: bool,
     used: Cell<u64>,
     /// What samples, and other moves, have cost.
     spent: u64,
@@ -73,6 +77,8 @@ impl Model {
             changes: 0,
             now: 0,
             uses: true,
+            huge: false,
+            refuses: false,
             used: Cell::new(0),
             spent: 0,
             asked: Vec::new(),
@@ -113,6 +119,10 @@ impl Model {
         if !self.out.remove(&page) && !is_away {
             return;
         }
+        if self.huge {
+            let block = page / BLOCK_PAGES * BLOCK_PAGES;
+            self.out.retain(|page| !(block..block + BLOCK_PAGES).contains(page));
+        }
         self.faults += 1;
         let now = heat::tick(self.now);
         let (heat, index) = self.heat(page);
@@ -124,6 +134,11 @@ impl Model {
             self.pages.insert(page, Target::System);
             self.moved_home += 1;
         }
+    }
+
+    /// How many pages are out as samples.
+    pub(super) fn sampled(&self) -> usize {
+        self.out.len()
     }
 
     /// Where page `page` is.
@@ -184,9 +199,13 @@ impl Model {
             };
             let has_room = |to: &&Target| match to {
                 Target::System => true,
-                Target::Device(device) => !self.devices[device.index()].room().is_zero(),
+                Target::Device(device) => !self.refuses && !self.devices[device.index()].room().is_zero(),
             };
-            let Some(to) = to.iter().find(has_room).copied() else { continue };
+            let Some(to) = to.iter().find(has_room).copied() else {
+                // It comes back.
+                self.out.remove(&page);
+                continue;
+            };
             if !from.contains(kind) || to == at {
                 continue;
             }
@@ -280,7 +299,8 @@ impl View for Model {
         if self.uses {
             self.used.set(self.now);
         }
-        self.used.get()
+        // As two clocks differ, of which one is read after the other.
+        self.used.get() + self.now / 1000 % 2
     }
 
     fn spent(&self) -> u64 {
@@ -289,7 +309,6 @@ impl View for Model {
 
     fn survey(&mut self, range: PageRange, survey: &mut Survey) {
         self.asked.push("survey");
-        survey.huge = false;
         survey.pages.clear();
         for page in range.iter().map(|page| page.get() / PAGE_SIZE) {
             let place = match self.pages.get(&page).copied() {
@@ -303,6 +322,11 @@ impl View for Model {
             let heat = if is_known { self.heat(page) } else { (&mut BlockHeat::new(0), 0) };
             survey.pages.push(Seen { place, heat: heat.0.page(heat.1) });
         }
+        let first = survey.pages.first().map_or(Place::Nowhere, |page| page.place);
+        survey.huge = self.huge
+            && range == range.start().block().range()
+            && matches!(first, Place::System | Place::Device(_))
+            && survey.pages.iter().all(|page| page.place == first);
     }
 
     fn take_warmth(&mut self, chunk: PageRange) -> bool {

@@ -97,6 +97,12 @@ impl Plan {
         self.pages = PageCount::ZERO;
     }
 
+    /// What was not carried out, which is in the plan no more.
+    pub fn take_left(&mut self) -> impl Iterator<Item = Move> + use<> {
+        self.pages = PageCount::ZERO;
+        std::mem::take(&mut self.moves).into_iter()
+    }
+
     /// The policy wants to be asked again within `micros` microseconds, however long the mechanism would rest. Forgotten when it is asked.
     pub fn ask_again_within(&mut self, micros: u64) {
         self.again = Some(self.again.map_or(micros, |again| again.min(micros)));
@@ -124,7 +130,7 @@ impl Plan {
         self.pages
     }
 
-    /// How many pages have moved since the policy was asked before.
+    /// How many pages have moved since the policy was asked before; samples are none.
     #[must_use]
     pub const fn moved(&self) -> PageCount {
         self.moved
@@ -135,7 +141,10 @@ impl Plan {
         self.moved = PageCount::ZERO;
         while let Some(next) = self.moves.pop_front() {
             self.pages = self.pages - next.pages();
-            self.moved += act(&next);
+            let moved = act(&next);
+            if matches!(next.act, Act::Migrate { .. }) {
+                self.moved += moved;
+            }
             if interrupted() {
                 break;
             }

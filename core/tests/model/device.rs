@@ -80,7 +80,7 @@ impl Device for ModelDevice {
     }
 
     fn readable(&self) -> Option<VirtAddr> {
-        // Those of coherent devices can be read, too, and nobody copies from there what can be moved.
+        // Of what is laid nobody copies, whatever it says.
         let is_laid = matches!(self.reach, Reach::Laid(_));
         (is_laid || self.model.lock().gives == Gives::Read).then_some(self.frames)
     }

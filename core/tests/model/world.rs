@@ -163,7 +163,7 @@ impl World {
         world
     }
 
-    /// The same, with private devices that give pages so.
+    /// The same, with devices that give pages so.
     pub(crate) fn giving(self, gives: Gives) -> Self {
         self.model.lock().gives = gives;
         self

@@ -22,7 +22,8 @@ class Heatmap:
     """What :meth:`Runtime.heatmap` sees of an array: which of its sampled pages were touched between one look and the next.
 
     A touch of a page in use shows nowhere. So samples are sent to a private device, from which a touch brings a page home: every look notes which came,
-    and sends them out again. At the end the samples are where they were at first.
+    and sends them out again. At the end (:meth:`close`, or the end of a ``with`` block) the samples go back to where they were at first; of a map that is
+    just dropped they stay out until they are touched.
 
     >>> import hetmem
     >>> with hetmem.Runtime("private:emulated,size=64M") as runtime:
@@ -45,6 +46,7 @@ class Heatmap:
         self._from = places()
         self._is_over = threading.Event()
         self._thread: threading.Thread | None = None
+        self._failed: Error | None = None
         self._send_out()
 
     @property
@@ -63,7 +65,17 @@ class Heatmap:
         return heat
 
     def look(self) -> None:
-        """Notes which samples were touched since the last time, and sends these out again."""
+        """Notes which samples were touched since the last time, and sends these out again.
+
+        :raises InvalidInputError: It has ended, or it looks by itself, in a ``with`` block.
+        """
+        if self._is_over.is_set():
+            raise InvalidInputError("the heat map has ended; make another")
+        if self._thread is not None:
+            raise InvalidInputError("the heat map looks by itself in a `with` block")
+        self._look()
+
+    def _look(self) -> None:
         came = self._places() != self._device
         self._looks.append(np.where(self._was_out, np.where(came, TOUCHED, UNTOUCHED), UNKNOWN).astype(np.int8))
         self._send_out()
@@ -74,7 +86,10 @@ class Heatmap:
         self._was_out = self._places() == self._device
 
     def close(self) -> None:
-        """Ends it: the samples go back to where they were. What was seen stays."""
+        """Ends it: the samples go back to where they were. What was seen stays.
+
+        :raises Error: It could not look any more, in a ``with`` block, and ended then.
+        """
         self._is_over.set()
         if self._thread is not None:
             self._thread.join()
@@ -85,7 +100,10 @@ class Heatmap:
                 self._send(self.pages[away & (self._from == place)], int(place))
         except ClosedError:
             # Then a touch brings them home.
-            return
+            pass
+        if self._failed is not None:
+            failed, self._failed = self._failed, None
+            raise failed
 
     def __enter__(self) -> Self:
         """Begins to look, in a thread of its own."""
@@ -101,9 +119,11 @@ class Heatmap:
     def _watch(self) -> None:
         while not self._is_over.wait(self._every):
             try:
-                self.look()
-            except Error:
-                # The runtime was closed.
+                self._look()
+            except ClosedError:
+                return
+            except Error as error:
+                self._failed = error
                 return
 
     def draw(self, axes: Any = None) -> Any:

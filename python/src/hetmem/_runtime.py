@@ -51,14 +51,15 @@ class _Handle:
     def __init__(self, pointer: Any) -> None:
         self.pointer = pointer
         self.process = os.getpid()
-        # One that is no Python: an exception of a signal handler can't come between the steps of taking it, or of letting it go.
-        self.lock = threading.Lock()
+        # One that is no Python: a signal handler can't come between the steps of taking it, or of letting it go. One that runs while it is taken may
+        # take it, too.
+        self.lock = threading.RLock()
         # Calls that are under way, each with its thread.
         self.callers: dict[object, int] = {}
         self.is_closed = False
         self.adopted: dict[Range, Array] = {}
 
-    # Exceptions such as KeyboardInterrupt may come between any two steps of what follows, and leave nothing that others wait for.
+    # Signal handlers may run between any two steps of what follows, and use the runtime, or close it, or raise exceptions, such as KeyboardInterrupt.
 
     @contextmanager
     def use(self) -> Iterator[Any]:
@@ -66,12 +67,13 @@ class _Handle:
         # First: locks that other threads had when the process was forked are locked for ever in the child.
         if os.getpid() != self.process:
             raise InvalidInputError(f"the runtime is that of process {self.process}; a forked child must make one of its own")
-        call = object()
+        call, caller = object(), threading.get_ident()
         try:
             with self.lock:
+                # First: from here on nobody closes it.
+                self.callers[call] = caller
                 if self.is_closed:
                     raise ClosedError("the runtime is closed")
-                self.callers[call] = threading.get_ident()
             yield self.pointer
         finally:
             self.callers.pop(call, None)

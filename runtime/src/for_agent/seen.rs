@@ -80,7 +80,7 @@ impl Managed {
     #[must_use]
     pub fn places(&self, range: PageRange) -> Vec<PageCount> {
         let mut places = vec![PageCount::ZERO; 1 + self.0.engine.devices().len()];
-        places[0] = self.count_resident(&[range]);
+        places[0] = self.0.resident(&[range]);
         // Elsewhere nothing is but in system memory.
         let parts = self.0.engine.migrated_parts(range);
         for (_, part) in parts.into_iter().flat_map(PageRange::by_block) {

@@ -13,9 +13,6 @@ use crate::failure::Failure;
 
 /// What the program's memory is beside its data, at most, that a device is to have room for as well.
 const BESIDE: ByteLen = ByteLen::new(64 << 20);
-/// What is kept populated: as `hetmem run` has it by itself, and the same for every policy.
-const STOCK: ByteLen = ByteLen::new(64 << 20);
-const STOCK_SHARE: u64 = 8;
 
 /// Who is compared.
 #[derive(clap::ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
@@ -122,10 +119,9 @@ fn command(hetmem: &Path, way: &Way<'_>, data: ByteLen, program: &[OsString]) ->
             command
         }
         Way::Managed { policy, device, limit } => {
-            let stock = ByteLen::new(limit.get() / STOCK_SHARE).min(STOCK).pages_down().bytes();
             let mut command = Command::new(hetmem);
             command.args(["run", "--quiet", "--device", &device.spec(ByteLen::new(data.get() + BESIDE.get()))]);
-            command.args(["--policy", &format!("{policy}={}", limit.get()), "--stock", &stock.get().to_string()]);
+            command.args(["--policy", &format!("{policy}={}", limit.get())]);
             command.arg("--").args(program);
             command
         }

@@ -32,7 +32,7 @@ use std::collections::VecDeque;
 use super::registry::{Argument, Entry};
 use super::view::to;
 use super::{Act, DeviceState, Move, Plan, Policy, Signs, View};
-use crate::migrate::{Select, Target};
+use crate::migrate::Select;
 use crate::physmap::MemoryType;
 use crate::quantity::Exact;
 use crate::units::{BLOCK_PAGES, PageCount, PageRange};
@@ -79,6 +79,11 @@ struct Window {
 /// Has `act` done of `ranges`, too: with what it was to be done of last, as long as that is little.
 fn push(plan: &mut Plan, ranges: Vec<PageRange>, act: Act) {
     plan.push_or_join(Move { ranges, act }, JOINED);
+}
+
+/// Whether what is moved so is out as samples.
+fn ends_samples(what: &Move) -> bool {
+    matches!(what.act, Act::PutBack | Act::Migrate { from: Select::SAMPLED, .. })
 }
 
 fn pages_of(ranges: &[PageRange]) -> PageCount {
@@ -231,7 +236,10 @@ impl Policy for Limit {
             (self.looked, self.futile) = (0, None);
         }
         self.leaving = false;
-        plan.clear();
+        for left in plan.take_left().filter(ends_samples) {
+            // Those whose time had come when something else was more urgent: nobody would look for them again.
+            push(plan, left.ranges, Act::PutBack);
+        }
         let (signs, limit) = (view.signs(), view.system_limit(self.limit));
         let now = view.now();
         self.arrivals.note(signs.home, now);

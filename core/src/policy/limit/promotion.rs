@@ -12,7 +12,7 @@ use crate::migrate::{Place, Select, Survey, Target, push_page};
 use crate::physmap::MemoryType;
 use crate::policy::hand::Hand;
 use crate::policy::{Act, Plan, View};
-use crate::units::{PageCount, PageRange};
+use crate::units::{BLOCK_PAGES, PageCount, PageRange};
 
 /// Microseconds that a touch of a page that is out costs, which others serve.
 const TOUCH: u64 = 12;
@@ -28,6 +28,8 @@ const WINDOWS: (u64, u64) = (500, 20_000);
 const AT_ONCE: u64 = 8;
 /// Time that is not used for samples is kept, and what was used too much is made up for, as much of it as this, in nanoseconds.
 const SAVED: i64 = 8_000_000;
+/// Who has used fewer microseconds of processors has done nothing: how much that is, is known with so much error.
+const NOTICED: u64 = 100;
 /// How long to wait for the next chunks, in microseconds, at least and at most.
 const PAUSES: (u64, u64) = (1000, 50_000);
 
@@ -89,10 +91,20 @@ impl Promotion {
 
     fn end(&mut self, view: &mut dyn View, ranges: Vec<PageRange>, free: &mut PageCount, plan: &mut Plan) {
         let (mut hot, mut cold) = (Vec::new(), Vec::new());
-        let mut sampled = 0;
+        let (mut sampled, mut came, mut touches) = (0, 0, 0);
         for range in ranges {
             view.survey(range, &mut self.survey);
             sampled += range.pages().get();
+            if range.pages() == PageCount::BLOCK && self.survey.huge {
+                // One touch has brought a huge page back, which is promoted whole.
+                (came, touches) = (came + BLOCK_PAGES, touches + 1);
+                if range.pages() <= *free && self.survey.pages.iter().all(|page| matches!(page.place, Place::Device(_)))
+                {
+                    *free = *free - range.pages();
+                    super::push(plan, vec![range], promote());
+                }
+                continue;
+            }
             for (page, seen) in range.iter().zip(&self.survey.pages) {
                 match seen.place {
                     Place::Device(_) => push_page(&mut hot, page),
@@ -101,11 +113,12 @@ impl Promotion {
                 }
             }
         }
-        let touched = super::pages_of(&hot);
-        if let Some(thousandths) = (touched.get() * 1000).checked_div(sampled) {
+        let small = super::pages_of(&hot).get();
+        (came, touches) = (came + small, touches + small);
+        if let Some(thousandths) = (came * 1000).checked_div(sampled) {
             self.touched = (self.touched * 31 + thousandths).div_ceil(32);
         }
-        self.pay(touched.get() * TOUCH);
+        self.pay(touches * TOUCH);
         if self.touched > TOUCHED.1 {
             self.window = (self.window * 31 / 32).max(WINDOWS.0);
         } else if self.touched < TOUCHED.0 {
@@ -117,7 +130,7 @@ impl Promotion {
         let hot = first(hot, *free);
         if !hot.is_empty() {
             *free = *free - super::pages_of(&hot);
-            super::push(plan, hot, Act::Migrate { from: Select::DEVICE_COHERENT, to: vec![Target::System] });
+            super::push(plan, hot, promote());
         }
     }
 
@@ -133,13 +146,16 @@ impl Promotion {
     /// Adds what the program has used since, and pays for what was spent; whether the program has used any.
     fn settle(&mut self, view: &dyn View) -> bool {
         let (used, spent) = (view.used(), view.spent());
-        let gained = used.saturating_sub(self.used).min(100_000);
-        let paid = spent.saturating_sub(self.spent);
-        (self.used, self.spent) = (used, spent);
+        self.pay(spent.saturating_sub(self.spent));
+        self.spent = spent;
+        let gained = used.saturating_sub(self.used);
+        if gained < NOTICED {
+            return false;
+        }
+        self.used = used;
         // Of microseconds thousandths are nanoseconds.
-        self.budget = (self.budget + i64::try_from(gained * self.share()).unwrap_or(SAVED)).min(SAVED);
-        self.pay(paid);
-        gained > 0
+        self.budget = (self.budget + nanos_of(gained.min(100_000), self.share())).min(SAVED);
+        true
     }
 
     fn begin(&mut self, view: &mut dyn View, now: u64, free: PageCount, plan: &mut Plan) {
@@ -153,15 +169,26 @@ impl Promotion {
             plan.ask_again_within((self.budget.unsigned_abs() / self.share()).clamp(PAUSES.0, PAUSES.1));
             return;
         }
+        let devices = view.devices();
+        let is_coherent = |id| devices.iter().any(|d| d.id == id && d.memory_type == MemoryType::DeviceCoherent);
         let (mut looks, mut begun) = (4 * AT_ONCE, 0);
         while begun < AT_ONCE && looks > 0 && plan.has_room() {
             looks -= 1;
-            let Some(part) = self.hand.next(view.ranges(), CHUNK_PAGES) else { return };
-            view.survey(part, &mut self.survey);
+            let Some(mut part) = self.hand.next(view.ranges(), CHUNK_PAGES) else { return };
+            if part.start().index_in_block() == 0 {
+                // A huge page is taken whole: a part of it would leave small ones.
+                let block = part.start().block().range();
+                view.survey(block, &mut self.survey);
+                if self.survey.huge {
+                    self.hand.skip_to(block.end());
+                    part = block;
+                }
+            }
+            if part.pages() < PageCount::BLOCK {
+                view.survey(part, &mut self.survey);
+            }
             let mut ranges = Vec::new();
             for (page, seen) in part.iter().zip(&self.survey.pages) {
-                let is_coherent =
-                    |id| view.devices().iter().any(|d| d.id == id && d.memory_type == MemoryType::DeviceCoherent);
                 // What the program wants there stays.
                 if matches!(seen.place, Place::Device(id) if is_coherent(id) && view.preferred(page) != Some(id)) {
                     push_page(&mut ranges, page);
@@ -178,8 +205,17 @@ impl Promotion {
     }
 }
 
+fn promote() -> Act {
+    Act::Migrate { from: Select::DEVICE_COHERENT, to: vec![Target::System] }
+}
+
 fn nanos(micros: u64) -> i64 {
-    i64::try_from(micros * 1000).unwrap_or(SAVED)
+    nanos_of(micros, 1000)
+}
+
+/// So many thousandths of that.
+fn nanos_of(micros: u64, thousandths: u64) -> i64 {
+    i64::try_from(micros.saturating_mul(thousandths)).unwrap_or(SAVED)
 }
 
 /// The first of `ranges`, with `most` pages at most.

@@ -1,6 +1,7 @@
 //! What `limit` does to a model program.
 
 use super::*;
+use crate::migrate::Target;
 use crate::policy::Random;
 use crate::policy::model::{Model, range};
 use crate::units::DeviceId;
@@ -146,6 +147,59 @@ fn what_is_used_on_a_coherent_device_is_promoted_in_place_of_what_is_not() {
     assert!(model.resident_pages() <= 1024);
 }
 
+/// Where huge pages are, neither samples nor moves are of a part of one.
+#[test]
+fn huge_pages_on_a_coherent_device_are_sampled_and_promoted_whole() {
+    let mut model = Model::new(&[(0, 8 * 512)], &[5000]).coherent();
+    model.huge = true;
+    (4 * 512..8 * 512).for_each(|page| model.put(page, 0));
+    let mut limit = limit(5 * 512);
+    let mut plan = Plan::new(Model::BUDGET);
+    for _ in 0..3000 {
+        model.touch(6 * 512 + 7);
+        limit.plan(&mut model, &mut plan);
+        let whole = |range: &PageRange| range.start().index_in_block() == 0 && range.pages() == PageCount::BLOCK;
+        assert!(plan.moves().flat_map(|of| &of.ranges).all(whole), "{plan:?}");
+        plan.carry_out(|of| model.carry_out(of), || false);
+        model.now += MILLISECOND;
+    }
+    assert_eq!(home(&model, 6 * 512..7 * 512), 512);
+    assert_eq!(home(&model, (4 * 512..6 * 512).chain(7 * 512..8 * 512)), 0);
+}
+
+/// The mechanism stops in the middle of a plan when something is more urgent.
+#[test]
+fn samples_come_back_though_what_was_planned_of_them_was_not_carried_out() {
+    let mut model = Model::new(&[(0, 2048)], &[5000]).coherent();
+    (0..1024).for_each(|page| model.put(page, 0));
+    let mut limit = limit(900);
+    let mut plan = Plan::new(Model::BUDGET);
+    let mut random = Random::new(1);
+    for round in 0..2000 {
+        model.touch(random.below(2048));
+        limit.plan(&mut model, &mut plan);
+        // Of every other plan nothing but the first move is carried out.
+        plan.carry_out(|of| model.carry_out(of), || round % 2 == 0);
+        model.now += 3 * MILLISECOND;
+    }
+    model.uses = false;
+    run(&mut limit, &mut model, 100, |_| ());
+    assert_eq!(model.sampled(), 0);
+}
+
+#[test]
+fn a_device_that_has_room_and_takes_nothing_is_not_asked_for_ever() {
+    let mut model = Model::new(&[(0, 640)], &[5000]);
+    model.refuses = true;
+    let mut limit = limit(64);
+    run(&mut limit, &mut model, 1000, |_| ());
+    model.uses = false;
+    run(&mut limit, &mut model, 1000, |_| ());
+    model.asked.clear();
+    run(&mut limit, &mut model, 100, |_| ());
+    assert!(!model.asked.contains(&"survey"), "{:?}", model.asked);
+}
+
 #[test]
 fn what_is_preferred_on_a_coherent_device_stays_there() {
     let mut model = Model::new(&[(0, 2048)], &[5000]).coherent();
@@ -178,13 +232,19 @@ fn a_scan_leaves_the_hot_where_they_are() {
 }
 
 #[test]
-fn memory_that_is_idle_is_asked_about_less_and_less() {
-    let mut model = Model::new(&[(0, 2048)], &[5000]).coherent();
-    let mut limit = limit(1024);
-    run(&mut limit, &mut model, 1000, |_| ());
-    model.uses = false;
-    run(&mut limit, &mut model, 100, |_| ());
-    model.asked.clear();
-    run(&mut limit, &mut model, 1000, |_| ());
-    assert!(!model.asked.contains(&"survey"), "nothing is sampled of a program that does nothing");
+fn nothing_is_sampled_of_a_program_that_does_nothing() {
+    // Of little on a device samples have cost less than they may, and more could be paid for.
+    for pages in [1024, 2048 - 64] {
+        let mut model = Model::new(&[(0, 2048)], &[5000]).coherent();
+        let mut limit = limit(pages);
+        run(&mut limit, &mut model, 1000, |_| ());
+        model.uses = false;
+        run(&mut limit, &mut model, 100, |_| ());
+        model.asked.clear();
+        run(&mut limit, &mut model, 1000, |_| ());
+        assert!(!model.asked.contains(&"survey"), "{pages}");
+        model.uses = true;
+        run(&mut limit, &mut model, 1000, |_| ());
+        assert!(model.asked.contains(&"survey"), "{pages}: of one that does something, there is");
+    }
 }
