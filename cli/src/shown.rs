@@ -1,7 +1,7 @@
 //! What several commands show in one way.
 
 use std::io::{self, Write as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::failure::Failure;
 use crate::run::output::Output;
@@ -22,19 +22,28 @@ pub(crate) fn print_on(text: &str, what: &'static str) -> Result<bool, Failure> 
     }
 }
 
-/// Writes a picture, an SVG document, into a file.
-pub(crate) fn picture(drawn: &svg::Document, path: &Path) -> Result<(), Failure> {
-    let failed = |source| Failure::Picture { path: path.to_owned(), source };
-    picture_into(drawn, Output::prepare(path).map_err(failed)?).map_err(failed)
+/// A picture that is to be, an SVG document: what is in its file stays until it is drawn.
+#[derive(Debug)]
+pub(crate) struct Picture {
+    path: PathBuf,
+    file: Output,
 }
 
-/// The same, into what was made sure of before.
-pub(crate) fn picture_into(drawn: &svg::Document, file: Output) -> io::Result<()> {
-    let text = format!("<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n{drawn}\n");
-    match file.write(text.as_bytes()) {
-        // A reader that went away has seen what it wanted.
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        written => written,
+impl Picture {
+    /// Makes sure of the file, before there is anything to draw.
+    pub(crate) fn prepare(path: &Path) -> Result<Self, Failure> {
+        let failed = |source| Failure::Picture { path: path.to_owned(), source };
+        Ok(Self { path: path.to_owned(), file: Output::prepare(path).map_err(failed)? })
+    }
+
+    /// Writes what was drawn.
+    pub(crate) fn write(self, drawn: &svg::Document) -> Result<(), Failure> {
+        let text = format!("<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n{drawn}\n");
+        match self.file.write(text.as_bytes()) {
+            // A reader that went away has seen what it wanted.
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+            written => written.map_err(|source| Failure::Picture { path: self.path, source }),
+        }
     }
 }
 

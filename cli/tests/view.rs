@@ -156,7 +156,7 @@ fn top_shows_a_run_on_a_terminal_and_leaves_that_as_it_was() {
 }
 
 #[test]
-fn top_prints_a_frame_as_text_or_json_and_needs_a_terminal_for_more() {
+fn top_prints_a_frame_as_text_or_json_or_draws_it_and_needs_a_terminal_for_more() {
     let run = Run::start(&["-q", "--device", "private:emulated,size=64M,name=far"], "echo ready; read x; true");
     let text = output(&mut run.hetmem(&["top", &run.child.id().to_string(), "--once"]));
     let shown = stdout(&text);
@@ -168,10 +168,24 @@ fn top_prints_a_frame_as_text_or_json_and_needs_a_terminal_for_more() {
     let json = output(&mut run.hetmem(&["top", &run.child.id().to_string(), "--once", "--json"]));
     let frame: Value = serde_json::from_slice(&json.stdout).unwrap();
     assert!(frame["statistics"]["interval"].is_object() && frame["heat"]["cells"].is_array(), "{frame}");
+    let picture = output(
+        run.hetmem(&["top", &run.child.id().to_string(), "--once", "--svg", "/dev/stdout"]).env("NO_COLOR", "1"),
+    );
+    let drawn = stdout(&picture);
+    assert_eq!(status(&picture), 0, "{}", stderr(&picture));
+    assert!(drawn.starts_with("<?xml") && drawn.ends_with("</svg>\n") && drawn.matches("<svg").count() == 1, "{drawn}");
+    // The title, a place, and the processes' head in its colour, whatever the terminal is.
+    assert!(
+        drawn.contains("\nhetmem top  sh (") && drawn.contains("\nfar") && drawn.contains("\nPID  NAME"),
+        "{drawn}"
+    );
+    assert!(drawn.contains(r##"fill="#e6c35c" font-weight="bold""##), "{drawn}");
     for (args, code, part) in [
         (&["top"][..], 2, "top needs a terminal; --once prints one frame as text"),
         (&["top", "1", "--once"], 125, "process 1 is no run of hetmem's"),
         (&["top", "--json"], 2, "--once"),
+        (&["top", "--svg", "picture.svg"], 2, "--once"),
+        (&["top", "--once", "--json", "--svg", "picture.svg"], 2, "cannot be used with"),
     ] {
         let refused = output(&mut run.hetmem(args));
         assert_eq!((status(&refused), stderr(&refused).lines().count()), (code, 1), "{}", stderr(&refused));

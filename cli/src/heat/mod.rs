@@ -18,8 +18,7 @@ use crate::control::protocol::{self, Answer, Heat, Request, Run};
 use crate::control::wait;
 use crate::failure::Failure;
 use crate::run::report::short;
-use crate::shown;
-use picture::Picture;
+use crate::shown::{self, Picture};
 
 /// Parts in a line of text, and in one of a picture.
 const TEXT_CELLS: u32 = 72;
@@ -121,7 +120,7 @@ pub(crate) fn run(args: &Args) -> Result<u8, Failure> {
         }
         rows.push(row);
     }
-    file.map_or(Ok(()), |file| file.write(&run, &rows)).map(|()| 0)
+    file.map_or(Ok(()), |file| file.write(&picture::draw(&run, &rows))).map(|()| 0)
 }
 
 /// The process of the program; if it is not managed, the one of which most is.

@@ -2,17 +2,13 @@
 //!
 //! *Limits:* gaps between ranges are left out, so that what comes to be managed before other memory, in order of address, moves that to the right.
 
-use std::path::{Path, PathBuf};
-
 use svg::Document;
 use svg::node::element::{Rectangle, Text, Title};
 
 use super::Row;
 use crate::control::protocol::{Address, Run};
-use crate::failure::{Failure, one_line};
-use crate::run::output::Output;
+use crate::failure::one_line;
 use crate::run::report::short;
-use crate::shown;
 
 /// Where cells begin, how wide all of them are, and the height of a line.
 const LEFT: f64 = 70.0;
@@ -24,26 +20,7 @@ const TIMES: usize = 10;
 /// The scale: its colours.
 const SCALE: u8 = 10;
 
-/// A picture that is to be: what is in its file stays until it is drawn.
-#[derive(Debug)]
-pub(super) struct Picture {
-    path: PathBuf,
-    file: Output,
-}
-
-impl Picture {
-    /// Makes sure of the file, before there is anything to draw.
-    pub(super) fn prepare(path: &Path) -> Result<Self, Failure> {
-        let failed = |source| Failure::Picture { path: path.to_owned(), source };
-        Ok(Self { path: path.to_owned(), file: Output::prepare(path).map_err(failed)? })
-    }
-
-    /// Draws `rows` into it.
-    pub(super) fn write(self, run: &Run, rows: &[Row]) -> Result<(), Failure> {
-        shown::picture_into(&draw(run, rows), self.file).map_err(|source| Failure::Picture { path: self.path, source })
-    }
-}
-
+/// Draws what was seen of a run.
 pub(super) fn draw(run: &Run, rows: &[Row]) -> Document {
     #[expect(clippy::cast_precision_loss, reason = "lines are few")]
     let height = rows.len() as f64 * LINE;

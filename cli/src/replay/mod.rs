@@ -159,7 +159,7 @@ pub(crate) fn run(args: &Args) -> Result<u8, Failure> {
         took: began.elapsed(),
     };
     if let Some(path) = &args.svg {
-        shown::picture(&picture::draw(&done), path)?;
+        shown::Picture::prepare(path)?.write(&picture::draw(&done))?;
     }
     let text = if args.json { json::text(&done) } else { table::text(&done) };
     shown::print(&text, "the result")?;

@@ -61,6 +61,11 @@ impl Look {
         Self { has_colours: false, is_unicode: false }
     }
 
+    /// For a picture.
+    pub(super) const fn full() -> Self {
+        Self { has_colours: true, is_unicode: true }
+    }
+
     fn colour(self, colour: Color) -> Style {
         if self.has_colours { Style::new().fg(colour) } else { Style::new() }
     }

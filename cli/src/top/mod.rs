@@ -1,7 +1,8 @@
-//! `hetmem top`: a run while it is under way, on the whole screen, or once as text or JSON.
+//! `hetmem top`: a run while it is under way, on the whole screen, or once as text, JSON or a picture.
 //!
 //! ```text
 //! frame    what is shown, as cells: places, flow, faults, heat, processes
+//! picture  a frame as SVG
 //! screen   the terminal: taken, and given back however this ends
 //! signals  what comes from the kernel while one waits
 //! ```
@@ -9,11 +10,13 @@
 //! It sleeps until the run has news, a key is pressed, or a signal comes. A run that says nothing is shown as it was, and since when.
 
 mod frame;
+mod picture;
 mod screen;
 mod signals;
 
 use std::io::{self, IsTerminal as _};
 use std::os::fd::AsFd as _;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use ratatui::buffer::Buffer;
@@ -24,7 +27,7 @@ use serde::Serialize;
 use crate::control::client::{self, AskError, Connection};
 use crate::control::protocol::{self, Answer, Heat, Request, Run, Statistics};
 use crate::failure::Failure;
-use crate::shown;
+use crate::shown::{self, Picture};
 use frame::{Look, Shown};
 use screen::Screen;
 use signals::Signals;
@@ -39,7 +42,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const SILENCE: Duration = Duration::from_secs(3);
 /// The parts that heat is asked in: as many as a screen is wide.
 const CELLS: u32 = 160;
-/// The size of the frame that `--once` prints.
+/// The size of the frame that `--once` prints or draws.
 const ONCE_SIZE: Rect = Rect { x: 0, y: 0, width: 80, height: 24 };
 
 /// Watch a run: where its memory is, what moves, how long faults take, how warm what is managed is, and its processes.
@@ -58,6 +61,10 @@ pub(crate) struct Args {
     /// With --once: print it as JSON
     #[arg(long, requires = "once")]
     json: bool,
+
+    /// With --once: draw it into this file, as SVG
+    #[arg(long, value_name = "FILE", requires = "once", conflicts_with = "json")]
+    svg: Option<PathBuf>,
 }
 
 /// Watches; the result is the exit status.
@@ -69,21 +76,21 @@ pub(crate) fn run(args: &Args) -> Result<u8, Failure> {
     let (run, connection) = client::find(args.pid).map_err(Failure::Control)?;
     let failed = |error| Failure::Control(format!("run {}: {error}", run.pid));
     if args.once {
-        return once(connection, args.json)
-            .map_err(failed)
-            .and_then(|text| shown::print(&text, "the frame"))
-            .map(|()| 0);
+        // Before there is anything to draw.
+        let picture = args.svg.as_deref().map(Picture::prepare).transpose()?;
+        let shown = once(connection).map_err(failed)?;
+        if let Some(picture) = picture {
+            let name = format!("hetmem top {}", run.pid);
+            return picture.write(&picture::draw(&frame(&shown, Look::full()), &name)).map(|()| 0);
+        }
+        let text = if args.json { json(&shown) } else { frame::text(&frame(&shown, Look::plain())) };
+        return shown::print(&text, "the frame").map(|()| 0);
     }
     watch(&run, connection)
 }
 
-/// One frame.
-fn once(mut connection: Connection, as_json: bool) -> Result<String, AskError> {
-    #[derive(Serialize)]
-    struct Frame {
-        statistics: Statistics,
-        heat: Option<Heat>,
-    }
+/// What is known after half a second.
+fn once(mut connection: Connection) -> Result<Shown, AskError> {
     connection.send(&Request::Subscribe { interval_ms: u64::try_from(ONCE.as_millis()).ok() })?;
     let mut shown = Shown::default();
     while shown.statistics.as_ref().is_none_or(|statistics| statistics.interval.is_none()) {
@@ -96,13 +103,24 @@ fn once(mut connection: Connection, as_json: bool) -> Result<String, AskError> {
             take(&mut shown, answer)?;
         }
     }
-    if as_json {
-        let statistics = shown.statistics.ok_or(AskError::Silent)?;
-        return Ok(protocol::line(&Frame { statistics, heat: shown.heat }));
-    }
+    Ok(shown)
+}
+
+/// It as one frame.
+fn frame(shown: &Shown, look: Look) -> Buffer {
     let mut cells = Buffer::empty(ONCE_SIZE);
-    frame::draw(&shown, Look::plain(), ONCE_SIZE, &mut cells);
-    Ok(frame::text(&cells))
+    frame::draw(shown, look, ONCE_SIZE, &mut cells);
+    cells
+}
+
+/// It as a line of JSON.
+fn json(shown: &Shown) -> String {
+    #[derive(Serialize)]
+    struct Frame<'a> {
+        statistics: &'a Option<Statistics>,
+        heat: &'a Option<Heat>,
+    }
+    protocol::line(&Frame { statistics: &shown.statistics, heat: &shown.heat })
 }
 
 /// What came, into what is shown.

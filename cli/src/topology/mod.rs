@@ -50,7 +50,7 @@ pub(crate) fn run(args: &Args) -> Result<u8, Failure> {
     }
     let name = if args.root.is_some() { format!("recorded machine {}", found.root) } else { "this machine".to_owned() };
     if let Some(path) = &args.svg {
-        shown::picture(&picture::draw(&found, &name), path)?;
+        shown::Picture::prepare(path)?.write(&picture::draw(&found, &name))?;
     }
     let text = if args.json {
         let mut text = serde_json::to_string_pretty(&found).expect("texts and numbers are JSON");
