@@ -2,8 +2,6 @@
 
 use std::time::Duration;
 
-use hetmem_core::units::VirtAddr;
-
 use crate::control::client;
 use crate::control::protocol::{Address, Answer, Range, Request, Said};
 use crate::failure::Failure;
@@ -24,29 +22,12 @@ pub(crate) struct Args {
     pid: u32,
 
     /// Addresses in hexadecimal, the end exclusive
-    #[arg(value_name = "START-END", value_parser = range)]
+    #[arg(value_name = "START-END", value_parser = crate::args::range)]
     range: (Address, Address),
 
     /// What is said of it
     #[arg(value_name = "ADVICE", value_parser = advice)]
     advice: (Said, Option<String>),
-}
-
-fn range(text: &str) -> Result<(Address, Address), String> {
-    let wrong = || format!("`{text}` is no range, such as 7f0012345000-7f0012347000");
-    let (start, end) = text.split_once('-').ok_or_else(wrong)?;
-    let address = |digits: &str| {
-        let digits = digits.strip_prefix("0x").unwrap_or(digits);
-        let number = u64::from_str_radix(digits, 16).map_err(|_| wrong())?;
-        let address = VirtAddr::new(number);
-        if address.is_page_aligned() {
-            Ok(Address(address))
-        } else {
-            Err(format!("0x{digits} is not the start of a page"))
-        }
-    };
-    let (start, end) = (address(start)?, address(end)?);
-    if start.0 < end.0 { Ok((start, end)) } else { Err(format!("{text} ends before it begins")) }
 }
 
 fn advice(text: &str) -> Result<(Said, Option<String>), String> {
@@ -90,23 +71,6 @@ pub(crate) fn run(args: &Args) -> Result<u8, Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn ranges_are_as_in_maps() {
-        let read = |text| range(text).map(|(start, end)| (start.0.get(), end.0.get()));
-        assert_eq!(read("7f0012345000-7f0012347000"), Ok((0x7f00_1234_5000, 0x7f00_1234_7000)));
-        assert_eq!(read("0x1000-0x2000"), Ok((0x1000, 0x2000)));
-        for (text, part) in [
-            ("", "is no range"),
-            ("1000", "is no range"),
-            ("1000-x", "is no range"),
-            ("1000-2001", "0x2001 is not the start of a page"),
-            ("2000-2000", "ends before it begins"),
-        ] {
-            let error = read(text).unwrap_err();
-            assert!(error.contains(part), "{text}: {error}");
-        }
-    }
 
     #[test]
     fn advice_that_there_is_not_is_named_with_what_there_is() {

@@ -7,10 +7,11 @@ use clap::builder::Resettable;
 use clap::{ArgAction, Args, Parser, Subcommand};
 use hetmem_core::policy::{POLICIES, PolicySpec};
 use hetmem_core::quantity;
-use hetmem_core::units::ByteLen;
+use hetmem_core::units::{ByteLen, VirtAddr};
 use hetmem_devices::kind::KINDS;
 
-use crate::{advise, bench, heat, metrics, mistakes, pages, ps, replay, set, top, topology};
+use crate::control::protocol::Address;
+use crate::{advise, bench, heat, metrics, migrate, mistakes, pages, ps, replay, set, top, topology};
 
 /// Heterogeneous memory management in user space: pages of unmodified programs move between system memory and device
 /// memory while the programs run.
@@ -42,6 +43,8 @@ pub(crate) enum Command {
     Set(set::Args),
     #[command(about = "Say to a process of a run how its memory is used")]
     Advise(advise::Args),
+    #[command(about = "Move pages of a process of a run to a device, or home")]
+    Migrate(migrate::Args),
     #[command(about = "Say what policies make of a trace, without a program")]
     Replay(replay::Args),
     /// Write manual pages and completions
@@ -217,6 +220,24 @@ pub(crate) fn pid(text: &str) -> Result<u32, String> {
     text.parse().map_err(|_| "it is no number of a process; `hetmem ps` lists the runs".to_owned())
 }
 
+/// Reads a range of addresses, as a line of `/proc/PID/maps` begins.
+pub(crate) fn range(text: &str) -> Result<(Address, Address), String> {
+    let wrong = || format!("`{text}` is no range, such as 7f0012345000-7f0012347000");
+    let (start, end) = text.split_once('-').ok_or_else(wrong)?;
+    let address = |digits: &str| {
+        let digits = digits.strip_prefix("0x").unwrap_or(digits);
+        let number = u64::from_str_radix(digits, 16).map_err(|_| wrong())?;
+        let address = VirtAddr::new(number);
+        if address.is_page_aligned() {
+            Ok(Address(address))
+        } else {
+            Err(format!("0x{digits} is not the start of a page"))
+        }
+    };
+    let (start, end) = (address(start)?, address(end)?);
+    if start.0 < end.0 { Ok((start, end)) } else { Err(format!("{text} ends before it begins")) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -302,6 +323,23 @@ mod tests {
         for (kind, described) in KINDS.iter().zip(described) {
             assert!(help.contains(&format!("{}: {}", kind.syntax(), kind.help())), "{}: {help}", kind.name());
             assert_eq!(described, format!("`{}`: {}", kind.syntax(), kind.help()));
+        }
+    }
+
+    #[test]
+    fn ranges_are_as_in_maps() {
+        let read = |text| range(text).map(|(start, end)| (start.0.get(), end.0.get()));
+        assert_eq!(read("7f0012345000-7f0012347000"), Ok((0x7f00_1234_5000, 0x7f00_1234_7000)));
+        assert_eq!(read("0x1000-0x2000"), Ok((0x1000, 0x2000)));
+        for (text, part) in [
+            ("", "is no range"),
+            ("1000", "is no range"),
+            ("1000-x", "is no range"),
+            ("1000-2001", "0x2001 is not the start of a page"),
+            ("2000-2000", "ends before it begins"),
+        ] {
+            let error = read(text).unwrap_err();
+            assert!(error.contains(part), "{text}: {error}");
         }
     }
 

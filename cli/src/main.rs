@@ -11,6 +11,7 @@
 //!      ├─ top, heat   show one
 //!      ├─ set         changes what one goes by
 //!      ├─ advise      says to one how memory is used
+//!      ├─ migrate     moves pages of one
 //!      ├─ metrics     what one tells Prometheus
 //!      ├─ progress    a bar while something takes long
 //!      ├─ shown       what several commands show in one way
@@ -31,6 +32,7 @@ mod failure;
 mod heat;
 mod host;
 mod metrics;
+mod migrate;
 mod mistakes;
 mod pages;
 mod progress;
@@ -58,6 +60,7 @@ fn main() -> ExitCode {
         Ok(Command::Heat(args)) => heat::run(&args),
         Ok(Command::Set(args)) => set::run(&args),
         Ok(Command::Advise(args)) => advise::run(&args),
+        Ok(Command::Migrate(args)) => migrate::run(&args),
         Ok(Command::Replay(args)) => replay::run(&args),
         Ok(Command::Pages(args)) => pages::run(&args, args::definition()),
         Ok(Command::BenchTarget(args)) => bench::target::run(&args),

@@ -156,6 +156,25 @@ fn a_run_says_what_its_pages_are_and_moves_them() {
     let refused = output(&mut run.hetmem(&["advise", &pid.to_string(), "1000-2000", "pin"]));
     assert!(stderr(&refused).contains("1000-2000 is not managed"), "{}", stderr(&refused));
 
+    let migrate = |args: &[&str]| output(&mut run.hetmem(&[&["migrate", &pid.to_string()], args].concat()));
+    let home = migrate(&["all", "system"]);
+    let told = stdout(&home);
+    assert_eq!((status(&home), stderr(&home)), (0, String::new()));
+    assert!(told.starts_with(&format!("process {pid}: ")) && told.contains(" pages to system, "), "{told}");
+    let told = client.ask(json!({"request": "residency", "pid": pid}));
+    let all = told["residency"]["regions"].as_array().unwrap();
+    assert!(all.iter().all(|region| region["bytes"][1] == 0 && region["bytes"][2] == 0), "{told}");
+    let told: Value = serde_json::from_slice(&migrate(&[&range, "far", "--json"]).stdout).unwrap();
+    assert!(told["pages_moved"].as_u64() >= Some(16384) && told["to"] == "far" && told["pid"] == pid, "{told}");
+    for (args, code, part) in [
+        (&["all", "moon"][..], 125, "`moon` is no place of this run; they are system, far, near"),
+        (&["1000-2000", "far"], 125, "nothing there is managed"),
+        (&["everything", "far"], 2, "`everything` is no range, such as 7f0012345000-7f0012347000; nor is it `all`"),
+    ] {
+        let refused = migrate(args);
+        assert_eq!((status(&refused), stderr(&refused).contains(part)), (code, true), "{}", stderr(&refused));
+    }
+
     let heat = client.ask(json!({"request": "heat", "pid": pid, "cells": 10}));
     assert_eq!(heat["heat"]["cells"].as_array().unwrap().len(), 10, "{heat}");
     for (request, part) in [

@@ -98,7 +98,12 @@ fn who_asks_where_nothing_runs_is_told_how_something_would() {
         assert_eq!(status(&run), 125, "{}", stderr(&run));
         assert!(stderr(&run).contains("`hetmem run -- PROGRAM` begins one"), "{}", stderr(&run));
     }
-    for args in [&["heat", "1"][..], &["set", "1", "system-limit=64M"], &["advise", "1", "1000-2000", "soon"]] {
+    for args in [
+        &["heat", "1"][..],
+        &["set", "1", "system-limit=64M"],
+        &["advise", "1", "1000-2000", "soon"],
+        &["migrate", "1", "all", "system"],
+    ] {
         told(here.path(), args, 125, &["process 1", "`hetmem ps`"]);
     }
     let trace = here.path().join("trace");
