@@ -59,6 +59,7 @@ fn who_writes_a_value_wrongly_is_told_one_that_is_right() {
     told(&["--device", "private:emulated,size=64"], &["4K would be"]);
     told(&["--device", "private:emulated,size=15T"], &["size 15 TiB is larger than this machine's memory"]);
     told(&["--device", "private:compressed,size=15T"], &["half of the size", "give memory=…, such as memory="]);
+    told(&["--device", "private:file=swap,size=1G"], &["absolute path of a folder", "such as file=/var/tmp"]);
     told(&["--policy", "limit"], &["--system-limit SIZE, such as 256M"]);
     told(&["--policy", "lru"], &["manual, limit=SIZE"]);
     told(&["--policy", "limit=64MB"], &["K, M, G or T"]);

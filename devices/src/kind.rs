@@ -14,8 +14,13 @@ use crate::injected::Injected;
 use crate::spec::{DeviceSpec, SpecProblem};
 
 /// All kinds.
-pub static KINDS: &[&dyn Kind] =
-    &[&crate::emulated::EmulatedKind, &crate::node::NodeKind, &crate::dax::DaxKind, &crate::compressed::CompressedKind];
+pub static KINDS: &[&dyn Kind] = &[
+    &crate::emulated::EmulatedKind,
+    &crate::node::NodeKind,
+    &crate::dax::DaxKind,
+    &crate::compressed::CompressedKind,
+    &crate::file::FileKind,
+];
 
 /// One kind of device. Arguments are as written behind the `=`, empty if there is none; but for [`Kind::check_argument`] they were checked.
 pub trait Kind: Sync {

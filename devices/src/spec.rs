@@ -7,6 +7,7 @@
 //! private:dax=/dev/dax0.0
 //! coherent:dax=/dev/dax0.0,size=512M
 //! private:compressed,size=4G,memory=1G
+//! private:file=/var/tmp,size=8G
 //! ```
 //!
 //! | key | value | without it |

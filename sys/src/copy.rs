@@ -81,6 +81,17 @@ pub unsafe fn load_page(to: &mut PageBytes, from: VirtAddr) {
     unsafe { std::ptr::copy_nonoverlapping(from, to.as_mut_ptr(), bytes) };
 }
 
+/// Has `f` look at the page at `at`.
+///
+/// # Safety
+///
+/// `at` is a page boundary; the page may be loaded from, and nobody stores to it meanwhile.
+pub unsafe fn with_page<R>(at: VirtAddr, f: impl FnOnce(&PageBytes) -> R) -> R {
+    let (_, from, _) = arguments(at, at, PageCount::ONE);
+    // SAFETY: as the caller promised; a page is as large as its bytes, which have no alignment.
+    f(unsafe { &*from.cast::<PageBytes>() })
+}
+
 /// Copies `from` to the page at `to`.
 ///
 /// # Safety

@@ -17,6 +17,8 @@
 //! copy     page copies that race with nobody
 //! dax      memory that is a character device
 //! lease    files that are mapped, and leases on them
+//! scratch  unnamed files on a disk, read and written past the page cache
+//! aio      reads and writes that end later
 //! process  this process: its limits, its signals, its end
 //! room     how much memory there is left
 //! timer    a timer that is a descriptor
@@ -38,6 +40,7 @@ compile_error!("hetmem runs on Linux with glibc, on little-endian machines");
 compile_error!("hetmem runs on x86-64 and arm64");
 
 pub mod access;
+pub mod aio;
 pub mod copy;
 pub mod dax;
 pub mod errno;
@@ -53,6 +56,7 @@ pub mod process;
 pub mod procmap;
 pub mod raw;
 pub mod room;
+pub mod scratch;
 pub mod sigbus;
 pub mod thread;
 pub mod timer;

@@ -75,6 +75,12 @@ pub fn lock_limit() -> u64 {
     limit(libc::RLIMIT_MEMLOCK)
 }
 
+/// `RLIMIT_FSIZE` of the process, in bytes, as it is now: how long its files may become.
+#[must_use]
+pub fn file_size_limit() -> u64 {
+    limit(libc::RLIMIT_FSIZE)
+}
+
 /// `RLIMIT_NOFILE` of the process as it is now: no descriptor of that number, or a greater one, can be opened.
 #[must_use]
 pub fn descriptor_limit() -> u64 {

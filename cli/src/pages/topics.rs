@@ -44,7 +44,8 @@ fn devices() -> (PathBuf, Vec<u8>) {
         .example(
             "hetmem run --device coherent:emulated,size=64M -- ./program\n\
              hetmem run --device private:emulated,size=2G,latency=2us,bandwidth=8G \\\n    --policy limit=256M -- ./program\n\
-             hetmem run --device coherent:node=1 --policy limit=8G -- ./program",
+             hetmem run --device coherent:node=1 --policy limit=8G -- ./program\n\
+             hetmem run --device private:file=/var/tmp,size=64G --policy limit=8G -- ./program",
         )
         .heading("See also")
         .text("hetmem-run(1), hetmem-topology(1), hetmem-policies(7), libhetmem(3)");

@@ -35,6 +35,10 @@ pub(crate) enum Setting {
     Compressed,
     /// Random chunks are compressed, and come back, without pause; there is no room for all.
     CompressedChaos,
+    /// Little system memory, and a file for the rest.
+    File,
+    /// Random chunks move to a file and back, without pause.
+    FileChaos,
 }
 
 impl Setting {
@@ -47,15 +51,17 @@ impl Setting {
             Self::Manual => "manual",
             Self::Compressed => "compressed",
             Self::CompressedChaos => "compressed-chaos",
+            Self::File => "file",
+            Self::FileChaos => "file-chaos",
         }
     }
 
     /// How many pages must move where `under_chaos` do under chaos.
     pub(crate) fn least_moved(self, under_chaos: u64) -> u64 {
         match self {
-            Self::Chaos | Self::Limit | Self::Small | Self::Tiers | Self::Compressed => under_chaos,
-            // A page is compressed in the time in which several are copied.
-            Self::CompressedChaos => under_chaos / 4,
+            Self::Chaos | Self::Limit | Self::Small | Self::Tiers | Self::Compressed | Self::File => under_chaos,
+            // A page is compressed, or read from a disk, in the time in which several are copied.
+            Self::CompressedChaos | Self::FileChaos => under_chaos / 4,
             Self::Manual => 0,
         }
     }
@@ -64,6 +70,9 @@ impl Setting {
     fn arguments(self) -> Vec<String> {
         const BOTH: [&str; 4] = ["--device", "coherent:emulated,size=64M", "--device", "private:emulated,size=64M"];
         let seed = format!("chaos={}", host::seed());
+        // On a disk, as the folder for temporary files may be memory.
+        let file = |size| format!("private:file={},size={size}", env!("CARGO_TARGET_TMPDIR"));
+        let (large, small) = (file("512M"), file("64M"));
         let words: &[&str] = match self {
             Self::Chaos => &[&["--policy", &seed], &BOTH[..]].concat(),
             Self::Manual => &[&["--policy", "manual"], &BOTH[..]].concat(),
@@ -83,6 +92,8 @@ impl Setting {
                 &["--policy", "limit", "--system-limit", "32M", "--device", "private:compressed,size=512M,memory=256M"]
             }
             Self::CompressedChaos => &["--policy", &seed, "--device", "private:compressed,size=64M,memory=16M"],
+            Self::File => &["--policy", "limit", "--system-limit", "32M", "--device", &large],
+            Self::FileChaos => &["--policy", &seed, "--device", &small],
         };
         words.iter().map(|&word| word.to_owned()).collect()
     }
@@ -94,8 +105,8 @@ impl Setting {
             Self::Limit => &[("private", 512 << 20)],
             Self::Small => &[("private", 24 << 20)],
             Self::Tiers => &[("private", 512 << 20), ("coherent", 32 << 20)],
-            Self::Compressed => &[("private", 512 << 20)],
-            Self::CompressedChaos => &[("private", 64 << 20)],
+            Self::Compressed | Self::File => &[("private", 512 << 20)],
+            Self::CompressedChaos | Self::FileChaos => &[("private", 64 << 20)],
         }
     }
 
@@ -104,6 +115,7 @@ impl Setting {
         match self {
             Self::Chaos | Self::Limit | Self::Small | Self::Tiers | Self::Manual => "emulated",
             Self::Compressed | Self::CompressedChaos => "compressed",
+            Self::File | Self::FileChaos => "file",
         }
     }
 }

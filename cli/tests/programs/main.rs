@@ -2,7 +2,7 @@
 //! pages move to devices and back without pause.
 //!
 //! Each test runs a program twice, natively and managed, and compares. The programs are those of the host's packages
-//! ([`packages`], [`redis`]) and small ones of our own that check themselves ([`own`], [`cases`], sources in `c/`), some
+//! ([`packages`], [`redis`]) and small ones of our own that check themselves ([`own`], [`cases`], [`disk`], sources in `c/`), some
 //! of them with the runtime of a sanitizer or on valgrind's processor ([`sanitizers`]).
 //!
 //! ```text
@@ -26,6 +26,7 @@
 mod autopsy;
 mod cases;
 mod compare;
+mod disk;
 mod host;
 mod launch;
 mod own;
@@ -111,6 +112,7 @@ fn main() -> ExitCode {
     trials.extend(sanitizers::trials());
     trials.extend(packages::trials());
     trials.extend(redis::trials());
+    trials.extend(disk::trials());
     if !arguments.list {
         eprintln!("chaos seed {}", host::seed());
     }

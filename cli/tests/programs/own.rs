@@ -41,6 +41,11 @@ const COMPRESSED_CHAOS: &[Run] = &[
     ("regrow", &["1500"], 10_000),
     ("signals", &["1000"], 1_000),
 ];
+/// In a file, with more memory than the limit of 32 MiB.
+const FILE: &[Run] = &[("threads", &["1", "8", "16384"], 100_000)];
+/// In a file, at random.
+const FILE_CHAOS: &[Run] =
+    &[("threads", &["2"], 10_000), ("forks", &["3", "1024"], 10_000), ("descriptors", &["8"], 1_000)];
 
 /// The same for as long as an interleaving that is met seldom may need.
 const LONG_UNDER_CHAOS: &[Run] = &[
@@ -50,6 +55,15 @@ const LONG_UNDER_CHAOS: &[Run] = &[
     ("guards", &["4000"], 10_000),
 ];
 const LONG_UNDER_LIMIT: &[Run] = &[("threads", &["12", "8", "16384"], 10_000), ("forks", &["6", "12288"], 10_000)];
+const LONG_FILE: &[Run] = &[("threads", &["6", "8", "16384"], 100_000), ("forks", &["3", "12288"], 10_000)];
+const LONG_FILE_CHAOS: &[Run] = &[
+    ("threads", &["12"], 100_000),
+    ("forks", &["10", "2048"], 10_000),
+    ("mappings", &["1000"], 10_000),
+    ("regrow", &["1500"], 10_000),
+    ("syscalls", &["100"], 1_000),
+    ("signals", &["1000"], 1_000),
+];
 
 /// The ways to end that `endings` knows.
 const ENDINGS: &[&str] = &[
@@ -79,8 +93,12 @@ pub(crate) fn trials() -> Vec<Trial> {
         (UNDER_TIERS, Setting::Tiers, Length::Short),
         (COMPRESSED, Setting::Compressed, Length::Short),
         (COMPRESSED_CHAOS, Setting::CompressedChaos, Length::Short),
+        (FILE, Setting::File, Length::Short),
+        (FILE_CHAOS, Setting::FileChaos, Length::Short),
         (LONG_UNDER_CHAOS, Setting::Chaos, Length::Long),
         (LONG_UNDER_LIMIT, Setting::Limit, Length::Long),
+        (LONG_FILE, Setting::File, Length::Long),
+        (LONG_FILE_CHAOS, Setting::FileChaos, Length::Long),
     ];
     let programs =
         tables.into_iter().flat_map(|(runs, setting, length)| runs.iter().map(move |run| own(run, setting, length)));

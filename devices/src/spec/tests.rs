@@ -100,7 +100,7 @@ fn messages_are_one_line_and_say_what_would_be_right() {
     );
     assert_eq!(
         message("private:foo"),
-        "device `private:foo`: unknown backend `foo`; known: emulated, node=N, dax=/dev/daxX.Y, compressed"
+        "device `private:foo`: unknown backend `foo`; known: emulated, node=N, dax=/dev/daxX.Y, compressed, file=FOLDER"
     );
     assert_eq!(
         message("private:emulated,a=b"),
@@ -208,6 +208,7 @@ fn any_spec() -> impl Strategy<Value = DeviceSpec> {
         (0..hetmem_sys::numa::MAX_NODES).prop_map(|node| format!("node={node}")),
         "/dev/dax[0-9]{1,3}\\.[0-9]{1,3}".prop_map(|path| format!("dax={path}")),
         Just("compressed".to_owned()),
+        "/[a-z=]{0,9}".prop_map(|path| format!("file={path}")),
     ];
     let part = proptest::option::of(1_u64..=16);
     (any::<bool>(), backend, size, part, name, latency, bandwidth, fail).prop_map(

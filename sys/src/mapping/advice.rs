@@ -57,6 +57,18 @@ pub fn forbid_huge_pages(range: PageRange) -> Result<(), Errno> {
     }
 }
 
+/// Leaves `range` out of forked children and of core dumps.
+///
+/// # Safety
+///
+/// It is hetmem's own, and nothing of hetmem's looks for it in a child.
+pub unsafe fn keep_to_this_process(range: PageRange) -> Result<(), Errno> {
+    // SAFETY: the caller's; who dumps the process misses nothing of the program's.
+    unsafe { advise(range, Advice::LinuxDontDump) }?;
+    // SAFETY: the caller's.
+    unsafe { advise(range, Advice::LinuxDontFork) }
+}
+
 /// Populates `block`, which has no page and of which [`forbid_huge_pages`] was said, with a huge page if the kernel has one, else with small ones. The
 /// mapping around it is as before when this returns, and is several meanwhile.
 pub fn populate_huge(block: PageRange) -> Result<(), Errno> {

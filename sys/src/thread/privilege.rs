@@ -101,6 +101,14 @@ const ALLOWED: &[libc::c_long] = &[
     libc::SYS_poll,
     // What a device that completes late is waited for by.
     libc::SYS_timerfd_settime,
+    // Of a device whose frames lie in a file: these write, to what the agent has open for writing, which is that file, and descriptors to wake others by.
+    libc::SYS_preadv,
+    libc::SYS_pwritev,
+    libc::SYS_fallocate,
+    libc::SYS_io_setup,
+    libc::SYS_io_submit,
+    libc::SYS_io_getevents,
+    libc::SYS_io_destroy,
     libc::SYS_futex,
     libc::SYS_madvise,
     libc::SYS_munmap,
