@@ -1,4 +1,5 @@
-//! Which of the program's memory is managed: its private anonymous mappings, read and written.
+//! Which of the program's memory is managed: its private anonymous mappings, read and written. (Files come by another way, when they are mapped:
+//! `files::file_mapped`.)
 //!
 //! Left alone are hetmem's own arenas, the main stack, and the variables of libraries (the C library's are used by the agent's threads too).
 
@@ -10,10 +11,16 @@ use hetmem::for_agent::Managed;
 
 /// Brings the regions up to date with the program's mappings and returns what is managed now, in order of address.
 pub(super) fn refresh(managed: &Managed) -> Vec<PageRange> {
+    managed.while_no_file_comes(|| compare(managed))
+}
+
+fn compare(managed: &Managed) -> Vec<PageRange> {
     let mut alone = RangeMap::default();
-    set_aside().chain(managed.exclusions()).for_each(|range| alone.insert(range, ()));
-    let found = managed.adoptable(alone);
-    let known = managed.regions();
+    let files = managed.files();
+    let others = set_aside().chain(managed.exclusions()).chain(files.iter().copied());
+    others.for_each(|range| alone.insert(range, ()));
+    let mut found = managed.adoptable(alone);
+    let known = without(&managed.regions(), &files);
     for new in without(&found, &known) {
         managed.manage(new);
     }
@@ -24,12 +31,14 @@ pub(super) fn refresh(managed: &Managed) -> Vec<PageRange> {
             managed.forget(old);
         }
     }
+    found.extend(files);
+    found.sort_unstable_by_key(|range| range.start());
     managed.set_adopted(found.iter().map(|range| range.pages()).sum());
     found
 }
 
 /// What of `ranges` is in none of `others`; all are in order of address, and disjoint.
-fn without(ranges: &[PageRange], others: &[PageRange]) -> Vec<PageRange> {
+pub(super) fn without(ranges: &[PageRange], others: &[PageRange]) -> Vec<PageRange> {
     let mut left = Vec::new();
     let mut others = others.iter().peekable();
     for range in ranges {

@@ -17,7 +17,7 @@ use thiserror::Error;
 pub const VARIABLE: &str = "HETMEM_AGENT";
 
 /// Changes whenever an older agent would misread the configuration or the statistics memory.
-const VERSION: u32 = 7;
+const VERSION: u32 = 8;
 
 /// Everything that the agent is told.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -30,6 +30,8 @@ pub struct Config {
     pub stock: ByteLen,
     /// Whether the limit and the sizes of devices are each process's, and not the run's.
     pub per_process: bool,
+    /// Whether files that the program maps to be read are managed, too.
+    pub files: bool,
     /// The statistics memory: a path that the process opens and maps, of the form `/proc/PID/fd/N`.
     pub ledger: PathBuf,
     /// The rings for records, if the run is recorded: a path of the same form.
@@ -74,6 +76,7 @@ impl Config {
             policy: self.policy.to_string(),
             stock: self.stock.get(),
             per_process: self.per_process,
+            files: self.files,
             ledger: self.ledger.clone(),
             rings: self.rings.clone(),
             supervisor: self.supervisor,
@@ -99,6 +102,7 @@ impl Config {
             policy,
             stock: ByteLen::new(wire.stock),
             per_process: wire.per_process,
+            files: wire.files,
             ledger: wire.ledger,
             rings: wire.rings,
             supervisor: wire.supervisor,
@@ -113,7 +117,8 @@ impl fmt::Display for Config {
             write!(f, "--device {device} ")?;
         }
         let per_process = if self.per_process { " --per-process" } else { "" };
-        write!(f, "--policy {} --stock {}{per_process}", self.policy, self.stock.get())
+        let files = if self.files { " --files" } else { "" };
+        write!(f, "--policy {} --stock {}{per_process}{files}", self.policy, self.stock.get())
     }
 }
 
@@ -130,6 +135,7 @@ struct Wire {
     policy: String,
     stock: u64,
     per_process: bool,
+    files: bool,
     ledger: PathBuf,
     rings: Option<PathBuf>,
     supervisor: u32,
@@ -148,6 +154,7 @@ mod tests {
             policy: policy.parse().unwrap(),
             stock: ByteLen::new(1 << 20),
             per_process: true,
+            files: true,
             ledger: "/proc/12/fd/3".into(),
             rings: Some("/proc/12/fd/4".into()),
             supervisor: 12,
@@ -180,7 +187,7 @@ mod tests {
         assert_eq!(
             config("limit=1M").to_string(),
             "--device coherent:emulated,size=64M,name=c \
-             --device private:emulated,size=64M,name=private0,latency=2us,fail=9 --policy limit=1M --stock 1048576 --per-process"
+             --device private:emulated,size=64M,name=private0,latency=2us,fail=9 --policy limit=1M --stock 1048576 --per-process --files"
         );
     }
 }

@@ -11,6 +11,8 @@ use hetmem_core::units::{BLOCK_PAGES, DeviceId, PageCount, PageRange, VirtAddr};
 use hetmem_sys::process::MemoryUse;
 use hetmem_sys::thread::{process_time, processor_time};
 
+use super::adopt::without;
+use super::files::are_managed;
 use super::pace::Paced;
 use super::sharing::Sharing;
 use hetmem::for_agent::{Managed, Others};
@@ -45,6 +47,7 @@ impl<'a> Executor<'a> {
         let program = Program {
             managed,
             memory,
+            counts_files: policy.takes_files(),
             began: Instant::now(),
             ranges: Vec::new(),
             changes: 0,
@@ -65,6 +68,10 @@ impl<'a> Executor<'a> {
 
     /// What is managed from now on, in order of address.
     pub(super) fn set_ranges(&mut self, ranges: Vec<PageRange>) {
+        let ranges = match self.program.counts_files {
+            true => ranges,
+            false => without(&ranges, &self.program.managed.files()),
+        };
         if self.program.ranges == ranges {
             return;
         }
@@ -128,6 +135,8 @@ impl<'a> Executor<'a> {
 struct Program<'a> {
     managed: &'a Managed,
     memory: &'a MemoryUse,
+    /// Whether files' mappings are among the ranges.
+    counts_files: bool,
     /// What the policy's time counts from.
     began: Instant,
     ranges: Vec<PageRange>,
@@ -149,10 +158,15 @@ impl Program<'_> {
         self.managed.set_tick(heat::tick(self.now()));
     }
 
+    /// What grows where more of what is managed comes to be in memory.
+    fn present(&self) -> Result<PageCount, hetmem_sys::errno::Errno> {
+        if self.counts_files && are_managed() { self.memory.resident() } else { self.memory.anonymous() }
+    }
+
     fn look_for_signs(&self) -> Signs {
         let signs = Signs {
             // An answer that can't be had is no sign.
-            anonymous: self.memory.anonymous().unwrap_or(self.signs.get().anonymous),
+            anonymous: self.present().unwrap_or(self.signs.get().anonymous),
             own: self.managed.kept_populated(),
             home: self.managed.came_home(),
             faults: self.managed.faults(),

@@ -11,6 +11,7 @@
 //! executor      shows the policy the program, and carries out what it plans
 //! housekeeping  looks at mappings, stacks, strays
 //! adopt         finds the program's memory
+//! files         files that it maps, and the thread that looks after leases on them
 //! pace          when it is looked at what
 //! ends          how its last thread has ended
 //! dump          everything home before a core dump
@@ -36,6 +37,7 @@ pub mod config;
 pub mod dump;
 mod ends;
 mod executor;
+mod files;
 mod housekeeping;
 pub mod ledger;
 mod mailbox;
@@ -56,6 +58,7 @@ pub use calls::{
     protect_thread, release_range, residency, thread_began, undisturbed, undivided,
 };
 pub use ends::{thread_exits, thread_is_strict};
+pub use files::{file_mapped, give_all_files_up, give_files_up, have_files_home, manages_files, takes_files};
 pub use notes::{is_first, is_this_process, last_word, note};
 pub use removal::{guard, look_for_guards, removal_returned};
 pub use start::{Away, after_fork_in_child, leave, start, start_again};

@@ -25,7 +25,7 @@
 use std::ffi::c_void;
 use std::os::fd::OwnedFd;
 use std::ptr;
-use std::sync::atomic::{AtomicI32, AtomicPtr, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicU32, Ordering};
 
 use hetmem_core::engine::CountersAt;
 use hetmem_core::policy::PolicySpec;
@@ -35,13 +35,14 @@ use hetmem_devices::spec::DeviceSpec;
 use hetmem_sys::errno::Errno;
 use hetmem_sys::process::MemoryUse;
 use hetmem_sys::thread::{
-    Stack, confine, control_block, futex_wait, futex_wake, give_up_privileges, is_dumpable, unshare_directories,
-    unshare_files, unused_id,
+    OF_LEASES, Stack, confine, control_block, futex_wait, futex_wake, give_up_privileges, is_dumpable,
+    unshare_directories, unshare_files, unused_id,
 };
 
 use super::budget::{Good, Membership, Part, Shared};
 use super::config::Config;
 use super::ends;
+use super::files::{self, Desk};
 use super::housekeeping::Stacks;
 use super::ledger::Seat;
 use super::mailbox::Mailbox;
@@ -76,6 +77,9 @@ pub(super) struct Agent {
     /// How many helpers the handler has started, and how many of them have their number.
     helpers: AtomicU32,
     places: AtomicU32,
+    /// What is asked of the keeper, and whether there is one.
+    pub(super) desk: Desk,
+    keeper: AtomicBool,
     /// How the process is to end, whose program has no thread left; `i32::MAX` while it has.
     alone: AtomicI32,
     /// Readable when the handler is to end. A descriptor of the agent's table, as all of an agent's are.
@@ -83,11 +87,14 @@ pub(super) struct Agent {
 }
 
 /// The stacks of the handler, of the worker and of the helpers: made once, and used again by whatever agent comes next, also in a forked child.
-static THREADS: [AtomicPtr<Stack>; FIRST_HELPER + MOST_HELPERS] =
-    [const { AtomicPtr::new(ptr::null_mut()) }; FIRST_HELPER + MOST_HELPERS];
+static THREADS: [AtomicPtr<Stack>; OPENER + 1] = [const { AtomicPtr::new(ptr::null_mut()) }; OPENER + 1];
 const HANDLER: usize = 0;
 const WORKER: usize = 1;
 const FIRST_HELPER: usize = 2;
+/// The thread that gives up leases on files, where files are managed.
+const KEEPER: usize = FIRST_HELPER + MOST_HELPERS;
+/// One of the program's, which opens files for that.
+const OPENER: usize = KEEPER + 1;
 
 /// What the handler thread tells the thread that started it.
 struct Startup {
@@ -153,6 +160,11 @@ pub fn start(config: &'static Config) -> Result<(), String> {
     let (handler, _worker) = (handler.map_err(no_memory)?, worker.map_err(no_memory)?);
     // Without room for them the others serve what they would have.
     let helpers = (0..useful_helpers()).take_while(|number| stack(FIRST_HELPER + number).is_ok()).count();
+    if config.files {
+        stack(KEEPER).map_err(no_memory)?;
+        stack(OPENER).map_err(no_memory)?;
+        files::expect();
+    }
     presence::make_words().map_err(no_memory)?;
     let startup = Box::leak(Box::new(Startup {
         config,
@@ -186,6 +198,11 @@ fn stack(which: usize) -> Result<&'static Stack, Errno> {
     Ok(stack)
 }
 
+/// The stack of who opens files ([`files`]).
+pub(super) fn opener_stack() -> Result<&'static Stack, Errno> {
+    stack(OPENER)
+}
+
 /// The handler thread.
 extern "C" fn serve(arg: *mut c_void) {
     // SAFETY: `start` passes a leaked `Startup`.
@@ -196,7 +213,8 @@ extern "C" fn serve(arg: *mut c_void) {
     };
     startup.tell(Ok(()));
     agent.managed.serve(&agent.stop);
-    let others = (WORKER..FIRST_HELPER + agent.helpers()).filter_map(|which| stack(which).ok());
+    let keeper = agent.keeper.load(Ordering::Relaxed).then_some(KEEPER);
+    let others = (WORKER..FIRST_HELPER + agent.helpers()).chain(keeper).filter_map(|which| stack(which).ok());
     others.for_each(Stack::wait_ended);
     let alone = agent.alone.load(Ordering::Acquire);
     if alone != i32::MAX {
@@ -264,6 +282,8 @@ fn prepare(startup: &Startup) -> Result<&'static Agent, String> {
         renounced: AtomicU32::new(0),
         helpers: AtomicU32::new(0),
         places: AtomicU32::new(0),
+        desk: Desk::default(),
+        keeper: AtomicBool::new(false),
         alone: AtomicI32::new(i32::MAX),
         stop,
     };
@@ -281,8 +301,16 @@ fn prepare(startup: &Startup) -> Result<&'static Agent, String> {
         }
         agent.helpers.fetch_add(1, Ordering::Relaxed);
     }
+    if config.files {
+        agent.managed.expect_files();
+        let keeper = stack(KEEPER).map_err(|errno| format!("the agent's memory can't be set up: {errno}"))?;
+        // SAFETY: as above.
+        unsafe { keeper.start(keeper_main, arg) }
+            .map_err(|errno| format!("the agent's thread for files can't be started: {errno}"))?;
+        agent.keeper.store(true, Ordering::Relaxed);
+    }
     give_up_privileges(agent.id, agent.dumpable);
-    let started = 1 + agent.helpers.load(Ordering::Relaxed);
+    let started = 1 + agent.helpers.load(Ordering::Relaxed) + u32::from(config.files);
     loop {
         let renounced = agent.renounced.load(Ordering::Acquire);
         if renounced == started {
@@ -291,7 +319,7 @@ fn prepare(startup: &Startup) -> Result<&'static Agent, String> {
         // Woken or not, it is looked at again.
         let _ = futex_wait(&agent.renounced, renounced, None);
     }
-    confine_thread();
+    confine_thread(&[]);
     presence::come(agent);
     Ok(agent)
 }
@@ -313,24 +341,35 @@ fn whole(error: &dyn std::error::Error) -> String {
 }
 
 /// All is open: what else the thread may do it gives up.
-fn confine_thread() {
+fn confine_thread(also: &[libc::c_long]) {
     // A kernel without filters for system calls has none for the program's threads either.
-    let _ = confine();
+    let _ = confine(also);
 }
 
 /// The worker.
 extern "C" fn worker_main(arg: *mut c_void) {
     // SAFETY: `prepare` passes a leaked agent.
     let agent = unsafe { &*arg.cast_const().cast::<Agent>() };
-    agent.renounce();
+    agent.renounce(&[]);
     // Pages that it moves are waited for.
     let _ = hetmem_sys::thread::ask_for_short_slices();
     if let Departure::Alone(first) = work::run(agent) {
         // Before the handler is stopped, which looks at it.
         agent.alone.store(ends::status(first), Ordering::Release);
     }
+    if agent.keeper.load(Ordering::Relaxed) {
+        agent.desk.close();
+    }
     // An eventfd takes eight bytes at a time and is never full of ones.
     let _ = rustix::io::write(&agent.stop, &1u64.to_ne_bytes());
+}
+
+/// The keeper.
+extern "C" fn keeper_main(arg: *mut c_void) {
+    // SAFETY: `prepare` passes a leaked agent.
+    let agent = unsafe { &*arg.cast_const().cast::<Agent>() };
+    agent.renounce(OF_LEASES);
+    agent.desk.keep(&agent.managed);
 }
 
 /// A helper.
@@ -338,27 +377,27 @@ extern "C" fn helper_main(arg: *mut c_void) {
     // SAFETY: `prepare` passes a leaked agent.
     let agent = unsafe { &*arg.cast_const().cast::<Agent>() };
     let number = agent.places.fetch_add(1, Ordering::Relaxed) + 1;
-    agent.renounce();
+    agent.renounce(&[]);
     agent.managed.help(number as usize);
 }
 
 impl Agent {
     /// How many threads it has.
     pub(super) fn threads(&self) -> usize {
-        FIRST_HELPER + self.helpers()
+        FIRST_HELPER + self.helpers() + usize::from(self.keeper.load(Ordering::Relaxed))
     }
 
     fn helpers(&self) -> usize {
         self.helpers.load(Ordering::Relaxed) as usize
     }
 
-    /// The calling thread, which the handler has started, gives up what it does not need.
-    fn renounce(&self) {
+    /// The calling thread, which the handler has started, gives up what it does not need, but for the calls of `also`.
+    fn renounce(&self, also: &[libc::c_long]) {
         give_up_privileges(self.id, self.dumpable);
         self.renounced.fetch_add(1, Ordering::Release);
         // The only error is a bad address.
         let _ = futex_wake(&self.renounced, 1);
-        confine_thread();
+        confine_thread(also);
     }
 }
 
@@ -411,11 +450,16 @@ pub fn after_fork_in_child() -> bool {
     }
     hetmem_sys::mapping::forget_omitted();
     ends::forget_in_child();
+    files::forget_in_child();
     let parents = presence::forget_in_child();
     if let Ok(mut parent) = PARENT.try_lock() {
         *parent = parents.and_then(|parents| parents.run?.membership());
     }
     let Some(parents) = parents else { return false };
+    for shadow in parents.managed.shadows() {
+        // SAFETY: of the parent's agent, and this process has none of its threads.
+        let _ = unsafe { hetmem_sys::lease::unmap(shadow) };
+    }
     // A thread that does not exist here may have been changing them; then nothing is known, and what the kernel looks at by itself may be away one
     // day.
     if let (Some(kept), Ok(mut heritage)) = (parents.managed.try_exclusions(), HERITAGE.try_lock()) {

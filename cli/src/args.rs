@@ -80,6 +80,13 @@ pub(crate) struct RunArgs {
     #[arg(long)]
     pub(crate) per_process: bool,
 
+    /// Manage files that the program maps to be read, too
+    ///
+    /// Policies `clock` and `chaos` move them then, in blocks of 2 MiB. While anything of a file is on a device, who opens it for writing waits until that is
+    /// home. It takes the file's owner, or root, and Linux 6.11. Mappings of 64 KiB and more count. It is not for programs that change such mappings past the C library.
+    #[arg(long)]
+    pub(crate) files: bool,
+
     /// System memory that is kept for pages on their way home [default: 64M]
     ///
     /// Each process keeps as much, populated; it counts against the limit. If a 256th of the limit is less, that is the default.

@@ -16,10 +16,12 @@
 //! *Limits:* a process that is stopped for longer than `/proc/sys/fs/lease-break-time` loses its leases. When it goes on, all pages of such files come
 //! home; what its threads read before that may be what the file had then.
 
+mod adopted;
 mod table;
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, Weak};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
@@ -31,10 +33,13 @@ use hetmem_core::sync::{Mutex, lock};
 use hetmem_core::units::{PageCount, PageRange, VirtAddr};
 use hetmem_sys::errno::Errno;
 use hetmem_sys::lease::{self, LeaseFile, OpenFile, Shadow};
+use hetmem_sys::maps::Perms;
+use hetmem_sys::procmap::Found;
 
 use crate::inner::Inner;
 use crate::runtime::spawn;
 use crate::service::MEMORY_PATIENCE;
+pub use adopted::{Adopted, FileMapped};
 use table::{Number, Table};
 
 /// Whether anybody may be writing a file: nobody, as a lease is held; somebody; or that can't be known.
@@ -42,32 +47,71 @@ const UNWRITTEN: u8 = 0;
 const OPEN_FOR_WRITING: u8 = 1;
 const NO_LEASE: u8 = 2;
 
-/// A file that is managed.
+/// How a program has mapped a file itself.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Mapped {
+    /// Which file: device and number, as the kernel's list of mappings has them.
+    file: (u64, u64),
+    perms: Perms,
+}
+
+impl Mapped {
+    /// Whether `found` is that, and has in `part` what begins with byte `offset` of the file.
+    pub(crate) fn is(&self, found: &Found, part: PageRange, offset: u64) -> bool {
+        let begins = part.start().get().checked_sub(found.range.start().get());
+        found.range.contains_range(part)
+            && (found.file, found.perms) == (self.file, self.perms)
+            && begins.and_then(|begins| found.offset.checked_add(begins)) == Some(offset)
+    }
+}
+
+/// A file, or a part of one, that is managed where it is mapped.
 pub(crate) struct ManagedFile {
     /// All that is mapped of it.
     pub(crate) shadow: Shadow,
-    /// One of the three above. Written with the lock held.
-    state: AtomicU8,
-    /// What its lease is on, until that is closed. Held by who takes the lease, or gives it up.
-    lease: Mutex<Option<Number>>,
+    /// How the program has mapped it, if that is not hetmem's doing.
+    pub(crate) mapped: Option<Mapped>,
+    /// Of all that is managed of the file.
+    lease: Arc<Lease>,
 }
 
 impl ManagedFile {
     /// Whether nobody writes it: a lease is held.
     pub(crate) fn is_unwritten(&self) -> Result<(), KeptReason> {
         // SeqCst: whoever finds it so has claimed its part of the file before, which who lets somebody write looks for after.
-        match self.state.load(Ordering::SeqCst) {
+        match self.lease.state.load(Ordering::SeqCst) {
             UNWRITTEN => Ok(()),
             OPEN_FOR_WRITING => Err(KeptReason::FileOpenForWriting),
             _ => Err(KeptReason::NoLease),
         }
     }
+}
 
+/// A lease on a file, or what there is instead.
+struct Lease {
+    /// One of the three above. Written with the lock held.
+    state: AtomicU8,
+    /// What it is on, until that is closed. Held by who takes the lease, or gives it up.
+    on: Mutex<Option<On>>,
+}
+
+/// What a lease is on.
+enum On {
+    /// A description in the table of the thread that has one for that.
+    Table(Number),
+    /// One in the table of the threads that look after it, which they can't take it on: a thread of the program has.
+    Here(LeaseFile),
+}
+
+impl Lease {
     /// Takes the lease, if it is to be had.
-    fn take_lease(&self, keeper: lease::Keeper, table: &Table) {
+    fn take(&self, keeper: lease::Keeper, table: &Table) {
         // The caller has claimed nothing that the keeper could wait for.
-        let lease = lock(&self.lease);
-        let Some(number) = lease.filter(|_| self.state.load(Ordering::SeqCst) != UNWRITTEN) else { return };
+        let on = lock(&self.on);
+        if self.is_held() {
+            return;
+        }
+        let Some(On::Table(number)) = *on else { return };
         let taken = table.with(number, move |file| file.take_lease(keeper)).unwrap_or(Err(Errno::BADF));
         let state = match taken {
             Ok(()) => UNWRITTEN,
@@ -81,16 +125,16 @@ impl ManagedFile {
         }
     }
 
-    /// What the lease is on that is held, as far as that is known.
-    fn leased(&self) -> Option<Number> {
-        if self.state.load(Ordering::SeqCst) == UNWRITTEN { *lock(&self.lease) } else { None }
+    /// As far as that is known.
+    fn is_held(&self) -> bool {
+        self.state.load(Ordering::SeqCst) == UNWRITTEN
     }
 
     /// Gives the lease up for good.
-    fn end_lease(&self, table: &Table) {
-        let mut lease = lock(&self.lease);
+    fn end(&self, table: &Table) {
+        let mut on = lock(&self.on);
         self.state.store(NO_LEASE, Ordering::SeqCst);
-        if let Some(number) = lease.take() {
+        if let Some(On::Table(number)) = on.take() {
             table.close(number);
         }
     }
@@ -106,6 +150,10 @@ pub(crate) struct Files {
     keeper: OnceLock<lease::Keeper>,
     /// Whether it is to end.
     ending: AtomicBool,
+    /// Leases on files that the program has mapped itself, by the files' numbers.
+    known: Mutex<BTreeMap<(u64, u64), Weak<Lease>>>,
+    /// Held while what the program has mapped itself comes to be managed, and by who compares what is managed with what is mapped.
+    coming: Mutex<()>,
 }
 
 impl Files {
@@ -117,27 +165,70 @@ impl Files {
     /// Opens `file`, to be managed, and maps `pages` pages of it from byte `offset` on.
     pub(crate) fn open(&self, file: OpenFile, offset: u64, pages: PageCount) -> Result<FileId, Errno> {
         let (lease, shadow) = self.table.open(file, offset, pages)?;
-        let file = ManagedFile { shadow, state: AtomicU8::new(NO_LEASE), lease: Mutex::new(Some(lease)) };
+        let lease = Lease { state: AtomicU8::new(NO_LEASE), on: Mutex::new(Some(On::Table(lease))) };
+        Ok(self.add(ManagedFile { shadow, mapped: None, lease: Arc::new(lease) }))
+    }
+
+    fn add(&self, file: ManagedFile) -> FileId {
         let mut all = lock(&self.all);
         let at = all.iter().position(Option::is_none).unwrap_or(all.len());
         if at == all.len() {
             all.push(None);
         }
         all[at] = Some(Arc::new(file));
-        Ok(FileId::new(u32::try_from(at).unwrap_or(u32::MAX)))
+        FileId::new(u32::try_from(at).unwrap_or(u32::MAX))
     }
 
-    /// `file` is managed no longer: the lease has ended on return.
+    /// `file` is managed no longer: the lease has ended on return, if it was this one's alone and nobody is at work on it.
     pub(crate) fn remove(&self, file: FileId) {
         let removed = lock(&self.all).get_mut(file.index()).and_then(Option::take);
-        // Somebody may have the value still.
-        removed.into_iter().for_each(|file| file.end_lease(&self.table));
+        let Some(removed) = removed else { return };
+        if removed.mapped.is_none() {
+            return removed.lease.end(&self.table);
+        }
+        // A look, or the end of a migration: no other begins with it.
+        while Arc::strong_count(&removed) > 1 {
+            hetmem_sys::thread::yield_now();
+        }
     }
 
     fn each(&self) -> Vec<(FileId, Arc<ManagedFile>)> {
         let all = lock(&self.all);
         let files = (0..).map(FileId::new).zip(all.iter());
         files.filter_map(|(id, file)| Some((id, Arc::clone(file.as_ref()?)))).collect()
+    }
+
+    /// The leases that are held, as far as that is known, each once.
+    fn leases(&self) -> Vec<Arc<Lease>> {
+        let mut held: Vec<_> = self.each().into_iter().map(|(_, file)| Arc::clone(&file.lease)).collect();
+        held.sort_unstable_by_key(Arc::as_ptr);
+        held.dedup_by(|a, b| Arc::ptr_eq(a, b));
+        held.retain(|lease| lease.is_held());
+        held
+    }
+
+    /// Those of the leases that others wait for, or that are lost.
+    fn wanted(&self) -> Vec<Arc<Lease>> {
+        let (mut wanted, mut numbers) = (Vec::new(), Vec::new());
+        for lease in self.leases() {
+            let on = match *lock(&lease.on) {
+                Some(On::Table(number)) => Some(number),
+                Some(On::Here(ref file)) if file.has_lease() => continue,
+                Some(On::Here(_)) | None => None,
+            };
+            match on {
+                Some(number) => numbers.push((number, lease)),
+                None => wanted.push(lease),
+            }
+        }
+        if !numbers.is_empty() {
+            let unleased = self.table.unleased(numbers.iter().map(|(number, _)| *number).collect());
+            // Both are in the same order.
+            let mut unleased = unleased.into_iter().peekable();
+            numbers.retain(|(number, _)| unleased.next_if_eq(number).is_some());
+            wanted.extend(numbers.into_iter().map(|(_, lease)| lease));
+        }
+        wanted
     }
 }
 
@@ -182,44 +273,50 @@ pub(crate) fn end(inner: &Inner, keeper: &Keeper) {
 impl Inner {
     /// Gives up leases that others wait for, until it is told to end.
     fn keep_leases(&self, keeper: lease::Keeper) {
-        let files = &self.engine.host().files;
         loop {
-            keeper.wait();
-            if files.ending.load(Ordering::SeqCst) {
+            let _ = keeper.wait();
+            if self.engine.host().files.ending.load(Ordering::SeqCst) {
                 return;
             }
-            let leased = |(id, file): (FileId, Arc<ManagedFile>)| Some((file.leased()?, id, file));
-            let leased: Vec<_> = files.each().into_iter().filter_map(leased).collect();
-            let unleased = match leased.iter().map(|(number, ..)| *number).collect::<Vec<_>>() {
-                none if none.is_empty() => none,
-                numbers => files.table.unleased(numbers),
-            };
-            // Both are in the same order.
-            let mut unleased = unleased.into_iter().peekable();
-            for (_, id, file) in leased.iter().filter(|(number, ..)| unleased.next_if_eq(number).is_some()) {
-                self.let_write(*id, file);
+            self.look_at_leases();
+        }
+    }
+
+    /// Gives up the leases that others wait for. How many are held.
+    pub(crate) fn look_at_leases(&self) -> usize {
+        let files = &self.engine.host().files;
+        files.wanted().iter().for_each(|lease| self.let_write(lease));
+        files.leases().len()
+    }
+
+    /// Somebody wants to write the file of `lease`, or does already: its pages come home, and the lease is given up.
+    fn let_write(&self, lease: &Arc<Lease>) {
+        let files = &self.engine.host().files;
+        let mut on = lock(&lease.on);
+        if on.is_none() {
+            return;
+        }
+        lease.state.store(OPEN_FOR_WRITING, Ordering::SeqCst);
+        let of_it: BTreeSet<usize> = files
+            .each()
+            .into_iter()
+            .filter(|(_, file)| Arc::ptr_eq(&file.lease, lease))
+            .map(|(file, _)| file.index())
+            .collect();
+        self.bring_home_of(|file| of_it.contains(&file.index()));
+        match *on {
+            // There may be none any more. Where the process may have none any more (its ids have changed) it ends with its description.
+            Some(On::Table(number))
+                if files.table.with(number, LeaseFile::give_lease_up) == Some(Err(Errno::ACCESS)) =>
+            {
+                lease.state.store(NO_LEASE, Ordering::SeqCst);
+                *on = None;
+                files.table.close(number);
             }
+            // It ends with its description: another is to be had by the program's threads only.
+            Some(On::Here(_)) => *on = None,
+            Some(On::Table(_)) | None => {}
         }
-    }
-
-    /// Somebody wants to write `file`, or does already: its pages come home, and the lease is given up.
-    fn let_write(&self, id: FileId, file: &ManagedFile) {
-        let table = &self.engine.host().files.table;
-        let mut lease = lock(&file.lease);
-        let Some(number) = *lease else { return };
-        file.state.store(OPEN_FOR_WRITING, Ordering::SeqCst);
-        self.bring_file_home(id);
-        // There may be none any more. Where the process may have none any more (its ids have changed) it ends with its description.
-        if table.with(number, LeaseFile::give_lease_up) == Some(Err(Errno::ACCESS)) {
-            file.state.store(NO_LEASE, Ordering::SeqCst);
-            *lease = None;
-            table.close(number);
-        }
-    }
-
-    /// Has nothing stand in for the mappings of `file` any more.
-    fn bring_file_home(&self, file: FileId) {
-        self.bring_home_of(|other| other == file);
     }
 
     /// Has nothing stand in for the mapping of any file any more.
@@ -268,7 +365,7 @@ impl Inner {
     fn ask_for_lease(&self, file: FileId) {
         let files = &self.engine.host().files;
         if let (Some(file), Some(keeper)) = (files.get(file), files.keeper.get()) {
-            file.take_lease(*keeper, &files.table);
+            file.lease.take(*keeper, &files.table);
         }
     }
 

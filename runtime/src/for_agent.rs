@@ -3,6 +3,7 @@
 //! A [`Managed`] is a runtime without threads of its own. The agent lends it one, which [serves](Managed::serve), and decides what is managed and
 //! what moves.
 
+mod files;
 mod seen;
 
 use std::os::fd::OwnedFd;
@@ -12,6 +13,7 @@ use std::time::{Duration, Instant};
 use hetmem_core::advice::{Advice, AdviceError};
 use hetmem_core::engine::CountersAt;
 use hetmem_core::frames::Quota;
+use hetmem_core::home::Home;
 use hetmem_core::migrate::{Request, Select, Survey, Target};
 use hetmem_core::outcome::Outcomes;
 use hetmem_core::port::{FaultPath, Host as _};
@@ -27,6 +29,7 @@ use hetmem_sys::thread::Processors;
 use thiserror::Error;
 
 use crate::builder::make_devices;
+pub use crate::files::{Adopted, FileMapped};
 use crate::host::contexts::Contexts;
 use crate::host::removals::RETURNED;
 use crate::inner::Inner;
@@ -247,9 +250,13 @@ impl Managed {
         self.0.engine.take_not_soon(most)
     }
 
-    /// Manages `range` no longer; nothing of it is on a device.
+    /// Manages `range` no longer, but for files' mappings; nothing of it is on a device.
     pub fn forget(&self, range: PageRange) {
-        self.0.engine.forget_region(range);
+        let of_no_file = |(part, region): (PageRange, Option<Region>)| {
+            region.is_some_and(|region| region.home == Home::Anonymous).then_some(part)
+        };
+        let parts = self.0.engine.regions_in(range).into_iter().filter_map(of_no_file);
+        parts.for_each(|part| self.0.engine.forget_region(part));
     }
 
     /// Says in the statistics how much is managed.

@@ -422,10 +422,11 @@ impl Host for UserMemory {
     }
 
     fn exchange(&self, path: FaultPath, block: PageRange, backing: Backing<'_>) -> Result<(), KeptReason> {
+        self.is_as_booked(block, backing)?;
         match backing {
             Backing::Device(frames) => exchange::lay(block, frames),
             Backing::Anonymous => self.lift(path, block),
-            Backing::StandIn(pages) => self.stand_in(path, block, pages),
+            Backing::StandIn(instead, pages) => self.stand_in(path, block, instead, pages),
             Backing::File(home) => self.map_file_again(block, home),
         }
         .map_err(|errno| self.exchange_failed(block, errno))

@@ -8,7 +8,7 @@
 #![expect(unsafe_code, reason = "system calls that rustix does not have, and reads to memory that is named by number")]
 
 use std::ffi::OsStr;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd as _, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -20,7 +20,7 @@ use rustix::mm::{MapFlags, ProtFlags};
 use crate::access::copy_from;
 use crate::copy::{address, copy_pages};
 use crate::errno::Errno;
-use crate::mapping::{discard, map_again_over};
+use crate::mapping::{discard, map_again_over, map_once_more, map_once_more_over};
 use crate::raw;
 use crate::thread::current_tid;
 
@@ -69,10 +69,29 @@ impl OpenFile {
         Ok(Self { path, identity: (known.st_dev, known.st_ino), size })
     }
 
+    /// What of it a program may have managed that has mapped it by descriptor `fd` of the calling thread. `ETXTBSY` if the descriptor is for writing, too,
+    /// `EOPNOTSUPP` if somebody may write the file past this machine's kernel; and as [`OpenFile::behind`].
+    pub fn mapped_by(fd: impl AsFd) -> Result<Self, Errno> {
+        let fd = fd.as_fd();
+        if rustix::fs::fcntl_getfl(fd)? & OFlags::ACCMODE != OFlags::RDONLY {
+            return Err(Errno::TXTBSY);
+        }
+        if !is_local(fd) {
+            return Err(Errno::OPNOTSUPP);
+        }
+        Self::behind(fd)
+    }
+
     /// How many bytes it has.
     #[must_use]
     pub const fn size(&self) -> u64 {
         self.size
+    }
+
+    /// The number of its device, and its own.
+    #[must_use]
+    pub const fn identity(&self) -> (u64, u64) {
+        self.identity
     }
 
     /// Opens it once more, to be read, in the calling thread's table: `ELOOP`, `EACCES` and others as open(2) has them.
@@ -88,13 +107,28 @@ impl OpenFile {
 /// no lease.
 #[derive(Debug)]
 pub struct Shadow {
-    // Invariant: mapped by this value, shared and to be read, and known to nobody else.
+    // Invariant: mapped by this value, to be read, and known to nobody else; shared, unless it is as a program has mapped it.
     range: PageRange,
     /// Which byte of the file is its first.
     offset: u64,
+    /// Whether it is mapped as the program has mapped the file itself.
+    is_as_mapped: bool,
 }
 
 impl Shadow {
+    /// Maps what a program has mapped of a file in `range`, from byte `offset` on, as it has. `EFAULT` if that is not one mapping.
+    pub fn of_mapping(range: PageRange, offset: u64) -> Result<Self, Errno> {
+        let range = PageRange::new(map_once_more(range)?, range.pages()).ok_or(Errno::INVAL)?;
+        // INVARIANT: mapped just now.
+        Ok(Self { range, offset, is_as_mapped: true })
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub const fn range(&self) -> PageRange {
+        self.range
+    }
+
     /// Maps `pages` pages of `file` from byte `offset` on.
     pub fn of(file: &OpenFile, offset: u64, pages: PageCount) -> Result<Self, Errno> {
         let opened = file.open()?;
@@ -103,7 +137,8 @@ impl Shadow {
         let mapped = unsafe { rustix::mm::mmap(std::ptr::null_mut(), len, ProtFlags::READ, flags, &opened, offset) }?;
         let start = VirtAddr::new(mapped.expose_provenance() as u64);
         let range = PageRange::new(start, pages).ok_or(Errno::INVAL)?;
-        Ok(Self { range, offset })
+        // INVARIANT: mapped just now.
+        Ok(Self { range, offset, is_as_mapped: false })
     }
 
     /// Where it has the `pages` pages from byte `offset` of the file on.
@@ -146,8 +181,12 @@ impl Shadow {
     /// Whatever is mapped there may go.
     pub unsafe fn map_over(&self, over: PageRange, offset: u64) -> Result<(), Errno> {
         let part = self.part(offset, over.pages())?;
-        // SAFETY: the caller gives up what is there.
-        unsafe { map_again_over(part, over.start()) }
+        match self.is_as_mapped {
+            // SAFETY: the caller gives up what is there.
+            true => unsafe { map_once_more_over(part, over.start()) },
+            // SAFETY: as above.
+            false => unsafe { map_again_over(part, over.start()) },
+        }
     }
 
     /// Copies the `pages` pages from byte `offset` on to `to`. Behind the end of the file, in its last page, are zeros.
@@ -195,15 +234,42 @@ impl LeaseFile {
         file.open().map(Self)
     }
 
+    /// That which a thread of this process has opened so, in its own table of descriptors, as number `fd`: the thread waits until it is known here. What is
+    /// told of its lease from now on is told to `keeper`, this thread. Linux 6.9.
+    pub fn of_thread(tid: u32, fd: u32, keeper: Keeper) -> Result<Self, Errno> {
+        // PIDFD_THREAD
+        let thread = [tid as usize, libc::O_EXCL.cast_unsigned() as usize, 0, 0, 0];
+        // SAFETY: the kernel makes a new descriptor.
+        let thread = own(unsafe { raw::syscall5(libc::SYS_pidfd_open, thread) }?);
+        let args = [thread.as_raw_fd().cast_unsigned() as usize, fd as usize, 0, 0, 0];
+        // SAFETY: as above.
+        let file = Self(own(unsafe { raw::syscall5(libc::SYS_pidfd_getfd, args) }?));
+        // Of whoever opened it signals may not be sent to this thread, whose ids may be others by now.
+        let owner = [OWNER_THREAD, keeper.thread.cast_signed()];
+        control(&file.0, SET_OWNER, owner.as_ptr().expose_provenance())?;
+        Ok(file)
+    }
+
+    /// Its number in the table of the thread that has opened it.
+    #[must_use]
+    pub fn number(&self) -> u32 {
+        self.0.as_raw_fd().cast_unsigned()
+    }
+
+    /// How many bytes the file has.
+    pub fn size(&self) -> Result<u64, Errno> {
+        Ok(u64::try_from(rustix::fs::fstat(&self.0)?.st_size).unwrap_or(0))
+    }
+
     /// Takes a read lease; `keeper` is woken when it is to be given up.
     ///
     /// `EAGAIN` if somebody has the file open for writing, `EACCES` if it is neither the process's nor has that `CAP_LEASE`, `EINVAL` if its file system has no
     /// leases, or others than this machine's kernel may write to it.
     pub fn take_lease(&self, keeper: Keeper) -> Result<(), Errno> {
-        if !rustix::fs::fstatfs(&self.0).is_ok_and(|found| LOCAL.contains(&u64::try_from(found.f_type).unwrap_or(0))) {
+        if !is_local(&self.0) {
             return Err(Errno::INVAL);
         }
-        let owner = [OWNER_THREAD, keeper.0.cast_signed()];
+        let owner = [OWNER_THREAD, keeper.thread.cast_signed()];
         control(&self.0, SET_OWNER, owner.as_ptr().expose_provenance())?;
         control(&self.0, SET_SIGNAL, WAKE.cast_unsigned() as usize)?;
         control(&self.0, SET_LEASE, libc::F_RDLCK.cast_unsigned() as usize).map(|_| ())
@@ -221,6 +287,17 @@ impl LeaseFile {
     pub fn give_lease_up(&self) -> Result<(), Errno> {
         control(&self.0, SET_LEASE, libc::F_UNLCK.cast_unsigned() as usize).map(|_| ())
     }
+}
+
+/// Whether nobody writes the file behind `fd` past this machine's kernel.
+fn is_local(fd: impl AsFd) -> bool {
+    rustix::fs::fstatfs(fd).is_ok_and(|found| LOCAL.contains(&u64::try_from(found.f_type).unwrap_or(0)))
+}
+
+/// A descriptor that the kernel has made just now.
+fn own(fd: usize) -> OwnedFd {
+    // SAFETY: nobody else knows of it.
+    unsafe { OwnedFd::from_raw_fd(RawFd::try_from(fd).unwrap_or(-1)) }
 }
 
 fn control(fd: impl AsFd, command: libc::c_int, argument: usize) -> Result<usize, Errno> {
@@ -246,38 +323,52 @@ const WAKE: libc::c_int = 32;
 /// A wake-up may be lost: where too many signals are queued (`RLIMIT_SIGPENDING`) the kernel sends SIGIO instead. So a keeper looks this often, too.
 const AT_LEAST_EACH: Duration = Duration::from_secs(1);
 
+/// What has ended a keeper's wait.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Woken {
+    /// Somebody has [roused](Keeper::rouse) it.
+    Roused,
+    /// Somebody may wait for a lease.
+    ToLook,
+}
+
 /// A thread that gives leases up when others wait for that.
 #[derive(Clone, Copy, Debug)]
-pub struct Keeper(u32);
+pub struct Keeper {
+    process: u32,
+    thread: u32,
+}
 
 impl Keeper {
     /// The calling thread, which has left the program's signals to others ([`crate::process::leave_signals_to_others`]).
     #[must_use]
     pub fn of_this_thread() -> Self {
-        Self(current_tid())
+        Self { process: std::process::id(), thread: current_tid() }
     }
 
     /// Waits, as this thread, until it is asked to give a lease up, or [`Keeper::rouse`]d; or until it is time to look anyway.
-    pub fn wait(self) {
-        // As the kernel has sets.
+    pub fn wait(self) -> Woken {
+        // As the kernel has sets, and `siginfo_t`: number, error, code.
         let set: u64 = 1 << (WAKE - 1);
+        let mut told = [0_i32; 32];
         let limit = [AT_LEAST_EACH.as_secs(), 0];
         let args = [
             std::ptr::from_ref(&set).expose_provenance(),
-            0,
+            told.as_mut_ptr().expose_provenance(),
             std::ptr::from_ref(&limit).expose_provenance(),
             size_of::<u64>(),
             0,
             0,
         ];
+        // SAFETY: the kernel reads the set and the time, and writes what it tells, which is as large as the kernel has it.
+        let ended = unsafe { raw::syscall6(libc::SYS_rt_sigtimedwait, args) };
         // Whatever ends the wait is a reason to look.
-        // SAFETY: the kernel reads the set and the time.
-        let _ = unsafe { raw::syscall6(libc::SYS_rt_sigtimedwait, args) };
+        if ended.is_ok() && told[2] == libc::SI_TKILL { Woken::Roused } else { Woken::ToLook }
     }
 
     /// Ends the keeper's wait, this one or the next.
     pub fn rouse(self) {
-        let args = [std::process::id() as usize, self.0 as usize, WAKE.cast_unsigned() as usize, 0, 0, 0];
+        let args = [self.process as usize, self.thread as usize, WAKE.cast_unsigned() as usize, 0, 0, 0];
         // SAFETY: a signal that the thread has blocked.
         let _ = unsafe { raw::syscall6(libc::SYS_tgkill, args) };
     }

@@ -39,12 +39,21 @@ impl MemoryUse {
 
     /// Pages of anonymous memory that are present, about: the kernel counts by processor.
     pub fn anonymous(&self) -> Result<PageCount, Errno> {
+        self.pages().map(|(resident, shared)| PageCount::new(resident.saturating_sub(shared)))
+    }
+
+    /// Pages that are present, of files and shared memory, too, about.
+    pub fn resident(&self) -> Result<PageCount, Errno> {
+        self.pages().map(|(resident, _)| PageCount::new(resident))
+    }
+
+    fn pages(&self) -> Result<(u64, u64), Errno> {
         let mut line = [0; 160];
         let n = rustix::io::retry_on_intr(|| rustix::io::pread(&self.statm, &mut line, 0))?;
         let text = std::str::from_utf8(&line[..n]).map_err(|_| Errno::INVAL)?;
         let mut fields = text.split_ascii_whitespace().skip(1).map(str::parse::<u64>);
         match (fields.next(), fields.next()) {
-            (Some(Ok(resident)), Some(Ok(shared))) => Ok(PageCount::new(resident.saturating_sub(shared))),
+            (Some(Ok(resident)), Some(Ok(shared))) => Ok((resident, shared)),
             _ => Err(Errno::INVAL),
         }
     }

@@ -78,6 +78,10 @@ pub struct Found {
     pub page_size: u64,
     /// Whether it is of no file.
     pub anonymous: bool,
+    /// Which file it is of: device and number; zeros if it is of none.
+    pub file: (u64, u64),
+    /// Which byte of that is its first.
+    pub offset: u64,
 }
 
 /// Asks for mappings of this process.
@@ -116,6 +120,8 @@ impl MappingQuery {
             perms: Perms::from_bits(query.vma_flags & PERMS),
             page_size: query.vma_page_size,
             anonymous: (query.inode, query.dev_major, query.dev_minor) == (0, 0, 0),
+            file: (rustix::fs::makedev(query.dev_major, query.dev_minor), query.inode),
+            offset: query.vma_offset,
         }))
     }
 }

@@ -173,7 +173,7 @@ extern "C" fn give_up(arg: *mut c_void) {
         // Only where no other id is known (a user namespace of one user).
         found.descriptor.store(1, Ordering::Relaxed);
     }
-    confine().unwrap();
+    confine(&[]).unwrap();
     // What the agent does is possible.
     assert!(tasks.list().unwrap().contains(&current_tid()));
     let read =
@@ -217,19 +217,19 @@ fn one_descriptor_can_be_kept() {
 }
 
 extern "C" fn open_for_writing(_: *mut c_void) {
-    confine().unwrap();
+    confine(&[]).unwrap();
     let flags = rustix::fs::OFlags::WRONLY;
     drop(rustix::fs::openat(rustix::fs::CWD, c"/dev/null", flags, rustix::fs::Mode::empty()));
 }
 
 extern "C" fn make_a_socket(_: *mut c_void) {
-    confine().unwrap();
+    confine(&[]).unwrap();
     // SAFETY: asks for a socket.
     unsafe { libc::socket(libc::AF_UNIX, libc::SOCK_STREAM, 0) };
 }
 
 extern "C" fn map_code(_: *mut c_void) {
-    confine().unwrap();
+    confine(&[]).unwrap();
     // SAFETY: asks for a mapping that could be executed.
     unsafe { libc::mmap(std::ptr::null_mut(), 4096, libc::PROT_EXEC, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1, 0) };
 }

@@ -92,8 +92,8 @@ pub(crate) fn run(args: &RunArgs) -> Result<u8, Failure> {
         Some(path) => Some(begin_recording(path, &name, &policy, &devices, stock)?),
     };
     let rings = recorder.as_ref().and_then(Recorder::rings);
-    let (per_process, path) = (args.per_process, ledger.path().unwrap_or_default());
-    let config = Config { devices, policy, stock, per_process, ledger: path, rings, supervisor };
+    let (per_process, files, path) = (args.per_process, args.files, ledger.path().unwrap_or_default());
+    let config = Config { devices, policy, stock, per_process, files, ledger: path, rings, supervisor };
     command.env(config::VARIABLE, config.encode());
     let running = supervise::start(&mut command).map_err(|source| cannot_start(&program, source))?;
     let subject = Arc::new(Subject {

@@ -202,6 +202,7 @@ fn nobody_configures_more_privilege() -> Checked {
         devices: vec!["private:emulated,size=16M".parse().map_err(|error: SpecError| error.to_string())?],
         policy: PolicySpec::default(),
         stock: ByteLen::new(64 << 20),
+        files: false,
         per_process: false,
         ledger: ledger.path().ok_or_else(|| "the ledger has no path".to_owned())?,
         supervisor: std::process::id(),

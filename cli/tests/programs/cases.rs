@@ -159,6 +159,26 @@ const PROGRAMS: &[Cases] = &[
         // Each parent is left alone.
         expect: Expect { remarks: 1, ..Expect::moved(100) },
     },
+    Cases {
+        program: "files",
+        cases: &["kinds", "changes", "written"],
+        settings: &[Setting::Files],
+        expect: Expect::moved(2_000),
+    },
+    Cases {
+        program: "files_kept",
+        cases: &["locks", "leases", "signals", "shared", "bounds", "writes", "many", "locked"],
+        settings: &[Setting::Files],
+        expect: Expect::moved(1_000),
+    },
+    Cases {
+        program: "files_kept",
+        // Its program ends at once.
+        cases: &["exec"],
+        settings: &[Setting::Files],
+        expect: Expect { managed_to_the_end: false, ..Expect::moved(1) },
+    },
+    Cases { program: "files_race", cases: &["2000"], settings: &[Setting::Files], expect: Expect::moved(2_000) },
     Cases { program: "vdso", cases: &["moved"], settings: EVERY, expect: Expect::moved(100) },
 ];
 

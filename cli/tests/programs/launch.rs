@@ -39,6 +39,10 @@ pub(crate) enum Setting {
     File,
     /// Random chunks move to a file and back, without pause.
     FileChaos,
+    /// As under chaos, and files that are mapped to be read are managed, too.
+    Files,
+    /// Such files, and a limit that has no room for them.
+    FilesLimit,
 }
 
 impl Setting {
@@ -53,13 +57,22 @@ impl Setting {
             Self::CompressedChaos => "compressed-chaos",
             Self::File => "file",
             Self::FileChaos => "file-chaos",
+            Self::Files => "files",
+            Self::FilesLimit => "files-limit",
         }
     }
 
     /// How many pages must move where `under_chaos` do under chaos.
     pub(crate) fn least_moved(self, under_chaos: u64) -> u64 {
         match self {
-            Self::Chaos | Self::Limit | Self::Small | Self::Tiers | Self::Compressed | Self::File => under_chaos,
+            Self::Chaos
+            | Self::Limit
+            | Self::Small
+            | Self::Tiers
+            | Self::Files
+            | Self::FilesLimit
+            | Self::Compressed
+            | Self::File => under_chaos,
             // A page is compressed, or read from a disk, in the time in which several are copied.
             Self::CompressedChaos | Self::FileChaos => under_chaos / 4,
             Self::Manual => 0,
@@ -75,6 +88,8 @@ impl Setting {
         let (large, small) = (file("512M"), file("64M"));
         let words: &[&str] = match self {
             Self::Chaos => &[&["--policy", &seed], &BOTH[..]].concat(),
+            Self::Files => &[&["--policy", &seed, "--files"], &BOTH[..]].concat(),
+            Self::FilesLimit => &["--files", "--policy", "clock=32M", "--device", "private:emulated,size=512M"],
             Self::Manual => &[&["--policy", "manual"], &BOTH[..]].concat(),
             // By a policy that takes nothing out to look whether it is used: programs see of what is out only that it is not there.
             Self::Small => &["--policy", "clock=16M", "--device", "private:emulated,size=24M"],
@@ -101,8 +116,8 @@ impl Setting {
     /// The devices that the statistics must name: type and capacity.
     pub(crate) fn devices(self) -> &'static [(&'static str, u64)] {
         match self {
-            Self::Chaos | Self::Manual => &[("coherent", 64 << 20), ("private", 64 << 20)],
-            Self::Limit => &[("private", 512 << 20)],
+            Self::Chaos | Self::Manual | Self::Files => &[("coherent", 64 << 20), ("private", 64 << 20)],
+            Self::Limit | Self::FilesLimit => &[("private", 512 << 20)],
             Self::Small => &[("private", 24 << 20)],
             Self::Tiers => &[("private", 512 << 20), ("coherent", 32 << 20)],
             Self::Compressed | Self::File => &[("private", 512 << 20)],
@@ -113,7 +128,9 @@ impl Setting {
     /// What stands behind them.
     pub(crate) fn backend(self) -> &'static str {
         match self {
-            Self::Chaos | Self::Limit | Self::Small | Self::Tiers | Self::Manual => "emulated",
+            Self::Chaos | Self::Limit | Self::Small | Self::Tiers | Self::Manual | Self::Files | Self::FilesLimit => {
+                "emulated"
+            }
             Self::Compressed | Self::CompressedChaos => "compressed",
             Self::File | Self::FileChaos => "file",
         }

@@ -42,7 +42,7 @@ use crate::frames::{FrameRefs, Frames, Left, Purpose};
 use crate::home::{FileHome, FileId, Home};
 use crate::migrate::{Request, Select, Target};
 use crate::outcome::{KeptReason, Outcomes, PageOutcome};
-use crate::port::{Arrived, Backing, FaultPath, Host, InstallStop};
+use crate::port::{Arrived, Backing, FaultPath, Host, InstallStop, Instead};
 use crate::slot::{SYSTEM_POOL, Slot};
 use crate::space::{Block, Region, kept_by_advice};
 use crate::transfer::FrameCopy;
@@ -223,6 +223,20 @@ impl<H: Host> Engine<H> {
         left
     }
 
+    /// Has the pages of files in `range` come home, and ends the management of what is a file's there; how many pages stand in for them still, which are
+    /// managed still. The caller holds no lock.
+    pub fn release_files_in(&self, range: PageRange) -> PageCount {
+        let mut left = PageCount::ZERO;
+        for (part, region) in self.space.regions_in(range) {
+            let Some(Region { home: Home::File(home), path, .. }) = region else { continue };
+            // Nothing leaves any more.
+            self.space.change_region(part, |region| (region.pinned, region.ending) = (true, true));
+            left += self.bring_file_home(part, home, path);
+            left += self.end_management(part).err().unwrap_or_default();
+        }
+        left
+    }
+
     /// Maps files again where touches have brought everything home that was away: what is there are copies, of use to nobody. The caller holds no lock.
     pub fn bring_copies_home(&self) {
         if !self.has_files() {
@@ -371,7 +385,11 @@ impl<'a, H: Host> Claimed<'a, H> {
         }
         let placed = |Read { at, frames }: &Read<'_, H>| Some((*at, frames.address()?));
         let placed: Vec<(PageRange, VirtAddr)> = read.iter().filter_map(placed).collect();
-        engine.host.exchange(self.path, part, Backing::StandIn(&placed))?;
+        let instead = match engine.exchanges.stands_in(part.start()) {
+            true => Instead::OfStandIn(home),
+            false => Instead::OfFile(home),
+        };
+        engine.host.exchange(self.path, part, Backing::StandIn(instead, &placed))?;
         let _shared = engine.space.gate.share();
         let mut state = self.block.lock();
         state.expect(part.pages());
@@ -382,7 +400,21 @@ impl<'a, H: Host> Claimed<'a, H> {
                 false => Slot::Unmapped { frame, busy: false },
             });
         }
-        engine.exchanges.lock().stood_in.insert(part, ());
+        // What the program has unmapped meanwhile is another's by now.
+        for (part, region) in engine.space.regions_in(part) {
+            if region.is_some_and(|region| region.home == Home::File(home)) {
+                engine.exchanges.lock().stood_in.insert(part, ());
+                continue;
+            }
+            for page in part.iter() {
+                let left = match state.slot(page.index_in_block()) {
+                    Slot::System => continue,
+                    Slot::Mapped(_) => Left::Nothing,
+                    Slot::Unmapped { .. } => Left::Page,
+                };
+                engine.vacate(&mut state, PageRange::page_of(page), left);
+            }
+        }
         Ok(())
     }
 

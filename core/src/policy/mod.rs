@@ -63,4 +63,9 @@ pub trait Policy: fmt::Debug + Send {
     fn plans_a_look(&self) -> Option<u32> {
         None
     }
+
+    /// Whether files' mappings are among the ranges that it is shown. Pages of those are taken as no samples.
+    fn takes_files(&self) -> bool {
+        true
+    }
 }

@@ -79,9 +79,18 @@ pub enum Backing<'a> {
     Device(VirtAddr),
     /// Anonymous memory that can be read, in place of a file's: in it are these pages, each moved there from a frame with an address, and touches of
     /// the others are trapped. A forked child has none of it.
-    StandIn(&'a [(PageRange, VirtAddr)]),
+    StandIn(Instead, &'a [(PageRange, VirtAddr)]),
     /// A file, as it was mapped before something stood in for it; who waits for a page is to be woken.
     File(FileHome),
+}
+
+/// What is mapped where something is to stand in for a file's mapping.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Instead {
+    /// The file, unless the program has changed that unseen, which the host looks for.
+    OfFile(FileHome),
+    /// What stands in for it already.
+    OfStandIn(FileHome),
 }
 
 /// The program's memory, as the host lets hetmem change it.

@@ -8,5 +8,6 @@ mod host;
 
 pub use device::{Astray, Device, Direction, NoBacking, Packing, Progress, Reach, Ticket, Transfer, TransferError};
 pub use host::{
-    Access, Arrived, Backing, CannotFault, FaultPath, Host, How, InstallStop, MappedRange, MirrorHost, Present, Taken,
+    Access, Arrived, Backing, CannotFault, FaultPath, Host, How, InstallStop, Instead, MappedRange, MirrorHost,
+    Present, Taken,
 };

@@ -237,7 +237,7 @@ impl Host for ModelHost {
         match backing {
             Backing::Device(frames) => self.0.exchange(StepKind::Lay, block, |memory| memory.lay(block, frames)),
             Backing::Anonymous => self.0.exchange(StepKind::Lift, block, |memory| memory.lift(block)),
-            Backing::StandIn(placed) => {
+            Backing::StandIn(_, placed) => {
                 self.0.exchange(StepKind::StandIn, block, |memory| memory.stand_in(block, placed))
             }
             Backing::File(home) => {

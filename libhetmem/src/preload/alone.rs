@@ -7,7 +7,7 @@ use hetmem_interpose::errno::keeping_errno;
 use hetmem_interpose::next;
 use hetmem_sys::process::with_signals_blocked;
 
-use super::{config, could_not_start, fatal};
+use super::{config, could_not_start, fatal, files};
 
 /// What `unshare(2)` does to a process of one thread only, CLONE_NEWTIME among it from Linux 6 on for its children; the others don't mind.
 const OF_ONE_THREAD: c_int =
@@ -88,7 +88,13 @@ unsafe extern "C-unwind" fn prctl(option: c_int, second: usize, third: usize, fo
         return undisturbed(call);
     }
     if option == libc::PR_SET_SECCOMP {
-        uncancelled(fatal::disarm);
+        uncancelled(|| {
+            fatal::disarm();
+            files::leave_to_filters();
+        });
+    }
+    if option == libc::PR_SET_VMA {
+        files::before_change(std::ptr::with_exposed_provenance_mut(third), fourth);
     }
     note_strict(option, second);
     call()

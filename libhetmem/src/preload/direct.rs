@@ -13,6 +13,7 @@ use hetmem_interpose::next::pages_of;
 
 use super::alone::{is_for_one_thread, leave_to_filters, leave_to_sharer, note_strict, undisturbed, without_agent};
 use super::fatal;
+use super::files;
 use super::io::Referred;
 use super::memory::{self, read};
 use super::threads::with_word_in_place;
@@ -160,7 +161,10 @@ fn before_filter(number: libc::c_long, args: &Arguments) {
         _ => int(args[0]) == libc::PR_SET_SECCOMP,
     };
     if filters {
-        uncancelled(fatal::disarm);
+        uncancelled(|| {
+            fatal::disarm();
+            files::leave_to_filters();
+        });
     }
 }
 
@@ -184,6 +188,15 @@ const fn is_of_concern(number: libc::c_long) -> bool {
             | libc::SYS_sendto
             | libc::SYS_sendmsg
             | libc::SYS_sendmmsg
+            | libc::SYS_mmap
+            | libc::SYS_mprotect
+            | libc::SYS_pkey_mprotect
+            | libc::SYS_mlock
+            | libc::SYS_mlock2
+            | libc::SYS_remap_file_pages
+            | libc::SYS_mbind
+            | files::SYS_MSEAL
+            | libc::SYS_fcntl
             | libc::SYS_mremap
             | libc::SYS_mincore
             | libc::SYS_mlockall
@@ -214,6 +227,9 @@ fn attend(number: libc::c_long, args: &Arguments) -> Option<isize> {
         }
         libc::SYS_prctl if int(args[0]) == libc::PR_SET_DUMPABLE => Some(undisturbed(call)),
         libc::SYS_prctl => {
+            if int(args[0]) == libc::PR_SET_VMA {
+                files::before_change(pointer(args[2]), args[3]);
+            }
             note_strict(int(args[0]), args[1]);
             None
         }
@@ -257,6 +273,28 @@ fn attend(number: libc::c_long, args: &Arguments) -> Option<isize> {
         libc::SYS_mremap => Some(unsafe {
             memory::mremap(first, args[1], args[2], int(args[3]), pointer(args[4])).addr().cast_signed()
         }),
+        libc::SYS_mmap => Some(
+            // SAFETY: as the caller of `syscall` promised.
+            unsafe {
+                files::mmap(first, args[1], int(args[2]), int(args[3]), int(args[4]), args[5].cast_signed() as i64)
+            }
+            .addr()
+            .cast_signed(),
+        ),
+        libc::SYS_mprotect
+        | libc::SYS_pkey_mprotect
+        | libc::SYS_mlock
+        | libc::SYS_mlock2
+        | libc::SYS_remap_file_pages
+        | libc::SYS_mbind
+        | files::SYS_MSEAL => {
+            files::before_change(first, args[1]);
+            None
+        }
+        libc::SYS_fcntl => {
+            files::before_fcntl(int(args[1]), args[2]);
+            None
+        }
         // SAFETY: as the caller of `syscall` promised.
         libc::SYS_mincore => Some(unsafe { memory::mincore(first, args[1], third) } as isize),
         // SAFETY: as the caller of `syscall` promised.

@@ -7,7 +7,7 @@ use std::ops::ControlFlow;
 use hetmem_core::units::{PageCount, PageRange, VirtAddr};
 use hetmem_interpose::cancel::uncancelled;
 use hetmem_interpose::divided;
-use hetmem_interpose::errno::{errno, set_errno};
+use hetmem_interpose::errno::{errno, keeping_errno, set_errno};
 use hetmem_interpose::next;
 use hetmem_interpose::next::pages_of;
 use hetmem_sys::access::read_checked;
@@ -19,6 +19,7 @@ use hetmem_sys::uffd::{MOVE_REQUEST, REGISTER_REQUEST, is_userfaultfd};
 
 use super::alone::leave_for_good;
 use super::direct::make;
+use super::files::{change, is_a_hint};
 
 /// Where the addresses of programs end at the latest, on the largest page tables.
 const ADDRESSES: u64 = 1 << 56;
@@ -87,6 +88,7 @@ fn ask_userfaultfd(request: c_ulong, arg: *mut c_void, call: impl FnOnce() -> c_
         // Others are refused.
         let range = end.and_then(|end| PageRange::between(VirtAddr::new(start), end));
         if let Some(range) = range.filter(|range| !range.is_empty()) {
+            agent::give_files_up(range);
             agent::release_range(range);
         }
     }
@@ -107,6 +109,15 @@ pub(super) unsafe extern "C-unwind" fn mremap(
         // SAFETY: as the caller promised.
         return unsafe { call.make() };
     }
+    if agent::manages_files() {
+        uncancelled(|| {
+            // One of no length maps a second time what is there.
+            change(old, old_size.max(1));
+            if flags & libc::MREMAP_FIXED != 0 {
+                change(new, new_size);
+            }
+        });
+    }
     // SAFETY: as the caller promised.
     unsafe { call.make_undivided(|range, call| agent::undivided(range, call), agent::last_word) }
 }
@@ -114,6 +125,9 @@ pub(super) unsafe extern "C-unwind" fn mremap(
 /// `madvise(2)`: guard markers are put in place with nothing on its way, and the end of a removal is heard of.
 #[unsafe(no_mangle)]
 pub(super) unsafe extern "C-unwind" fn madvise(start: *mut c_void, size: usize, advice: c_int) -> c_int {
+    if agent::manages_files() && !is_a_hint(advice) && agent::is_running() {
+        uncancelled(|| change(start, size));
+    }
     if let Some(what) = Guard::from_advice(advice)
         // SAFETY: as the caller promised.
         && let Some(result) = uncancelled(|| unsafe { agent::guard(start.addr() as u64, size as u64, what) })
@@ -161,6 +175,9 @@ pub(super) fn before_process_madvise(advice: c_int) {
 /// `mincore(2)`: to the program, pages that are away are in memory.
 #[unsafe(no_mangle)]
 pub(super) unsafe extern "C-unwind" fn mincore(start: *mut c_void, size: usize, resident: *mut u8) -> c_int {
+    if let Some(range) = pages_of(start, size).filter(|_| agent::manages_files() && agent::is_running()) {
+        uncancelled(|| keeping_errno(|| agent::have_files_home(range)));
+    }
     let next = next!(mincore(_, _, _));
     // The kernel says whether it can be asked, and where the answer goes.
     // SAFETY: as the caller promised.
@@ -205,12 +222,15 @@ unsafe fn tell_of_each(range: PageRange, ask: impl Fn(PageRange) -> Option<Vec<u
     true
 }
 
-/// `munmap(2)`: a program that unmaps hetmem's memory, too, does so without the agent.
+/// `munmap(2)`: a program that unmaps hetmem's memory, too, does so without the agent; what it unmaps of files is home before.
 #[unsafe(no_mangle)]
 pub(super) unsafe extern "C-unwind" fn munmap(start: *mut c_void, size: usize) -> c_int {
     let next = next!(munmap(_, _));
     if agent::is_running() && pages_of(start, size).is_some_and(|range| set_aside().any(|own| own.overlaps(range))) {
         leave_for_good();
+    }
+    if agent::manages_files() && agent::is_running() {
+        uncancelled(|| change(start, size));
     }
     // SAFETY: as the caller promised.
     unsafe { next(start, size) }
@@ -219,6 +239,10 @@ pub(super) unsafe extern "C-unwind" fn munmap(start: *mut c_void, size: usize) -
 /// `mlockall(2)`: what is hetmem's is not the program's to lock.
 #[unsafe(no_mangle)]
 pub(super) unsafe extern "C-unwind" fn mlockall(flags: c_int) -> c_int {
+    // What is mapped from then on may be locked, too: it is the kernel's alone.
+    if agent::manages_files() && agent::is_running() {
+        uncancelled(|| keeping_errno(agent::give_all_files_up));
+    }
     let next = next!(mlockall(_));
     // SAFETY: as the caller promised.
     let result = unsafe { next(flags) };

@@ -13,8 +13,11 @@
 //! | `madvise`, `process_madvise` (guard markers) | what they discard comes back no more | `memory` |
 //! | `mincore` | pages that are away are said to be there | `memory` |
 //! | `__hetmem_places` (nobody's function) | where pages are, for `hetmem bench policy` | `memory` |
-//! | `mlockall` | hetmem's own memory is neither locked nor counted | `memory` |
+//! | `mlockall` | hetmem's own memory is neither locked nor counted; what is a file's is home before | `memory` |
 //! | `munmap` (of hetmem's memory) | the agent leaves before | `memory` |
+//! | `mmap`, `mmap64` (of files) | what is mapped to be read is managed, with `--files` | `files` |
+//! | `mprotect`, `pkey_mprotect`, `mlock`, `mlock2`, `mseal`, `remap_file_pages` | what is a file's is home before, and managed no longer | `files` |
+//! | `fcntl`, `fcntl64` (leases for writing) | nothing of files is managed | `files` |
 //! | `vmsplice`, `send`, `sendto`, `sendmsg`, `sendmmsg` (`MSG_ZEROCOPY`) | pages that a pipe or socket refers to stay in place | `io` |
 //! | `sigaction`, `__sigaction`, `signal`, `bsd_signal`, `ssignal`, `sysv_signal`, `__sysv_signal`, `sigset` (core dumps) | a default that dumps is covered by a handler, of which nobody is told | `fatal` |
 //! | `prctl` (strict `seccomp`) | how the thread will end is noted | `alone` |
@@ -31,6 +34,7 @@
 mod alone;
 mod direct;
 mod fatal;
+mod files;
 mod inside;
 mod io;
 mod memory;
@@ -66,6 +70,7 @@ fn config() -> Option<&'static Config> {
 
 extern "C" fn begin() {
     fatal::find_next();
+    files::find_next();
     // SAFETY: asks for a number.
     if unsafe { libc::getauxval(libc::AT_SECURE) } != 0 {
         // The environment is somebody's of less privilege.

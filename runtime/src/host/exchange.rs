@@ -5,13 +5,16 @@ use std::sync::atomic::Ordering;
 
 use hetmem_core::home::FileHome;
 use hetmem_core::outcome::KeptReason;
-use hetmem_core::port::{FaultPath, Host as _};
+use hetmem_core::port::{Backing, FaultPath, Host as _, Instead};
 use hetmem_core::units::{PageCount, PageRange, VirtAddr};
 use hetmem_sys::errno::Errno;
 use hetmem_sys::mapping::{Spare, is_mapped, map_again_over};
+use hetmem_sys::pagemap::{Categories, Region as Scanned, ScanQuery};
+use hetmem_sys::procmap::Found;
 use hetmem_sys::uffd::{Mode, MoveFlags, OwnSide};
 
 use super::{BUSY_TRIES, MAPPING_NAME, UserMemory};
+use crate::files::Mapped;
 
 /// What `/proc/<pid>/maps` calls memory that stands in for a file's mapping.
 const STAND_IN_NAME: &std::ffi::CStr = c"hetmem:file";
@@ -43,11 +46,13 @@ impl UserMemory {
         })
     }
 
-    /// Has anonymous memory stand in for a file's mapping, in `part`, with pages that are moved from frames.
+    /// Has anonymous memory stand in for a file's mapping, in `part`, with pages that are moved from frames; `ESTALE` if that is not as the books say any
+    /// more.
     pub(super) fn stand_in(
         &self,
         path: FaultPath,
         part: PageRange,
+        instead: Instead,
         pages: &[(PageRange, VirtAddr)],
     ) -> Result<(), Errno> {
         let spare = Spare::reserve_for(part, STAND_IN_NAME)?;
@@ -58,7 +63,9 @@ impl UserMemory {
                 let to = spare.range().slice(at.start().pages_since(part.start()), at.pages());
                 self.fill_spare(path, to, *frames)
             });
-            match placed.and_then(|()| spare.forbid_writes()) {
+            // Again, as near to it as can be.
+            let is_as_booked = || self.is_as_booked(part, Backing::StandIn(instead, pages)).map_err(|_| Errno::STALE);
+            match placed.and_then(|()| spare.forbid_writes()).and_then(|()| is_as_booked()) {
                 // SAFETY: what is mapped there is a file, which has all its bytes, or what stood in for it.
                 Ok(()) => unsafe { spare.move_over(part.start()) },
                 Err(errno) => Err((spare, errno)),
@@ -105,6 +112,60 @@ impl UserMemory {
         Ok(())
     }
 
+    /// Before a block is exchanged: whether what is mapped there is what the books say. Of a file that the program has mapped itself nobody is told when it
+    /// changes that past the C library.
+    ///
+    /// # Errors
+    ///
+    /// Why the block is to stay as it is.
+    pub(crate) fn is_as_booked(&self, block: PageRange, backing: Backing<'_>) -> Result<(), KeptReason> {
+        let (home, is_home) = match backing {
+            Backing::StandIn(Instead::OfFile(home), _) => (home, true),
+            Backing::StandIn(Instead::OfStandIn(home), _) | Backing::File(home) => (home, false),
+            Backing::Anonymous | Backing::Device(_) => return Ok(()),
+        };
+        // Of what hetmem itself has mapped nobody needs to look.
+        let Some(mapped) = self.files.get(home.file).and_then(|file| file.mapped) else { return Ok(()) };
+        match is_home {
+            true if self.is_as_mapped(block, home, mapped) == Ok(true) => Ok(()),
+            true => Err(KeptReason::Unsupported),
+            // An event tells of what is there now.
+            false if self.is_stand_in(block) == Ok(true) => Ok(()),
+            false => Err(KeptReason::Raced),
+        }
+    }
+
+    /// Whether what is mapped in `part` is that part of a file, as the program has mapped it when that came to be managed.
+    fn is_as_mapped(&self, part: PageRange, home: FileHome, mapped: Mapped) -> Result<bool, Errno> {
+        let Some(found) = self.mapping_at(part.start())? else { return Ok(false) };
+        let is_it = mapped.is(&found, part, home.offset_at(part.start()));
+        // A page of a private mapping that was written, by a debugger perhaps, or while the program had it writable unseen, is nowhere else.
+        let own = ScanQuery {
+            any_of: Categories::PRESENT | Categories::SWAPPED,
+            all_of: Categories::FILE,
+            inverted: Categories::FILE,
+            report: Categories::FILE,
+        };
+        Ok(is_it && self.scanner.scan(part, own, &mut [Scanned::default(); 1])?.0 == 0)
+    }
+
+    /// Whether all that is mapped in `part` is anonymous memory, as what stands in for a file's mapping is.
+    fn is_stand_in(&self, part: PageRange) -> Result<bool, Errno> {
+        let mut at = part.start();
+        while at < part.end() {
+            match self.mapping_at(at)? {
+                Some(found) if found.anonymous && found.range.contains(at) => at = found.range.end(),
+                _ => return Ok(false),
+            }
+        }
+        Ok(true)
+    }
+
+    /// The mapping at `page`, or the one behind it, by the kernel's list. `ENOSYS` before Linux 6.11.
+    pub(crate) fn mapping_at(&self, page: VirtAddr) -> Result<Option<Found>, Errno> {
+        self.mappings.as_ref().ok_or(Errno::NOSYS)?.find(page)
+    }
+
     /// Maps the file again, over what stands in for it in `part`.
     pub(super) fn map_file_again(&self, part: PageRange, home: FileHome) -> Result<(), Errno> {
         let file = self.files.get(home.file).ok_or(Errno::BADF)?;
@@ -114,7 +175,8 @@ impl UserMemory {
 
     /// Why a block was not exchanged, which is as it was.
     pub(super) fn exchange_failed(&self, block: PageRange, errno: Errno) -> KeptReason {
-        if !is_mapped(block) {
+        // Where the program has changed it past the C library, it may have unmapped it, too.
+        if errno != Errno::STALE && !is_mapped(block) {
             // Relaxed: a hint for the last word.
             self.refusal.store(errno.raw_os_error(), Ordering::Relaxed);
             self.stop_the_program(block.start(), "the kernel has unmapped its block and mapped nothing in its place");

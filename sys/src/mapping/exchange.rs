@@ -14,7 +14,9 @@ use rustix::mm::{Advice, MapFlags, MremapFlags, ProtFlags};
 
 use super::advice::{advise, discard, pointer};
 use super::arena::{ignore_unsupported, name_memory};
+use crate::copy::address;
 use crate::errno::Errno;
+use crate::raw;
 
 /// Maps what is mapped shared at `from` a second time, in place of what is mapped at `over`. A forked child has it or not as it has the first.
 ///
@@ -35,6 +37,30 @@ pub unsafe fn map_again_over(from: PageRange, over: VirtAddr) -> Result<(), Errn
         )
     }
     .map(|_| ())
+}
+
+/// Maps what is mapped at `of`, a file, a second time, as it is mapped there: private or shared, and with the same protection. The first stays as it is,
+/// but for page table entries.
+///
+/// `EFAULT` if that is not one mapping, `EINVAL` if it is not one that can be mapped again.
+pub fn map_once_more(of: PageRange) -> Result<VirtAddr, Errno> {
+    let (at, len) = (address(of.start()), of.pages().as_usize() * 4096);
+    let flags = (MremapFlags::MAYMOVE | MremapFlags::DONTUNMAP).bits() as usize;
+    // SAFETY: the contents of both are the file's; without MREMAP_FIXED the kernel chooses a range that nothing uses, for which it wants a hint.
+    let mapped = unsafe { raw::syscall5(libc::SYS_mremap, [at, len, len, flags, 0]) }?;
+    Ok(VirtAddr::new(mapped as u64))
+}
+
+/// The same, in place of what is mapped at `over`.
+///
+/// # Safety
+///
+/// Whatever is mapped from `over` on, as long as `of` is, may go, and its address be used for the bytes of `of`, a file's.
+pub unsafe fn map_once_more_over(of: PageRange, over: VirtAddr) -> Result<(), Errno> {
+    let (at, len) = (pointer(of.start()), of.pages().as_usize() * 4096);
+    let flags = MremapFlags::MAYMOVE | MremapFlags::DONTUNMAP;
+    // SAFETY: the caller gives up what is there; what is at `of` is the file's still.
+    unsafe { rustix::mm::mremap_fixed(at, len, len, flags, pointer(over)) }.map(|_| ())
 }
 
 /// Private anonymous memory, nothing of it populated, that is to take the place of other memory; unmapped on drop.

@@ -22,7 +22,7 @@ pub use advice::{
 };
 pub use arena::{Access, Arena, ArenaOptions, HugePages, OnDump, OnFork, Prefault, Whose, allow_access};
 pub use bytes::ByteArena;
-pub use exchange::{Spare, map_again_over};
+pub use exchange::{Spare, map_again_over, map_once_more, map_once_more_over};
 pub use query::{is_mapped, resident};
 pub use set_aside::{forget_omitted, set_aside, unlock_set_aside};
 pub use shared::{SharedLayout, SharedMemory};

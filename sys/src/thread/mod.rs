@@ -25,7 +25,7 @@ mod tls;
 mod wait;
 
 pub use lease::Lease;
-pub use privilege::{confine, give_up_privileges, is_dumpable, unused_id};
+pub use privilege::{OF_LEASES, confine, give_up_privileges, is_dumpable, unused_id};
 pub use processors::Processors;
 pub use slice::ask_for_short_slices;
 pub use spawn::{Stack, next_symbol, unshare_directories, unshare_files};

@@ -134,6 +134,9 @@ const ALLOWED: &[libc::c_long] = &[
     libc::SYS_exit_group,
 ];
 
+/// What one of them does besides: it has leases on files from the program's threads that have taken them, and is told when they are to be given up.
+pub const OF_LEASES: &[libc::c_long] = &[libc::SYS_pidfd_open, libc::SYS_pidfd_getfd, libc::SYS_rt_sigtimedwait];
+
 /// What they do with some arguments only: the call, the argument, and the bits of it that must be clear.
 const RESTRICTED: &[(libc::c_long, usize, u32)] = &[
     // Reading: O_ACCMODE, O_CREAT, O_TRUNC.
@@ -155,13 +158,17 @@ const EXACT: &[(libc::c_long, usize, u32)] = &[
     // Ending the process, and asking whether a thread lives.
     (libc::SYS_tgkill, 2, libc::SIGABRT.cast_unsigned()),
     (libc::SYS_tgkill, 2, libc::SIGKILL.cast_unsigned()),
+    (libc::SYS_tgkill, 2, KEEPERS_SIGNAL),
     (libc::SYS_tgkill, 2, 0),
 ];
 
+/// By which the thread is woken that keeps leases ([`crate::lease::Keeper`]).
+const KEEPERS_SIGNAL: u32 = 32;
+
 /// Filters the calling thread's system calls, for good, so that it can do no more than an agent does: work on memory, and read. Any other ends the
-/// process by SIGSYS. `ENOSYS` or `EINVAL` where the kernel has no filters.
-pub fn confine() -> Result<(), Errno> {
-    const LENGTH: usize = 5 + 2 * ALLOWED.len() + 5 * (RESTRICTED.len() + EXACT.len());
+/// process by SIGSYS; `also` is what this one may do besides. `ENOSYS` or `EINVAL` where the kernel has no filters.
+pub fn confine(also: &[libc::c_long]) -> Result<(), Errno> {
+    const LENGTH: usize = 5 + 2 * (ALLOWED.len() + OF_LEASES.len()) + 5 * (RESTRICTED.len() + EXACT.len() + 1);
     let mut filter = [instruction(RETURN, END, 0, 0); LENGTH];
     let mut at = 0;
     let mut add = |code, value, yes, no| {
@@ -173,12 +180,14 @@ pub fn confine() -> Result<(), Errno> {
     add(EQUAL, THIS_ARCHITECTURE, 1, 0);
     add(RETURN, END, 0, 0);
     add(LOAD, NUMBER, 0, 0);
-    for call in ALLOWED {
+    for call in ALLOWED.iter().chain(also.iter().take(OF_LEASES.len())) {
         add(EQUAL, number(*call), 0, 1);
         add(RETURN, ALLOW, 0, 0);
     }
     // The low half of each argument is all that these look at, and all that the kernel does.
-    for (kind, calls) in [(ANY_BIT, RESTRICTED), (EQUAL, EXACT)] {
+    // Reading memory of this process where a touch might end in a signal.
+    let own = [(libc::SYS_process_vm_readv, 0, super::current_tid())];
+    for (kind, calls) in [(ANY_BIT, RESTRICTED), (EQUAL, EXACT), (EQUAL, &own)] {
         for (call, argument, value) in calls {
             add(EQUAL, number(*call), 0, 4);
             add(LOAD, ARGUMENT[*argument], 0, 0);

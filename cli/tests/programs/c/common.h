@@ -18,6 +18,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/utsname.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -52,6 +53,17 @@ __attribute__((format(printf, 3, 4), noreturn, unused)) static void fail_at(cons
             FAIL("%s", #condition);                                                                                    \
         }                                                                                                              \
     } while (0)
+
+// Ends the program as one that can't be tried here, if the kernel is older.
+__attribute__((unused)) static void needs_linux(int version, int sublevel) {
+    struct utsname found;
+    int major = 0, minor = 0;
+    CHECK(uname(&found) == 0 && sscanf(found.release, "%d.%d", &major, &minor) == 2);
+    if (major < version || (major == version && minor < sublevel)) {
+        printf("it takes Linux %d.%d\n", version, sublevel);
+        exit(77);
+    }
+}
 
 // splitmix64: a good hash of its argument.
 __attribute__((unused)) static inline uint64_t mix(uint64_t x) {

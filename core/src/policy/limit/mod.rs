@@ -22,7 +22,7 @@
 //! | `coldest` | which pages are the coldest ([`Coldest`]) |
 //! | `promotion` | samples of coherent devices ([`Promotion`]) |
 //!
-//! *Limits:* nothing is brought home from private devices but by touches.
+//! *Limits:* nothing is brought home from private devices but by touches. Files that are mapped are neither moved nor counted.
 
 mod coldest;
 mod promotion;
@@ -280,6 +280,10 @@ impl Policy for Limit {
         if let Some(futile) = self.futile.as_ref().filter(|futile| futile.until > now) {
             plan.ask_again_within(futile.until - now);
         }
+    }
+
+    fn takes_files(&self) -> bool {
+        false
     }
 
     fn argument(&self) -> Option<String> {
