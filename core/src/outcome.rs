@@ -68,7 +68,8 @@ kept_reasons! {
     DeviceError = "device_error",
     /// Pages go there by whole blocks of 2 MiB only, and not all of this one were asked for, or could move.
     PartOfBlock = "part_of_block",
-    /// A guard marker is there (`MADV_GUARD_INSTALL`): what the page held is discarded, and a touch ends in a signal.
+    /// A guard marker is there (`MADV_GUARD_INSTALL`): what the page held is discarded, and a touch ends in a signal. Before Linux 6.15,
+    /// which tells markers apart, it may be what [`KeptReason::Poisoned`] is.
     Guarded = "guarded",
     /// The page table has an entry there that is neither a page nor nothing: the memory is poisoned, or a driver of the kernel holds the page.
     Poisoned = "poisoned",
