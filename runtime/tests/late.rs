@@ -203,6 +203,9 @@ fn how_a_file_compares_with_its_disk() {
         assert_eq!(runtime.migrate(mapping.range(), request).moved().get(), PAGES);
         start.elapsed().as_secs_f64()
     };
+    // Pages that migrate are small ones, of which a disk is asked in more pieces.
+    hetmem_sys::mapping::forbid_huge_pages(memory.range()).unwrap();
+    hetmem_sys::mapping::forbid_huge_pages(mapping.range()).unwrap();
     fill(&mapping);
     fill(&memory);
     let touch = |page: usize| _ = std::hint::black_box(mapping.words()[page * WORDS].load(Relaxed));
