@@ -33,6 +33,7 @@ struct Waiting {
 
 impl Waiting {
     fn start() -> Outcome<Self> {
+        host::disk()?;
         let folder = host::folder()?;
         let device = format!("private:file={},size=256M", folder.path().display());
         let mut child = Command::new(host::hetmem())

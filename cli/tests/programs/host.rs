@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
+use hetmem_sys::scratch::Scratch;
 use tempfile::TempDir;
 
 use crate::{Outcome, Problem, tools, users};
@@ -35,6 +36,12 @@ pub(crate) fn source(name: &str) -> PathBuf {
 /// A fresh folder, removed when dropped.
 pub(crate) fn folder() -> Outcome<TempDir> {
     Ok(tempfile::Builder::new().prefix("run-").tempdir_in(env!("CARGO_TARGET_TMPDIR"))?)
+}
+
+/// Whether such folders are on a disk, which keeps pages (`private:file`).
+pub(crate) fn disk() -> Outcome {
+    let made = Scratch::create(env!("CARGO_TARGET_TMPDIR"));
+    made.map(drop).map_err(|why| Problem::Refused(format!("the build folder is on no disk: {why}")))
 }
 
 /// The path of an installed program.

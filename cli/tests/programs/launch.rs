@@ -172,6 +172,9 @@ impl Program {
         setting: Option<Setting>,
         stdout: Option<Stdio>,
     ) -> Outcome<Running> {
+        if matches!(setting, Some(Setting::File | Setting::FileChaos)) {
+            host::disk()?;
+        }
         let stats = folder.path().join(".stats.json");
         let mut command = match setting {
             None => Command::new(&self.path),
