@@ -193,9 +193,9 @@ pub(crate) fn trials() -> Vec<Trial> {
     trials.extend(of_length(Length::Short));
     trials.extend(of_length(Length::Long));
     trials.push(Length::Long.trial("compressed::sqlite", || sqlite(Setting::Compressed, 300_000)));
-    trials.push(Length::Long.trial("file::python", || python(Setting::File, "60000")));
+    trials.push(Length::Long.trial("file::python", || python(Setting::File, "50000")));
     trials.push(Length::Long.trial("file-chaos::python", || python(Setting::FileChaos, "4000")));
-    trials.push(Length::Long.trial("file::sqlite", || sqlite(Setting::File, 100_000)));
+    trials.push(Length::Long.trial("file::sqlite", || sqlite(Setting::File, 250_000)));
     trials.push(Length::Long.trial("file-chaos::sqlite", || sqlite(Setting::FileChaos, 40_000)));
     trials.push(Length::Long.trial("limit::sqlite", || sqlite(Setting::Limit, 300_000)));
     trials
