@@ -335,7 +335,7 @@ pub struct FileMapping {
     // Invariant: mapped by this value, to be read.
     range: PageRange,
     len: ByteLen,
-    inner: Arc<Running>,
+    pub(crate) inner: Arc<Running>,
 }
 
 impl FileMapping {

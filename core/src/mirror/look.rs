@@ -1,10 +1,11 @@
 //! What is there now: what the host says of the pages, and what the books say, which outdoes it.
 
 use crate::engine::Engine;
+use crate::home::Home;
 use crate::physmap::Owner;
 use crate::port::{MirrorHost, Present};
 use crate::slot::Slot;
-use crate::space::BlockState;
+use crate::space::{BlockState, Region};
 use crate::units::{PageCount, PageRange, VirtAddr};
 
 use super::answer::{MirrorPage, MirrorRun, append, count_before};
@@ -90,11 +91,12 @@ impl<H: MirrorHost> Engine<H> {
         told.runs
     }
 
-    /// Whether nothing was found in memory of hetmem's own, which another mapping was about to take the place of.
+    /// Whether nothing was found in memory that another mapping was about to take the place of, as it may of hetmem's own and of a file's.
     pub(super) fn is_torn(&self, range: PageRange, answers: &[MirrorRun]) -> bool {
-        let is_owned = |range| self.space.regions_in(range).iter().any(|(_, region)| region.is_some_and(|r| r.owned));
-        let is_lost = |run: &MirrorRun| run.first.is_error() && run.range.intersect(range).is_some_and(is_owned);
-        self.has_overlays() && answers[count_before(answers, range.start())..].iter().any(is_lost)
+        let may_change = |region: Region| region.owned || region.home != Home::Anonymous;
+        let is_any = |range| self.space.regions_in(range).iter().any(|(_, region)| region.is_some_and(may_change));
+        let is_lost = |run: &MirrorRun| run.first.is_error() && run.range.intersect(range).is_some_and(is_any);
+        self.may_exchange() && answers[count_before(answers, range.start())..].iter().any(is_lost)
     }
 
     /// The private devices whose frames are answered to `owner` as they are.

@@ -1,4 +1,5 @@
 //! Devices and processors that count on the same words, while something else goes on.
+#![allow(dead_code, reason = "each test uses a part")]
 
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::sync::atomic::{AtomicBool, AtomicU64};
