@@ -2,7 +2,7 @@
 //! pages move to devices and back without pause.
 //!
 //! Each test runs a program twice, natively and managed, and compares. The programs are those of the host's packages
-//! ([`packages`], [`redis`]) and small ones of our own that check themselves ([`own`], [`cases`], [`disk`], sources in `c/`), some
+//! ([`packages`], [`mapped`], [`redis`]) and small ones of our own that check themselves ([`own`], [`cases`], [`disk`], sources in `c/`), some
 //! of them with the runtime of a sanitizer or on valgrind's processor ([`sanitizers`]).
 //!
 //! ```text
@@ -29,6 +29,7 @@ mod compare;
 mod disk;
 mod host;
 mod launch;
+mod mapped;
 mod own;
 mod packages;
 mod redis;
@@ -111,6 +112,7 @@ fn main() -> ExitCode {
     trials.extend(cases::trials());
     trials.extend(sanitizers::trials());
     trials.extend(packages::trials());
+    trials.extend(mapped::trials());
     trials.extend(redis::trials());
     trials.extend(disk::trials());
     if !arguments.list {

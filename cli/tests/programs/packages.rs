@@ -133,31 +133,6 @@ fn pipeline() -> Outcome {
     compare(&program, Setting::Chaos, &Expect::moved(10_000)).map(drop)
 }
 
-/// Threads hash a file of 64 MiB that is mapped, with forks between.
-fn mapped_file() -> Outcome {
-    let script = host::source("scripts/mapped.py");
-    let program = Program::new(host::program("python3")?).arguments([script]);
-    compare(&program, Setting::Files, &Expect::moved(100_000)).map(drop)
-}
-
-/// A database that is only read, through a mapping of its file.
-fn mapped_database() -> Outcome {
-    let script = "sqlite3 -batch new.db \"CREATE TABLE t(a INTEGER PRIMARY KEY, b TEXT); WITH RECURSIVE c(x) AS (SELECT 1 UNION ALL SELECT x + 1 \
-                  FROM c WHERE x < 60000) INSERT INTO t SELECT x, printf('%064d', x * 7919 % 60000) FROM c;\"\n\
-                  for i in 1 2 3; do sqlite3 -batch -readonly new.db 'PRAGMA mmap_size = 1073741824' \
-                  \"SELECT count(*), max(b), sum(length(b)) FROM t\" \"SELECT count(*) FROM t x JOIN t y ON x.a = y.a + 1 WHERE x.b < y.b\"; done";
-    host::program("sqlite3")?;
-    let program = Program::new(host::program("sh")?).arguments(["-c", script]);
-    compare(&program, Setting::Files, &Expect::moved(1_000)).map(drop)
-}
-
-/// Files that are mapped are clean to a clock, too: they leave when there is no room.
-fn mapped_under_a_limit() -> Outcome {
-    let script = host::source("scripts/mapped.py");
-    let program = Program::new(host::program("python3")?).arguments([script]);
-    compare(&program, Setting::FilesLimit, &Expect::moved(16_384)).map(drop)
-}
-
 /// The tests of the programs that are there in two lengths.
 fn of_length(length: Length) -> [Trial; 4] {
     let objects = length.of("10000", "60000");
@@ -186,9 +161,6 @@ pub(crate) fn trials() -> Vec<Trial> {
         trial("chaos::setpriv", || setpriv(Setting::Chaos)),
         trial("manual::setpriv", || setpriv(Setting::Manual)),
         trial("chaos::pipeline", pipeline),
-        trial("files::python", mapped_file),
-        trial("files::sqlite", mapped_database),
-        trial("files-limit::python", mapped_under_a_limit),
     ];
     trials.extend(of_length(Length::Short));
     trials.extend(of_length(Length::Long));

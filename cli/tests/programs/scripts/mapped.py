@@ -1,4 +1,4 @@
-"""Threads hash a file that is mapped to be read, while the process forks."""
+"""Threads hash a file of so many MiB, so often, that is mapped to be read, while the process forks."""
 
 import hashlib
 import mmap
@@ -12,10 +12,10 @@ if tuple(map(int, re.findall(r"\d+", os.uname().release)[:2])) < (6, 11):
     print("it takes Linux 6.11")
     sys.exit(77)
 
-SIZE = 64 << 20
+SIZE = int(sys.argv[1]) << 20
 PIECE = 1 << 20
 THREADS = 3
-ROUNDS = 4
+ROUNDS = int(sys.argv[2])
 
 noise = random.Random(7).randbytes(PIECE)
 with open("data", "wb") as file:
