@@ -44,6 +44,8 @@ const LOOKED_AT: usize = 64;
 
 /// Whether what is mapped from now on is managed.
 static ON: AtomicBool = AtomicBool::new(false);
+/// Whether none is any more, for good: here, and in forked children, which have the same filters of system calls.
+static OVER: AtomicBool = AtomicBool::new(false);
 
 /// Where files are managed: first byte and end, or zeros. Written by the keeper, and read by threads that hold nothing: no lock is taken for it.
 static MANAGED: [[AtomicU64; 2]; MOST] = [const { [const { AtomicU64::new(0) }; 2] }; MOST];
@@ -52,7 +54,7 @@ static USED: AtomicUsize = AtomicUsize::new(0);
 
 /// From now on agents of this process manage files.
 pub(super) fn expect() {
-    ON.store(true, Ordering::SeqCst);
+    ON.store(!OVER.load(Ordering::SeqCst), Ordering::SeqCst);
 }
 
 /// Whether files are managed, or were.
@@ -279,7 +281,7 @@ pub fn file_mapped(range: PageRange, fd: BorrowedFd<'_>, offset: u64) {
         Err(Errno::AGAIN) => kept(KeptReason::FileOpenForWriting),
         Err(Errno::TIMEDOUT) => {
             // Whoever is asked whether files may be opened does not answer: it may be this process.
-            stop_taking(&agent);
+            give_all_files_up();
             kept(KeptReason::NoLease);
         }
         Err(_) => kept(KeptReason::NoLease),
@@ -297,15 +299,12 @@ pub fn give_files_up(range: PageRange) {
 
 /// No file is managed any more, for good.
 pub fn give_all_files_up() {
-    match Use::begin() {
-        Some(agent) => stop_taking(&agent),
-        None => ON.store(false, Ordering::SeqCst),
-    }
-}
-
-fn stop_taking(agent: &Use) {
+    OVER.store(true, Ordering::SeqCst);
     ON.store(false, Ordering::SeqCst);
-    let _ = agent.desk.ask(Ask::GiveUp(PageRange::ALL));
+    // Also where none is: one may be about to be.
+    if let Some(agent) = Use::begin() {
+        let _ = agent.desk.ask(Ask::GiveUp(PageRange::ALL));
+    }
 }
 
 /// The program is about to ask what is there in `range`: what of it is a file's is home on return.

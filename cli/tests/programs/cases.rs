@@ -167,7 +167,7 @@ const PROGRAMS: &[Cases] = &[
     },
     Cases {
         program: "files_kept",
-        cases: &["locks", "leases", "signals", "shared", "bounds", "writes", "many", "locked"],
+        cases: &["locks", "leases", "signals", "shared", "bounds", "writes", "many", "locked", "filtered"],
         settings: &[Setting::Files],
         expect: Expect::moved(1_000),
     },

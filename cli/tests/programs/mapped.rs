@@ -106,13 +106,13 @@ fn search(files: u64, rounds: u32) -> Outcome {
 
 pub(crate) fn trials() -> Vec<Trial> {
     vec![
-        trial("files::python", || hashes(Setting::Files, "64", "4", 100_000)),
+        trial("files::python", || hashes(Setting::Files, "64", "4", 20_000)),
         Length::Long.trial("files::python", || hashes(Setting::Files, "512", "2", 100_000)),
         // Files that are mapped are clean to a clock, too: they leave when there is no room.
         trial("files-limit::python", || hashes(Setting::FilesLimit, "64", "4", 16_384)),
         trial("files::sqlite", database),
         trial("files::git", || packs(24, 1)),
-        Length::Long.trial("files::git", || packs(100, 3)),
+        Length::Long.trial("files::git", || packs(60, 2)),
         trial("files::ripgrep", || search(12, 2)),
         Length::Long.trial("files::ripgrep", || search(100, 6)),
     ]

@@ -44,7 +44,7 @@ use crate::migrate::{Request, Select, Target};
 use crate::outcome::{KeptReason, Outcomes, PageOutcome};
 use crate::port::{Arrived, Backing, FaultPath, Host, InstallStop, Instead};
 use crate::slot::{SYSTEM_POOL, Slot};
-use crate::space::{Block, Region, kept_by_advice};
+use crate::space::{Block, BlockState, Region, kept_by_advice};
 use crate::transfer::FrameCopy;
 use crate::units::{DeviceId, PageCount, PageRange, VirtAddr};
 
@@ -354,15 +354,7 @@ impl<'a, H: Host> Claimed<'a, H> {
         engine.host.exchange(self.path, part, Backing::File(home))?;
         let _shared = engine.space.gate.share();
         let mut state = self.block.lock();
-        for page in part.iter() {
-            let left = match state.slot(page.index_in_block()) {
-                Slot::System => continue,
-                // It went with the stand-in.
-                Slot::Mapped(_) => Left::Nothing,
-                Slot::Unmapped { .. } => Left::Page,
-            };
-            engine.vacate(&mut state, PageRange::page_of(page), left);
-        }
+        engine.vacate_part(&mut state, part);
         engine.exchanges.lock().stood_in.remove(part);
         engine.host.wake(self.path, part);
         Ok(())
@@ -406,14 +398,7 @@ impl<'a, H: Host> Claimed<'a, H> {
                 engine.exchanges.lock().stood_in.insert(part, ());
                 continue;
             }
-            for page in part.iter() {
-                let left = match state.slot(page.index_in_block()) {
-                    Slot::System => continue,
-                    Slot::Mapped(_) => Left::Nothing,
-                    Slot::Unmapped { .. } => Left::Page,
-                };
-                engine.vacate(&mut state, PageRange::page_of(page), left);
-            }
+            engine.vacate_part(&mut state, part);
         }
         Ok(())
     }
@@ -443,6 +428,19 @@ impl<'a, H: Host> Claimed<'a, H> {
 }
 
 impl<H: Host> Engine<H> {
+    /// The pages of `part` are in no frame any more, as what stood in for the file is gone.
+    fn vacate_part(&self, state: &mut BlockState, part: PageRange) {
+        for page in part.iter() {
+            let left = match state.slot(page.index_in_block()) {
+                Slot::System => continue,
+                // It went with the stand-in.
+                Slot::Mapped(_) => Left::Nothing,
+                Slot::Unmapped { .. } => Left::Page,
+            };
+            self.vacate(state, PageRange::page_of(page), left);
+        }
+    }
+
     /// Reads the pages of `part`, all of one block, from their file into frames of `device`, which are added to `read`.
     fn read_into<'a>(
         &'a self,

@@ -1,17 +1,22 @@
 // What a program has of a file that it maps to be read, it keeps: locks, leases, signals, descriptors, children that share its memory, what it has locked in
 // memory, and its mappings' own limits.
 //
-// Usage: files_kept locks|leases|signals|shared|bounds|writes|many|locked|exec
+// Usage: files_kept locks|leases|signals|shared|bounds|writes|many|locked|filtered|exec
 
 #include "common.h"
 
 #include <fcntl.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <spawn.h>
+#include <stddef.h>
 #include <sys/file.h>
+#include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 
 enum { PAGES = 1100 };
 
@@ -354,6 +359,48 @@ static void locked(void) {
     puts("what is locked stays");
 }
 
+// A filter ends the process that asks for a lease, which nobody here does; children have it, too.
+static void filtered(void) {
+    make_file(NAME, PAGES, 0);
+    int fd = open(NAME, O_RDONLY);
+    CHECK(fd >= 0);
+    volatile unsigned char *mapped = map(fd, PAGES, 0, MAP_SHARED);
+    dwell(mapped, PAGES, 0, 0);
+    struct sock_filter code[] = {
+        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_fcntl, 0, 3),
+        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, args[1])),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, F_SETLEASE, 0, 1),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_KILL_PROCESS),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+    };
+    struct sock_fprog program = {sizeof code / sizeof *code, code};
+    CHECK(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0);
+    if (prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) != 0) {
+        puts("a filter of system calls is not permitted here");
+        exit(77);
+    }
+    for (int generation = 0; generation < 3; generation++) {
+        volatile unsigned char *more = map(fd, PAGES, 0, MAP_PRIVATE);
+        dwell(more, PAGES, 0, 0);
+        dwell(mapped, PAGES, 0, 0);
+        pid_t child = fork();
+        CHECK(child >= 0);
+        if (child > 0) {
+            int status;
+            CHECK(waitpid(child, &status, 0) == child && WIFEXITED(status) && WEXITSTATUS(status) == 0);
+            if (generation > 0) {
+                _exit(0);
+            }
+            break;
+        }
+        if (generation == 2) {
+            _exit(0);
+        }
+    }
+    puts("nobody asks for leases where that is forbidden");
+}
+
 // Another program takes this one's place: nobody waits for it who writes the file.
 static void executes(const char *self, bool again) {
     if (!again) {
@@ -393,6 +440,8 @@ int main(int count, char **arguments) {
         many();
     } else if (strcmp(what, "locked") == 0) {
         locked();
+    } else if (strcmp(what, "filtered") == 0) {
+        filtered();
     } else {
         CHECK(strcmp(what, "exec") == 0);
         executes(arguments[0], count > 2);
