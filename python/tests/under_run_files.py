@@ -20,7 +20,7 @@ def work(number: int) -> None:
     for _ in range(ROUNDS):
         view = views[number]
         total = int(view.sum(dtype=np.uint64)) ^ int(np.bitwise_xor.reduce(view, axis=None))
-        found[number].append(f"{total:x} {hashlib.sha256(np.ascontiguousarray(numbers[number::1000])).hexdigest()}")
+        found[number].append(f"{total:x} {hashlib.sha256(numbers[number::1000].tobytes()).hexdigest()}")
 
 
 def files_move() -> None:
