@@ -118,11 +118,15 @@ pub struct Space {
 
 impl Space {
     /// Forgets the blocks of `range` whose pages are all the system's: the books hold nothing of memory that is gone. Whoever
-    /// looks a block up to act on it does so with the gate held, so that nobody acts on a forgotten one.
+    /// looks a block up to act on it does so with the gate held, so that nobody acts on a forgotten one; but for who exchanges its mapping, who has it
+    /// until that is done.
     pub fn forget_blocks(&self, _events: &Events<'_>, range: PageRange) {
         for (no, block) in self.blocks_in(range) {
-            let is_system = block.lock().is_system();
-            if is_system {
+            let is_of_no_use = {
+                let state = block.lock();
+                state.is_system() && !state.exchanging
+            };
+            if is_of_no_use {
                 self.blocks.forget(no);
             }
         }

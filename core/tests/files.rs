@@ -111,6 +111,28 @@ fn the_program_reads_and_drops_pages_at_every_step() {
 }
 
 #[test]
+fn what_is_unmapped_while_something_comes_to_stand_in_for_it_is_in_no_frame() {
+    for (from, to) in ways().filter(|(_, to)| *to != HOME) {
+        let dry = world(from);
+        let _ = dry.migrate(range(&dry), to);
+        let steps = dry.model.lock().steps().to_vec();
+        let last = steps.iter().rposition(|kind| *kind == StepKind::Exchanged).expect("something stands in");
+        // Of just the whole part it would be taken for hetmem's own change.
+        for (first, pages) in [(0, 3), (4, 9), (15, PAGES - 15)] {
+            let world = world(from);
+            let gone = world.at(FIRST + first, pages);
+            world.model.lock().at_step(last, Action::Unmap(gone));
+            world.model.lock().at_step(last, Action::Handle);
+            let _ = world.migrate(range(&world), to);
+            assert!(world.engine.regions_in(gone).iter().all(|(_, region)| region.is_none()), "{from:?} to {to:?}");
+            assert_eq!(world.engine.stood_in(gone), PageCount::ZERO);
+            assert!(world.residency(gone).iter().all(|now| *now == Residency::System));
+            finish(&world);
+        }
+    }
+}
+
+#[test]
 fn touches_and_drops_leave_holes_that_the_file_fills() {
     for (device, gives) in [PRIVATE, COHERENT].into_iter().flat_map(|device| Gives::ALL.map(|gives| (device, gives))) {
         let world = world(Target::Device(device)).giving(gives);

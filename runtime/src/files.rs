@@ -47,6 +47,9 @@ const UNWRITTEN: u8 = 0;
 const OPEN_FOR_WRITING: u8 = 1;
 const NO_LEASE: u8 = 2;
 
+/// How long to sleep, in nanoseconds, before it is looked again whether nobody is at work on a file.
+const LOOK_AGAIN_AFTER: u32 = 50_000;
+
 /// How a program has mapped a file itself.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Mapped {
@@ -186,9 +189,9 @@ impl Files {
         if removed.mapped.is_none() {
             return removed.lease.end(&self.table);
         }
-        // A look, or the end of a migration: no other begins with it.
+        // A look, or the end of a migration, which may wait for a disk: no other begins with it.
         while Arc::strong_count(&removed) > 1 {
-            hetmem_sys::thread::yield_now();
+            hetmem_sys::thread::backoff_sleep(LOOK_AGAIN_AFTER);
         }
     }
 
