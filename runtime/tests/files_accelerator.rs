@@ -40,7 +40,14 @@ fn kernels_read_them_wherever_they_are_and_move_none() {
             let before = runtime.residency(range);
             let device = mapping.accelerator(PRIVATE, Options { in_place, ..Options::default() }).unwrap();
             device.launch(PAGES, |view, page| reads_the_file(view, range, page)).unwrap();
-            assert_eq!(runtime.residency(range), before, "{target:?} {in_place:?}: used where they are");
+            let (after, statistics) = (runtime.residency(range), runtime.statistics());
+            let moved = before.iter().zip(&after).position(|(before, after)| before != after);
+            assert_eq!(
+                moved,
+                None,
+                "{target:?} {in_place:?}: used where they are; {statistics:?} {:?}",
+                device.activity()
+            );
             let in_frames = matches!(device.entry(first(range, 7)).unwrap().route, Route::Frame(_));
             assert_eq!(in_frames, target == Target::Device(PRIVATE));
             let refused = AccessError::Fault(RangeFaultError::ReadOnly(first(range, 7)));
@@ -176,34 +183,5 @@ fn kernels_read_what_the_file_has_whoever_moves_touches_or_writes_it() {
         drop(devices);
         runtime.check();
         verify(&mapping, 10);
-    }
-}
-
-#[test]
-fn a_mapping_that_ends_is_an_error_to_kernels_and_no_signal() {
-    let (runtime, path) = (runtime(), file());
-    for (round, device) in (0..20).zip([PRIVATE, COHERENT].into_iter().cycle()) {
-        let mapping = map(&runtime, &path);
-        let range = mapping.range();
-        all_moved(&runtime.migrate(range, to(device)));
-        let kernels = accelerator(&runtime, PRIVATE, range, InPlace::Checked);
-        let reads = AtomicU64::new(0);
-        std::thread::scope(|scope| {
-            let reading = scope.spawn(|| {
-                kernels.launch(usize::MAX, |view, i| {
-                    reads.fetch_add(1, SeqCst);
-                    reads_the_file(view, range, i % PAGES)
-                })
-            });
-            while reads.load(SeqCst) < 500 {
-                std::thread::yield_now();
-            }
-            drop(mapping);
-            let ended = reading.join().unwrap().unwrap_err();
-            let why = matches!(ended, AccessError::Fault(RangeFaultError::NoMapping(_) | RangeFaultError::Failed(_)));
-            assert!(why, "round {round}: {ended:?}");
-        });
-        drop(kernels);
-        runtime.check();
     }
 }
