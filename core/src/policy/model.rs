@@ -141,6 +141,11 @@ impl Model {
         self.out.len()
     }
 
+    /// Whether page `page` is out as a sample.
+    pub(super) fn is_out(&self, page: u64) -> bool {
+        self.out.contains(&page)
+    }
+
     /// Where page `page` is.
     pub(super) fn place(&self, page: u64) -> Option<Target> {
         self.pages.get(&page).copied()

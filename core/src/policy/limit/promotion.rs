@@ -18,10 +18,10 @@ use crate::units::{BLOCK_PAGES, PageCount, PageRange};
 const TOUCH: u64 = 12;
 /// The least and the greatest share of the program's time, in thousandths.
 const SHARES: (u64, u64) = (10, 60);
-/// So many of a thousand pages are touched while they are out where there is most to be learned.
-const MUCH: u64 = 30;
-/// Windows get longer while fewer of a thousand pages are touched than the first, and shorter while more are than the second.
-const TOUCHED: (u64, u64) = (5, 100);
+/// So many of a million pages are touched while they are out where there is most to be learned.
+const MUCH: u64 = 30_000;
+/// Windows get longer while fewer of a million pages are touched than the first, and shorter while more are than the second.
+const TOUCHED: (u64, u64) = (5_000, 100_000);
 /// The shortest and the longest window, in microseconds.
 const WINDOWS: (u64, u64) = (500, 20_000);
 /// Chunks that are taken out at a time.
@@ -44,7 +44,7 @@ pub(super) struct Promotion {
     spent: u64,
     /// How much more may be spent, in nanoseconds.
     budget: i64,
-    /// Of a thousand pages so many were touched, lately.
+    /// Of a million pages so many were touched, lately.
     touched: u64,
 }
 
@@ -115,8 +115,8 @@ impl Promotion {
         }
         let small = super::pages_of(&hot).get();
         (came, touches) = (came + small, touches + small);
-        if let Some(thousandths) = (came * 1000).checked_div(sampled) {
-            self.touched = (self.touched * 31 + thousandths).div_ceil(32);
+        if let Some(millionths) = (came * 1_000_000).checked_div(sampled) {
+            self.touched = (self.touched * 31 + millionths) / 32;
         }
         self.pay(touches * TOUCH);
         if self.touched > TOUCHED.1 {

@@ -167,6 +167,36 @@ fn huge_pages_on_a_coherent_device_are_sampled_and_promoted_whole() {
     assert_eq!(home(&model, (4 * 512..6 * 512).chain(7 * 512..8 * 512)), 0);
 }
 
+/// What little is touched is seen only by looking longer.
+#[test]
+fn samples_on_a_coherent_device_last_longer_while_none_is_touched_and_are_short_again_when_many_are() {
+    let mut model = Model::new(&[(0, 2048)], &[5000]).coherent();
+    (0..1024).for_each(|page| model.put(page, 0));
+    let mut limit = limit(1040);
+    let mut plan = Plan::new(Model::BUDGET);
+    let mut longest = |model: &mut Model, touches: bool| {
+        let (mut since, mut longest) = (std::collections::BTreeMap::new(), 0);
+        for _ in 0..5000 {
+            limit.plan(model, &mut plan);
+            plan.carry_out(|of| model.carry_out(of), || false);
+            for page in 0..1024 {
+                match model.is_out(page) {
+                    true => longest = longest.max(model.now - *since.entry(page).or_insert(model.now)),
+                    false => _ = since.remove(&page),
+                }
+            }
+            model.now += MILLISECOND;
+            if touches {
+                (0..1024).for_each(|page| model.touch(page));
+            }
+        }
+        longest
+    };
+    assert!(longest(&mut model, false) >= 19 * MILLISECOND);
+    longest(&mut model, true);
+    assert_eq!(longest(&mut model, true), 0, "all are back before the next look");
+}
+
 /// The mechanism stops in the middle of a plan when something is more urgent.
 #[test]
 fn samples_come_back_though_what_was_planned_of_them_was_not_carried_out() {
