@@ -42,6 +42,8 @@ pub(super) struct Promotion {
     /// What the program had used when this was asked last, and what had been spent, in microseconds.
     used: u64,
     spent: u64,
+    /// When the program was seen to have used some.
+    ran: u64,
     /// How much more may be spent, in nanoseconds.
     budget: i64,
     /// Of a million pages so many were touched, lately.
@@ -57,6 +59,7 @@ impl Default for Promotion {
             window: WINDOWS.0,
             used: 0,
             spent: 0,
+            ran: 0,
             budget: 0,
             touched: MUCH,
         }
@@ -159,7 +162,14 @@ impl Promotion {
     }
 
     fn begin(&mut self, view: &mut dyn View, now: u64, free: PageCount, plan: &mut Plan) {
-        if !self.settle(view) {
+        if self.settle(view) {
+            self.ran = now;
+        } else {
+            // It is looked at soon again, ever later, until it is known to do nothing.
+            let since = now.saturating_sub(self.ran);
+            if since < PAUSES.1 {
+                plan.ask_again_within(since.max(PAUSES.0));
+            }
             return;
         }
         if free.is_zero() {

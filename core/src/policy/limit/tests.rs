@@ -197,6 +197,24 @@ fn samples_on_a_coherent_device_last_longer_while_none_is_touched_and_are_short_
     assert_eq!(longest(&mut model, true), 0, "all are back before the next look");
 }
 
+/// It may be asked before the program has used as much time as can be told from none, with nothing out.
+#[test]
+fn a_program_that_computes_is_not_left_to_itself_for_long() {
+    let mut model = Model::new(&[(0, 2048)], &[5000]).coherent();
+    (0..1024).for_each(|page| model.put(page, 0));
+    let mut limit = limit(1040);
+    let mut plan = Plan::new(Model::BUDGET);
+    for _ in 0..10_000 {
+        limit.plan(&mut model, &mut plan);
+        let rests = plan.is_empty();
+        plan.carry_out(|of| model.carry_out(of), || false);
+        let again = plan.take_again();
+        assert!(!rests || again.is_some_and(|again| again <= 50 * MILLISECOND), "{again:?}");
+        // What is planned is carried out in no time.
+        model.now += if rests { again.unwrap_or(0) } else { 50 };
+    }
+}
+
 /// The mechanism stops in the middle of a plan when something is more urgent.
 #[test]
 fn samples_come_back_though_what_was_planned_of_them_was_not_carried_out() {
