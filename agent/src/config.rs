@@ -17,7 +17,7 @@ use thiserror::Error;
 pub const VARIABLE: &str = "HETMEM_AGENT";
 
 /// Changes whenever an older agent would misread the configuration or the statistics memory.
-const VERSION: u32 = 8;
+const VERSION: u32 = 9;
 
 /// Everything that the agent is told.
 #[derive(Clone, PartialEq, Eq, Debug)]

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use hetmem_core::heat;
 use hetmem_core::migrate::{Request, Survey, Target};
 use hetmem_core::outcome::{KeptReason, Outcomes};
-use hetmem_core::policy::{Act, DeviceState, Move, Plan, Policy, Resident, Signs, View};
+use hetmem_core::policy::{Act, DeviceState, Move, Plan, Policy, Resident, Signs, Turnover, View};
 use hetmem_core::units::{BLOCK_PAGES, DeviceId, PageCount, PageRange, VirtAddr};
 use hetmem_sys::process::MemoryUse;
 use hetmem_sys::thread::{process_time, processor_time};
@@ -34,6 +34,8 @@ pub(super) struct Executor<'a> {
     program: Program<'a>,
     /// Plans since the last rest.
     plans: u32,
+    /// When the policy was asked last, if it found then that memory thrashes.
+    thrashing: Option<u64>,
 }
 
 impl<'a> Executor<'a> {
@@ -58,7 +60,7 @@ impl<'a> Executor<'a> {
             counts: Paced::new(),
             sharing,
         };
-        Self { policy, plan: Plan::new(BUDGET), program, plans: 0 }
+        Self { policy, plan: Plan::new(BUDGET), program, plans: 0, thrashing: None }
     }
 
     /// Whether the policy wants the program's mappings looked at now; `None` if it leaves that to others.
@@ -115,6 +117,11 @@ impl<'a> Executor<'a> {
         self.plans = self.plans.wrapping_add(1);
         self.program.tick();
         self.policy.plan(&mut self.program, &mut self.plan);
+        let now = self.program.now();
+        if let Some(since) = self.thrashing {
+            self.program.managed.count_thrashing(now.saturating_sub(since));
+        }
+        self.thrashing = self.policy.is_thrashing().then_some(now);
         self.program.managed.record_tick(self.program.signs.get().anonymous);
         if self.plan.is_empty() {
             self.plans = 0;
@@ -251,6 +258,10 @@ impl View for Program<'_> {
 
     fn spent(&self) -> u64 {
         micros(processor_time())
+    }
+
+    fn turnover(&self) -> Turnover {
+        self.managed.turnover()
     }
 
     fn survey(&mut self, range: PageRange, survey: &mut Survey) {

@@ -177,6 +177,10 @@ impl<H: Host> Engine<H> {
         }
         let result = match installed.unwrap_or(Installed::EventsPending) {
             Installed::Pages(pages) => {
+                // Only blocks of which something was sampled keep heat.
+                if state.heat.is_some() {
+                    self.counters.sample_touches.fetch_add(1, Relaxed);
+                }
                 // Of a whole block it need not be among those that came, and is looked for again.
                 self.wake_unless_there(state, path, page);
                 FaultResolution::Back(pages)
@@ -255,8 +259,15 @@ impl<H: Host> Engine<H> {
             }
         }
         let came = pages.slice(PageCount::ZERO, done);
-        state.note_touch(came, window, self.tick());
+        self.note_touch(state, came, window);
         Some(self.served(came.end(), done, window))
+    }
+
+    /// A touch has brought `pages` home, or is about to.
+    fn note_touch(&self, state: &mut BlockState, pages: PageRange, window: u16) {
+        if state.note_touch(pages, window, self.tick()) {
+            self.counters.refaults.fetch_add(pages.pages().get(), Relaxed);
+        }
     }
 
     /// Copies the pages of `cluster` out of their private frames and installs them.

@@ -155,10 +155,17 @@ impl Heat {
         (MOST - self.interval()) * (u8::MAX / MOST)
     }
 
-    /// It was touched, `since` ticks after its age was told.
+    /// How long it was not seen, `since` ticks after its age was told.
+    fn away(self, since: u32) -> u8 {
+        match self.age() {
+            MOST => MOST,
+            age => power(ticks(age).saturating_add(since)),
+        }
+    }
+
+    /// It was touched, after it was not seen for so long.
     #[must_use]
-    fn touched(self, since: u32) -> Self {
-        let away = power(ticks(self.age()).saturating_add(since));
+    fn touched(self, away: u8) -> Self {
         let interval = match self.interval() {
             MOST => away,
             known if away > known => (known + away).div_ceil(2),
@@ -248,11 +255,13 @@ impl BlockHeat {
         }
     }
 
-    /// Page `index` was touched now. Allocates nothing.
-    pub fn touched(&mut self, index: usize, now: u32) {
+    /// Page `index` was touched now; whether it was seen less than a minute before. Allocates nothing.
+    pub fn touched(&mut self, index: usize, now: u32) -> bool {
         let since = now.wrapping_sub(self.at);
         let heat = self.of(index);
-        *heat = heat.touched(since);
+        let away = heat.away(since);
+        *heat = heat.touched(away);
+        away < MOST
     }
 
     /// Page `index` was taken out now.
@@ -320,7 +329,7 @@ mod tests {
     fn what_a_page_was_away_for_is_its_interval() {
         for (away, power) in [(0, 0), (1, 1), (2, 2), (3, 2), (4, 3), (1000, 10), (1 << 20, 15)] {
             let mut block = taken_out();
-            block.touched(7, 1000 + away);
+            assert_eq!(block.touched(7, 1000 + away), power < 15);
             assert_eq!(block.page(7), Heat::new(power, 0), "{away}");
             assert_eq!(block.page(8), Heat::UNKNOWN);
         }

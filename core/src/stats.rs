@@ -109,8 +109,14 @@ pub struct Counters {
     pub pages_migrated_to_device: AtomicU64,
     /// Pages moved home to system memory, by request or by a CPU fault.
     pub pages_migrated_to_system: AtomicU64,
-    /// CPU touches of private pages that were served.
+    /// CPU touches that were served: of private pages, and of pages that were out as samples.
     pub cpu_faults: AtomicU64,
+    /// Those of pages that were out as samples.
+    pub sample_touches: AtomicU64,
+    /// Pages that touches brought home less than a minute after they had left, as far as that is known.
+    pub refaults: AtomicU64,
+    /// For how many microseconds the policy has found that memory is turned over for nothing.
+    pub thrashing_micros: AtomicU64,
     /// Bytes copied between frames.
     pub bytes_copied: AtomicU64,
     /// Failures that were not the program's and were survived.
@@ -152,6 +158,9 @@ impl Counters {
             (&self.pages_migrated_to_device, &other.pages_migrated_to_device),
             (&self.pages_migrated_to_system, &other.pages_migrated_to_system),
             (&self.cpu_faults, &other.cpu_faults),
+            (&self.sample_touches, &other.sample_touches),
+            (&self.refaults, &other.refaults),
+            (&self.thrashing_micros, &other.thrashing_micros),
             (&self.bytes_copied, &other.bytes_copied),
             (&self.errors, &other.errors),
         ];
@@ -308,6 +317,9 @@ mod tests {
                 &counters.pages_migrated_to_device,
                 &counters.pages_migrated_to_system,
                 &counters.cpu_faults,
+                &counters.sample_touches,
+                &counters.refaults,
+                &counters.thrashing_micros,
                 &counters.bytes_copied,
                 &counters.errors,
                 &h.max,

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use hetmem_core::heat::{self, BlockHeat, CHUNK_PAGES};
 use hetmem_core::migrate::{Place, Seen, Select, Survey, Target};
 use hetmem_core::physmap::MemoryType;
-use hetmem_core::policy::{Act, DeviceState, Move, Signs, View};
+use hetmem_core::policy::{Act, DeviceState, Move, Signs, Turnover, View};
 use hetmem_core::record::CHUNK;
 use hetmem_core::units::{BLOCK_PAGES, BlockNo, DeviceId, PAGE_SIZE, PageCount, PageRange, VirtAddr};
 
@@ -50,6 +50,7 @@ pub(crate) struct Model {
     blocks: Blocks,
     changes: u64,
     faults: u64,
+    refaults: u64,
     /// Microseconds since the beginning.
     pub(crate) now: u64,
     /// Pages that have come home.
@@ -103,6 +104,7 @@ impl Model {
             blocks: Blocks::default(),
             changes: 0,
             faults: 0,
+            refaults: 0,
             now: 0,
             home: 0,
             out: 0,
@@ -151,18 +153,17 @@ impl Model {
             if counts {
                 self.warm[at] = true;
                 self.faults += 1;
-                self.heat(page, numbers);
+                self.refaults += u64::from(self.heat(page, numbers));
             }
         }
         Found::Away
     }
 
-    /// A touch of `page` was seen.
-    fn heat(&mut self, page: Page, numbers: &Numbers) {
+    /// A touch of `page` was seen; whether it was seen lately.
+    fn heat(&mut self, page: Page, numbers: &Numbers) -> bool {
         let page = numbers.first_of(page.chunk) + u64::from(page.bit);
-        if let Some(heat) = self.heats.get_mut(&(page / BLOCK_PAGES)) {
-            heat.touched(in_block(page), heat::tick(self.now));
-        }
+        let heat = self.heats.get_mut(&(page / BLOCK_PAGES));
+        heat.is_some_and(|heat| heat.touched(in_block(page), heat::tick(self.now)))
     }
 
     /// `pages` of a chunk have been taken out; with `expects`, more is to be known of them.
@@ -453,6 +454,10 @@ impl View for Shown<'_> {
 
     fn spent(&self) -> u64 {
         self.model.spent
+    }
+
+    fn turnover(&self) -> Turnover {
+        Turnover { left: self.model.out, refaults: self.model.refaults }
     }
 
     fn survey(&mut self, range: PageRange, survey: &mut Survey) {

@@ -94,6 +94,9 @@ impl Subject {
                 pages_migrated_to_system: sum.pages_migrated_to_system.load(Relaxed),
                 bytes_copied: sum.bytes_copied.load(Relaxed),
                 cpu_faults: sum.cpu_faults.load(Relaxed),
+                sample_touches: sum.sample_touches.load(Relaxed),
+                refaults: sum.refaults.load(Relaxed),
+                thrashing_seconds: seconds(sum.thrashing_micros.load(Relaxed)),
                 errors: sum.errors.load(Relaxed),
                 fault_latency_us: latency(&sum.fault_latency),
             },
@@ -223,8 +226,16 @@ fn interval(time: Duration, now: &Counters, before: &Counters) -> Interval {
         pages_migrated_to_system: since(|counters| &counters.pages_migrated_to_system),
         bytes_copied: since(|counters| &counters.bytes_copied),
         cpu_faults: since(|counters| &counters.cpu_faults),
+        sample_touches: since(|counters| &counters.sample_touches),
+        refaults: since(|counters| &counters.refaults),
+        thrashing_seconds: seconds(since(|counters| &counters.thrashing_micros)),
         fault_latency_us: latency(&now.fault_latency.since(&before.fault_latency)),
     }
+}
+
+/// So many microseconds.
+pub(crate) fn seconds(micros: u64) -> f64 {
+    Duration::from_micros(micros).as_secs_f64()
 }
 
 /// In microseconds; zero if there was no fault.

@@ -39,6 +39,8 @@ impl Collector for Metrics {
                 .encode_counter::<NoLabelSet, _, u64>(&value, None)
         };
         counter("hetmem_cpu_faults", "Touches of pages that were away, and were served", None, total.cpu_faults)?;
+        counter("hetmem_sample_touches", "Of these, of pages that were out as samples", None, total.sample_touches)?;
+        counter("hetmem_refaults", "Pages that came home less than a minute after they had left", None, total.refaults)?;
         counter(
             "hetmem_pages_migrated_to_device",
             "Pages that moved to a device",
@@ -54,6 +56,10 @@ impl Collector for Metrics {
         counter("hetmem_copied", "What was copied between frames", Some(&Unit::Bytes), total.bytes_copied)?;
         counter("hetmem_errors", "Failures that were not the program's, and were survived", None, total.errors)?;
         counter("hetmem_processes_managed", "Processes that were managed", None, self.0.processes_total)?;
+        let help = "How long memory was turned over for nothing, in all processes";
+        encoder
+            .encode_descriptor("hetmem_thrashing", help, Some(&Unit::Seconds), MetricType::Counter)?
+            .encode_counter::<NoLabelSet, _, u64>(&total.thrashing_seconds, None)?;
         gauge(&mut encoder, "hetmem_processes", "Managed processes that are there", None, run.processes)?;
         let bytes = Some(&Unit::Bytes);
         gauge(&mut encoder, "hetmem_managed", "How much memory is managed", bytes, run.managed_bytes)?;

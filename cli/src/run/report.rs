@@ -14,6 +14,7 @@ use hetmem_core::units::ByteLen;
 use hetmem_devices::spec::DeviceSpec;
 use serde::Serialize;
 
+use crate::control::figures::seconds;
 use crate::control::protocol::Packing;
 use crate::shown;
 
@@ -35,7 +36,12 @@ pub(crate) struct Report {
     pages_migrated_to_system: u64,
     /// By reason; reasons that kept no page are left out.
     pages_kept: BTreeMap<&'static str, u64>,
+    /// Touches that were served, those of samples among them.
     cpu_faults: u64,
+    sample_touches: u64,
+    /// Pages that came home less than a minute after they had left.
+    refaults: u64,
+    thrashing_seconds: f64,
     fault_latency_us: Latency,
     bytes_copied: u64,
     errors: u64,
@@ -112,6 +118,9 @@ impl Report {
             pages_migrated_to_system: load(&counters.pages_migrated_to_system),
             pages_kept: kept.filter(|(_, pages)| *pages != 0).collect(),
             cpu_faults: load(&counters.cpu_faults),
+            sample_touches: load(&counters.sample_touches),
+            refaults: load(&counters.refaults),
+            thrashing_seconds: seconds(load(&counters.thrashing_micros)),
             fault_latency_us: Latency::of(&counters.fault_latency),
             bytes_copied: load(&counters.bytes_copied),
             errors: load(&counters.errors),
@@ -131,7 +140,7 @@ impl Report {
     }
 }
 
-/// Prints as four lines and one for each device, in columns.
+/// Prints as four lines and one for each device, in columns, and one more if memory thrashed.
 pub(crate) struct Summary<'a> {
     report: &'a Report,
     end: End,
@@ -172,7 +181,18 @@ impl fmt::Display for Summary<'_> {
         )?;
         writeln!(f, "  {:<width$}  {}", "kept", self.kept())?;
         let Latency { p50, p99, max } = report.fault_latency_us;
+        if report.thrashing_seconds > 0.0 {
+            let (time, back) = (report.thrashing_seconds, grouped(report.refaults));
+            writeln!(
+                f,
+                "  {:<width$}  for {time:.1} s more was in use than the limit leaves: {back} pages were back within a minute",
+                "thrash"
+            )?;
+        }
         write!(f, "  {:<width$}  {} served", "faults", grouped(report.cpu_faults))?;
+        if report.sample_touches != 0 {
+            write!(f, ", {} of them of samples", grouped(report.sample_touches))?;
+        }
         if report.cpu_faults != 0 {
             write!(f, ", p50 {p50:.1} us, p99 {p99:.1} us, max {max:.0} us")?;
         }
@@ -295,6 +315,25 @@ mod tests {
              \x20 pages      1,234,567 to devices, 0 to system memory; 3 MiB managed in 2 processes\n\
              \x20 kept       1,000 thread state, 5 hole\n\
              \x20 faults     1 served, p50 4.0 us, p99 4.0 us, max 4 us; 0 errors\n"
+        );
+    }
+
+    #[test]
+    fn the_summary_says_that_memory_thrashed_and_which_touches_were_of_samples() {
+        let counters = Counters::default();
+        counters.cpu_faults.store(5000, Relaxed);
+        counters.sample_touches.store(1000, Relaxed);
+        counters.refaults.store(3500, Relaxed);
+        counters.thrashing_micros.store(2_340_000, Relaxed);
+        let (_, end) = example();
+        let text = Report::new("ls".into(), end, 1, &[], &counters).summary(end, &PolicySpec::default()).to_string();
+        let last: Vec<&str> = text.lines().skip(3).collect();
+        assert_eq!(
+            last,
+            [
+                "  thrash  for 2.3 s more was in use than the limit leaves: 3,500 pages were back within a minute",
+                "  faults  5,000 served, 1,000 of them of samples, p50 0.0 us, p99 0.0 us, max 0 us; 0 errors"
+            ]
         );
     }
 

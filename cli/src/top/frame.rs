@@ -195,7 +195,8 @@ fn rates(statistics: &Statistics, lines: &mut Lines<'_>) {
     };
     let (out, home) = (flow(interval.pages_migrated_to_device), flow(interval.pages_migrated_to_system));
     lines.plain(&format!("flow       {out} to devices"));
-    lines.plain(&format!("           {home} home"));
+    let thrashes = if interval.thrashing_seconds > 0.0 { ": thrashing" } else { "" };
+    lines.plain(&format!("           {home} home{thrashes}"));
     let latency = interval.fault_latency_us;
     let times = match interval.cpu_faults {
         0 => String::new(),
@@ -368,6 +369,9 @@ mod tests {
                 pages_migrated_to_system: 2,
                 bytes_copied: 3,
                 cpu_faults: 1_234_567,
+                sample_touches: 0,
+                refaults: 0,
+                thrashing_seconds: 0.0,
                 errors: 0,
                 fault_latency_us: latency,
             },
@@ -377,6 +381,9 @@ mod tests {
                 pages_migrated_to_system: 512,
                 bytes_copied: 1 << 20,
                 cpu_faults: 500,
+                sample_touches: 0,
+                refaults: 0,
+                thrashing_seconds: 0.0,
                 fault_latency_us: latency,
             }),
         };
@@ -450,5 +457,13 @@ mod tests {
         for part in ["not counted yet of 256 MiB", "1,234,567 so far", "heat       not told", "no answer for 7 s"] {
             assert!(text.contains(part), "{part}: {text}");
         }
+    }
+
+    #[test]
+    fn memory_that_thrashes_is_told() {
+        let mut shown = example(1, 1);
+        shown.statistics.as_mut().unwrap().interval.as_mut().unwrap().thrashing_seconds = 0.5;
+        let text = drawn(&shown, Look::plain(), 80, 24);
+        assert!(text.contains("1,024 pages/s (4 MiB/s) home: thrashing\n"), "{text}");
     }
 }

@@ -76,7 +76,7 @@ impl<'e, H: Host> Cluster<'e, H> {
                 Slot::Unmapped { .. } | Slot::Mapped(_) | Slot::System => break,
             }
         }
-        state.note_touch(this.rest(), window, engine.tick());
+        engine.note_touch(state, this.rest(), window);
         this
     }
 

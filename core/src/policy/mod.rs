@@ -43,7 +43,7 @@ pub use plan::{Act, Move, Plan};
 pub use random::Random;
 pub use registry::{Argument, Entry, POLICIES, PolicyError, PolicySpec, with_limit};
 pub use resident::Resident;
-pub use view::{DeviceState, Signs, View};
+pub use view::{DeviceState, Signs, Turnover, View};
 
 /// Decides what moves.
 pub trait Policy: fmt::Debug + Send {
@@ -62,6 +62,11 @@ pub trait Policy: fmt::Debug + Send {
     /// looked at as often as costs nothing that shows.
     fn plans_a_look(&self) -> Option<u32> {
         None
+    }
+
+    /// Whether memory is turned over for nothing, as far as it knows: what leaves is wanted again at once, whatever leaves.
+    fn is_thrashing(&self) -> bool {
+        false
     }
 
     /// Whether files' mappings are among the ranges that it is shown. Pages of those are taken as no samples.

@@ -3,7 +3,7 @@
 use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Act, DeviceState, Move, Signs, View};
+use super::{Act, DeviceState, Move, Signs, Turnover, View};
 use crate::heat::{self, BlockHeat, CHUNK_PAGES};
 use crate::migrate::{Place, Seen, Select, Survey, Target};
 use crate::physmap::MemoryType;
@@ -33,6 +33,8 @@ pub(super) struct Model {
     pub(super) faults: u64,
     pub(super) moved_out: u64,
     pub(super) moved_home: u64,
+    /// Pages that were touched soon after they had left.
+    refaults: u64,
     changes: u64,
     pub(super) now: u64,
     /// Whether it uses a processor.
@@ -74,6 +76,7 @@ impl Model {
             faults: 0,
             moved_out: 0,
             moved_home: 0,
+            refaults: 0,
             changes: 0,
             now: 0,
             uses: true,
@@ -126,10 +129,11 @@ impl Model {
         self.faults += 1;
         let now = heat::tick(self.now);
         let (heat, index) = self.heat(page);
-        heat.touched(index, now);
+        let is_soon = heat.touched(index, now);
         if let Target::Device(device) = at
             && is_away
         {
+            self.refaults += u64::from(is_soon);
             self.devices[device.index()].used = self.devices[device.index()].used - PageCount::ONE;
             self.pages.insert(page, Target::System);
             self.moved_home += 1;
@@ -310,6 +314,10 @@ impl View for Model {
 
     fn spent(&self) -> u64 {
         self.spent
+    }
+
+    fn turnover(&self) -> Turnover {
+        Turnover { left: self.moved_out, refaults: self.refaults }
     }
 
     fn survey(&mut self, range: PageRange, survey: &mut Survey) {

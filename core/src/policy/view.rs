@@ -49,6 +49,11 @@ pub trait View {
     /// How much time of processors was used by now, in microseconds, to plan and to carry out what was planned. Costs a system call.
     fn spent(&self) -> u64;
 
+    /// What has gone from one place to the other by now. Costs a few words.
+    fn turnover(&self) -> Turnover {
+        Turnover::default()
+    }
+
     /// Where each page of `range` is, which lies in one block, and how [warm](crate::heat). Costs a look at as many entries of the page table.
     fn survey(&mut self, range: PageRange, survey: &mut Survey);
 }
@@ -66,6 +71,15 @@ pub struct Signs {
     pub faults: u64,
     /// How often something else was found to be managed than before: what was counted or tried is no longer all there is.
     pub changes: u64,
+}
+
+/// How much memory was turned over: what has left, and what of that was wanted again at once.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Turnover {
+    /// Pages that have moved to devices.
+    pub left: u64,
+    /// Pages that touches have brought home less than a minute after they had left.
+    pub refaults: u64,
 }
 
 /// A device, and what room it has.

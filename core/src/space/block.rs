@@ -112,13 +112,14 @@ impl BlockState {
         (self.heat, self.warmth, self.stream) = (None, Warmth::default(), Stream::default());
     }
 
-    /// Notes that a touch has brought `pages` home, or is about to, of which there might have been `window`.
-    pub(crate) fn note_touch(&mut self, pages: PageRange, window: u16, now: u32) {
+    /// Notes that a touch has brought `pages` home, or is about to, of which there might have been `window`; whether that had left lately.
+    pub(crate) fn note_touch(&mut self, pages: PageRange, window: u16, now: u32) -> bool {
         let first = pages.start().index_in_block();
         self.warmth.touch(first);
-        self.note_use(first, now);
+        let is_refault = self.note_use(first, now);
         let next = u16::try_from(first + pages.pages().as_usize()).expect("a block has 512 pages");
         self.stream = Stream { next, window };
+        is_refault
     }
 
     /// Notes that `pages` were taken out of the program.
@@ -128,11 +129,9 @@ impl BlockState {
         }
     }
 
-    /// Notes that page `index` was touched.
-    pub(crate) fn note_use(&mut self, index: usize, now: u32) {
-        if let Some(heat) = &mut self.heat {
-            heat.touched(index, now);
-        }
+    /// Notes that page `index` was touched; whether it is known to have been seen lately.
+    pub(crate) fn note_use(&mut self, index: usize, now: u32) -> bool {
+        self.heat.as_mut().is_some_and(|heat| heat.touched(index, now))
     }
 
     /// Notes that a thread waits for a busy page.

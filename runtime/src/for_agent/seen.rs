@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use hetmem_core::engine::Residency;
 use hetmem_core::heat::CHUNK_PAGES;
 use hetmem_core::physmap::MemoryType;
-use hetmem_core::policy::DeviceState;
+use hetmem_core::policy::{DeviceState, Turnover};
 use hetmem_core::port::Device;
 use hetmem_core::units::{BLOCK_PAGES, ByteLen, DeviceId, PAGE_SHIFT, PageCount, PageRange, VirtAddr};
 
@@ -134,6 +134,19 @@ impl Managed {
     #[must_use]
     pub fn came_home(&self) -> u64 {
         self.0.engine.counters().pages_migrated_to_system.load(Relaxed)
+    }
+
+    /// What has left, and what of that came back at once.
+    #[must_use]
+    pub fn turnover(&self) -> Turnover {
+        let counters = self.0.engine.counters();
+        let (left, refaults) = (&counters.pages_migrated_to_device, &counters.refaults);
+        Turnover { left: left.load(Relaxed), refaults: refaults.load(Relaxed) }
+    }
+
+    /// The policy has found for `micros` microseconds more that memory is turned over for nothing.
+    pub fn count_thrashing(&self, micros: u64) {
+        self.0.engine.counters().thrashing_micros.fetch_add(micros, Relaxed);
     }
 
     /// Touches that were served.

@@ -21,11 +21,13 @@
 //! | --- | --- |
 //! | `coldest` | which pages are the coldest ([`Coldest`]) |
 //! | `promotion` | samples of coherent devices ([`Promotion`]) |
+//! | `thrash` | whether memory is turned over for nothing ([`Thrash`]): samples of coherent devices cost as little then as when little is to be learned |
 //!
 //! *Limits:* nothing is brought home from private devices but by touches. Files that are mapped are neither moved nor counted.
 
 mod coldest;
 mod promotion;
+mod thrash;
 
 use std::collections::VecDeque;
 
@@ -38,6 +40,7 @@ use crate::quantity::Exact;
 use crate::units::{BLOCK_PAGES, PageCount, PageRange};
 use coldest::Coldest;
 use promotion::Promotion;
+use thrash::Thrash;
 
 /// `limit`, as the table of policies has it.
 pub(super) const ENTRY: Entry = Entry {
@@ -137,6 +140,7 @@ struct Limit {
     limit: PageCount,
     coldest: Coldest,
     promotion: Promotion,
+    thrash: Thrash,
     /// Those to leave, in order of time, and how many pages those are.
     out: VecDeque<Window>,
     out_pages: PageCount,
@@ -153,6 +157,7 @@ impl Limit {
             limit,
             coldest: Coldest::default(),
             promotion: Promotion::default(),
+            thrash: Thrash::default(),
             out: VecDeque::new(),
             out_pages: PageCount::ZERO,
             arrivals: Arrivals::default(),
@@ -243,6 +248,7 @@ impl Policy for Limit {
         let (signs, limit) = (view.signs(), view.system_limit(self.limit));
         let now = view.now();
         self.arrivals.note(signs.home, now);
+        self.thrash.note(now, limit, view.turnover(), self.promotion.take_promoted());
         let on_coherent = self.promotion.is_of_use(view);
         let nothing_is_out = self.out.is_empty() && self.promotion.is_idle();
         if nothing_is_out && !on_coherent && (signs.anonymous <= limit || self.is_futile(view, (signs, limit), now)) {
@@ -257,7 +263,7 @@ impl Policy for Limit {
         let over = PageCount::new((resident + room).get().saturating_sub(limit.get()));
         let leaving = self.send_away(view, now, over, plan);
         let free = PageCount::new(limit.get().saturating_sub(resident.get()));
-        self.promotion.plan(view, now, free, plan);
+        self.promotion.plan(view, now, free, self.thrash.is_on(), plan);
         let missing = PageCount::new(over.get().saturating_sub((leaving + self.out_pages).get()));
         let elsewhere: PageCount = view.devices().iter().map(DeviceState::room).sum();
         let is_due = resident > limit || missing.get() >= most / STEP;
@@ -284,6 +290,10 @@ impl Policy for Limit {
 
     fn takes_files(&self) -> bool {
         false
+    }
+
+    fn is_thrashing(&self) -> bool {
+        self.thrash.is_on()
     }
 
     fn argument(&self) -> Option<String> {

@@ -2,7 +2,7 @@
 //!
 //! It costs time, most of it by what each change of a page table makes other processors do. What it costs is measured, with all that is done beside it
 //! to keep the limit, and held to a share of the time that the program uses, the larger the more of what is sampled is touched: a lot is to be learned
-//! then.
+//! then. While [memory thrashes](super::thrash) what is touched is no reason for what is there to leave, and the share is the least.
 
 use std::collections::VecDeque;
 
@@ -48,6 +48,10 @@ pub(super) struct Promotion {
     budget: i64,
     /// Of a million pages so many were touched, lately.
     touched: u64,
+    /// Whether nothing is gained by what is touched.
+    in_vain: bool,
+    /// Pages that were to be promoted since this was asked last.
+    promoted: u64,
 }
 
 impl Default for Promotion {
@@ -62,6 +66,8 @@ impl Default for Promotion {
             ran: 0,
             budget: 0,
             touched: MUCH,
+            in_vain: false,
+            promoted: 0,
         }
     }
 }
@@ -77,9 +83,15 @@ impl Promotion {
         self.out.is_empty()
     }
 
-    /// Ends samples whose time has come, and begins others. There is room for `free` pages.
-    pub(super) fn plan(&mut self, view: &mut dyn View, now: u64, free: PageCount, plan: &mut Plan) {
+    /// How many pages were to be promoted since this was asked last.
+    pub(super) const fn take_promoted(&mut self) -> u64 {
+        std::mem::replace(&mut self.promoted, 0)
+    }
+
+    /// Ends samples whose time has come, and begins others: as few as can be where that is `in_vain`. There is room for `free` pages.
+    pub(super) fn plan(&mut self, view: &mut dyn View, now: u64, free: PageCount, in_vain: bool, plan: &mut Plan) {
         let mut free = free;
+        self.in_vain = in_vain;
         while self.out.front().is_some_and(|window| window.until <= now) && plan.has_room() {
             let Some(window) = self.out.pop_front() else { break };
             self.end(view, window.ranges, &mut free, plan);
@@ -104,7 +116,7 @@ impl Promotion {
                 if range.pages() <= *free && self.survey.pages.iter().all(|page| matches!(page.place, Place::Device(_)))
                 {
                     *free = *free - range.pages();
-                    super::push(plan, vec![range], promote());
+                    self.promote(vec![range], plan);
                 }
                 continue;
             }
@@ -133,8 +145,13 @@ impl Promotion {
         let hot = first(hot, *free);
         if !hot.is_empty() {
             *free = *free - super::pages_of(&hot);
-            super::push(plan, hot, promote());
+            self.promote(hot, plan);
         }
+    }
+
+    fn promote(&mut self, ranges: Vec<PageRange>, plan: &mut Plan) {
+        self.promoted += super::pages_of(&ranges).get();
+        super::push(plan, ranges, Act::Migrate { from: Select::DEVICE_COHERENT, to: vec![Target::System] });
     }
 
     fn pay(&mut self, micros: u64) {
@@ -143,7 +160,8 @@ impl Promotion {
 
     /// What share of its time samples may cost the program, in thousandths.
     fn share(&self) -> u64 {
-        SHARES.0 + (SHARES.1 - SHARES.0) * self.touched.min(MUCH) / MUCH
+        let much = if self.in_vain { 0 } else { self.touched.min(MUCH) };
+        SHARES.0 + (SHARES.1 - SHARES.0) * much / MUCH
     }
 
     /// Adds what the program has used since, and pays for what was spent; whether the program has used any.
@@ -213,10 +231,6 @@ impl Promotion {
         }
         plan.ask_again_within(PAUSES.0);
     }
-}
-
-fn promote() -> Act {
-    Act::Migrate { from: Select::DEVICE_COHERENT, to: vec![Target::System] }
 }
 
 fn nanos(micros: u64) -> i64 {

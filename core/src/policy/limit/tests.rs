@@ -279,6 +279,64 @@ fn a_scan_leaves_the_hot_where_they_are() {
     assert!(share < 20, "{share} of a thousand hot pages are away");
 }
 
+/// Has the program use `pages` of its pages at random, and asks every 50 ms for so many seconds; for how many of these memory thrashed.
+fn thrashed(limit: &mut Limit, model: &mut Model, seconds: u64, pages: std::ops::Range<u64>) -> u64 {
+    let mut random = Random::new(1);
+    let mut plan = Plan::new(Model::BUDGET);
+    let mut rounds = 0;
+    for _ in 0..seconds * 20 {
+        (0..200).for_each(|_| model.touch(pages.start + random.below(pages.end - pages.start)));
+        step(limit, model, &mut plan);
+        rounds += u64::from(limit.is_thrashing());
+        model.now += 50 * MILLISECOND;
+    }
+    rounds / 20
+}
+
+#[test]
+fn memory_thrashes_where_more_is_used_than_may_stay_and_no_longer_than_that() {
+    for coherent in [false, true] {
+        let model = Model::new(&[(0, 4096)], &[8192]);
+        let mut model = if coherent { model.coherent() } else { model };
+        let mut limit = limit(1024);
+        assert_eq!(thrashed(&mut limit, &mut model, 10, 0..256), 0, "{coherent}: what is not used leaves for good");
+        let long = thrashed(&mut limit, &mut model, 100, 0..4096);
+        assert!(long >= 70, "{coherent}: {long}");
+        assert!(thrashed(&mut limit, &mut model, 40, 0..256) <= 30, "{coherent}");
+        assert_eq!(thrashed(&mut limit, &mut model, 100, 0..256), 0, "{coherent}");
+    }
+}
+
+#[test]
+fn who_goes_through_what_was_away_for_long_does_not_thrash() {
+    let mut model = Model::new(&[(0, 4096)], &[8192]);
+    let mut limit = limit(512);
+    assert_eq!(thrashed(&mut limit, &mut model, 70, 0..256), 0);
+    let before = model.moved_out;
+    for page in (256..4096).step_by(16) {
+        (page..page + 16).for_each(|page| model.touch(page));
+        assert_eq!(thrashed(&mut limit, &mut model, 1, 0..256), 0);
+    }
+    assert!(model.moved_out - before > 6 * 512, "memory is turned over six times and more");
+}
+
+/// All pages are used alike: none is better in system memory than another.
+#[test]
+fn on_a_coherent_device_little_is_turned_over_in_vain() {
+    let mut model = Model::new(&[(0, 4096)], &[8192]).coherent();
+    let mut limit = limit(1024);
+    let mut random = Random::new(1);
+    let mut moved = |model: &mut Model, times| {
+        let before = model.moved_home;
+        run(&mut limit, model, times, |model| (0..50).for_each(|_| model.touch(random.below(4096))));
+        model.moved_home - before
+    };
+    let at_first = moved(&mut model, 1_000);
+    moved(&mut model, 60_000);
+    let in_the_end = moved(&mut model, 1_000);
+    assert!(in_the_end < at_first / 4, "{at_first} {in_the_end}");
+}
+
 #[test]
 fn nothing_is_sampled_of_a_program_that_does_nothing() {
     // Of little on a device samples have cost less than they may, and more could be paid for.
