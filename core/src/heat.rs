@@ -10,26 +10,31 @@
 //! A page that is away, or that is out as a sample ([`Engine::sample`]), shows its next touch, which is a fault: what it was away for is an interval.
 //! A page in use shows nothing; its age says how old what is known of it has become.
 //!
-//! A block has a [`BlockHeat`], under its lock, from when something of it is first taken out as a sample: other memory has none.
+//! A block has a [`BlockHeat`], under its lock, from when something of it is first taken out as a sample, or is to leave without
+//! ([`Engine::expect_heat`]): other memory has none.
 //! Pages of a huge page have one heat together. Ages are brought up to date by whoever looks, not by touches: that of a page which is touched counts
 //! from the last look before.
 //!
 //! Beside it each block has a [`Warmth`], a bit for each chunk ([`CHUNK_PAGES`]) that says whether a touch brought something of it home since this
 //! was asked last: what `clock` goes by.
 //!
-//! A source of heat is who calls `BlockState::note_touch` or `BlockState::note_use`, with the block locked, and has a row here:
+//! A source of heat is who calls `BlockState::note_touch` or `BlockState::note_use`, with the block locked, and has a row here, and a name ([`Source`]):
 //!
-//! | source | sees |
-//! | --- | --- |
-//! | [`Engine::fault`] and its like, by `BlockState::note_touch` | touches of pages in private frames |
-//! | the same, of a page in a frame with an address | touches of pages that are out as samples |
+//! | source | is | sees |
+//! | --- | --- | --- |
+//! | `faults` | [`Engine::fault`] and its like, by `BlockState::note_touch` | touches of pages in private frames |
+//! | `samples` | the same, of a page in a frame with an address | touches of pages that are out as samples |
 //!
 //! *Limits:* intervals of less than a tick, and of more than 2^14 of them (a minute), are alike. The clock is who calls [`Engine::set_tick`].
+
+mod sources;
 
 #[cfg(doc)]
 use crate::engine::Engine;
 use crate::space::Space;
 use crate::units::{BLOCK_PAGES, PageCount, PageRange};
+
+pub use sources::{Source, Sources, SourcesError};
 
 /// The pages of a chunk (256 KiB), of which it is known whether something was brought home.
 pub const CHUNK_PAGES: u64 = BLOCK_PAGES / 8;

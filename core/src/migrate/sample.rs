@@ -141,11 +141,16 @@ impl<H: Host> Engine<H> {
             let (Some((first, region)), Some((last, _))) = (run.first(), run.last()) else { continue };
             let Some(hull) = PageRange::between(first.start(), last.end()) else { continue };
             self.make_room(hull.pages());
-            self.expect_heat(hull, run.len() == 1);
+            self.keep_heat(hull, run.len() == 1);
             let parts = run.iter().map(|(part, _)| *part);
             Collected::collect_parts(self, hull, parts, *region, request).leave_out(&mut sampled);
         }
         sampled
+    }
+
+    /// How warm the pages of `ranges` are is to be known from now on, though they are not sampled.
+    pub fn expect_heat(&self, ranges: &[PageRange]) {
+        self.managed_parts(ranges).into_iter().for_each(|(part, _)| self.keep_heat(part, true));
     }
 
     /// The pages of `range` can't be taken out: whoever looks for the coldest does not find them again at once.
@@ -218,7 +223,7 @@ impl<H: Host> Engine<H> {
     }
 
     /// The block of `range` keeps heat from now on: of each page by itself, unless they are one huge page, which `whole` of `range` is to go.
-    fn expect_heat(&self, range: PageRange, whole: bool) {
+    fn keep_heat(&self, range: PageRange, whole: bool) {
         let is_huge = whole && range.pages() == PageCount::BLOCK && self.host.is_huge(range);
         let _shared = self.space.gate.share();
         let block = self.space.block(range.start().block());

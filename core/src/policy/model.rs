@@ -43,6 +43,8 @@ pub(super) struct Model {
     pub(super) huge: bool,
     /// Whether devices refuse pages, though they have room.
     pub(super) refuses: bool,
+    /// Whether pages may be sampled.
+    pub(super) samples: bool,
     used: Cell<u64>,
     /// What samples, and other moves, have cost.
     spent: u64,
@@ -82,6 +84,7 @@ impl Model {
             uses: true,
             huge: false,
             refuses: false,
+            samples: true,
             used: Cell::new(0),
             spent: 0,
             asked: Vec::new(),
@@ -163,6 +166,7 @@ impl Model {
     }
 
     fn sample(&mut self, what: &Move, from: Select) -> PageCount {
+        assert!(self.samples, "{what:?}");
         let mut sampled = PageCount::ZERO;
         for page in what.ranges.iter().flat_map(|range| range.iter()).map(|page| page.get() / PAGE_SIZE) {
             let Some(at) = self.pages.get(&page).copied() else { continue };
@@ -220,6 +224,10 @@ impl Model {
             }
             if let Target::Device(device) = at {
                 self.devices[device.index()].used = self.devices[device.index()].used - PageCount::ONE;
+            }
+            if !self.samples {
+                let (heat, index) = self.heat(page);
+                heat.taken_out(index);
             }
             match to {
                 Target::System => self.moved_home += 1,
@@ -314,6 +322,10 @@ impl View for Model {
 
     fn spent(&self) -> u64 {
         self.spent
+    }
+
+    fn takes_samples(&self) -> bool {
+        self.samples
     }
 
     fn turnover(&self) -> Turnover {

@@ -49,6 +49,11 @@ pub trait View {
     /// How much time of processors was used by now, in microseconds, to plan and to carry out what was planned. Costs a system call.
     fn spent(&self) -> u64;
 
+    /// Whether pages may be taken out as samples. What is not sampled shows no more than the touches that bring it home.
+    fn takes_samples(&self) -> bool {
+        true
+    }
+
     /// What has gone from one place to the other by now. Costs a few words.
     fn turnover(&self) -> Turnover {
         Turnover::default()

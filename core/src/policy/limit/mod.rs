@@ -23,6 +23,9 @@
 //! | `promotion` | samples of coherent devices ([`Promotion`]) |
 //! | `thrash` | whether memory is turned over for nothing ([`Thrash`]): samples of coherent devices cost as little then as when little is to be learned |
 //!
+//! Where pages may not be [sampled](View::takes_samples), the coldest leave by what touches have shown that brought them home; what never left counts as
+//! the coldest, and nothing is promoted.
+//!
 //! *Limits:* nothing is brought home from private devices but by touches. Files that are mapped are neither moved nor counted.
 
 mod coldest;
@@ -91,6 +94,14 @@ fn ends_samples(what: &Move) -> bool {
 
 fn pages_of(ranges: &[PageRange]) -> PageCount {
     ranges.iter().map(|range| range.pages()).sum()
+}
+
+/// Devices that have room, the cheapest first, and of those as they were given.
+fn with_room(view: &dyn View) -> Vec<DeviceState> {
+    let mut devices = view.devices();
+    devices.retain(|device| !device.room().is_zero());
+    devices.sort_by_key(|device| device.memory_type == MemoryType::DevicePrivate);
+    devices
 }
 
 /// How many pages come home.
@@ -170,10 +181,7 @@ impl Limit {
     /// Sends those away that were out for long enough, while more than `surplus` is not; how many may leave.
     fn send_away(&mut self, view: &dyn View, now: u64, surplus: PageCount, plan: &mut Plan) -> PageCount {
         let mut leaving = PageCount::ZERO;
-        let mut devices = view.devices();
-        devices.retain(|device| !device.room().is_zero());
-        // The cheapest first, and of those as they were given.
-        devices.sort_by_key(|device| device.memory_type == MemoryType::DevicePrivate);
+        let devices = with_room(view);
         while let Some(window) = self.out.front() {
             if window.until > now || !plan.has_room() {
                 break;
@@ -201,6 +209,10 @@ impl Limit {
             // Nobody need look for long whether these are used.
             let Some(range) = view.take_not_soon(surplus - taken) else { break };
             taken += range.pages();
+            if !view.takes_samples() {
+                self.send_unseen(view, vec![range], plan);
+                continue;
+            }
             self.out_pages += range.pages();
             self.out.push_front(Window { until: now, ranges: vec![range] });
             push(plan, vec![range], Act::Sample { from: Select::SYSTEM });
@@ -221,11 +233,22 @@ impl Limit {
             }
             let pages = pages_of(&ranges);
             taken += pages;
+            if !view.takes_samples() {
+                self.send_unseen(view, ranges, plan);
+                continue;
+            }
             self.out_pages += pages;
             self.out.push_back(Window { until: now + window, ranges: ranges.clone() });
             push(plan, ranges, Act::Sample { from: Select::SYSTEM });
         }
         plan.ask_again_within(1000);
+    }
+
+    /// Sends `ranges`, of one block, away as they are.
+    fn send_unseen(&mut self, view: &dyn View, ranges: Vec<PageRange>, plan: &mut Plan) {
+        let Some(first) = ranges.first().copied() else { return };
+        self.leaving = true;
+        push(plan, ranges, Act::Migrate { from: Select::SYSTEM, to: to(&with_room(view), view, first) });
     }
 
     /// Whether it was tried in vain, and nothing has happened since, or not for long.
@@ -249,7 +272,7 @@ impl Policy for Limit {
         let now = view.now();
         self.arrivals.note(signs.home, now);
         self.thrash.note(now, limit, view.turnover(), self.promotion.take_promoted());
-        let on_coherent = self.promotion.is_of_use(view);
+        let on_coherent = view.takes_samples() && self.promotion.is_of_use(view);
         let nothing_is_out = self.out.is_empty() && self.promotion.is_idle();
         if nothing_is_out && !on_coherent && (signs.anonymous <= limit || self.is_futile(view, (signs, limit), now)) {
             return;
@@ -263,7 +286,9 @@ impl Policy for Limit {
         let over = PageCount::new((resident + room).get().saturating_sub(limit.get()));
         let leaving = self.send_away(view, now, over, plan);
         let free = PageCount::new(limit.get().saturating_sub(resident.get()));
-        self.promotion.plan(view, now, free, self.thrash.is_on(), plan);
+        if view.takes_samples() {
+            self.promotion.plan(view, now, free, self.thrash.is_on(), plan);
+        }
         let missing = PageCount::new(over.get().saturating_sub((leaving + self.out_pages).get()));
         let elsewhere: PageCount = view.devices().iter().map(DeviceState::room).sum();
         let is_due = resident > limit || missing.get() >= most / STEP;

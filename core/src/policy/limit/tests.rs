@@ -337,6 +337,31 @@ fn on_a_coherent_device_little_is_turned_over_in_vain() {
     assert!(in_the_end < at_first / 4, "{at_first} {in_the_end}");
 }
 
+/// Some pages are used all the time, others one after the other: what was away for long leaves again first.
+#[test]
+fn without_samples_what_comes_home_soon_stays_and_nothing_is_promoted() {
+    let mut model = Model::new(&[(0, 4096)], &[8192]);
+    model.samples = false;
+    let mut limit_of_some = limit(1024);
+    let mut scan = 256;
+    let (mut random, mut away) = (Random::new(1), 0);
+    run(&mut limit_of_some, &mut model, 20_000, |model| {
+        (0..64).for_each(|_| model.touch(random.below(256)));
+        model.touch(scan);
+        scan = if scan == 4095 { 256 } else { scan + 1 };
+        if model.now > 10_000 * MILLISECOND {
+            away += 256 - home(model, 0..256);
+        }
+    });
+    let share = away * 1000 / 256 / 10_000;
+    assert!(share < 20, "{share} of a thousand hot pages are away");
+    assert!(model.resident_pages() <= 1024);
+    let mut model = Model::new(&[(0, 2048)], &[5000]).coherent();
+    model.samples = false;
+    run(&mut limit(1024), &mut model, 2000, |model| (0..2048).for_each(|page| model.touch(page)));
+    assert_eq!((model.moved_out, model.moved_home, model.faults), (1024, 0, 0));
+}
+
 #[test]
 fn nothing_is_sampled_of_a_program_that_does_nothing() {
     // Of little on a device samples have cost less than they may, and more could be paid for.
