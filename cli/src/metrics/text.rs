@@ -40,7 +40,12 @@ impl Collector for Metrics {
         };
         counter("hetmem_cpu_faults", "Touches of pages that were away, and were served", None, total.cpu_faults)?;
         counter("hetmem_sample_touches", "Of these, of pages that were out as samples", None, total.sample_touches)?;
-        counter("hetmem_refaults", "Pages that came home less than a minute after they had left", None, total.refaults)?;
+        counter(
+            "hetmem_refaults",
+            "Pages that came home less than a minute after they had left",
+            None,
+            total.refaults,
+        )?;
         counter(
             "hetmem_pages_migrated_to_device",
             "Pages that moved to a device",

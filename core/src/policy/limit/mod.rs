@@ -21,7 +21,7 @@
 //! | --- | --- |
 //! | `coldest` | which pages are the coldest ([`Coldest`]) |
 //! | `promotion` | samples of coherent devices ([`Promotion`]) |
-//! | `thrash` | whether memory is turned over for nothing ([`Thrash`]): samples of coherent devices cost as little then as when little is to be learned |
+//! | `thrash` | whether memory is turned over for nothing ([`Thrash`]) |
 //!
 //! Where pages may not be [sampled](View::takes_samples), the coldest leave by what touches have shown that brought them home; what never left counts as
 //! the coldest, and nothing is promoted.
@@ -77,7 +77,8 @@ const FUTILE: (u64, u64) = (10_000, 1_000_000);
 /// Pages of one block that are out as samples.
 #[derive(Debug)]
 struct Window {
-    /// Until when.
+    /// From when, and until when.
+    since: u64,
     until: u64,
     ranges: Vec<PageRange>,
 }
@@ -179,14 +180,25 @@ impl Limit {
     }
 
     /// Sends those away that were out for long enough, while more than `surplus` is not; how many may leave.
-    fn send_away(&mut self, view: &dyn View, now: u64, surplus: PageCount, plan: &mut Plan) -> PageCount {
+    fn send_away(
+        &mut self,
+        view: &mut dyn View,
+        now: u64,
+        surplus: PageCount,
+        on_coherent: bool,
+        plan: &mut Plan,
+    ) -> PageCount {
         let mut leaving = PageCount::ZERO;
         let devices = with_room(view);
         while let Some(window) = self.out.front() {
             if window.until > now || !plan.has_room() {
                 break;
             }
-            let Some(Window { ranges, .. }) = self.out.pop_front() else { break };
+            let Some(window) = self.out.pop_front() else { break };
+            if on_coherent {
+                self.promotion.see_leave(view, &window, now);
+            }
+            let ranges = window.ranges;
             let pages = pages_of(&ranges);
             self.out_pages = self.out_pages - pages.min(self.out_pages);
             let act = match ranges.first() {
@@ -214,7 +226,7 @@ impl Limit {
                 continue;
             }
             self.out_pages += range.pages();
-            self.out.push_front(Window { until: now, ranges: vec![range] });
+            self.out.push_front(Window { since: now, until: now, ranges: vec![range] });
             push(plan, vec![range], Act::Sample { from: Select::SYSTEM });
         }
         // Not more than once round: what is planned already would be found again.
@@ -238,7 +250,7 @@ impl Limit {
                 continue;
             }
             self.out_pages += pages;
-            self.out.push_back(Window { until: now + window, ranges: ranges.clone() });
+            self.out.push_back(Window { since: now, until: now + window, ranges: ranges.clone() });
             push(plan, ranges, Act::Sample { from: Select::SYSTEM });
         }
         plan.ask_again_within(1000);
@@ -284,10 +296,10 @@ impl Policy for Limit {
         let room = if on_coherent { most } else { self.arrivals.within(window + REACTION).min(most) };
         let room = PageCount::new(room);
         let over = PageCount::new((resident + room).get().saturating_sub(limit.get()));
-        let leaving = self.send_away(view, now, over, plan);
+        let leaving = self.send_away(view, now, over, on_coherent, plan);
         let free = PageCount::new(limit.get().saturating_sub(resident.get()));
         if view.takes_samples() {
-            self.promotion.plan(view, now, free, self.thrash.is_on(), plan);
+            self.promotion.plan(view, now, free, plan);
         }
         let missing = PageCount::new(over.get().saturating_sub((leaving + self.out_pages).get()));
         let elsewhere: PageCount = view.devices().iter().map(DeviceState::room).sum();

@@ -1,8 +1,8 @@
 //! What is used on coherent devices: some chunks at a time are out as samples for a short while, by turns, and what is touched meanwhile is promoted.
 //!
 //! It costs time, most of it by what each change of a page table makes other processors do. What it costs is measured, with all that is done beside it
-//! to keep the limit, and held to a share of the time that the program uses, the larger the more of what is sampled is touched: a lot is to be learned
-//! then. While [memory thrashes](super::thrash) what is touched is no reason for what is there to leave, and the share is the least.
+//! to keep the limit, and held to a share of the time that the program uses. That is the larger the more often what is there is touched than what would
+//! leave for it, as samples of either show: where both are touched alike, a page that is promoted is no better than the one that leaves for it.
 
 use std::collections::VecDeque;
 
@@ -12,14 +12,16 @@ use crate::migrate::{Place, Select, Survey, Target, push_page};
 use crate::physmap::MemoryType;
 use crate::policy::hand::Hand;
 use crate::policy::{Act, Plan, View};
-use crate::units::{BLOCK_PAGES, PageCount, PageRange};
+use crate::units::{BLOCK_PAGES, PageCount, PageRange, VirtAddr};
 
 /// Microseconds that a touch of a page that is out costs, which others serve.
 const TOUCH: u64 = 12;
 /// The least and the greatest share of the program's time, in thousandths.
 const SHARES: (u64, u64) = (10, 60);
-/// So many of a million pages are touched while they are out where there is most to be learned.
-const MUCH: u64 = 30_000;
+/// What is on devices is touched so many times as often as what would leave, in hundredths, where nothing is to be gained, and where most is.
+const GAIN: (u64, u64) = (100, 300);
+/// About so many samples show how often pages are touched.
+const SHOWN: u64 = 128;
 /// Windows get longer while fewer of a million pages are touched than the first, and shorter while more are than the second.
 const TOUCHED: (u64, u64) = (5_000, 100_000);
 /// The shortest and the longest window, in microseconds.
@@ -48,10 +50,27 @@ pub(super) struct Promotion {
     budget: i64,
     /// Of a million pages so many were touched, lately.
     touched: u64,
-    /// Whether nothing is gained by what is touched.
-    in_vain: bool,
+    /// How often pages on devices are touched, and those of system memory that would leave.
+    there: Rate,
+    here: Rate,
     /// Pages that were to be promoted since this was asked last.
     promoted: u64,
+}
+
+/// How often pages are touched, by what was seen lately.
+#[derive(Debug, Default)]
+struct Rate {
+    /// Touches, in thousandths.
+    touches: u64,
+    /// For how long pages were out, all together, in microseconds.
+    time: u64,
+}
+
+impl Rate {
+    fn note(&mut self, touches: u64, pages: u64, micros: u64) {
+        self.touches = self.touches - self.touches / SHOWN + touches * 1000;
+        self.time = self.time - self.time / SHOWN + pages * micros;
+    }
 }
 
 impl Default for Promotion {
@@ -65,8 +84,9 @@ impl Default for Promotion {
             spent: 0,
             ran: 0,
             budget: 0,
-            touched: MUCH,
-            in_vain: false,
+            touched: TOUCHED.0,
+            there: Rate::default(),
+            here: Rate::default(),
             promoted: 0,
         }
     }
@@ -88,13 +108,23 @@ impl Promotion {
         std::mem::replace(&mut self.promoted, 0)
     }
 
-    /// Ends samples whose time has come, and begins others: as few as can be where that is `in_vain`. There is room for `free` pages.
-    pub(super) fn plan(&mut self, view: &mut dyn View, now: u64, free: PageCount, in_vain: bool, plan: &mut Plan) {
+    /// Of `window`, which would leave now, it was seen what was touched.
+    pub(super) fn see_leave(&mut self, view: &mut dyn View, window: &Window, now: u64) {
+        let (Some(first), Some(last)) = (window.ranges.first(), window.ranges.last()) else { return };
+        let Some(hull) = PageRange::between(first.start(), last.end()) else { return };
+        view.survey(hull, &mut self.survey);
+        let place = |page: VirtAddr| self.survey.pages[page.pages_since(hull.start()).as_usize()].place;
+        let pages = window.ranges.iter().flat_map(|range| range.iter());
+        let touched = pages.filter(|page| place(*page) == Place::System).count() as u64;
+        self.here.note(touched, super::pages_of(&window.ranges).get(), now.saturating_sub(window.since));
+    }
+
+    /// Ends samples whose time has come, and begins others. There is room for `free` pages.
+    pub(super) fn plan(&mut self, view: &mut dyn View, now: u64, free: PageCount, plan: &mut Plan) {
         let mut free = free;
-        self.in_vain = in_vain;
         while self.out.front().is_some_and(|window| window.until <= now) && plan.has_room() {
             let Some(window) = self.out.pop_front() else { break };
-            self.end(view, window.ranges, &mut free, plan);
+            self.end(view, window, now, &mut free, plan);
         }
         if self.is_of_use(view) {
             self.begin(view, now, free, plan);
@@ -104,10 +134,10 @@ impl Promotion {
         }
     }
 
-    fn end(&mut self, view: &mut dyn View, ranges: Vec<PageRange>, free: &mut PageCount, plan: &mut Plan) {
+    fn end(&mut self, view: &mut dyn View, window: Window, now: u64, free: &mut PageCount, plan: &mut Plan) {
         let (mut hot, mut cold) = (Vec::new(), Vec::new());
         let (mut sampled, mut came, mut touches) = (0, 0, 0);
-        for range in ranges {
+        for range in window.ranges {
             view.survey(range, &mut self.survey);
             sampled += range.pages().get();
             if range.pages() == PageCount::BLOCK && self.survey.huge {
@@ -130,6 +160,7 @@ impl Promotion {
         }
         let small = super::pages_of(&hot).get();
         (came, touches) = (came + small, touches + small);
+        self.there.note(came, sampled, now.saturating_sub(window.since));
         if let Some(millionths) = (came * 1_000_000).checked_div(sampled) {
             self.touched = (self.touched * 31 + millionths) / 32;
         }
@@ -160,8 +191,15 @@ impl Promotion {
 
     /// What share of its time samples may cost the program, in thousandths.
     fn share(&self) -> u64 {
-        let much = if self.in_vain { 0 } else { self.touched.min(MUCH) };
-        SHARES.0 + (SHARES.1 - SHARES.0) * much / MUCH
+        let product = |a: u64, b: u64| u128::from(a) * u128::from(b);
+        let there = product(self.there.touches, self.here.time);
+        let here = product(self.here.touches, self.there.time);
+        // Of what was not seen yet all may be learned.
+        let is_known = self.here.time > 0 && self.there.time > 0;
+        let most = if is_known && there == 0 { GAIN.0 } else { GAIN.1 };
+        let times = (there * 100).checked_div(here).and_then(|times| u64::try_from(times).ok()).unwrap_or(most);
+        let gain = times.clamp(GAIN.0, GAIN.1) - GAIN.0;
+        SHARES.0 + (SHARES.1 - SHARES.0) * gain / (GAIN.1 - GAIN.0)
     }
 
     /// Adds what the program has used since, and pays for what was spent; whether the program has used any.
@@ -226,7 +264,7 @@ impl Promotion {
                 continue;
             }
             begun += 1;
-            self.out.push_back(Window { until: now + self.window, ranges: ranges.clone() });
+            self.out.push_back(Window { since: now, until: now + self.window, ranges: ranges.clone() });
             super::push(plan, ranges, Act::Sample { from: Select::DEVICE_COHERENT });
         }
         plan.ask_again_within(PAUSES.0);
