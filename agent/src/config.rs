@@ -7,6 +7,7 @@
 use std::fmt;
 use std::path::PathBuf;
 
+use hetmem_core::heat::{Sources, SourcesError};
 use hetmem_core::policy::{PolicyError, PolicySpec};
 use hetmem_core::units::ByteLen;
 use hetmem_devices::spec::{DeviceSpec, SpecError};
@@ -26,6 +27,8 @@ pub struct Config {
     pub devices: Vec<DeviceSpec>,
     /// Which pages go where, and when.
     pub policy: PolicySpec,
+    /// What shows it how pages are used.
+    pub heat: Sources,
     /// How much populated system memory is kept for pages on their way home, in each process.
     pub stock: ByteLen,
     /// Whether the limit and the sizes of devices are each process's, and not the run's.
@@ -60,6 +63,9 @@ pub enum ConfigError {
     /// The policy can't be had.
     #[error("{VARIABLE}: {0}")]
     Policy(#[from] PolicyError),
+    /// Heat comes from elsewhere.
+    #[error("{VARIABLE}: {0}")]
+    Heat(#[from] SourcesError),
 }
 
 impl Config {
@@ -74,6 +80,7 @@ impl Config {
             version: VERSION,
             devices: self.devices.iter().map(DeviceSpec::to_string).collect(),
             policy: self.policy.to_string(),
+            heat: self.heat.to_string(),
             stock: self.stock.get(),
             per_process: self.per_process,
             files: self.files,
@@ -100,6 +107,7 @@ impl Config {
         Ok(Self {
             devices: wire.devices.iter().map(|spec| spec.parse()).collect::<Result<_, _>>()?,
             policy,
+            heat: wire.heat.parse()?,
             stock: ByteLen::new(wire.stock),
             per_process: wire.per_process,
             files: wire.files,
@@ -118,7 +126,8 @@ impl fmt::Display for Config {
         }
         let per_process = if self.per_process { " --per-process" } else { "" };
         let files = if self.files { " --files" } else { "" };
-        write!(f, "--policy {} --stock {}{per_process}{files}", self.policy, self.stock.get())
+        let (policy, heat, stock) = (&self.policy, self.heat, self.stock.get());
+        write!(f, "--policy {policy} --heat {heat} --stock {stock}{per_process}{files}")
     }
 }
 
@@ -133,6 +142,7 @@ struct Wire {
     version: u32,
     devices: Vec<String>,
     policy: String,
+    heat: String,
     stock: u64,
     per_process: bool,
     files: bool,
@@ -152,6 +162,7 @@ mod tests {
                 "private:emulated,size=64M,latency=2us,fail=9".parse().unwrap(),
             ],
             policy: policy.parse().unwrap(),
+            heat: Sources { samples: false },
             stock: ByteLen::new(1 << 20),
             per_process: true,
             files: true,
@@ -176,6 +187,8 @@ mod tests {
         assert!(matches!(Config::decode(""), Err(ConfigError::Malformed(_))));
         let bad = config("manual").encode().replace("emulated", "imagined");
         assert!(matches!(Config::decode(&bad), Err(ConfigError::Device(_))));
+        let heat = config("manual").encode().replace("\"faults\"", "\"guesses\"");
+        assert!(matches!(Config::decode(&heat), Err(ConfigError::Heat(SourcesError::Unknown(_)))));
         let unknown = config("manual").encode().replace("manual", "lru");
         assert!(matches!(Config::decode(&unknown), Err(ConfigError::Policy(PolicyError::Unknown(_)))));
         let incomplete = config("limit").encode();
@@ -187,7 +200,7 @@ mod tests {
         assert_eq!(
             config("limit=1M").to_string(),
             "--device coherent:emulated,size=64M,name=c \
-             --device private:emulated,size=64M,name=private0,latency=2us,fail=9 --policy limit=1M --stock 1048576 --per-process --files"
+             --device private:emulated,size=64M,name=private0,latency=2us,fail=9 --policy limit=1M --heat faults --stock 1048576 --per-process --files"
         );
     }
 }

@@ -3,8 +3,8 @@
 use std::cell::Cell;
 use std::time::{Duration, Instant};
 
-use hetmem_core::heat;
-use hetmem_core::migrate::{Request, Survey, Target};
+use hetmem_core::heat::{self, Sources};
+use hetmem_core::migrate::{Request, Select, Survey, Target};
 use hetmem_core::outcome::{KeptReason, Outcomes};
 use hetmem_core::policy::{Act, DeviceState, Move, Plan, Policy, Resident, Signs, Turnover, View};
 use hetmem_core::units::{BLOCK_PAGES, DeviceId, PageCount, PageRange, VirtAddr};
@@ -39,9 +39,10 @@ pub(super) struct Executor<'a> {
 }
 
 impl<'a> Executor<'a> {
-    /// `sharing` is with the other processes of the run, if the limit is theirs, too.
+    /// The policy goes by `heat`. `sharing` is with the other processes of the run, if the limit is theirs, too.
     pub(super) fn new(
         policy: Box<dyn Policy>,
+        heat: Sources,
         managed: &'a Managed,
         memory: &'a MemoryUse,
         sharing: Option<Sharing<'a>>,
@@ -50,6 +51,7 @@ impl<'a> Executor<'a> {
             managed,
             memory,
             counts_files: policy.takes_files(),
+            takes_samples: heat.samples,
             began: Instant::now(),
             ranges: Vec::new(),
             changes: 0,
@@ -131,6 +133,9 @@ impl<'a> Executor<'a> {
         let others = program.sharing.as_ref().map_or(Others::Copy, Sharing::others);
         let act = |of: &Move| {
             program.tick();
+            if !program.takes_samples && matches!(of.act, Act::Migrate { from: Select::SYSTEM, .. }) {
+                program.managed.expect_heat(&of.ranges);
+            }
             carry_out(program.managed, of, others)
         };
         self.plan.carry_out(act, urgent);
@@ -144,6 +149,7 @@ struct Program<'a> {
     memory: &'a MemoryUse,
     /// Whether files' mappings are among the ranges.
     counts_files: bool,
+    takes_samples: bool,
     /// What the policy's time counts from.
     began: Instant,
     ranges: Vec<PageRange>,
@@ -258,6 +264,10 @@ impl View for Program<'_> {
 
     fn spent(&self) -> u64 {
         micros(processor_time())
+    }
+
+    fn takes_samples(&self) -> bool {
+        self.takes_samples
     }
 
     fn turnover(&self) -> Turnover {

@@ -28,6 +28,7 @@ use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicU32, Ordering};
 
 use hetmem_core::engine::CountersAt;
+use hetmem_core::heat::Sources;
 use hetmem_core::policy::PolicySpec;
 use hetmem_core::sync::{Condvar, Mutex, lock};
 use hetmem_core::units::{ByteLen, DeviceId, PageCount, PageRange};
@@ -61,6 +62,8 @@ pub(super) struct Agent {
     pub(super) mailbox: Mailbox,
     pub(super) stacks: Stacks,
     pub(super) policy: PolicySpec,
+    /// What that goes by.
+    pub(super) heat: Sources,
     pub(super) memory: MemoryUse,
     /// What it shares with the other processes of the run; `None` if it shares nothing.
     pub(super) run: Option<Part>,
@@ -273,6 +276,7 @@ fn prepare(startup: &Startup) -> Result<&'static Agent, String> {
         mailbox,
         stacks,
         policy: config.policy.clone(),
+        heat: config.heat,
         memory,
         seat,
         run,

@@ -26,7 +26,7 @@ pub(super) fn run(agent: &Agent) -> Departure {
     let (managed, mailbox) = (&agent.managed, &agent.mailbox);
     let policy = agent.policy.make().expect("a configuration that was read has a policy that can be made");
     let sharing = agent.run.map(|part| Sharing::new(managed, part, agent.parent));
-    let mut executor = Executor::new(policy, managed, &agent.memory, sharing);
+    let mut executor = Executor::new(policy, agent.heat, managed, &agent.memory, sharing);
     let mut house = Housekeeping::new(managed, &agent.stacks);
     let mut supervised = Supervised::new(agent.seat, agent.parent);
     let mut advised = Advised::default();

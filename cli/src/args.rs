@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use clap::builder::Resettable;
 use clap::{ArgAction, Args, Parser, Subcommand};
+use hetmem_core::heat::Sources;
 use hetmem_core::policy::{POLICIES, PolicySpec};
 use hetmem_core::quantity;
 use hetmem_core::units::{ByteLen, VirtAddr};
@@ -73,6 +74,14 @@ pub(crate) struct RunArgs {
     /// It is what all processes of the run together may have of their managed memory there.
     #[arg(long, value_name = "SIZE", value_parser = quantity::size)]
     pub(crate) system_limit: Option<ByteLen>,
+
+    /// What shows the policy how pages are used: faults, samples [default: all that it goes by]
+    ///
+    /// `faults`: touches that bring pages home from private devices; they cost nothing beside. `samples`: some pages are taken out for some milliseconds, and
+    /// a touch of one of these brings it back, which costs some microseconds; policy `limit` goes by them, too. Without them it moves nothing home from
+    /// coherent devices, and what has never left counts as the coldest.
+    #[arg(long, value_name = "SOURCE[,SOURCE...]")]
+    pub(crate) heat: Option<Sources>,
 
     /// Each process has limit and devices for itself
     ///

@@ -65,6 +65,15 @@ fn wrong_policies_and_limits_are_usage_errors() {
     refused(&["--policy", "limit"], 2, &["--policy limit needs --system-limit"]);
     refused(&["--policy", "limit=1M", "--system-limit", "1M"], 2, &["goes without --system-limit"]);
     refused(&["--system-limit", "1M"], 2, &["goes with --policy limit or clock only"]);
+    for (heat, part) in [
+        ("x", "unknown source `x`; the sources are faults and samples"),
+        ("faults,", "unknown source ``"),
+        ("samples", "`faults` can't be left out"),
+    ] {
+        refused(&["--policy", "limit=1M", "--heat", heat], 2, &[part]);
+    }
+    refused(&["--policy", "clock=1M", "--heat", "faults,samples"], 2, &["policy clock does not go by samples"]);
+    refused(&["--heat", "faults"], 2, &["policy manual does not go by faults"]);
     for (size, part) in [
         ("0", "zero"),
         ("5000", "multiple of the page"),

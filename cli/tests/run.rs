@@ -110,11 +110,14 @@ fn the_statistics_have_every_field() {
         "pages_migrated_to_device",
         "pages_migrated_to_system",
         "cpu_faults",
+        "sample_touches",
+        "refaults",
         "bytes_copied",
         "errors",
     ] {
         assert!(stats[number].is_u64(), "{number}");
     }
+    assert_eq!(stats["thrashing_seconds"], 0.0);
     assert!(stats["pages_kept"].is_object());
     for quantile in ["p50", "p99", "max"] {
         assert!(stats["fault_latency_us"][quantile].is_f64(), "{quantile}");

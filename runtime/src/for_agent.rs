@@ -370,6 +370,11 @@ impl Managed {
         self.0.sample(ranges, select, others)
     }
 
+    /// How warm the pages of `ranges` are is to be known from now on, though they are not sampled.
+    pub fn expect_heat(&self, ranges: &[PageRange]) {
+        self.0.engine.expect_heat(ranges);
+    }
+
     /// Puts the pages of `ranges` back that are out as samples; how many came.
     #[must_use]
     pub fn put_back(&self, ranges: &[PageRange]) -> PageCount {

@@ -1,5 +1,6 @@
 //! The checks of `hetmem doctor`, in the order in which they are printed.
 
+use hetmem_core::heat::Source;
 use hetmem_core::units::PAGE_SIZE;
 use hetmem_sys::probe::{Capabilities, Limit, MoveTrialError};
 use hetmem_sys::uffd::{Features, OLDEST, Route};
@@ -26,7 +27,7 @@ const NEEDED: [(Features, &str); 5] = [
 ];
 
 /// What is found to be missing where pages are of another size than hetmem asks for.
-const BY_PAGES: [&str; 5] = ["userfaultfd", "page move", "fork events", "populate", "page map scan"];
+const BY_PAGES: [&str; 6] = ["userfaultfd", "page move", "heat", "fork events", "populate", "page map scan"];
 
 /// Everything, on a host with these capabilities.
 pub(super) fn all(found: &Capabilities) -> Vec<Check> {
@@ -65,6 +66,7 @@ fn each(found: &Capabilities) -> Vec<Check> {
                 .map(|()| "PAGEMAP_SCAN works".to_owned())
                 .map_err(|e| (format!("PAGEMAP_SCAN: {e}"), "use Linux 6.7 or newer, with CONFIG_PROC_PAGE_MONITOR")),
         ),
+        heat(found),
         agent(),
         huge_pages(found),
         numa(found),
@@ -137,6 +139,14 @@ fn page_move(found: &Capabilities) -> Check {
         Err(error) => Err((chain(error), NEWER)),
     };
     simple("page move", true, result)
+}
+
+fn heat(found: &Capabilities) -> Check {
+    let names = Source::ALL.map(Source::name).join(", ");
+    match &found.page_move {
+        Ok(()) => simple("heat", true, Ok(format!("{names}: `hetmem run --heat` chooses"))),
+        Err(_) => simple("heat", true, Err((format!("none of {names}: pages can't move"), "see page move above"))),
+    }
 }
 
 fn fork_events(found: &Capabilities) -> Check {

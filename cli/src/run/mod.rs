@@ -30,6 +30,7 @@ use std::process::Command;
 
 use hetmem_agent::config::{self, Config};
 use hetmem_agent::ledger::Ledger;
+use hetmem_core::heat::{Source, Sources};
 use hetmem_core::policy::{PolicySpec, with_limit};
 use hetmem_core::sync::Arc;
 use hetmem_core::units::{ByteLen, PAGE_SIZE};
@@ -69,6 +70,7 @@ pub(crate) fn run(args: &RunArgs) -> Result<u8, Failure> {
     let memory = host::memory()?;
     let devices = devices(&args.devices, memory)?;
     let policy = policy(&args.policy, args.system_limit, memory)?;
+    let heat = heat(args.heat, &policy)?;
     let stock = stock(args.stock, policy.limit(), memory)?;
     let program = program::resolve(name)?;
     if let Some(obstacle) = host::obstacle(&Capabilities::probe()) {
@@ -93,7 +95,7 @@ pub(crate) fn run(args: &RunArgs) -> Result<u8, Failure> {
     };
     let rings = recorder.as_ref().and_then(Recorder::rings);
     let (per_process, files, path) = (args.per_process, args.files, ledger.path().unwrap_or_default());
-    let config = Config { devices, policy, stock, per_process, files, ledger: path, rings, supervisor };
+    let config = Config { devices, policy, heat, stock, per_process, files, ledger: path, rings, supervisor };
     command.env(config::VARIABLE, config.encode());
     let running = supervise::start(&mut command).map_err(|source| cannot_start(&program, source))?;
     let subject = Arc::new(Subject {
@@ -216,6 +218,18 @@ fn policy(given: &PolicySpec, limit: Option<ByteLen>, memory: ByteLen) -> Result
     }
 }
 
+/// What shows the policy how pages are used: all that it goes by, if nothing is `given`.
+fn heat(given: Option<Sources>, policy: &PolicySpec) -> Result<Sources, Failure> {
+    let Some(heat) = given else { return Ok(Sources { samples: policy.heat().contains(&Source::Samples) }) };
+    match heat.each().find(|source| !policy.heat().contains(source)) {
+        Some(source) => {
+            let (name, source) = (policy.name(), source.name());
+            Err(Failure::Usage(format!("--heat {heat}: policy {name} does not go by {source}")))
+        }
+        None => Ok(heat),
+    }
+}
+
 /// How much populated memory is kept, if `given` doesn't say: not much of a limit against which it counts.
 fn stock(given: Option<ByteLen>, limit: Option<ByteLen>, memory: ByteLen) -> Result<ByteLen, Failure> {
     let Some(stock) = given else {
@@ -313,6 +327,27 @@ mod tests {
         assert_eq!(preload("/l.so".into(), None), "/l.so");
         assert_eq!(preload("/l.so".into(), Some("".into())), "/l.so");
         assert_eq!(preload("/l.so".into(), Some("/a.so:/b.so".into())), "/l.so:/a.so:/b.so");
+    }
+
+    #[test]
+    fn sources_of_heat_are_those_that_the_policy_goes_by() {
+        let chosen = |given: Option<&str>, policy: &str| {
+            let given = given.map(|text| text.parse().unwrap());
+            heat(given, &policy.parse().unwrap()).map(|heat| heat.to_string()).map_err(|error| error.to_string())
+        };
+        for (given, policy, heat) in [
+            (None, "limit=4K", "faults,samples"),
+            (None, "clock=4K", "faults"),
+            (None, "manual", "faults"),
+            (Some("faults"), "limit=4K", "faults"),
+            (Some("faults,samples"), "limit=4K", "faults,samples"),
+            (Some("faults"), "clock=4K", "faults"),
+        ] {
+            assert_eq!(chosen(given, policy).as_deref(), Ok(heat), "{policy}");
+        }
+        let refused = |given, policy| chosen(Some(given), policy).unwrap_err();
+        assert!(refused("faults,samples", "clock=4K").ends_with("policy clock does not go by samples"));
+        assert!(refused("faults", "manual").ends_with("policy manual does not go by faults"));
     }
 
     #[test]

@@ -20,6 +20,7 @@ use std::sync::Once;
 
 use hetmem_agent::config::{self, Config};
 use hetmem_agent::ledger::Ledger;
+use hetmem_core::heat::Sources;
 use hetmem_core::policy::PolicySpec;
 use hetmem_core::units::ByteLen;
 use hetmem_devices::spec::SpecError;
@@ -201,6 +202,7 @@ fn nobody_configures_more_privilege() -> Checked {
         rings: None,
         devices: vec!["private:emulated,size=16M".parse().map_err(|error: SpecError| error.to_string())?],
         policy: PolicySpec::default(),
+        heat: Sources::default(),
         stock: ByteLen::new(64 << 20),
         files: false,
         per_process: false,

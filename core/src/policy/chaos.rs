@@ -9,6 +9,7 @@ use crate::units::{PAGE_SIZE, PageCount, PageRange};
 pub(super) const ENTRY: Entry = Entry {
     name: "chaos",
     argument: Argument::Drawn("SEED"),
+    heat: &[],
     help: "random chunks of everything move to every device and back, without pause, to test programs and hetmem itself; the same SEED makes the same choices",
     make: |argument| Ok(Box::new(Chaos::new(seed(argument)?))),
 };

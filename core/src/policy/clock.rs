@@ -9,6 +9,7 @@ use super::registry::{Argument, Entry};
 use super::view::to;
 use super::{DeviceState, Move, Plan, Policy, Signs, View};
 use crate::heat::CHUNK_PAGES;
+use crate::heat::Source;
 use crate::migrate::Select;
 use crate::quantity::{self, Exact};
 use crate::units::{PAGE_SIZE, PageCount};
@@ -17,6 +18,7 @@ use crate::units::{PAGE_SIZE, PageCount};
 pub(super) const ENTRY: Entry = Entry {
     name: "clock",
     argument: Argument::Limit,
+    heat: &[Source::Faults],
     help: "as limit=SIZE, always by a clock (second chance) that knows touches of what was away, and no others: a yardstick to compare limit with",
     make: |argument| Ok(Box::new(Clock::new(pages(argument)?))),
 };

@@ -7,6 +7,7 @@ use super::{Plan, Policy, View};
 pub(super) const ENTRY: Entry = Entry {
     name: "manual",
     argument: Argument::None,
+    heat: &[],
     help: "nothing moves unless the program asks for it",
     make: |_| Ok(Box::new(Manual)),
 };

@@ -6,6 +6,7 @@ use std::str::FromStr;
 use thiserror::Error;
 
 use super::Policy;
+use crate::heat::Source;
 use crate::quantity;
 use crate::units::ByteLen;
 
@@ -25,6 +26,8 @@ pub struct Entry {
     pub name: &'static str,
     /// What is written behind it.
     pub argument: Argument,
+    /// What shows it how pages are used.
+    pub heat: &'static [Source],
     /// What it does, in one line.
     pub help: &'static str,
     /// Makes it as the argument says, which is empty where there is none; or says what is wrong with that.
@@ -132,6 +135,12 @@ impl PolicySpec {
     #[must_use]
     pub fn holds_limit(&self) -> bool {
         self.entry.argument == Argument::Limit
+    }
+
+    /// What shows it how pages are used, if nothing is left out.
+    #[must_use]
+    pub const fn heat(&self) -> &'static [Source] {
+        self.entry.heat
     }
 
     /// How much it leaves in system memory, if it holds a limit, and that was said.

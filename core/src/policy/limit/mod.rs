@@ -37,6 +37,7 @@ use std::collections::VecDeque;
 use super::registry::{Argument, Entry};
 use super::view::to;
 use super::{Act, DeviceState, Move, Plan, Policy, Signs, View};
+use crate::heat::Source;
 use crate::migrate::Select;
 use crate::physmap::MemoryType;
 use crate::quantity::Exact;
@@ -49,6 +50,7 @@ use thrash::Thrash;
 pub(super) const ENTRY: Entry = Entry {
     name: "limit",
     argument: Argument::Limit,
+    heat: &Source::ALL,
     help: "at most SIZE of managed memory stays in system memory, the hottest of it; pages are taken out for some milliseconds to see whether they are used",
     make: |argument| Ok(Box::new(Limit::new(super::clock::pages(argument)?))),
 };
