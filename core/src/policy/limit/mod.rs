@@ -79,10 +79,18 @@ const FUTILE: (u64, u64) = (10_000, 1_000_000);
 /// Pages of one block that are out as samples.
 #[derive(Debug)]
 struct Window {
-    /// From when, and until when.
+    /// From when, about.
     since: u64,
-    until: u64,
+    /// Until when; `None` while it is not known that they are out.
+    until: Option<u64>,
     ranges: Vec<PageRange>,
+}
+
+impl Window {
+    /// Whether its pages are among those of `ranges`.
+    fn is_of(&self, ranges: &[PageRange]) -> bool {
+        self.ranges.first().is_some_and(|first| ranges.contains(first))
+    }
 }
 
 /// Has `act` done of `ranges`, too: with what it was to be done of last, as long as that is little.
@@ -193,11 +201,12 @@ impl Limit {
         let mut leaving = PageCount::ZERO;
         let devices = with_room(view);
         while let Some(window) = self.out.front() {
-            if window.until > now || !plan.has_room() {
+            if window.until.is_some_and(|until| until > now) || !plan.has_room() {
                 break;
             }
             let Some(window) = self.out.pop_front() else { break };
-            if on_coherent {
+            // What leaves at once was not looked at.
+            if on_coherent && window.until.is_some_and(|until| until > window.since) {
                 self.promotion.see_leave(view, &window, now);
             }
             let ranges = window.ranges;
@@ -228,7 +237,7 @@ impl Limit {
                 continue;
             }
             self.out_pages += range.pages();
-            self.out.push_front(Window { since: now, until: now, ranges: vec![range] });
+            self.out.push_front(Window { since: now, until: Some(now), ranges: vec![range] });
             push(plan, vec![range], Act::Sample { from: Select::SYSTEM });
         }
         // Not more than once round: what is planned already would be found again.
@@ -252,10 +261,19 @@ impl Limit {
                 continue;
             }
             self.out_pages += pages;
-            self.out.push_back(Window { since: now, until: now + window, ranges: ranges.clone() });
+            self.out.push_back(Window { since: now, until: Some(now + window), ranges: ranges.clone() });
             push(plan, ranges, Act::Sample { from: Select::SYSTEM });
         }
         plan.ask_again_within(1000);
+    }
+
+    /// `ranges` were to be taken out, and are not.
+    fn forget(&mut self, ranges: &[PageRange]) {
+        self.promotion.forget(ranges);
+        let before = self.out.iter().map(|window| pages_of(&window.ranges)).sum::<PageCount>();
+        self.out.retain(|window| !window.is_of(ranges));
+        let after = self.out.iter().map(|window| pages_of(&window.ranges)).sum::<PageCount>();
+        self.out_pages = self.out_pages - (before - after).min(self.out_pages);
     }
 
     /// Sends `ranges`, of one block, away as they are.
@@ -278,9 +296,13 @@ impl Policy for Limit {
             (self.looked, self.futile) = (0, None);
         }
         self.leaving = false;
-        for left in plan.take_left().filter(ends_samples) {
-            // Those whose time had come when something else was more urgent: nobody would look for them again.
-            push(plan, left.ranges, Act::PutBack);
+        for left in plan.take_left() {
+            // Something else was more urgent. Those whose time had come nobody would look for again; others are not out at all.
+            match left.act {
+                Act::Sample { .. } => self.forget(&left.ranges),
+                _ if ends_samples(&left) => push(plan, left.ranges, Act::PutBack),
+                Act::Migrate { .. } | Act::PutBack => {}
+            }
         }
         let (signs, limit) = (view.signs(), view.system_limit(self.limit));
         let now = view.now();
@@ -320,7 +342,7 @@ impl Policy for Limit {
             }
         }
         if let Some(window) = self.out.front() {
-            plan.ask_again_within(window.until.saturating_sub(now));
+            plan.ask_again_within(window.until.map_or(0, |until| until.saturating_sub(now)));
         }
         if let Some(futile) = self.futile.as_ref().filter(|futile| futile.until > now) {
             plan.ask_again_within(futile.until - now);

@@ -122,7 +122,13 @@ impl Promotion {
     /// Ends samples whose time has come, and begins others. There is room for `free` pages.
     pub(super) fn plan(&mut self, view: &mut dyn View, now: u64, free: PageCount, plan: &mut Plan) {
         let mut free = free;
-        while self.out.front().is_some_and(|window| window.until <= now) && plan.has_room() {
+        // What was planned has been carried out by now, one after the other: that takes longer than a short window.
+        let window = self.window;
+        for begun in self.out.iter_mut().rev().take_while(|window| window.until.is_none()) {
+            begun.since = begun.since.midpoint(now);
+            begun.until = Some(now + window);
+        }
+        while self.out.front().is_some_and(|window| window.until.is_some_and(|until| until <= now)) && plan.has_room() {
             let Some(window) = self.out.pop_front() else { break };
             self.end(view, window, now, &mut free, plan);
         }
@@ -130,8 +136,13 @@ impl Promotion {
             self.begin(view, now, free, plan);
         }
         if let Some(window) = self.out.front() {
-            plan.ask_again_within(window.until.saturating_sub(now));
+            plan.ask_again_within(window.until.map_or(0, |until| until.saturating_sub(now)));
         }
+    }
+
+    /// What was planned of `ranges` was not carried out.
+    pub(super) fn forget(&mut self, ranges: &[PageRange]) {
+        self.out.retain(|window| !window.is_of(ranges));
     }
 
     fn end(&mut self, view: &mut dyn View, window: Window, now: u64, free: &mut PageCount, plan: &mut Plan) {
@@ -248,6 +259,10 @@ impl Promotion {
                 if self.survey.huge {
                     self.hand.skip_to(block.end());
                     part = block;
+                } else if self.survey.pages.iter().any(|page| matches!(page.place, Place::SampledOn(_))) {
+                    // Whether it is one is not known while it is out.
+                    self.hand.skip_to(block.end());
+                    continue;
                 }
             }
             if part.pages() < PageCount::BLOCK {
@@ -264,7 +279,7 @@ impl Promotion {
                 continue;
             }
             begun += 1;
-            self.out.push_back(Window { since: now, until: now + self.window, ranges: ranges.clone() });
+            self.out.push_back(Window { since: now, until: None, ranges: ranges.clone() });
             super::push(plan, ranges, Act::Sample { from: Select::DEVICE_COHERENT });
         }
         plan.ask_again_within(PAUSES.0);

@@ -235,6 +235,21 @@ fn samples_come_back_though_what_was_planned_of_them_was_not_carried_out() {
     assert_eq!(model.sampled(), 0);
 }
 
+/// What was not taken out is where it was, as what was touched is.
+#[test]
+fn what_was_not_taken_out_is_not_taken_for_touched() {
+    let mut model = Model::new(&[(0, 2048)], &[5000]).coherent();
+    (0..1024).for_each(|page| model.put(page, 0));
+    let mut limit = limit(1200);
+    let mut plan = Plan::new(Model::BUDGET);
+    for round in 0..2000 {
+        limit.plan(&mut model, &mut plan);
+        plan.carry_out(|of| model.carry_out(of), || round % 2 == 0);
+        model.now += MILLISECOND;
+    }
+    assert_eq!(model.moved_home, 0);
+}
+
 #[test]
 fn a_device_that_has_room_and_takes_nothing_is_not_asked_for_ever() {
     let mut model = Model::new(&[(0, 640)], &[5000]);
