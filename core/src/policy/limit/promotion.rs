@@ -3,6 +3,8 @@
 //! It costs time, most of it by what each change of a page table makes other processors do. What it costs is measured, with all that is done beside it
 //! to keep the limit, and held to a share of the time that the program uses. That is the larger the more often what is there is touched than what would
 //! leave for it, as samples of either show: where both are touched alike, a page that is promoted is no better than the one that leaves for it.
+//!
+//! *Limits:* not all that it costs is paid for: not the time of those who serve touches of what is to leave.
 
 use std::collections::VecDeque;
 
