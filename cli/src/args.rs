@@ -69,18 +69,18 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "POLICY", default_value_t, help = policies(), long_help = policies_at_length())]
     pub(crate) policy: PolicySpec,
 
-    /// What may stay in system memory: the SIZE of --policy limit or clock
+    /// What may stay in system memory (limit, clock)
     ///
-    /// It is what all processes of the run together may have of their managed memory there.
+    /// It is the SIZE of --policy limit or clock, and what all processes of the run together may have of their managed memory there.
     #[arg(long, value_name = "SIZE", value_parser = quantity::size)]
     pub(crate) system_limit: Option<ByteLen>,
 
-    /// What shows the policy how pages are used: faults, samples [default: all that it goes by]
+    /// How use is seen: faults, samples [default: both]
     ///
-    /// `faults`: touches that bring pages home from private devices; they cost nothing beside. `samples`: some pages are taken out for some milliseconds, and
+    /// Names with commas between. `faults`: touches that bring pages home from private devices; they cost nothing beside. `samples`: some pages are taken out for some milliseconds, and
     /// a touch of one of these brings it back, which costs some microseconds; policy `limit` goes by them, too. Without them it moves nothing home from
     /// coherent devices, and what has never left counts as the coldest.
-    #[arg(long, value_name = "SOURCE[,SOURCE...]")]
+    #[arg(long, value_name = "SOURCES")]
     pub(crate) heat: Option<Sources>,
 
     /// Each process has limit and devices for itself
