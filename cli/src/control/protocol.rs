@@ -76,6 +76,7 @@ impl Request {
 /// What is answered.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[expect(clippy::large_enum_variant, reason = "there is one of them at a time")]
 pub(crate) enum Answer {
     Run(Run),
     Statistics(Statistics),
