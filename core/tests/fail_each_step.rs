@@ -9,7 +9,7 @@ use hetmem_core::mirror::{MirrorPage, RangeFault, RangeFaultError, Want};
 use hetmem_core::outcome::{KeptReason, Outcomes, PageOutcome};
 use hetmem_core::physmap::Owner;
 use hetmem_core::port::{FaultPath, InstallStop};
-use hetmem_core::units::{DeviceId, PageCount, PageRange};
+use hetmem_core::units::{DeviceId, PageCount, PageRange, VirtAddr};
 
 use crate::model::{
     Action, COHERENT, COHERENT_B, Failure, Gives, ModelHost, PRIVATE, PRIVATE_B, STOPPED, StepKind, World,
@@ -352,6 +352,20 @@ fn without_frames_the_rest_of_the_pages_is_kept() {
                 world.verify();
             }
         }
+    }
+}
+
+#[test]
+fn parts_of_huge_pages_that_cant_be_split_are_not_asked_to_move() {
+    for place in [Target::System, Target::Device(COHERENT)] {
+        let world = world(place);
+        world.model.lock().unsplittable.extend(batch(&world).iter().map(VirtAddr::get));
+        let outcomes = world.migrate(batch(&world), Target::Device(PRIVATE));
+        assert_eq!(outcomes.kept(KeptReason::Shared), PageCount::new(COUNT), "{outcomes:?}");
+        world.verify();
+        world.model.lock().unsplittable.clear();
+        assert_eq!(world.migrate(batch(&world), Target::Device(PRIVATE)).moved(), PageCount::new(COUNT));
+        world.verify();
     }
 }
 

@@ -35,7 +35,7 @@ use hetmem_core::sync::{Condvar, Mutex, lock};
 use hetmem_core::units::{PageCount, PageRange, VirtAddr};
 use hetmem_sys::copy::{clear_pages, copy_pages};
 use hetmem_sys::errno::Errno;
-use hetmem_sys::mapping::{Arena, ArenaOptions, HugePages, OnFork, discard, is_mapped};
+use hetmem_sys::mapping::{Arena, ArenaOptions, HugePages, OnFork, discard, is_mapped, split_huge};
 use hetmem_sys::pagemap::{Categories, PagemapEntry, PagemapScanner, Region as Scanned, ScanQuery};
 use hetmem_sys::process;
 use hetmem_sys::procmap::MappingQuery;
@@ -58,6 +58,9 @@ const POOL_SHARE: u64 = 16;
 
 /// How often a frame is moved in that the kernel says is busy.
 const BUSY_TRIES: u32 = 32;
+
+/// How often the kernel is asked to make small pages of a huge one: that fails while somebody looks at the page, too.
+const SPLIT_TRIES: u32 = 3;
 
 /// Counts the batches of events that were applied, so that others can wait for the next.
 #[derive(Default)]
@@ -101,6 +104,8 @@ pub(crate) struct UserMemory {
     pub(crate) tasks: Tasks,
     /// Mappings by address; `None` before Linux 6.11.
     pub(crate) mappings: Option<MappingQuery>,
+    /// Whether the kernel comes back from a MOVE of a part of a huge page that can't be split.
+    splits_end: bool,
     /// Announced removals, and the threads that may still be at them.
     pub(crate) removals: Removals,
     /// Files that are managed.
@@ -130,6 +135,7 @@ impl UserMemory {
             scanner: PagemapScanner::open()?,
             tasks: Tasks::open()?,
             mappings: MappingQuery::open().ok(),
+            splits_end: hetmem_sys::uffd::ends_where_nothing_can_be_split(),
             removals: Removals::default(),
             files: Files::default(),
             refusal: AtomicI32::new(0),
@@ -270,6 +276,11 @@ impl Host for UserMemory {
             Err(Errno::NOENT) => Ok(pages),
             Ok(()) | Err(_) => Err(KeptReason::Raced),
         }
+    }
+
+    fn can_be_split(&self, part: PageRange) -> bool {
+        let is_huge = || self.scanner.is_huge(part).unwrap_or(true);
+        self.splits_end || !is_huge() || (0..SPLIT_TRIES).any(|_| split_huge(part.start()).is_ok() && !is_huge())
     }
 
     fn take_out(&self, _path: FaultPath, from: PageRange, to: VirtAddr) -> Taken {

@@ -205,8 +205,9 @@ fn chosen(path: &Path) -> Option<String> {
     rest.split_once(']').map(|(word, _)| word.to_owned())
 }
 
-fn kernel_release() -> KernelRelease {
-    KernelRelease::parse(std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim())
+/// What `uname(2)` says, which needs no `/proc`.
+pub(crate) fn kernel_release() -> KernelRelease {
+    KernelRelease::parse(&rustix::system::uname().release().to_string_lossy())
 }
 
 fn sysctl(name: &str) -> Option<u64> {

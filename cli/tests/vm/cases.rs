@@ -151,6 +151,8 @@ pub(crate) const DAX: &[Case] = &[
          refused \"is more than /dev/dax0.0 has\" private:dax=/dev/dax0.0,size=3G; \
          refused \"is not a multiple of the alignment of /dev/dax0.0\" private:dax=/dev/dax0.0,size=4K",
     ),
+    // Before Linux 6.18 a MOVE of a part of a huge page that can't be divided never ends.
+    case("pages_are_taken", 300, "ran '/tests/runtime-semantics collect::pinned collect::pages_of collect::a_part'"),
     // The kernel's balancing would bring what the only processor uses to its own node; the first run shows that it does. Last, as the settings stay.
     case(
         "balancing_leaves_managed_pages_on_their_node",

@@ -15,11 +15,12 @@ const TARGET: &str = concat!(env!("CARGO_TARGET_TMPDIR"), "/..");
 /// The example of `runtime/examples` that is taken along.
 const EXAMPLE: &str = "shared_structure";
 /// The tests of other crates that run in the machine: package, test or `None` for the unit tests, name there.
-const TESTS: [(&str, Option<&str>, &str); 5] = [
+const TESTS: [(&str, Option<&str>, &str); 6] = [
     ("hetmem-devices", Some("node"), "device-node"),
     ("hetmem-devices", Some("dax"), "device-dax"),
     ("hetmem", Some("node"), "runtime-node"),
     ("hetmem", Some("node_fork"), "runtime-node-fork"),
+    ("hetmem", Some("semantics"), "runtime-semantics"),
     ("hetmem", None, "runtime-unit"),
 ];
 

@@ -133,6 +133,11 @@ impl FrameTable {
         })
     }
 
+    /// Whether small pages have used the chunk of `frame`.
+    pub(crate) fn is_divided(&self, frame: FrameIndex) -> bool {
+        lock(&self.free).is_divided(frame)
+    }
+
     /// A chunk, whether small pages have used it or not.
     #[must_use]
     pub fn allocate_chunk(&self, page: VirtAddr) -> Option<FrameRun> {

@@ -9,7 +9,7 @@ use crate::physmap::MemoryType;
 use crate::port::{FaultPath, Host, Taken};
 use crate::slot::{Frame, SYSTEM_POOL, Slot};
 use crate::space::{BlockState, Region, kept_by_advice};
-use crate::units::{PageCount, PageRange};
+use crate::units::{PageCount, PageRange, VirtAddr};
 
 /// Pages that were taken out, or were missing already, and are busy on behalf of this migration.
 pub struct Collected<'e, H: Host> {
@@ -265,20 +265,32 @@ fn why_stopped(taken: Taken, asked: PageCount) -> Option<(KeptReason, PageCount)
     taken.stop.or_else(short)
 }
 
+/// Takes pages of `from` out to `to`, unless they may be part of a huge page that stays one: as nothing but a huge page has room for another.
+fn take_out<H: Host>(batch: &Batch<'_, H>, from: PageRange, to: VirtAddr, has_room_for_huge: bool) -> Taken {
+    let host = &batch.engine.host;
+    if has_room_for_huge || host.can_be_split(from) {
+        host.take_out(batch.path, from, to)
+    } else {
+        Taken { pages: PageCount::ZERO, stop: Some((KeptReason::Shared, from.pages())) }
+    }
+}
+
 fn take_system<H: Host>(batch: &mut Batch<'_, H>, state: &mut BlockState, run: PageRange) {
     let engine = batch.engine;
     let huge = run.pages() == PageCount::BLOCK && engine.host.is_huge(run);
     let mut rest = run;
     while !rest.is_empty() {
-        let whole =
-            (huge && rest == run).then(|| engine.take_places(Purpose::Migration, |pool| pool.take_empty_whole()));
+        let whole = (huge && rest == run)
+            .then(|| engine.take_places(Purpose::Migration, |pool| pool.take_empty_whole()))
+            .flatten();
+        let is_whole = whole.is_some();
         let small = || engine.take_places(Purpose::Migration, |pool| pool.take_empty(rest.pages()));
-        let Some(mut place) = whole.flatten().or_else(small) else {
+        let Some(mut place) = whole.or_else(small) else {
             return batch.set_outcome(rest, PageOutcome::Kept(KeptReason::NoMemory));
         };
         let part = rest.slice(PageCount::ZERO, place.pages());
         let to = place.address().expect("places of the pool have an address");
-        let taken = engine.host.take_out(batch.path, part, to);
+        let taken = take_out(batch, part, to, is_whole);
         let out = part.slice(PageCount::ZERO, taken.pages);
         if !out.is_empty() {
             let refs = place.take_front(taken.pages);
@@ -309,12 +321,13 @@ fn take_mapped<H: Host>(batch: &mut Batch<'_, H>, state: &mut BlockState, run: P
     let engine = batch.engine;
     let frames = Frames::new(first, run.pages());
     let huge = run.pages() == PageCount::BLOCK && engine.host.is_huge(run);
+    let is_whole = huge && !engine.device_of(first.device).pagemap().frames.is_divided(first.index);
     let mut at = PageCount::ZERO;
     while at < run.pages() {
         let rest = run.slice(at, run.pages());
         let bytes = frames.slice(at, rest.pages());
         let to = engine.address(bytes).expect("mapped frames are a coherent device's, which have an address");
-        let taken = engine.host.take_out(batch.path, rest, to);
+        let taken = take_out(batch, rest, to, is_whole && at.is_zero());
         if !taken.pages.is_zero() {
             let out = rest.slice(PageCount::ZERO, taken.pages);
             let bytes = engine.refer_to(bytes.slice(PageCount::ZERO, taken.pages));

@@ -109,6 +109,12 @@ pub trait Host: Send + Sync {
         true
     }
 
+    /// Whether the huge page that `part` may be of can be made small pages of: asked before pages of `part` alone are taken out, or all of them to
+    /// places that small pages have used. A kernel may not come back from such a move otherwise.
+    fn can_be_split(&self, _part: PageRange) -> bool {
+        true
+    }
+
     /// Makes the pages of `from` missing in the program and puts their bytes at `to`, page by page atomically: a touch
     /// by the program finds the page before or waits after.
     ///

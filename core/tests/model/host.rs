@@ -43,6 +43,7 @@ impl Memory {
             }
             let entry = self.pages.get_mut(&page.get()).expect("looked at before");
             assert!(entry.registered, "{page} is taken out, and nobody watches it");
+            assert!(!self.unsplittable.contains(&page.get()), "the kernel does not come back from taking {page} out");
             let content = entry.content.take().expect("looked at before");
             self.strays.remove(&page.get());
             let before = self.own.insert(nth(to, i).get(), content);
@@ -96,6 +97,11 @@ impl Host for ModelHost {
             Some(Failure::TrappedOne) => Ok(PageCount::ONE),
             _ => Ok(range.pages()),
         }
+    }
+
+    fn can_be_split(&self, part: PageRange) -> bool {
+        let memory = self.0.lock();
+        !part.iter().any(|page| memory.unsplittable.contains(&page.get()))
     }
 
     fn take_out(&self, _path: FaultPath, from: PageRange, to: VirtAddr) -> Taken {

@@ -169,6 +169,8 @@ pub(crate) struct Memory {
     exchanging: Vec<PageRange>,
     /// What pages held that were dropped meanwhile: a block that is laid over them brings it back.
     dropped: BTreeMap<u64, Truth>,
+    /// Pages of huge pages that stay huge: the kernel does not come back from a MOVE of a part of one.
+    pub(crate) unsplittable: BTreeSet<u64>,
     /// What the file has.
     pub(crate) file: BTreeMap<u64, Token>,
     /// Whether somebody wants to write it, or does: nothing more of it may leave.

@@ -83,8 +83,15 @@ pub fn populate_huge(block: PageRange) -> Result<(), Errno> {
 /// counts as a little older afterwards.
 #[must_use]
 pub fn is_locked(page: VirtAddr) -> bool {
+    split_huge(page) == Err(Errno::INVAL)
+}
+
+/// Has the kernel make small pages of the huge page around `page`, which it tries once (`MADV_COLD`; `mm/madvise.c`,
+/// `madvise_cold_or_pageout_pte_range`): not of one that is shared, or that somebody has references to. Whether it did is told by
+/// [`PagemapScanner::is_huge`](crate::pagemap::PagemapScanner::is_huge). `EINVAL` on locked memory.
+pub fn split_huge(page: VirtAddr) -> Result<(), Errno> {
     // SAFETY: the contents stay as they are.
-    unsafe { advise(PageRange::page_of(page), Advice::LinuxCold) == Err(Errno::INVAL) }
+    unsafe { advise(PageRange::page_of(page), Advice::LinuxCold) }
 }
 
 /// What is done with guard markers.

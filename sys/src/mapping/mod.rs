@@ -18,7 +18,7 @@ mod wiped;
 
 pub use advice::{
     Guard, discard, discard_locked_too, forbid_huge_pages, guard, is_locked, keep_to_this_process, page_out,
-    populate_huge, populate_read, populate_write,
+    populate_huge, populate_read, populate_write, split_huge,
 };
 pub use arena::{Access, Arena, ArenaOptions, HugePages, OnDump, OnFork, Prefault, Whose, allow_access};
 pub use bytes::ByteArena;

@@ -98,6 +98,11 @@ impl Userfaultfd {
     /// mapping begins meanwhile. Two threads that move pages of one huge page are enough, or one that writes to the page.
     /// [`Self::move_pages_settled`] tells such a page from one that was not moved.
     ///
+    /// *Erratum:* before Linux 6.18 the call does not come back while a page is of a larger one that somebody has references to (a buffer registered
+    /// with io_uring, say), and it would have to be divided: since not all of it is asked for, or the destination has room for small ones only
+    /// (`mm/userfaultfd.c`, `move_pages_pte`: `split_folio` fails with `EAGAIN`, which `move_pages` takes for a call to try again). See
+    /// [`ends_where_nothing_can_be_split`].
+    ///
     /// # Safety
     ///
     /// Either nobody reads or writes `src` through a reference until a page with the right contents is back there, or
@@ -248,6 +253,12 @@ impl Userfaultfd {
             unsafe { abi::call::<{ abi::UFFDIO_WRITEPROTECT }, _>(self.as_fd(), &mut arg) }
         })
     }
+}
+
+/// Whether this kernel's MOVE of a part of a huge page that can't be divided ends (with `EBUSY`); see [`Userfaultfd::move_pages`].
+#[must_use]
+pub fn ends_where_nothing_can_be_split() -> bool {
+    crate::probe::kernel_release().is_at_least(6, 18)
 }
 
 /// Makes `attempt` on what is left of `pages` pages until all are done or the kernel says why not. An attempt gets

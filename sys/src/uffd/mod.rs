@@ -46,4 +46,4 @@ pub const REGISTER_REQUEST: u64 = abi::UFFDIO_REGISTER as u64;
 /// The number of the one by which it moves pages.
 pub const MOVE_REQUEST: u64 = abi::UFFDIO_MOVE as u64;
 
-pub use install::{CopyFlags, MoveFlags, OwnSide, Progress, Wake, WriteProtect};
+pub use install::{CopyFlags, MoveFlags, OwnSide, Progress, Wake, WriteProtect, ends_where_nothing_can_be_split};
