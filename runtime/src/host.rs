@@ -20,6 +20,7 @@
 #![expect(unsafe_code, reason = "moves and copies pages that are named by number")]
 
 pub(crate) mod contexts;
+mod cost;
 mod exchange;
 mod registered;
 pub(crate) mod removals;
@@ -45,6 +46,7 @@ use hetmem_sys::uffd::{CopyFlags, Mode, MoveFlags, OwnSide, Progress, Userfaultf
 use crate::files::Files;
 use crate::traps::Traps;
 use contexts::Contexts;
+use cost::MoveCost;
 use removals::Removals;
 
 /// What `/proc/<pid>/maps` calls memory of `Runtime::map`.
@@ -104,6 +106,8 @@ pub(crate) struct UserMemory {
     pub(crate) tasks: Tasks,
     /// Mappings by address; `None` before Linux 6.11.
     pub(crate) mappings: Option<MappingQuery>,
+    /// What its MOVEs cost.
+    move_cost: MoveCost,
     /// Whether the kernel comes back from a MOVE of a part of a huge page that can't be split.
     splits_end: bool,
     /// Announced removals, and the threads that may still be at them.
@@ -135,6 +139,7 @@ impl UserMemory {
             scanner: PagemapScanner::open()?,
             tasks: Tasks::open()?,
             mappings: MappingQuery::open().ok(),
+            move_cost: MoveCost::default(),
             splits_end: hetmem_sys::uffd::ends_where_nothing_can_be_split(),
             removals: Removals::default(),
             files: Files::default(),
@@ -283,12 +288,20 @@ impl Host for UserMemory {
         self.splits_end || !is_huge() || (0..SPLIT_TRIES).any(|_| split_huge(part.start()).is_ok() && !is_huge())
     }
 
+    fn moves_sooner(&self, pages: PageCount) -> bool {
+        self.move_cost.is_worth_it(pages)
+    }
+
     fn take_out(&self, _path: FaultPath, from: PageRange, to: VirtAddr) -> Taken {
+        let began = MoveCost::begin(from.pages());
         // SAFETY: touches of the range wait until the page is back, as the engine asked; the destination is hetmem's own.
         let moved = unsafe {
             let (uffd, own) = (&self.contexts.thread, OwnSide::Destination);
             uffd.move_pages_settled(&self.scanner, own, to, from.start(), from.pages(), MoveFlags::DONT_WAKE)
         };
+        if let Some(began) = began.filter(|_| moved.is_complete()) {
+            self.move_cost.note(began, from.pages());
+        }
         let rest = from.slice(moved.done, from.pages());
         let stop = moved.stop.map(|errno| match errno {
             Errno::NOENT => match self.same_presence(rest) {

@@ -171,12 +171,19 @@ impl<'e, H: Host> Collected<'e, H> {
 }
 
 /// How far pages of a batch can be taken out, asked once for each mapping of the batch: what lies behind it may be another's. After a refusal the next
-/// question is further on each time, so that a range that is refused as a whole costs little.
-#[derive(Default)]
+/// question is further on each time, so that a range that is refused as a whole costs little. A question is of no more than twice the last answer: the
+/// host looks for the end of a mapping by trying, and where one is small, so is the next.
 struct Trapped {
     until: PageCount,
+    most: PageCount,
     refused: Option<KeptReason>,
     refusals: u32,
+}
+
+impl Default for Trapped {
+    fn default() -> Self {
+        Self { until: PageCount::ZERO, most: PageCount::BLOCK, refused: None, refusals: 0 }
+    }
 }
 
 impl Trapped {
@@ -189,8 +196,12 @@ impl Trapped {
     ) -> Result<PageCount, KeptReason> {
         let at = pages.start;
         if at >= self.until {
-            match engine.host.trapped(path, range.slice(at, pages.end - at)) {
-                Ok(pages) => *self = Self { until: at + pages, refused: None, refusals: 0 },
+            let asked = range.slice(at, self.most.min(pages.end - at));
+            match engine.host.trapped(path, asked) {
+                Ok(pages) => {
+                    let most = if pages < asked.pages() { pages } else { pages + pages };
+                    *self = Self { until: at + pages, most, refused: None, refusals: 0 };
+                }
                 Err(reason) => {
                     self.until = at + PageCount::new(1 << self.refusals.min(9));
                     self.refused = Some(reason);

@@ -3,7 +3,6 @@
 //! Frames for all pieces are allocated first, and then all are filled at once: a device with a queue works on all of them together.
 
 use crate::engine::Engine;
-use crate::fault::MAX_COPIED;
 use crate::frames::{FrameRefs, Purpose};
 use crate::migrate::{Batch, Piece, Target};
 use crate::outcome::KeptReason;
@@ -130,9 +129,10 @@ impl<'e, H: Host> Batch<'e, H> {
                 let frames = piece.bytes.frames();
                 let coherent = engine.address(frames).is_some();
                 if !piece.huge && engine.fetches_from(frames) {
-                    // Populated pages are there to be used again, if there are enough at a time for a move of them to be worth it: of pages that a move
-                    // has taken out just now, any. The kernel has others sooner than hetmem, as it need not clear what it fills.
-                    let run = (coherent || want > MAX_COPIED).then(|| engine.pool.take_populated(want)).flatten();
+                    // Populated pages are there to be used again, if a move of them is worth it: of pages that a move has taken out just now, any.
+                    let run = (coherent || engine.host.moves_sooner(want))
+                        .then(|| engine.pool.take_populated(want))
+                        .flatten();
                     return Ok(run.map(|run| engine.places(run)));
                 }
                 engine.take_stocked(want, Purpose::Migration).ok_or(KeptReason::NoMemory)

@@ -1,5 +1,6 @@
 //! The program's memory, as the host lets hetmem change it: [`Host`], and [`MirrorHost`] for mirrors.
 
+use crate::fault::MAX_COPIED;
 use crate::home::{FileHome, FileId};
 use crate::outcome::KeptReason;
 use crate::units::{PageCount, PageRange, VirtAddr};
@@ -121,6 +122,11 @@ pub trait Host: Send + Sync {
     /// While an event is unread it takes none ([`KeptReason::Raced`]): what lies in `from` may have come there after the
     /// change that the event tells of, and would be dropped with what was there before.
     fn take_out(&self, path: FaultPath, from: PageRange, to: VirtAddr) -> Taken;
+
+    /// Whether `pages` pages are sooner in the program by a move of pages that hetmem has than by a copy, for which the kernel takes others.
+    fn moves_sooner(&self, pages: PageCount) -> bool {
+        pages > MAX_COPIED
+    }
 
     /// Makes the bytes at `from` present at `to`, where pages are missing, and wakes who waits for them, unless `how` says otherwise.
     fn install(&self, path: FaultPath, to: PageRange, from: VirtAddr, how: How) -> Arrived;
