@@ -14,6 +14,8 @@ exec </dev/null >"$port" 2>&1
 stty raw -echo <"$port"
 export PATH=/hetmem:/programs:/bin:/usr/bin HOME=/tmp RUST_BACKTRACE=1
 cd /tmp
+# It makes a huge page of pages of several nodes now and then, on one of them: where pages are that nobody has moved is asked here.
+echo 4000000000 >/sys/kernel/mm/transparent_hugepage/khugepaged/scan_sleep_millisecs
 
 # load MODULE...: in that order.
 load() {
