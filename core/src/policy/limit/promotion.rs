@@ -22,9 +22,8 @@ const TOUCH: u64 = 12;
 const SHARES: (u64, u64) = (10, 60);
 /// What is on devices is touched so many times as often as what would leave, in hundredths, where nothing is to be gained, and where most is.
 const GAIN: (u64, u64) = (100, 300);
-/// So much of what was seen last shows how often pages are touched: pages times microseconds. Each is weighed by the time that it was seen for, or
-/// a few long looks at what was not used then would outweigh many short ones.
-const SHOWN: u64 = 4_000_000;
+/// About so many samples show how often pages are touched.
+const SHOWN: u64 = 128;
 /// Windows get longer while fewer of a million pages are touched than the first, and shorter while more are than the second.
 const TOUCHED: (u64, u64) = (5_000, 100_000);
 /// The shortest and the longest window, in microseconds.
@@ -71,12 +70,8 @@ struct Rate {
 
 impl Rate {
     fn note(&mut self, touches: u64, pages: u64, micros: u64) {
-        self.touches += touches * 1000;
-        self.time += pages * micros;
-        if self.time > SHOWN {
-            self.touches = self.touches * SHOWN / self.time;
-            self.time = SHOWN;
-        }
+        self.touches = self.touches - self.touches / SHOWN + touches * 1000;
+        self.time = self.time - self.time / SHOWN + pages * micros;
     }
 }
 
@@ -311,19 +306,4 @@ fn first(mut ranges: Vec<PageRange>, most: PageCount) -> Vec<PageRange> {
     }
     ranges.retain(|range| !range.is_empty());
     ranges
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn long_looks_at_what_was_not_used_then_do_not_outweigh_short_ones() {
-        let mut rate = Rate::default();
-        (0..16).for_each(|_| rate.note(0, 1024, 20_000));
-        // Touched each tenth of a second, and seen for half a millisecond at a time.
-        (0..2000_u32).for_each(|i| rate.note(u64::from(i.is_multiple_of(10)), 20, 500));
-        let a_second = rate.touches * 1000 / rate.time;
-        assert!((8..=12).contains(&a_second), "{a_second} times a second");
-    }
 }
