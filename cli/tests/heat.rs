@@ -10,13 +10,15 @@ use std::process::{Command, Output};
 use serde_json::Value;
 use users::built;
 
-/// Writes 64 MiB, and then goes through so many pages of it, so often, and ends early where contents are wrong.
+/// Writes so many pages of 64 MiB, and then goes through them so often, but for two seconds of processors at least, as all may be gone through before
+/// the first page has left. It ends early where contents are wrong.
 const PROGRAM: &str = r#"
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <time.h>
 
 enum { PAGES = 16384, PAGE = 4096 };
 
@@ -28,9 +30,9 @@ int main(int argc, char **argv) {
     if (memory == MAP_FAILED)
         return 1;
     madvise(memory, (size_t)PAGES * PAGE, MADV_NOHUGEPAGE);
-    for (size_t page = 0; page < PAGES; page++)
+    for (size_t page = 0; page < pages; page++)
         memset(memory + page * PAGE, (int)(page % 251), PAGE);
-    for (unsigned round = 0; round < rounds; round++)
+    for (unsigned round = 0; round < rounds || clock() < 2 * CLOCKS_PER_SEC; round++)
         for (size_t page = 0; page < pages; page++)
             if (memory[page * PAGE + round % PAGE] != page % 251)
                 return 2;
