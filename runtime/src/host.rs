@@ -21,18 +21,17 @@
 
 pub(crate) mod contexts;
 mod cost;
+mod events;
 mod exchange;
 mod registered;
 pub(crate) mod removals;
 
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
-use std::time::Duration;
 
 use hetmem_core::home::{FileHome, FileId};
 use hetmem_core::outcome::KeptReason;
 use hetmem_core::port::{Arrived, Backing, FaultPath, Host, How, InstallStop, Taken};
-use hetmem_core::sync::{Condvar, Mutex, lock};
 use hetmem_core::units::{PageCount, PageRange, VirtAddr};
 use hetmem_sys::copy::{clear_pages, copy_pages};
 use hetmem_sys::errno::Errno;
@@ -47,13 +46,11 @@ use crate::files::Files;
 use crate::traps::Traps;
 use contexts::Contexts;
 use cost::MoveCost;
+use events::EventCount;
 use removals::Removals;
 
 /// What `/proc/<pid>/maps` calls memory of `Runtime::map`.
 pub(crate) const MAPPING_NAME: &std::ffi::CStr = c"hetmem:mapping";
-
-/// How long one wait for an event lasts at most: the time after which it is worth trying again.
-const EVENT_WAIT: Duration = Duration::from_millis(1);
 
 /// The part of `RLIMIT_DATA` that the pool may be: the rest is the program's to use.
 const POOL_SHARE: u64 = 16;
@@ -63,39 +60,6 @@ const BUSY_TRIES: u32 = 32;
 
 /// How often the kernel is asked to make small pages of a huge one: that fails while somebody looks at the page, too.
 const SPLIT_TRIES: u32 = 3;
-
-/// Counts the batches of events that were applied, so that others can wait for the next.
-#[derive(Default)]
-pub(crate) struct EventCount {
-    count: Mutex<u64>,
-    grew: Condvar,
-}
-
-impl EventCount {
-    pub(crate) fn advance(&self) {
-        *lock(&self.count) += 1;
-        self.grew.notify_all();
-    }
-
-    fn wait(&self) {
-        self.wait_after(self.count());
-    }
-
-    /// How many there were. Whoever asks for something, to wait for its batch, reads this before asking: it may be done at once.
-    pub(crate) fn count(&self) -> u64 {
-        *lock(&self.count)
-    }
-
-    /// Waits until there are more than `before`, but not for long.
-    pub(crate) fn wait_after(&self, before: u64) {
-        let count = lock(&self.count);
-        // The result says only which of the two it was.
-        let _ = self
-            .grew
-            .wait_timeout_while(count, EVENT_WAIT, |count| *count == before)
-            .expect("no thread panicked while it held this lock");
-    }
-}
 
 /// The program's memory through userfaultfd: what the engine asks of its host is answered here.
 pub(crate) struct UserMemory {
