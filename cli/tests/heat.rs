@@ -1,10 +1,12 @@
 //! What shows `limit` how pages are used, and that it says when memory thrashes.
 #![expect(clippy::print_stderr, reason = "figures are told")]
 
+#[path = "support/c.rs"]
+mod c;
 #[path = "support/users.rs"]
 mod users;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Output};
 
 use serde_json::Value;
@@ -40,15 +42,6 @@ int main(int argc, char **argv) {
 }
 "#;
 
-/// The program, compiled.
-fn program(folder: &Path) -> PathBuf {
-    let (source, path) = (folder.join("program.c"), folder.join("program"));
-    std::fs::write(&source, PROGRAM).unwrap();
-    let compiled = Command::new("cc").args(["-O1", "-o"]).arg(&path).arg(&source).output().unwrap();
-    assert!(compiled.status.success(), "{compiled:?}");
-    path
-}
-
 /// Runs it under a limit of a quarter of what it has: what it said, and the statistics.
 fn run(folder: &Path, device: &str, options: &[&str], arguments: &[&str]) -> (Output, Value) {
     let stats = folder.join("stats.json");
@@ -67,7 +60,7 @@ const COHERENT: &str = "coherent:emulated,size=256M";
 #[test]
 fn a_program_that_uses_more_than_the_limit_is_told_to_thrash_and_one_that_does_not_is_not() {
     let folder = tempfile::tempdir().unwrap();
-    program(folder.path());
+    c::program(folder.path(), PROGRAM);
     let (run_of_all, all) = run(folder.path(), PRIVATE, &[], &["16384", "12"]);
     let said = String::from_utf8_lossy(&run_of_all.stderr).into_owned();
     let number = |stats: &Value, name: &str| stats[name].as_f64().unwrap();
@@ -84,7 +77,7 @@ fn a_program_that_uses_more_than_the_limit_is_told_to_thrash_and_one_that_does_n
 #[test]
 fn nothing_is_sampled_where_samples_are_no_source() {
     let folder = tempfile::tempdir().unwrap();
-    program(folder.path());
+    c::program(folder.path(), PROGRAM);
     let number = |stats: &Value, name: &str| stats[name].as_u64().unwrap();
     // In place all is read as fast as can be.
     for (device, rounds) in [(PRIVATE, "5"), (COHERENT, "10000")] {

@@ -1,11 +1,13 @@
 //! `hetmem run --record`: what is recorded of real runs, and what comes of it when it is replayed.
 #![expect(clippy::print_stderr, reason = "figures are told")]
 
+#[path = "support/c.rs"]
+mod c;
 #[path = "support/users.rs"]
 mod users;
 
 use std::os::unix::process::ExitStatusExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Output};
 
 use hetmem_core::record::Record;
@@ -69,15 +71,6 @@ int main(int argc, char **argv) {
 }
 "#;
 
-/// The program, compiled.
-fn program(folder: &Path) -> PathBuf {
-    let (source, path) = (folder.join("program.c"), folder.join("program"));
-    std::fs::write(&source, PROGRAM).unwrap();
-    let compiled = Command::new("cc").args(["-O1", "-o"]).arg(&path).arg(&source).output().unwrap();
-    assert!(compiled.status.success(), "{compiled:?}");
-    path
-}
-
 fn run(trace: &Path, stats: &Path, program: &Path, arguments: &[&str]) -> Output {
     let mut command = Command::new(built("hetmem"));
     command.args(["run", "--device", "private:emulated,size=256M", "--policy", "clock=32M", "--record"]).arg(trace);
@@ -94,7 +87,7 @@ fn replay(trace: &Path, args: &[&str]) -> Value {
 #[test]
 fn what_is_replayed_misses_no_more_than_the_run_did_and_not_much_less() {
     let folder = tempfile::tempdir().unwrap();
-    let program = program(folder.path());
+    let program = c::program(folder.path(), PROGRAM);
     let (trace, stats) = (folder.path().join("trace"), folder.path().join("stats.json"));
     let ran = run(&trace, &stats, &program, &["150000"]);
     assert!(ran.status.success(), "{ran:?}");
@@ -115,7 +108,7 @@ fn what_is_replayed_misses_no_more_than_the_run_did_and_not_much_less() {
 #[test]
 fn processes_of_a_run_are_recorded_apart() {
     let folder = tempfile::tempdir().unwrap();
-    let program = program(folder.path());
+    let program = c::program(folder.path(), PROGRAM);
     let (trace, stats) = (folder.path().join("trace"), folder.path().join("stats.json"));
     let ran = run(&trace, &stats, &program, &["20000", "3"]);
     assert!(ran.status.success(), "{ran:?}");
@@ -134,7 +127,7 @@ fn records(trace: &Path) -> (Vec<Record>, bool) {
 #[test]
 fn a_process_that_executes_another_program_begins_anew() {
     let folder = tempfile::tempdir().unwrap();
-    let program = program(folder.path());
+    let program = c::program(folder.path(), PROGRAM);
     let (trace, stats) = (folder.path().join("trace"), folder.path().join("stats.json"));
     let script = format!("exec {} 20000", program.display());
     let ran = run(&trace, &stats, Path::new("sh"), &["-c", &script]);
@@ -148,7 +141,7 @@ fn a_process_that_executes_another_program_begins_anew() {
 #[test]
 fn a_program_that_is_killed_leaves_a_whole_trace() {
     let folder = tempfile::tempdir().unwrap();
-    let program = program(folder.path());
+    let program = c::program(folder.path(), PROGRAM);
     let (trace, stats) = (folder.path().join("trace"), folder.path().join("stats.json"));
     let ran = run(&trace, &stats, &program, &["40000", "itself"]);
     assert_eq!(ran.status.code(), Some(128 + 9), "{ran:?}");
@@ -159,7 +152,7 @@ fn a_program_that_is_killed_leaves_a_whole_trace() {
 #[test]
 fn a_program_goes_on_without_who_records_it_and_what_was_written_is_sound() {
     let folder = tempfile::tempdir().unwrap();
-    let program = program(folder.path());
+    let program = c::program(folder.path(), PROGRAM);
     let (trace, stats) = (folder.path().join("trace"), folder.path().join("stats.json"));
     // Its standard output is closed when the program has ended, too.
     let ran = run(&trace, &stats, &program, &["150000", "supervisor"]);
@@ -170,7 +163,7 @@ fn a_program_goes_on_without_who_records_it_and_what_was_written_is_sound() {
 #[test]
 fn where_the_trace_cannot_grow_that_is_said_once_and_the_program_goes_on() {
     let folder = tempfile::tempdir().unwrap();
-    let program = program(folder.path());
+    let program = c::program(folder.path(), PROGRAM);
     let trace = folder.path().join("trace");
     let script = format!(
         "ulimit -S -f 8; exec {} run -q --device private:emulated,size=256M --policy clock=32M --record {} -- {} 150000",
