@@ -83,23 +83,16 @@ impl Subject {
     pub(crate) fn statistics(&self, look: u64, earlier: Option<&Earlier>) -> (Statistics, Earlier) {
         let (at, sum) = (Instant::now(), self.ledger.sum());
         let processes = self.processes(Some(look));
-        let interval = earlier.map(|earlier| interval(at.saturating_duration_since(earlier.at), &sum, &earlier.sum));
+        let interval = earlier.map(|earlier| Interval {
+            seconds: at.saturating_duration_since(earlier.at).as_secs_f64(),
+            sums: sums(&sum, &earlier.sum),
+        });
         let statistics = Statistics {
             run: self.run_of(&processes),
             places: self.places(&processes),
             processes,
             processes_total: self.ledger.processes(),
-            total: Sums {
-                pages_migrated_to_device: sum.pages_migrated_to_device.load(Relaxed),
-                pages_migrated_to_system: sum.pages_migrated_to_system.load(Relaxed),
-                bytes_copied: sum.bytes_copied.load(Relaxed),
-                cpu_faults: sum.cpu_faults.load(Relaxed),
-                sample_touches: sum.sample_touches.load(Relaxed),
-                refaults: sum.refaults.load(Relaxed),
-                thrashing_seconds: seconds(sum.thrashing_micros.load(Relaxed)),
-                errors: sum.errors.load(Relaxed),
-                fault_latency_us: latency(&sum.fault_latency),
-            },
+            total: sums(&sum, &Counters::default()),
             interval,
         };
         (statistics, Earlier { at, sum })
@@ -218,10 +211,10 @@ fn stat(text: &str) -> Option<Stat> {
     Some(Stat { name: name.to_owned(), state, started })
 }
 
-fn interval(time: Duration, now: &Counters, before: &Counters) -> Interval {
+/// What was counted by `now`, and was not `before`.
+fn sums(now: &Counters, before: &Counters) -> Sums {
     let since = |of: fn(&Counters) -> &AtomicU64| of(now).load(Relaxed).saturating_sub(of(before).load(Relaxed));
-    Interval {
-        seconds: time.as_secs_f64(),
+    Sums {
         pages_migrated_to_device: since(|counters| &counters.pages_migrated_to_device),
         pages_migrated_to_system: since(|counters| &counters.pages_migrated_to_system),
         bytes_copied: since(|counters| &counters.bytes_copied),
@@ -229,6 +222,7 @@ fn interval(time: Duration, now: &Counters, before: &Counters) -> Interval {
         sample_touches: since(|counters| &counters.sample_touches),
         refaults: since(|counters| &counters.refaults),
         thrashing_seconds: seconds(since(|counters| &counters.thrashing_micros)),
+        errors: since(|counters| &counters.errors),
         fault_latency_us: latency(&now.fault_latency.since(&before.fault_latency)),
     }
 }

@@ -275,6 +275,7 @@ pub(crate) struct Sums {
     /// For how long memory was turned over for nothing.
     #[serde(default)]
     pub(crate) thrashing_seconds: f64,
+    #[serde(default)]
     pub(crate) errors: u64,
     pub(crate) fault_latency_us: Latency,
 }
@@ -289,20 +290,8 @@ pub(crate) struct Latency {
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub(crate) struct Interval {
     pub(crate) seconds: f64,
-    pub(crate) pages_migrated_to_device: u64,
-    pub(crate) pages_migrated_to_system: u64,
-    pub(crate) bytes_copied: u64,
-    pub(crate) cpu_faults: u64,
-    /// Of these, touches of pages that were out as samples.
-    #[serde(default)]
-    pub(crate) sample_touches: u64,
-    /// Pages that came home less than a minute after they had left.
-    #[serde(default)]
-    pub(crate) refaults: u64,
-    /// For how long memory was turned over for nothing.
-    #[serde(default)]
-    pub(crate) thrashing_seconds: f64,
-    pub(crate) fault_latency_us: Latency,
+    #[serde(flatten)]
+    pub(crate) sums: Sums,
 }
 
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]

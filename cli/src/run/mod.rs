@@ -224,7 +224,8 @@ fn heat(given: Option<Sources>, policy: &PolicySpec) -> Result<Sources, Failure>
     match heat.each().find(|source| !policy.heat().contains(source)) {
         Some(source) => {
             let (name, source) = (policy.name(), source.name());
-            Err(Failure::Usage(format!("--heat {heat}: policy {name} does not go by {source}")))
+            let goes_by = policy.heat().first().map_or("none", |first| first.name());
+            Err(Failure::Usage(format!("--heat {heat}: policy {name} does not go by {source}, but by {goes_by}")))
         }
         None => Ok(heat),
     }
@@ -346,8 +347,8 @@ mod tests {
             assert_eq!(chosen(given, policy).as_deref(), Ok(heat), "{policy}");
         }
         let refused = |given, policy| chosen(Some(given), policy).unwrap_err();
-        assert!(refused("faults,samples", "clock=4K").ends_with("policy clock does not go by samples"));
-        assert!(refused("faults", "manual").ends_with("policy manual does not go by faults"));
+        assert!(refused("faults,samples", "clock=4K").ends_with("policy clock does not go by samples, but by faults"));
+        assert!(refused("faults", "manual").ends_with("policy manual does not go by faults, but by none"));
     }
 
     #[test]

@@ -193,18 +193,18 @@ fn rates(statistics: &Statistics, lines: &mut Lines<'_>) {
         let each_second = per_second(pages, interval);
         format!("{} pages/s ({}/s)", grouped(each_second), short(each_second.saturating_mul(PAGE_SIZE)))
     };
-    let (out, home) = (flow(interval.pages_migrated_to_device), flow(interval.pages_migrated_to_system));
+    let (out, home) = (flow(interval.sums.pages_migrated_to_device), flow(interval.sums.pages_migrated_to_system));
     lines.plain(&format!("flow       {out} to devices"));
-    let thrashes = if interval.thrashing_seconds > 0.0 { ": thrashing" } else { "" };
+    let thrashes = if interval.sums.thrashing_seconds > 0.0 { ": thrashing" } else { "" };
     lines.plain(&format!("           {home} home{thrashes}"));
-    let latency = interval.fault_latency_us;
-    let times = match interval.cpu_faults {
+    let latency = interval.sums.fault_latency_us;
+    let times = match interval.sums.cpu_faults {
         0 => String::new(),
         _ => format!(", p50 {:.1} us, p99 {:.1} us", latency.p50, latency.p99),
     };
     lines.plain(&format!(
         "faults     {}/s{times}; {} so far, {} errors",
-        grouped(per_second(interval.cpu_faults, interval)),
+        grouped(per_second(interval.sums.cpu_faults, interval)),
         grouped(total.cpu_faults),
         grouped(total.errors)
     ));
@@ -377,14 +377,17 @@ mod tests {
             },
             interval: Some(Interval {
                 seconds: 0.5,
-                pages_migrated_to_device: 1024,
-                pages_migrated_to_system: 512,
-                bytes_copied: 1 << 20,
-                cpu_faults: 500,
-                sample_touches: 0,
-                refaults: 0,
-                thrashing_seconds: 0.0,
-                fault_latency_us: latency,
+                sums: Sums {
+                    pages_migrated_to_device: 1024,
+                    pages_migrated_to_system: 512,
+                    bytes_copied: 1 << 20,
+                    cpu_faults: 500,
+                    sample_touches: 0,
+                    refaults: 0,
+                    thrashing_seconds: 0.0,
+                    errors: 0,
+                    fault_latency_us: latency,
+                },
             }),
         };
         let cell = |at: u64| Cell {
@@ -462,7 +465,7 @@ mod tests {
     #[test]
     fn memory_that_thrashes_is_told() {
         let mut shown = example(1, 1);
-        shown.statistics.as_mut().unwrap().interval.as_mut().unwrap().thrashing_seconds = 0.5;
+        shown.statistics.as_mut().unwrap().interval.as_mut().unwrap().sums.thrashing_seconds = 0.5;
         let text = drawn(&shown, Look::plain(), 80, 24);
         assert!(text.contains("1,024 pages/s (4 MiB/s) home: thrashing\n"), "{text}");
     }
