@@ -10,12 +10,14 @@
 //! ```
 //!
 //! The number is how many MiB the file has, 64 by default. It is a temporary one, gone at the end, however that comes.
-#![expect(clippy::print_stdout, reason = "an example prints what it found")]
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "an example prints what it found")]
 #![expect(unsafe_code, reason = "what is mapped of a file is lent as bytes by nobody else")]
 
 use std::error::Error;
 use std::fs::File;
 use std::io::{BufWriter, Write};
+use std::ops::RangeInclusive;
+use std::process::ExitCode;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
@@ -27,13 +29,27 @@ use hetmem::{
 
 const PRIVATE: DeviceId = DeviceId::new(0);
 const COHERENT: DeviceId = DeviceId::new(1);
+/// Of the file, in MiB.
+const SIZES: RangeInclusive<u64> = 1..=65_536;
 const ROUNDS: u32 = 3;
 /// The program's threads that read, beside one of the accelerator's.
 const THREADS: usize = 2;
 const PAGE: usize = ByteLen::new(PAGE_SIZE).as_usize();
 
-fn main() -> Result<(), Box<dyn Error>> {
-    let mib: u64 = std::env::args().nth(1).map_or(Ok(64), |size| size.parse())?;
+fn main() -> ExitCode {
+    let size = std::env::args().nth(1).unwrap_or_else(|| "64".to_owned());
+    match read_all(&size) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("weights: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn read_all(size: &str) -> Result<(), Box<dyn Error>> {
+    let mib = size.parse().ok().filter(|mib| SIZES.contains(mib));
+    let mib: u64 = mib.ok_or_else(|| format!("`{size}` is no number of MiB from 1 to {}", SIZES.end()))?;
     let len = ByteLen::new(mib << 20);
     let (file, sum) = new_weights(len)?;
     // Each device has room for all of it, and a little more.
